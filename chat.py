@@ -1,0 +1,209 @@
+"""Ask a model about a picture: text, masks, and an overlay.
+
+    python chat.py --version FOLDER
+    python chat.py --version FOLDER --image street.jpg --prompt "Can you segment the red car in this image?"
+    python chat.py --version FOLDER --image street.jpg --classes "person, tree, dog" --vis_save_path answers
+
+With --classes the model says of each whether it is in the picture: "person [SEG], tree [SEG], dog [NEG].".
+Each [SEG] of an answer is one mask, written to --vis_save_path as street_mask_1_person.png (255 inside, 0
+outside), beside street_overlay.png. Without --image it asks for pictures and questions until you leave.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from model.lasagna import LasagnaForConditionalGeneration
+from model.loading import load_model
+from model.sequence import spoken
+from utils.colours import MASK_COLOURS, Colour, class_colour
+from utils.config import ChatConfig, parse_config
+from utils.data.images import read_image
+from utils.distributed import device_of, dtype_of
+from utils.metrics import label_map
+from utils.visualize import LegendEntry, annotate
+
+HELP = """\
+  :image PATH        look at another picture
+  :classes a, b, c   say which of these are in it, and where
+  :quit              leave
+  everything else is a question about the picture"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What the model said about a picture."""
+
+    text: str
+    names: tuple[str, ...]  # one a mask; "" when the text does not name it
+    masks: Tensor  # (num_masks, height, width) float32 logits
+    absent: tuple[str, ...] = ()  # classes that were asked for and are not there
+    question: str = ""  # when it was asked in words
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    try:
+        config = parse_config(ChatConfig, argv)
+        check_question(config)
+        image = read_picture(config.image) if config.image else None
+        model = load(config)
+        if image is None:
+            converse(model, config)
+        else:
+            answer = ask(model, image, config, prompt=config.prompt, classes=config.classes)
+            tell(answer, image, Path(config.image).stem, config)
+    except (ValueError, FileNotFoundError) as problem:
+        print(f"chat.py: {problem}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def load(config: ChatConfig) -> LasagnaForConditionalGeneration:
+    model, _ = load_model(config.version, dtype=dtype_of(config.precision))
+    return model.to(device_of()).eval()
+
+
+def check_question(config: ChatConfig) -> None:
+    """One answer needs a picture and one question about it; a conversation needs neither."""
+    questions = [flag for flag in ("prompt", "classes") if getattr(config, flag).strip()]
+    if config.image and len(questions) != 1:
+        raise ValueError(f"--image {config.image} needs one question: either --prompt or --classes")
+    if questions and not config.image:
+        raise ValueError(f"--{questions[0]} needs --image, the picture that it is about")
+
+
+def read_picture(path: str) -> np.ndarray:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"--image {path} does not exist; pass a picture file")
+    return read_image(path)
+
+
+def ask(
+    model: LasagnaForConditionalGeneration,
+    image: np.ndarray,
+    config: ChatConfig,
+    *,
+    prompt: str = "",
+    classes: str = "",
+) -> Answer:
+    """One question about one picture: a prompt in words, or class names separated by commas."""
+    if prompt:
+        return ask_in_words(model, image, prompt, config)
+    format = model.processor.format
+    found = model.segment(
+        image,
+        classes=split_names(classes),
+        presence_threshold=config.presence_threshold,
+        classes_per_query=config.classes_per_query,
+    )
+    choices = list(zip(found.names, found.present, strict=True))
+    # Without a token for absent classes a format can only name those that are there.
+    sayable = [choice for choice in choices if choice[1] or format.neg is not None]
+    return Answer(
+        text="".join(format.answer(sayable)),
+        names=found.present_names,
+        masks=found.masks,
+        absent=tuple(name for name, present in choices if not present),
+    )
+
+
+def ask_in_words(
+    model: LasagnaForConditionalGeneration, image: np.ndarray, prompt: str, config: ChatConfig
+) -> Answer:
+    """A generated answer. Its masks have the names that the user used, where the answer repeats them."""
+    answer = model.chat(image, prompt, max_new_tokens=config.max_new_tokens)
+    said = [(name_in(prompt, name), present) for name, present in model.processor.format.parse(answer.text)]
+    names = tuple(name for name, present in said if present)
+    if len(names) != len(answer.masks):  # the text spells "[SEG]" out of letters
+        names = ("",) * len(answer.masks)
+    absent = tuple(name for name, present in said if name and not present)
+    return Answer(question=prompt, text=answer.text, names=names, masks=answer.masks, absent=absent)
+
+
+def split_names(text: str) -> list[str]:
+    """Each name of "person, Tree ,tree" once, as it is spoken, in the order given."""
+    names = list(dict.fromkeys(spoken(name) for name in text.split(",") if name.strip()))
+    if not names:
+        raise ValueError(f"{text!r} has no class name; write them like this: person, tree, dog")
+    return names
+
+
+def name_in(prompt: str, name: str) -> str:
+    """The name when the user spoke of it; "" for words of the answer such as "Sure, it is"."""
+    return name if name and name.lower() in prompt.lower() else ""
+
+
+def tell(answer: Answer, image: np.ndarray, stem: str, config: ChatConfig) -> None:
+    """Print the text; write a picture for each mask and the overlay of all."""
+    print(answer.text)
+    folder = Path(config.vis_save_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, (name, logits) in enumerate(zip(answer.names, answer.masks, strict=True), start=1):
+        path = folder / f"{stem}_mask_{number}{file_suffix(name)}.png"
+        Image.fromarray((logits > 0).cpu().numpy().astype(np.uint8) * 255).save(path)
+        print(f"  mask {number}{f', {name}' if name else ''}: {path}")
+    path = folder / f"{stem}_overlay.png"
+    draw(answer, image).save(path)
+    print(f"  overlay: {path}")
+
+
+def file_suffix(name: str) -> str:
+    """A class name as the end of a file name."""
+    words = re.sub(r"\W+", "_", name).strip("_")
+    return f"_{words}" if words else ""
+
+
+def draw(answer: Answer, image: np.ndarray) -> Image.Image:
+    """The picture with all masks and a legend; where masks overlap the highest logit is shown."""
+    colours = [colour_of(name, number) for number, name in enumerate(answer.names)]
+    legend = [LegendEntry(name=answer.question)] if answer.question else []
+    legend += [
+        LegendEntry(name=name or f"mask {number + 1}", colour=colour)
+        for number, (name, colour) in enumerate(zip(answer.names, colours, strict=True))
+    ]
+    if not answer.names:
+        legend.append(LegendEntry(name="nothing was segmented", pale=True))
+    if answer.absent:
+        legend.append(LegendEntry(name="not in the image: " + ", ".join(answer.absent), pale=True))
+    labels = label_map(answer.masks, range(len(answer.masks)))
+    return annotate(image, labels, np.array(colours, dtype=np.uint8).reshape(-1, 3), legend)
+
+
+def colour_of(name: str, number: int) -> Colour:
+    return class_colour(name) if name else MASK_COLOURS[number % len(MASK_COLOURS)]
+
+
+def converse(model: LasagnaForConditionalGeneration, config: ChatConfig) -> None:
+    """Questions from the keyboard, each answered on its own, until :quit or the end of input."""
+    print(HELP)
+    image, stem, number = None, "", 0
+    while True:
+        try:
+            line = input("picture> " if image is None else f"{stem}> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            return
+        command, _, rest = line.partition(" ")
+        if command == ":quit":
+            return
+        try:
+            if command == ":image" or (image is None and line):
+                path = rest.strip() if command == ":image" else line
+                image, stem, number = read_picture(path), Path(path).stem, 0
+            elif line:
+                named = {"classes": rest} if command == ":classes" else {"prompt": line}
+                number += 1
+                tell(ask(model, image, config, **named), image, f"{stem}_{number}", config)
+        except (ValueError, FileNotFoundError) as problem:
+            print(problem)  # and ask again
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What is learned: the model, and how it is spoken to."""

@@ -1,0 +1,75 @@
+"""LasagnaConfig: everything that changes what the weights mean, stored beside them as config.json."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from model.losses import DEFAULT_WEIGHTS
+from model.sam import SamSettings
+
+# Pixel statistics of OpenAI's CLIP, for values in 0..1.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class LasagnaConfig(PreTrainedConfig):
+    """Configuration of `LasagnaForConditionalGeneration`.
+
+    Args:
+        vlm_config: configuration of the vision-language model; its `model_type` says which (LLaVA if none).
+        sam_config: fields of `SamSettings`; those left out are ViT-H's.
+        sequence_format: `SequenceFormat.to_dict()`: how complex queries are written, and with which tokens.
+        prompt: name of the prompt template.
+        image_token_id, seg_token_id, neg_token_id: rows of the vocabulary; LISA has no `neg_token_id`.
+        image_aspect_ratio: "square" crops the picture for CLIP, "pad" pads it to a square first.
+        clip_mean, clip_std: pixel statistics for CLIP, for values in 0..1.
+        loss_weights: factors of `cross_entropy`, `mask_bce` and `dice` in the training loss.
+    """
+
+    model_type = "lasagna"
+    sub_configs = {"vlm_config": AutoConfig}  # noqa: RUF012
+
+    def __init__(
+        self,
+        vlm_config: dict[str, Any] | PreTrainedConfig | None = None,
+        sam_config: dict[str, Any] | None = None,
+        sequence_format: dict[str, Any] | None = None,
+        prompt: str = "llava_v1",
+        image_token_id: int | None = None,
+        seg_token_id: int | None = None,
+        neg_token_id: int | None = None,
+        image_aspect_ratio: str = "square",
+        clip_mean: tuple[float, float, float] = CLIP_MEAN,
+        clip_std: tuple[float, float, float] = CLIP_STD,
+        loss_weights: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if vlm_config is None:
+            vlm_config = {"model_type": "llava"}
+        if isinstance(vlm_config, dict):
+            fields = dict(vlm_config)
+            vlm_config = CONFIG_MAPPING[fields.pop("model_type", "llava")](**fields)
+        self.vlm_config = vlm_config
+        self.sam_config = SamSettings(**(sam_config or {})).to_dict()
+        self.sequence_format = sequence_format
+        self.prompt = prompt
+        self.image_token_id = image_token_id
+        self.seg_token_id = seg_token_id
+        self.neg_token_id = neg_token_id
+        if image_aspect_ratio not in ("square", "pad"):
+            raise ValueError(f"image_aspect_ratio must be square or pad, got {image_aspect_ratio!r}")
+        self.image_aspect_ratio = image_aspect_ratio
+        self.clip_mean = list(clip_mean)
+        self.clip_std = list(clip_std)
+        self.loss_weights = {**DEFAULT_WEIGHTS, **(loss_weights or {})}
+        super().__init__(**kwargs)
+
+    @property
+    def sam_settings(self) -> SamSettings:
+        return SamSettings(**self.sam_config)
+
+
+AutoConfig.register(LasagnaConfig.model_type, LasagnaConfig, exist_ok=True)

@@ -1,0 +1,285 @@
+"""Speaking with the model: complex queries, referring, reasoning, chat. Nothing here is used by training.
+
+Complex queries are decoded under the constraint of their format (`model/decoding.py`), the rest greedily.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from model.conversation import Conversation
+from model.decoding import decode_choices
+from model.outputs import ChatAnswer, EncodedImages, Segmentation
+from model.processor import LasagnaProcessor
+from model.sequence import DEFAULT_NUM_ALL_CLASSES, spoken
+from model.tokens import Text
+
+DEFAULT_NEW_TOKENS = 512
+TOKENS_PER_CLASS = 16  # enough for any class name with its choice, where an answer is generated freely
+IMAGE_ARGUMENTS = ("clip_images", "sam_images", "resized_sizes", "original_sizes")
+
+
+class InferenceMixin:
+    """`segment`, `segment_batch`, `chat` and `generate_batch` of `LasagnaForConditionalGeneration`."""
+
+    def segment(
+        self,
+        image: np.ndarray,
+        classes: Sequence[str],
+        *,
+        processor: LasagnaProcessor | None = None,
+        presence_threshold: float | None = None,
+        classes_per_query: int | None = None,
+    ) -> Segmentation:
+        """Which of `classes` are in the image, and where; see `segment_batch`."""
+        [answer] = self.segment_batch(
+            [image],
+            [classes],
+            processor=processor,
+            presence_threshold=presence_threshold,
+            classes_per_query=classes_per_query,
+        )
+        return answer
+
+    @torch.no_grad()
+    def segment_batch(
+        self,
+        images: Sequence[np.ndarray],
+        classes: Sequence[Sequence[str]],
+        *,
+        processor: LasagnaProcessor | None = None,
+        presence_threshold: float | None = None,
+        classes_per_query: int | None = None,
+    ) -> list[Segmentation]:
+        """Answers one complex query for each image.
+
+        Args:
+            images: (height, width, 3) uint8 RGB each.
+            classes: for each image the class names to look for.
+            processor: the model's own if not given.
+            presence_threshold: probability from which a class counts as present; None: the likelier choice.
+            classes_per_query: longer lists are split into queries of so many classes; None: 80, as trained.
+
+        Raises:
+            ValueError: an image has no classes, or the lists differ in length.
+        """
+        processor = processor or self._own_processor()
+        if len(images) != len(classes):
+            raise ValueError(f"{len(images)} images but {len(classes)} lists of classes")
+        limit = DEFAULT_NUM_ALL_CLASSES if classes_per_query is None else classes_per_query
+        if limit < 1:
+            raise ValueError(f"classes_per_query must be at least 1, got {limit}")
+        queries = [
+            (index, tuple(names[start : start + limit]))
+            for index, names in enumerate(classes)
+            for start in range(0, max(len(names), 1), limit)
+        ]
+        with self._evaluating():
+            if processor.format.answers_every_class:
+                return self._segment_constrained(images, queries, processor, presence_threshold)
+            return self._segment_freely(images, queries, processor)
+
+    def chat(
+        self,
+        image: np.ndarray,
+        text: str | Text | Conversation,
+        *,
+        processor: LasagnaProcessor | None = None,
+        max_new_tokens: int = DEFAULT_NEW_TOKENS,
+    ) -> ChatAnswer:
+        """Answers a text, or a conversation that ends with the user, about one image."""
+        conversation = text if isinstance(text, Conversation) else Conversation.of(text)
+        [answer] = self.generate_batch(
+            [image], [conversation], processor=processor, max_new_tokens=max_new_tokens
+        )
+        return answer
+
+    @torch.no_grad()
+    def generate_batch(
+        self,
+        images: Sequence[np.ndarray],
+        conversations: Sequence[Conversation],
+        *,
+        image_of_row: Sequence[int] | None = None,
+        processor: LasagnaProcessor | None = None,
+        max_new_tokens: int = DEFAULT_NEW_TOKENS,
+    ) -> list[ChatAnswer]:
+        """Greedy answers to conversations that end with the user.
+
+        Args:
+            images: (height, width, 3) uint8 RGB each; each is encoded once.
+            conversations: one for each image, or as many as `image_of_row` says.
+            image_of_row: for each conversation the index of its image.
+            max_new_tokens: the answer is cut after this many tokens.
+        """
+        processor = processor or self._own_processor()
+        owners = list(range(len(images))) if image_of_row is None else list(image_of_row)
+        with self._evaluating():
+            encoded, prompt, mask = self._prompts(images, conversations, owners, processor)
+            tokens, states = self._greedy(prompt, mask, processor.token_ids.eos, max_new_tokens)
+            seg = processor.token_ids.seg
+            chosen = [
+                state[[position for position, token in enumerate(row) if token == seg]]
+                for row, state in zip(tokens, states, strict=True)
+            ]
+            masks = self.decode_masks(chosen, encoded, owners)
+        return [
+            ChatAnswer(text=processor.decode(row), masks=row_masks, token_ids=row)
+            for row, row_masks in zip(tokens, masks, strict=True)
+        ]
+
+    def _prompts(
+        self,
+        images: Sequence[np.ndarray],
+        conversations: Sequence[Conversation],
+        owners: list[int],
+        processor: LasagnaProcessor,
+    ) -> tuple[EncodedImages, Tensor, Tensor]:
+        """Encoded images; embeddings (N, T, hidden_dim) and attention mask (N, T) of prompts padded left."""
+        batch = processor.collate(images, conversations, owners, padding_side="left")
+        batch = move_batch(batch, self.device)
+        encoded = self.encode_images(**{name: batch[name] for name in IMAGE_ARGUMENTS})
+        prompt = self.embed(batch["input_ids"], encoded.features[batch["image_of_row"]])
+        return encoded, prompt, batch["attention_mask"]
+
+    def _greedy(
+        self, prompt: Tensor, mask: Tensor, eos: int, max_new_tokens: int
+    ) -> tuple[list[list[int]], list[Tensor]]:
+        """For each row its new tokens and the states (num_new, hidden_dim) that decided on them."""
+        cache = DynamicCache(config=self.config.vlm_config.text_config)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        states, steps, rows = [], [], [[] for _ in range(len(prompt))]
+        step = prompt
+        while len(states) < max_new_tokens:
+            state = self.language_states(step, mask, positions, cache)[:, -1]
+            token = self.text_logits(state).argmax(-1)
+            states.append(state)
+            steps.append(token)
+            for row, new in zip(rows, to_host(token), strict=True):
+                if not row or row[-1] != eos:
+                    row.append(new)
+            if all(row[-1] == eos for row in rows):
+                break
+            step = self.embed(token.unsqueeze(1))
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            positions = positions[:, -1:] + 1
+        stacked = torch.stack(states, dim=1) if states else prompt[:, :0]
+        return rows, [row_states[: len(row)] for row_states, row in zip(stacked, rows, strict=True)]
+
+    def _segment_constrained(
+        self,
+        images: Sequence[np.ndarray],
+        queries: list[tuple[int, tuple[str, ...]]],
+        processor: LasagnaProcessor,
+        presence_threshold: float | None,
+    ) -> list[Segmentation]:
+        owners = [owner for owner, _ in queries]
+        conversations, plans = zip(*(processor.plan(names) for _, names in queries), strict=True)
+        encoded, prompt, mask = self._prompts(images, conversations, owners, processor)
+        answers = decode_choices(
+            self.llava.model.language_model,
+            self.text_logits,
+            prompt,
+            mask,
+            plans,
+            seg_id=processor.token_ids.seg,
+            neg_id=processor.token_ids.neg,
+            presence_threshold=presence_threshold,
+        )
+        masks = self.decode_masks([answer.seg_states for answer in answers], encoded, owners)
+        return [
+            Segmentation(
+                names=tuple(name for i in rows for name in answers[i].names),
+                present=[present for i in rows for present in answers[i].present],
+                probabilities=[p for i in rows for p in answers[i].probabilities],
+                masks=torch.cat([masks[i] for i in rows]),
+                num_passes=max(answers[i].num_passes for i in rows),
+            )
+            for rows in rows_of_images(owners, len(images))
+        ]
+
+    def _segment_freely(
+        self,
+        images: Sequence[np.ndarray],
+        queries: list[tuple[int, tuple[str, ...]]],
+        processor: LasagnaProcessor,
+    ) -> list[Segmentation]:
+        """For models that were not taught to answer every class in order: generate, then read the answer.
+
+        A class counts by its first mention; a name that was not asked for is left out together with its mask.
+        """
+        owners = [owner for owner, _ in queries]
+        conversations = [Conversation.of(processor.format.query(names)) for _, names in queries]
+        most = max(len(names) for _, names in queries)
+        answers = self.generate_batch(
+            images,
+            conversations,
+            image_of_row=owners,
+            processor=processor,
+            max_new_tokens=TOKENS_PER_CLASS * (most + 1),
+        )
+        results = []
+        for (_, names), answer in zip(queries, answers, strict=True):
+            mask_of: dict[str, int | None] = {}
+            num_seg = 0
+            for said, present in processor.format.parse(answer.text):
+                mask_of.setdefault(spoken(said) if said.strip() else "", num_seg if present else None)
+                num_seg += present
+            found = [mask_of.get(spoken(name)) for name in names]
+            kept = [index for index in found if index is not None]
+            results.append((names, [index is not None for index in found], answer.masks[kept], answer))
+        return [
+            Segmentation(
+                names=tuple(name for i in rows for name in results[i][0]),
+                present=[present for i in rows for present in results[i][1]],
+                probabilities=[float(present) for i in rows for present in results[i][1]],
+                masks=torch.cat([results[i][2] for i in rows]),
+                num_passes=max(len(results[i][3].token_ids) for i in rows),
+            )
+            for rows in rows_of_images(owners, len(images))
+        ]
+
+    def _own_processor(self) -> LasagnaProcessor:
+        if self.processor is None:
+            raise ValueError("this model has no processor; load it with load_model, or pass processor=")
+        return self.processor
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Without dropout, whatever mode the model is in."""
+        was_training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(was_training)
+
+
+def rows_of_images(owners: Sequence[int], num_images: int) -> list[list[int]]:
+    """For each image the indices of its rows, in order."""
+    return [[row for row, owner in enumerate(owners) if owner == image] for image in range(num_images)]
+
+
+def to_host(tokens: Tensor) -> list[int]:
+    """The one place where generation waits for the device."""
+    return tokens.tolist()
+
+
+def move_batch(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """The tensors of a batch, also those in lists, on `device`; sizes and indices stay on the CPU."""
+
+    def move(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(device, non_blocking=True)
+        if isinstance(value, list) and value and isinstance(value[0], Tensor):
+            return [move(item) for item in value]
+        return value
+
+    return {name: move(value) for name, value in batch.items()}

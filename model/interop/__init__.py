@@ -1,0 +1,1 @@
+"""One file a foreign checkpoint layout: how to recognise it, and its key map as data."""

@@ -1,0 +1,71 @@
+"""What a reader of a foreign layout hands over, and what the readers share."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.utils import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from model.sam import SamSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadOptions:
+    """What the caller of `load_model` wants of every reader."""
+
+    vision_tower: str | None = None  # folder or hub name of a CLIP, where the checkpoint has none inside
+    dtype: torch.dtype | None = None  # None: as stored
+    attn_implementation: str = "sdpa"
+
+
+@dataclass(kw_only=True)
+class Parts:
+    """A checkpoint taken apart. `None` means that the checkpoint does not have the part."""
+
+    folder: Path  # where the tokenizer is
+    vlm: PreTrainedModel  # a Hugging Face LLaVA with its weights
+    clip_processor: dict[str, Any] = field(default_factory=dict)  # preprocessor_config.json of the CLIP tower
+    image_aspect_ratio: str = "square"
+    sam: tuple[SamSettings, dict[str, Tensor]] | None = None
+    seg_projector: dict[str, Tensor] | None = None  # named 0.weight, 0.bias, 2.weight, 2.bias
+    format_name: str | None = None  # of the sequence format that the weights were trained with
+
+
+def local_folder(name: str | Path, *, flag: str) -> Path:
+    """The folder `name`, or the local copy of the model repository of that name on the Hugging Face hub.
+
+    Raises:
+        FileNotFoundError: there is neither; the message names the flag that asked for it.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    looks_like_a_repository = str(name).count("/") == 1 and not str(name).startswith((".", "/", "~"))
+    if looks_like_a_repository and not path.exists():
+        try:
+            return Path(
+                snapshot_download(str(name), ignore_patterns=["*.h5", "*.msgpack", "*.onnx", "*.gguf"])
+            )
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+            raise FileNotFoundError(
+                f"{flag} {name} is neither a folder here nor a repository that can be fetched: {error}"
+            ) from error
+    what = "a file; pass the folder that holds it" if path.is_file() else "not there"
+    raise FileNotFoundError(f"{flag} {name} is {what}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of a JSON file; an absent file is an empty object."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def named_dtype(name: str | torch.dtype | None) -> torch.dtype | None:
+    """The `torch_dtype` or `dtype` entry of a config.json as a dtype."""
+    return getattr(torch, name.removeprefix("torch.")) if isinstance(name, str) else name

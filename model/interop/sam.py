@@ -1,0 +1,31 @@
+"""SAM files as `segment_anything` publishes them: sam_vit_{h,l,b}*.pth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from model.sam import SamSettings, sam_settings_from_state_dict
+from model.weights import read_weight_file
+
+
+def read_sam(path: str | Path) -> tuple[SamSettings, dict[str, Tensor]]:
+    """Sizes and weights of a SAM file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is something else.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        raise FileNotFoundError(f"--vision_pretrained {path} is a folder; pass SAM's .pth file inside it")
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"--vision_pretrained {path} does not exist; pass one of sam_vit_{{h,l,b}}*.pth"
+        )
+    weights = read_weight_file(path)
+    try:
+        return sam_settings_from_state_dict(weights), weights
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"--vision_pretrained {path}: {error}") from error

@@ -1,0 +1,138 @@
+"""Weights of a training run on their way into a whole model: what train_ds.py or zero_to_fp32.py wrote."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from model.interop import deepspeed, released
+from model.interop.parts import read_json
+from model.lasagna import LasagnaForConditionalGeneration
+from model.lora import TRAINABLE_PATTERN, add_lora, merge
+from model.weights import WEIGHT_FILES, check_keys, check_shapes, read_folder, read_weight_file
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_FOLDER = "ckpt_model"  # of a run, the newest; train_ds.py keeps the best one in ckpt_best
+SETTINGS_FOLDER = "lasagna"  # beside DeepSpeed's files: config.json, processor and run.yaml
+DEFAULT_ALPHA = 16
+LORA_NAME = re.compile(r"vlm\.base_model\.model\.(?P<layer>.+)\.lora_A\.default\.weight")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What a training run saved about itself; empty where it did not."""
+
+    run: dict[str, Any] = field(default_factory=dict)  # run.yaml: the flags of train_ds.py
+    config: dict[str, Any] = field(default_factory=dict)  # config.json of the model
+
+
+def read_run_settings(path: str | Path) -> RunSettings:
+    """The settings of a weight file or folder, looked for in it, beside it and in the run's checkpoint.
+
+    `zero_to_fp32.py . ../pytorch_model.bin` puts the file beside the checkpoint folder.
+    """
+    path = Path(path)
+    beside = path.parent
+    for place in (path, path / CHECKPOINT_FOLDER, beside, beside / CHECKPOINT_FOLDER, beside.parent):
+        folder = place / SETTINGS_FOLDER
+        if folder.is_dir():
+            run = folder / "run.yaml"
+            content = yaml.safe_load(run.read_text(encoding="utf-8")) if run.is_file() else {}
+            return RunSettings(run=content or {}, config=read_json(folder / "config.json"))
+    return RunSettings()
+
+
+def read_training_weights(path: str | Path, tag: str | None = None) -> dict[str, Tensor]:
+    """Weights under the names they have in training, from any of:
+
+    - a run's folder, its checkpoint folder or the folder of one tag, as DeepSpeed writes them;
+    - what zero_to_fp32.py makes of it: a file, or a folder of shards (also one called pytorch_model.bin).
+
+    Raises:
+        FileNotFoundError: there is nothing of that kind; the message says what was looked for.
+    """
+    path = Path(path).expanduser()
+    if path.is_file():
+        return read_weight_file(path)
+    if not path.is_dir():
+        raise FileNotFoundError(f"--weight {path} does not exist")
+    for folder in (path, path / CHECKPOINT_FOLDER):
+        if deepspeed.is_checkpoint(folder):
+            return deepspeed.read_checkpoint(folder, tag)
+    if any((path / name).is_dir() for name in WEIGHT_FILES):  # zero_to_fp32.py . FOLDER/pytorch_model.bin
+        path = next(path / name for name in WEIGHT_FILES if (path / name).is_dir())
+    try:
+        return read_folder(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"--weight {path} is neither a DeepSpeed checkpoint (with `latest`) nor what zero_to_fp32.py "
+            f"writes: {error}"
+        ) from error
+
+
+def apply_training_weights(
+    model: LasagnaForConditionalGeneration,
+    path: str | Path,
+    *,
+    lora_alpha: float | None = None,
+    tag: str | None = None,
+) -> LasagnaForConditionalGeneration:
+    """Puts the trained weights into the model that the run started from, adapters merged; in place.
+
+    Args:
+        model: the base, as `load_model` gives it, with the same format as in training.
+        path: see `read_training_weights`.
+        lora_alpha: where the run's settings are not beside the weights; None: 16, training's default.
+        tag: of a DeepSpeed checkpoint; the newest if not given.
+
+    Raises:
+        ValueError: a weight is missing, left over or of another shape.
+    """
+    weights = read_training_weights(path, tag)
+    if released.is_training_state(weights):
+        weights = released.training_names(weights, model)
+    layers = {
+        found["layer"]: weights[name].shape[0] for name in weights if (found := LORA_NAME.fullmatch(name))
+    }
+    if layers:
+        if len(set(layers.values())) > 1:
+            raise ValueError(f"{path} has adapters of several ranks {sorted(set(layers.values()))}")
+        alpha = lora_alpha or read_run_settings(path).run.get("lora_alpha")
+        if alpha is None:
+            alpha = DEFAULT_ALPHA
+            logger.warning(
+                "%s does not come with the run's settings; LoRA alpha is taken to be %s", path, alpha
+            )
+        pattern = "|".join(re.escape(layer) for layer in layers)
+        model.vlm = add_lora(model.vlm, next(iter(layers.values())), alpha, 0.0, pattern)
+    copy_trained(model, weights, source=str(path))
+    return merge(model).eval()
+
+
+@torch.no_grad()
+def copy_trained(model: LasagnaForConditionalGeneration, weights: dict[str, Tensor], *, source: str) -> None:
+    """Copies weights by name; everything that trains must be there, frozen ones may be."""
+    own = model.state_dict()
+    trained = {name for name in own if TRAINABLE_PATTERN.fullmatch(name)}
+    check_keys(
+        trained - weights.keys(),
+        weights.keys() - own.keys(),
+        source=source,
+        hint="Is --version the model that this run started from?",
+    )
+    check_shapes(
+        own,
+        weights,
+        source=source,
+        hint="Is --version the model that this run started from, and is the format the run's?",
+    )
+    for name, value in weights.items():
+        own[name].copy_(value)

@@ -1,0 +1,249 @@
+"""LasagnaForConditionalGeneration: LLaVA reads a picture and answers, SAM draws every [SEG] of the answer.
+
+    clip_images -> CLIP -> projector --+
+    input_ids -> embeddings -----------+-> LLaMA -> logits
+                                             |
+                             state before [SEG] -> seg_projector --+
+    sam_images -> SAM image encoder ------------------------------+-> SAM mask decoder -> masks
+
+Training and inference share this path; they differ only in where the tokens come from (`model/inference.py`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText, Cache, PreTrainedModel
+
+from model.config import LasagnaConfig
+from model.inference import InferenceMixin
+from model.interop.parts import local_folder
+from model.losses import segmentation_losses
+from model.outputs import EncodedImages, LasagnaOutput, Size
+from model.processor import FILE_NAME as PROCESSOR_FILE
+from model.processor import LasagnaProcessor
+from model.sam import SamSegmenter
+from model.weights import check_loading_info
+
+
+class LasagnaForConditionalGeneration(InferenceMixin, PreTrainedModel):
+    """The whole model. `vlm` is a Hugging Face LLaVA (PEFT may wrap it), `sam` a `SamSegmenter`."""
+
+    config_class = LasagnaConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+
+    def __init__(self, config: LasagnaConfig) -> None:
+        super().__init__(config)
+        self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config)
+        self.sam = SamSegmenter(config.sam_settings)
+        self.seg_projector = build_seg_projector(config)
+        self.processor = None
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any):
+        """Loads a folder written by `save_pretrained`, strictly, with its processor when the folder has one.
+
+        Raises:
+            ValueError: weights are missing, left over, or of another shape.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        folder = local_folder(pretrained_model_name_or_path, flag="the model")
+        # Shapes are reported below, together with the names.
+        kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, info = super().from_pretrained(folder, *args, **kwargs)
+        check_loading_info(info, source=str(folder))
+        if (folder / PROCESSOR_FILE).is_file():
+            model.processor = LasagnaProcessor.from_pretrained(folder)
+        return (model, info) if wants_info else model
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Writes the folder that `from_pretrained` reads: config, weights and, when attached, the processor.
+
+        Raises:
+            ValueError: adapters are still beside the weights.
+        """
+        if self.llava is not self.vlm:
+            raise ValueError(
+                "the model has LoRA adapters; call model.lora.merge(model) before save_pretrained"
+            )
+        # Names as they are in the model: LLaVA's older names would depend on the version of transformers.
+        kwargs.setdefault("save_original_format", False)
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if self.processor is not None:
+            self.processor.save_pretrained(save_directory)
+
+    @property
+    def llava(self) -> PreTrainedModel:
+        """The vision-language model without its PEFT wrapper; adapters sit inside its layers."""
+        return self.vlm.get_base_model() if hasattr(self.vlm, "get_base_model") else self.vlm
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.llava.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.llava.get_output_embeddings()
+
+    def image_features(self, clip_images: Tensor) -> Tensor:
+        """(B, 3, S, S) uint8 -> (B, num_image_tokens, hidden_dim): CLIP's patches after LLaVA's projector."""
+        llava, config = self.llava.model, self.config.vlm_config
+        mean = torch.tensor(self.config.clip_mean, device=clip_images.device).view(3, 1, 1)
+        std = torch.tensor(self.config.clip_std, device=clip_images.device).view(3, 1, 1)
+        pixels = (clip_images.float() / 255 - mean) / std
+        layers = config.vision_feature_layer
+        with torch.no_grad():  # the tower is frozen
+            states = llava.vision_tower(
+                pixels.to(next(llava.vision_tower.parameters()).dtype), output_hidden_states=True
+            ).hidden_states
+            chosen = [states[layer] for layer in ([layers] if isinstance(layers, int) else layers)]
+            if config.vision_feature_select_strategy == "default":  # patches without the class token
+                chosen = [state[:, 1:] for state in chosen]
+            patches = torch.cat(chosen, dim=-1)  # (B, num_patches, clip_dim)
+        return llava.multi_modal_projector(patches)
+
+    def encode_images(
+        self,
+        clip_images: Tensor,
+        sam_images: Tensor,
+        resized_sizes: Sequence[Size],
+        original_sizes: Sequence[Size],
+    ) -> EncodedImages:
+        """Both encoders on a batch of images; arguments as in `forward`."""
+        return EncodedImages(
+            features=self.image_features(clip_images),
+            embeddings=self.sam.encode(sam_images, resized_sizes),
+            resized_sizes=[tuple(size) for size in resized_sizes],
+            original_sizes=[tuple(size) for size in original_sizes],
+        )
+
+    def embed(self, input_ids: Tensor, features: Tensor | None = None) -> Tensor:
+        """Token embeddings (N, T, hidden_dim), `<image>` replaced by features (N, num_image_tokens, ...)."""
+        embeddings = self.get_input_embeddings()(input_ids)
+        if features is None:
+            return embeddings
+        is_image = (input_ids == self.config.image_token_id).unsqueeze(-1)
+        return embeddings.masked_scatter(is_image, features.to(embeddings.dtype))
+
+    def language_states(
+        self,
+        embeddings: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Last hidden states (N, T, hidden_dim) of the language model; `cache` is read and extended."""
+        return self.llava.model.language_model(
+            inputs_embeds=embeddings,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        ).last_hidden_state
+
+    def text_logits(self, states: Tensor) -> Tensor:
+        """(..., hidden_dim) -> (..., image_token_id): `<image>`, the vocabulary's last row, is cut off."""
+        return self.llava.lm_head(states)[..., : self.config.image_token_id]
+
+    def decode_masks(
+        self, states: Sequence[Tensor], images: EncodedImages, owners: Sequence[int]
+    ) -> list[Tensor]:
+        """Draws one mask for each state that decided on a [SEG].
+
+        Args:
+            states: groups (n_i, hidden_dim) of hidden states one position before a [SEG]; n_i may be 0.
+            images: the encoded batch.
+            owners: for each group the index of its image.
+
+        Returns:
+            For each group (n_i, height, width) float32 logits at the original size of its image.
+        """
+        sizes = [images.original_sizes[owner] for owner in owners]
+        counts = [len(group) for group in states]
+        if not any(counts):
+            return [images.embeddings.new_zeros((0, *size), dtype=torch.float32) for size in sizes]
+        image_of_mask = [owner for owner, count in zip(owners, counts, strict=True) for _ in range(count)]
+        prompts = self.seg_projector(torch.cat(list(states)))
+        low_res = self.sam.decode(prompts, images.embeddings, image_of_mask)
+        return [
+            self.sam.resize_masks(group, images.resized_sizes[owner], size)
+            for group, owner, size in zip(low_res.split(counts), owners, sizes, strict=True)
+        ]
+
+    def forward(
+        self,
+        *,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        clip_images: Tensor,
+        sam_images: Tensor,
+        resized_sizes: Sequence[Size],
+        original_sizes: Sequence[Size],
+        image_of_row: Tensor,
+        seg_rows: Tensor,
+        seg_columns: Tensor,
+        seg_images: list[int],
+        labels: Tensor | None = None,
+        gt_masks: Sequence[Tensor] | None = None,
+        position_ids: Tensor | None = None,
+    ) -> LasagnaOutput:
+        """One pass over N conversations about B images; with `labels`, the losses.
+
+        Args:
+            input_ids, attention_mask: (N, T); the text holds one `<image>` token per image feature.
+            clip_images: (B, 3, S, S) uint8.
+            sam_images: (B, 3, h, w) uint8, longest side resized, zero-padded right and bottom.
+            resized_sizes, original_sizes: (height, width) of each image for SAM, and as it was.
+            image_of_row: (N,) index of each conversation's image.
+            seg_rows, seg_columns: (n,) positions of the [SEG]s in `input_ids`, by image, row and column.
+            seg_images: for each [SEG] the index of its image, on the CPU.
+            labels: (N, T), -100 where nothing is learned.
+            gt_masks: per image (n_i, height, width), in the order of its [SEG]s.
+        """
+        images = self.encode_images(clip_images, sam_images, resized_sizes, original_sizes)
+        embeddings = self.embed(input_ids, images.features[image_of_row])
+        states = self.language_states(embeddings, attention_mask, position_ids)
+        logits = self.text_logits(states)
+        # The state at t predicts token t + 1, and the prompt to SAM is the state that decided on [SEG].
+        deciding = states[seg_rows, seg_columns - 1].split([seg_images.count(i) for i in range(len(images))])
+        masks = self.decode_masks(deciding, images, range(len(images)))
+        output = LasagnaOutput(logits=logits, masks=masks, last_hidden_state=states)
+        if labels is not None:
+            has_masks = gt_masks is not None
+            output.losses = segmentation_losses(
+                logits,
+                labels,
+                masks if has_masks else [],
+                gt_masks if has_masks else [],
+                self.config.loss_weights,
+            )
+            output.loss = output.losses.total
+            if len(seg_images) == 0:
+                output.loss = output.loss + self._untouched_parts(states, images)
+        return output
+
+    def _untouched_parts(self, states: Tensor, images: EncodedImages) -> Tensor:
+        """Zero, with a gradient path through projection and mask decoder.
+
+        ZeRO-2 and 3 wait for every rank's gradients: a rank whose batch has no [SEG] must use the parts too.
+        """
+        low_res = self.sam.decode(self.seg_projector(states[:1, 0]), images.embeddings, [0])
+        return 0.0 * low_res.sum()
+
+
+def build_seg_projector(config: LasagnaConfig) -> nn.Sequential:
+    """Hidden states of the language model -> prompt embeddings of SAM."""
+    hidden_dim = config.vlm_config.text_config.hidden_size
+    return nn.Sequential(
+        nn.Linear(hidden_dim, hidden_dim),
+        nn.ReLU(),
+        nn.Linear(hidden_dim, config.sam_settings.prompt_embed_dim),
+    )

@@ -1,0 +1,81 @@
+"""Where the adapters go, what else trains, and how adapters become part of the weights."""
+
+from __future__ import annotations
+
+import re
+import warnings
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from transformers import PreTrainedModel
+
+# A pattern over full names: bare "q_proj" would also adapt CLIP's attention.
+TARGET_PATTERN = r".*language_model.*\.(q_proj|v_proj)"
+
+# Everything that trains; the rest is frozen. SAM's guess of a mask's quality is not used: its head would
+# never get a gradient.
+TRAINABLE_PATTERN = re.compile(
+    r"vlm\..*\.lora_[AB]\..*"
+    r"|vlm\..*\.embed_tokens\..*"
+    r"|vlm\.(.*\.)?lm_head\..*"
+    r"|seg_projector\..*"
+    r"|sam\.mask_decoder\.(?!iou_prediction_head\.).*"
+)
+
+
+def add_lora(
+    vlm: PreTrainedModel,
+    rank: int = 8,
+    alpha: float = 16,
+    dropout: float = 0.05,
+    target_pattern: str = TARGET_PATTERN,
+) -> PreTrainedModel | PeftModel:
+    """Puts adapters on the layers of `vlm` whose name matches; rank 0 returns it as it is.
+
+    The adapters have the dtype of the layers that they adapt.
+
+    Raises:
+        ValueError: the rank is negative, or no layer matches.
+    """
+    if rank < 0:
+        raise ValueError(f"the LoRA rank must be 0 (no adapters) or more, got {rank}")
+    if rank == 0:
+        return vlm
+    if not any(re.fullmatch(target_pattern, name) for name, _ in vlm.named_modules()):
+        raise ValueError(f"no layer of the model matches the LoRA pattern {target_pattern!r}")
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=target_pattern, bias="none"
+    )
+    with warnings.catch_warnings():
+        # PEFT asks for an attribute that transformers has renamed.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        return get_peft_model(vlm, config, autocast_adapter_dtype=False)
+
+
+def mark_trainable(model: PreTrainedModel) -> list[str]:
+    """Sets `requires_grad` on every parameter of a LaSagnA model; returns the names of those that train."""
+    names = []
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(TRAINABLE_PATTERN.fullmatch(name) is not None)
+        if parameter.requires_grad:
+            names.append(name)
+    return names
+
+
+@torch.no_grad()
+def merge(model: PreTrainedModel) -> PreTrainedModel:
+    """Adds the adapters of a LaSagnA model to its weights and removes them; in place, returns the model.
+
+    The sum is taken in float32 and rounded once, whatever the dtype of the weights.
+    """
+    if not isinstance(model.vlm, PeftModel):
+        return model
+    for layer in model.vlm.modules():
+        if isinstance(layer, LoraLayer):
+            weight = layer.get_base_layer().weight
+            for name in layer.active_adapters:
+                product = layer.lora_B[name].weight.float() @ layer.lora_A[name].weight.float()
+                weight.copy_(weight.float() + layer.scaling[name] * product)
+    model.vlm = model.vlm.unload()
+    return model

@@ -1,0 +1,228 @@
+"""LasagnaProcessor: text, CLIP image and SAM image, in and out of a model's folder.
+
+Pictures stay uint8: they are resized here with Pillow, as the two vision towers were trained, and scaled,
+normalised and padded in the model, on its device.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase
+
+from model.conversation import IGNORE_INDEX, PROMPTS, Conversation, Encoded, encode_conversation
+from model.decoding import AnswerPlan, plan_answer
+from model.sequence import SequenceFormat
+from model.tokens import TokenIds, decode_text, load_tokenizer, save_tokenizer, token_ids
+
+FILE_NAME = "processor_config.json"
+ASPECT_RATIOS = ("square", "pad")
+
+
+@dataclass(kw_only=True)
+class LasagnaProcessor:
+    """Everything between pictures and words on one side and the model's tensors on the other."""
+
+    tokenizer: PreTrainedTokenizerBase
+    clip: CLIPImageProcessorPil
+    sam_image_size: int  # longest side of SAM's picture, pixels
+    num_image_tokens: int  # image features that one picture gives to the language model
+    prompt: str = "llava_v1"
+    format: SequenceFormat
+    image_aspect_ratio: str = "square"  # "square" crops for CLIP (LLaVA v1), "pad" pads first (LLaVA 1.5)
+
+    def __post_init__(self) -> None:
+        if self.prompt not in PROMPTS:
+            raise ValueError(f"unknown prompt {self.prompt!r}; known: {', '.join(sorted(PROMPTS))}")
+        if self.image_aspect_ratio not in ASPECT_RATIOS:
+            raise ValueError(
+                f"unknown image_aspect_ratio {self.image_aspect_ratio!r}; known: {', '.join(ASPECT_RATIOS)}"
+            )
+        self.token_ids: TokenIds = token_ids(self.tokenizer, self.format)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write tokenizer, CLIP settings and our own settings into a model folder."""
+        folder = Path(folder)
+        save_tokenizer(self.tokenizer, folder)
+        self.clip.save_pretrained(folder)
+        settings = {
+            "processor_class": type(self).__name__,
+            "sam_image_size": self.sam_image_size,
+            "num_image_tokens": self.num_image_tokens,
+            "prompt": self.prompt,
+            "format": self.format.to_dict(),
+            "image_aspect_ratio": self.image_aspect_ratio,
+        }
+        (folder / FILE_NAME).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> LasagnaProcessor:
+        """Read what `save_pretrained` wrote."""
+        path = Path(folder) / FILE_NAME
+        if not path.is_file():
+            raise FileNotFoundError(f"{folder} has no {FILE_NAME}; pass a folder that save_pretrained wrote")
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings.pop("processor_class", None)
+        settings["format"] = SequenceFormat.from_dict(settings["format"])
+        clip = CLIPImageProcessorPil.from_pretrained(folder)
+        return cls(tokenizer=load_tokenizer(folder), clip=clip, **settings)
+
+    def clip_image(self, image: np.ndarray) -> np.ndarray:
+        """(height, width, 3) uint8 -> (3, size, size) uint8: resized and cropped as CLIP wants it."""
+        _check_image(image)
+        if self.image_aspect_ratio == "pad":
+            image = pad_to_square(image, self.clip.image_mean)
+        pixels = self.clip(
+            image,
+            do_rescale=False,
+            do_normalize=False,
+            input_data_format="channels_last",
+            return_tensors="np",
+        )["pixel_values"][0]
+        assert pixels.dtype == np.uint8
+        return pixels
+
+    def sam_image(self, image: np.ndarray, *, fast: bool = False) -> np.ndarray:
+        """(height, width, 3) uint8 -> (3, h, w) uint8, longest side `sam_image_size`, not padded.
+
+        Equal to segment_anything's `ResizeLongestSide`; `fast` is within two grey levels of it.
+        """
+        _check_image(image)
+        height, width = longest_side_size(*image.shape[:2], self.sam_image_size)
+        if fast:
+            pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).unsqueeze(0)
+            resized = F.interpolate(pixels, (height, width), mode="bilinear", antialias=True)
+            return resized[0].contiguous().numpy()
+        resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+        return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
+
+    def encode(self, conversation: Conversation) -> Encoded:
+        """Ids and labels of a conversation in this model's prompt template."""
+        return encode_conversation(
+            self.tokenizer, conversation, prompt=self.prompt, num_image_tokens=self.num_image_tokens
+        )
+
+    def decode(self, ids: Sequence[int] | Tensor) -> str:
+        """Text of generated ids, without special tokens other than SEG and NEG."""
+        return decode_text(self.tokenizer, ids)
+
+    def plan(self, classes: Sequence[str]) -> tuple[Conversation, AnswerPlan]:
+        """The query for `classes` and the plan of its answer, for `decode_choices`."""
+        conversation = Conversation.of(self.format.query(classes))
+        return conversation, plan_answer(self.tokenizer, classes, self.format, prompt=self.prompt)
+
+    def collate(
+        self,
+        images: Sequence[np.ndarray],
+        conversations: Sequence[Conversation],
+        image_of_row: Sequence[int],
+        *,
+        masks: Sequence[np.ndarray] | None = None,
+        padding_side: str = "right",
+        fast_resize: bool = False,
+    ) -> dict[str, Any]:
+        """The keyword arguments of `LasagnaForConditionalGeneration.forward`, on the CPU.
+
+        Args:
+            images: one (height, width, 3) uint8 array for each picture.
+            conversations: one for each row; `image_of_row` says about which picture.
+            masks: for each picture (number of its [SEG], height, width) uint8, in the order of rows and of
+                [SEG] in them; without masks there are no labels either.
+            padding_side: "right" to train, "left" to generate.
+        """
+        if len(conversations) != len(image_of_row):
+            raise ValueError(
+                f"{len(conversations)} conversations but {len(image_of_row)} entries in image_of_row"
+            )
+        if not all(0 <= image < len(images) for image in image_of_row):
+            raise ValueError(f"image_of_row {list(image_of_row)} does not fit {len(images)} images")
+        encoded = [self.encode(conversation) for conversation in conversations]
+        batch = self._pad_rows(encoded, padding_side)
+        batch |= self._pad_images(images, fast_resize)
+        batch["image_of_row"] = torch.tensor(image_of_row, dtype=torch.long)
+        batch |= self._find_segs(batch["input_ids"], list(image_of_row))
+        if masks is None:
+            batch |= {"labels": None, "gt_masks": None}
+        else:
+            batch["gt_masks"] = [torch.from_numpy(np.ascontiguousarray(mask)) for mask in masks]
+            _check_masks(masks, images, batch["seg_images"])
+        return batch
+
+    def _pad_rows(self, encoded: Sequence[Encoded], side: str) -> dict[str, Tensor]:
+        if side not in ("left", "right"):
+            raise ValueError(f"padding_side must be 'left' or 'right', got {side!r}")
+        length = max(len(row.input_ids) for row in encoded)
+        ids = torch.full((len(encoded), length), self.token_ids.pad)
+        labels = torch.full((len(encoded), length), IGNORE_INDEX)
+        mask = torch.zeros(len(encoded), length, dtype=torch.long)
+        for index, row in enumerate(encoded):
+            own = (
+                slice(0, len(row.input_ids)) if side == "right" else slice(length - len(row.input_ids), None)
+            )
+            ids[index, own] = torch.tensor(row.input_ids)
+            labels[index, own] = torch.tensor(row.labels)
+            mask[index, own] = 1
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+    def _pad_images(self, images: Sequence[np.ndarray], fast_resize: bool) -> dict[str, Any]:
+        resized = [self.sam_image(image, fast=fast_resize) for image in images]
+        height, width = (max(image.shape[axis] for image in resized) for axis in (1, 2))
+        padded = torch.zeros(len(images), 3, height, width, dtype=torch.uint8)
+        for index, image in enumerate(resized):
+            padded[index, :, : image.shape[1], : image.shape[2]] = torch.from_numpy(image)
+        return {
+            "clip_images": torch.from_numpy(np.stack([self.clip_image(image) for image in images])),
+            "sam_images": padded,
+            "resized_sizes": [tuple(image.shape[1:]) for image in resized],
+            "original_sizes": [tuple(image.shape[:2]) for image in images],
+        }
+
+    def _find_segs(self, input_ids: Tensor, image_of_row: list[int]) -> dict[str, Any]:
+        """Positions of [SEG], ordered by image, then row, then position."""
+        found = (input_ids == self.token_ids.seg).nonzero().tolist()
+        found.sort(key=lambda place: (image_of_row[place[0]], *place))
+        return {
+            "seg_rows": torch.tensor([row for row, _ in found], dtype=torch.long),
+            "seg_columns": torch.tensor([column for _, column in found], dtype=torch.long),
+            "seg_images": [image_of_row[row] for row, _ in found],
+        }
+
+
+def longest_side_size(height: int, width: int, longest_side: int) -> tuple[int, int]:
+    """(height, width) after resizing to `longest_side`, rounded as segment_anything does."""
+    scale = longest_side * 1.0 / max(height, width)
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
+def pad_to_square(image: np.ndarray, mean: Sequence[float]) -> np.ndarray:
+    """(height, width, 3) uint8 -> centred in a square of the mean colour, as LLaVA-1.5 does."""
+    height, width = image.shape[:2]
+    side = max(height, width)
+    square = np.empty((side, side, 3), dtype=np.uint8)
+    square[:] = [int(value * 255) for value in mean]
+    top, left = (side - height) // 2, (side - width) // 2
+    square[top : top + height, left : left + width] = image
+    return square
+
+
+def _check_image(image: np.ndarray) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ValueError(f"expected a (height, width, 3) uint8 picture, got {image.shape} {image.dtype}")
+
+
+def _check_masks(masks: Sequence[np.ndarray], images: Sequence[np.ndarray], seg_images: list[int]) -> None:
+    if len(masks) != len(images):
+        raise ValueError(f"{len(masks)} mask arrays for {len(images)} images")
+    for index, (mask, image) in enumerate(zip(masks, images, strict=True)):
+        expected = (seg_images.count(index), *image.shape[:2])
+        if mask.shape != expected:
+            raise ValueError(f"masks of image {index} are {mask.shape}, its [SEG] tokens ask for {expected}")

@@ -1,0 +1,25 @@
+"""A tiny whole model for the tests of this folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.lasagna import LasagnaForConditionalGeneration
+from model.loading import load_model
+from tests.tiny_weights import TinyFolders, write_base
+
+
+@pytest.fixture(scope="session")
+def tiny_folders(tmp_path_factory: pytest.TempPathFactory, llama_tokenizer_folder: Path) -> TinyFolders:
+    """Checkpoints on disk; copy them before changing anything."""
+    return write_base(tmp_path_factory.mktemp("tiny"), llama_tokenizer_folder)
+
+
+@pytest.fixture
+def tiny_model(tiny_folders: TinyFolders) -> LasagnaForConditionalGeneration:
+    """A fresh model for every test, float32, its processor attached."""
+    model, _ = load_model(tiny_folders.llava, dtype=torch.float32, **tiny_folders.flags)
+    return model

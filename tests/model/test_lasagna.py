@@ -1,0 +1,217 @@
+import numpy as np
+import pytest
+import torch
+
+from model.conversation import Conversation
+from model.lora import add_lora, mark_trainable
+from model.tokens import SEG, Special
+from tests.tiny_weights import picture
+
+IMAGES = [picture(40, 60, seed=1), picture(50, 30, seed=2)]
+
+
+def referring(*words):
+    """ "Where is WORD?" with one [SEG], for each word a turn."""
+    turns = [text for word in words for text in (f"Where is the {word}?", ("It is ", Special(SEG), "."))]
+    return Conversation.of(*turns)
+
+
+PLAIN = Conversation.of("What is it?", "A house and a river.")
+# Two pictures, rows of both mixed; the second row of picture 0 has two [SEG].
+ROWS = [referring("dog"), referring("tree"), referring("cat", "sky"), PLAIN]
+OWNERS = [1, 0, 0, 1]
+
+
+def masks_for(counts):
+    rng = np.random.default_rng(0)
+    return [
+        rng.integers(0, 2, (count, *image.shape[:2]), dtype=np.uint8)
+        for count, image in zip(counts, IMAGES, strict=True)
+    ]
+
+
+def mixed_batch(model):
+    return model.processor.collate(IMAGES, ROWS, OWNERS, masks=masks_for([3, 1]))
+
+
+def test_every_seg_gets_a_mask_of_its_image_s_size(tiny_model):
+    output = tiny_model(**mixed_batch(tiny_model))
+    assert [tuple(masks.shape) for masks in output.masks] == [(3, 40, 60), (1, 50, 30)]
+    assert all(masks.dtype == torch.float32 for masks in output.masks)
+    assert output.loss.isfinite()
+
+
+def test_a_batch_gives_what_each_conversation_gives_alone(tiny_model):
+    with torch.no_grad():
+        together = tiny_model(**mixed_batch(tiny_model)).masks
+        alone = [
+            tiny_model(**tiny_model.processor.collate([IMAGES[owner]], [row], [0])).masks[0]
+            for row, owner in zip(ROWS, OWNERS, strict=True)
+        ]
+    torch.testing.assert_close(together[0], torch.cat([alone[1], alone[2]]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(together[1], torch.cat([alone[0], alone[3]]), rtol=1e-4, atol=1e-5)
+
+
+def test_a_mask_comes_from_the_state_before_its_seg(tiny_model):
+    batch = tiny_model.processor.collate(IMAGES[:1], [referring("dog")], [0])
+    at = int(batch["seg_columns"][0])
+    changed = {**batch, "input_ids": batch["input_ids"].clone()}
+    changed["input_ids"][0, at] = 5
+    with torch.no_grad():
+        [expected] = tiny_model(**batch).masks
+        [same] = tiny_model(**changed).masks
+        changed["input_ids"][0, at - 1] = 5
+        [other] = tiny_model(**changed).masks
+    torch.testing.assert_close(same, expected)
+    assert not torch.allclose(other, expected)
+
+
+def test_image_token_has_no_logit(tiny_model):
+    output = tiny_model(**mixed_batch(tiny_model))
+    image = tiny_model.processor.token_ids.image
+    assert image == tiny_model.config.image_token_id == len(tiny_model.get_input_embeddings().weight) - 1
+    assert output.logits.shape[-1] == image
+
+
+def test_image_features_stand_where_the_image_tokens_are(tiny_model):
+    batch = mixed_batch(tiny_model)
+    with torch.no_grad():
+        features = tiny_model.image_features(batch["clip_images"])
+        embeddings = tiny_model.embed(batch["input_ids"], features[batch["image_of_row"]])
+    is_image = batch["input_ids"] == tiny_model.config.image_token_id
+    for row, owner in enumerate(OWNERS):
+        torch.testing.assert_close(embeddings[row][is_image[row]], features[owner])
+
+
+def test_a_batch_without_seg_still_gives_every_trained_weight_a_gradient(tiny_model):
+    tiny_model.vlm = add_lora(tiny_model.vlm)
+    mark_trainable(tiny_model)
+    batch = tiny_model.processor.collate(IMAGES, [PLAIN, PLAIN], [0, 1], masks=masks_for([0, 0]))
+    output = tiny_model(**batch)
+    output.loss.backward()
+    assert [len(masks) for masks in output.masks] == [0, 0]
+    assert output.loss == output.losses.total
+    missing = [n for n, p in tiny_model.named_parameters() if p.requires_grad and p.grad is None]
+    assert missing == []
+    parts = (*tiny_model.seg_projector.parameters(), *tiny_model.sam.mask_decoder.parameters())
+    assert all(p.grad.abs().sum() == 0 for p in parts if p.requires_grad)
+
+
+def test_a_batch_with_seg_gives_every_trained_weight_a_gradient(tiny_model):
+    tiny_model.vlm = add_lora(tiny_model.vlm)
+    mark_trainable(tiny_model)
+    tiny_model(**mixed_batch(tiny_model)).loss.backward()
+    missing = [n for n, p in tiny_model.named_parameters() if p.requires_grad and p.grad is None]
+    assert missing == []
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(tiny_model):
+    tiny_model.vlm = add_lora(tiny_model.vlm, dropout=0.0)
+    mark_trainable(tiny_model)
+    tiny_model.train()
+    batch = mixed_batch(tiny_model)
+
+    def gradients():
+        tiny_model.zero_grad()
+        tiny_model(**batch).loss.backward()
+        return {n: p.grad.clone() for n, p in tiny_model.named_parameters() if p.requires_grad}
+
+    plain = gradients()
+    tiny_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    checkpointed = gradients()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(checkpointed[name], gradient, rtol=1e-5, atol=1e-7)
+
+
+def test_bfloat16_trains_and_answers(tiny_model):
+    model = tiny_model.to(torch.bfloat16)
+    output = model(**mixed_batch(model))
+    output.loss.backward()
+    assert output.loss.isfinite()
+    assert output.masks[0].dtype == torch.float32
+    assert model.segment(IMAGES[0], ["dog", "tree"]).masks.dtype == torch.float32
+
+
+def test_segment_equals_the_mask_of_the_same_answer_given_by_hand(tiny_model):
+    names = ["dog", "tree", "pool table"]
+    found = tiny_model.segment(IMAGES[0], classes=names)
+    assert found.names == tuple(names)
+    choices = list(zip(found.names, found.present, strict=True))
+    sequence = tiny_model.processor.format
+    given = Conversation.of(sequence.query(names), sequence.answer(choices))
+    with torch.no_grad():
+        [expected] = tiny_model(**tiny_model.processor.collate([IMAGES[0]], [given], [0])).masks
+    assert len(found.masks) == sum(found.present) == len(found.present_names)
+    torch.testing.assert_close(found.masks, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("threshold", "present"), [(0.0, True), (1.0, False)])
+def test_presence_threshold_decides_what_is_drawn(tiny_model, threshold, present):
+    found = tiny_model.segment(IMAGES[0], ["dog", "tree"], presence_threshold=threshold)
+    assert found.present == [present] * 2
+    assert found.masks.shape == (2 * present, 40, 60)
+
+
+def test_long_lists_are_split_into_queries_and_put_together_again(tiny_model):
+    lists = [["dog", "tree", "cat"], ["sky"]]
+    answers = tiny_model.segment_batch(IMAGES, lists, presence_threshold=0.0, classes_per_query=2)
+    assert [answer.names for answer in answers] == [("dog", "tree", "cat"), ("sky",)]
+    assert [tuple(answer.masks.shape) for answer in answers] == [(3, 40, 60), (1, 50, 30)]
+    [first] = tiny_model.segment_batch(IMAGES[:1], [["dog", "tree"]], presence_threshold=0.0)
+    torch.testing.assert_close(answers[0].masks[:2], first.masks, rtol=1e-4, atol=1e-4)
+
+
+def test_generation_in_a_batch_equals_generation_alone(tiny_model):
+    questions = [
+        Conversation.of("Where is the dog?"),
+        Conversation.of("What is on the left side of the tree?"),
+    ]
+    together = tiny_model.generate_batch(IMAGES, questions, max_new_tokens=6)
+    for image, question, answer in zip(IMAGES, questions, together, strict=True):
+        alone = tiny_model.chat(image, question, max_new_tokens=6)
+        assert alone.token_ids == answer.token_ids
+        assert alone.text == answer.text
+
+
+def test_generated_segs_are_drawn_as_when_the_answer_is_given(tiny_model, monkeypatch):
+    """The untrained model never says [SEG], so its second word is made to be one."""
+    seg, eos = tiny_model.processor.token_ids.seg, tiny_model.processor.token_ids.eos
+    script = iter([7, seg, 9, seg, eos])
+    size = tiny_model.config.image_token_id
+
+    def scripted(states):
+        return torch.nn.functional.one_hot(torch.full(states.shape[:-1], next(script)), size).float()
+
+    monkeypatch.setattr(tiny_model, "text_logits", scripted)
+    answer = tiny_model.chat(IMAGES[0], "Where is the dog?")
+    monkeypatch.undo()
+    assert answer.token_ids == [7, seg, 9, seg, eos]
+    assert answer.masks.shape == (2, 40, 60)
+
+    batch = tiny_model.processor.collate([IMAGES[0]], [Conversation.of("Where is the dog?")], [0])
+    start = batch["input_ids"].shape[1]
+    batch["input_ids"] = torch.cat([batch["input_ids"], torch.tensor([answer.token_ids])], dim=1)
+    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    batch |= {"seg_rows": torch.tensor([0, 0]), "seg_columns": torch.tensor([start + 1, start + 3])}
+    batch["seg_images"] = [0, 0]
+    with torch.no_grad():
+        torch.testing.assert_close(tiny_model(**batch).masks[0], answer.masks, rtol=1e-4, atol=1e-4)
+
+
+def test_asking_does_not_change_the_mode(tiny_model):
+    tiny_model.train()
+    tiny_model.chat(IMAGES[0], "Where is the dog?", max_new_tokens=1)
+    assert tiny_model.training
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: m.segment_batch(IMAGES, [["dog"]]), "2 images but 1"),
+        (lambda m: m.segment(IMAGES[0], ["dog"], classes_per_query=0), "at least 1"),
+        (lambda m: m.segment(IMAGES[0], []), "at least one class"),
+    ],
+)
+def test_impossible_questions_are_refused(tiny_model, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(tiny_model)

@@ -1,0 +1,255 @@
+"""From the weights of a training run to a folder that stands alone."""
+
+import copy
+import json
+import math
+from collections import OrderedDict
+
+import pytest
+import torch
+import yaml
+
+from merge_lora_weights_and_save_hf_model import main
+from model.interop.deepspeed import read_checkpoint, safe_globals
+from model.interop.training import apply_training_weights, read_training_weights
+from model.loading import load_model
+from model.lora import add_lora, mark_trainable, merge
+from tests.tiny_weights import picture, write_base, write_shards
+
+CLASSES = ["dog", "tree", "sky", "pool table"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, llama_tokenizer_folder):
+    return write_base(tmp_path_factory.mktemp("base"), llama_tokenizer_folder)
+
+
+@pytest.fixture(scope="module")
+def trained(folders):
+    """A model as after training: adapters beside the weights, every trained weight moved."""
+    model, _ = load_model(folders.llava, dtype=torch.float32, **folders.flags)
+    model.vlm = add_lora(model.vlm, rank=4, alpha=32, dropout=0.1)
+    mark_trainable(model)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model
+
+
+def trainable(model):
+    return OrderedDict((n, p.detach().clone()) for n, p in model.named_parameters() if p.requires_grad)
+
+
+def save_settings(folder, model, folders, **changes):
+    """What train_ds.py puts beside its checkpoints."""
+    settings = folder / "lasagna"
+    settings.mkdir(parents=True)
+    model.config.save_pretrained(settings)
+    model.processor.save_pretrained(settings)
+    run = {"version": str(folders.llava), "lora_r": 4, "lora_alpha": 32.0, **folders.flags, **changes}
+    (settings / "run.yaml").write_text(yaml.safe_dump(run))
+
+
+def write_zero_checkpoint(folder, model, *, stage, num_ranks, frozen=False, tag="global_step7"):
+    """A DeepSpeed checkpoint folder as `save_checkpoint` writes it, with the frozen weights if wanted."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    (folder / tag).mkdir(parents=True)
+    (folder / "latest").write_text(tag)
+    weights = trainable(model)
+    buffers = {n: b for n, b in model.named_buffers() if n in model.state_dict()}
+    names = list(weights)
+    groups = [names[: len(names) // 3], names[len(names) // 3 :]]
+    state = {
+        "module": OrderedDict(**buffers, **{n: w.to(torch.bfloat16) for n, w in weights.items()}),
+        "buffer_names": list(buffers),
+        "param_shapes": [OrderedDict((n, weights[n].shape) for n in group) for group in groups],
+        "frozen_param_shapes": None,
+        "shared_params": {},
+        "frozen_param_fragments": None,
+        "ds_version": "0.19.8",
+    }
+    if stage == 0:
+        state |= {"param_shapes": None, "shared_params": None, "module": OrderedDict(**buffers, **weights)}
+        torch.save(state, folder / tag / "mp_rank_00_model_states.pt")
+        return
+    still = {n: p.detach() for n, p in model.named_parameters() if frozen and not p.requires_grad}
+    for rank in range(num_ranks):
+        if frozen:
+            state["frozen_param_shapes"] = {name: weight.shape for name, weight in still.items()}
+            state["frozen_param_fragments"] = {
+                name: cut(weight.flatten(), num_ranks)[rank].clone() if stage == 3 else weight
+                for name, weight in still.items()
+            }
+        optimizer = {
+            "zero_stage": ZeroStageEnum(stage),
+            "partition_count": num_ranks if stage == 3 else [num_ranks] * len(groups),
+            "loss_scaler": LossScaler(scale=1.0),
+        }
+        if stage == 3:
+            parts = [cut(weights[name].flatten(), num_ranks)[rank] for name in names]
+            optimizer["fp32_flat_groups"] = [torch.cat(parts[:5]), torch.cat(parts[5:])]
+        else:
+            flats = [torch.cat([weights[name].flatten() for name in group]) for group in groups]
+            optimizer["single_partition_of_fp32_groups"] = [cut(flat, num_ranks)[rank] for flat in flats]
+        prefix = f"zero_pp_rank_{rank}_mp_rank_00"
+        torch.save({"optimizer_state_dict": optimizer}, folder / tag / f"bf16_{prefix}_optim_states.pt")
+        if stage == 3:
+            torch.save(state, folder / tag / f"{prefix}_model_states.pt")
+    if stage < 3:
+        torch.save(state, folder / tag / "mp_rank_00_model_states.pt")
+
+
+def cut(vector, num_parts):
+    """Equal parts, the last one padded with zeros."""
+    size = math.ceil(len(vector) / num_parts)
+    return torch.cat([vector, vector.new_zeros(size * num_parts - len(vector))]).split(size)
+
+
+@pytest.mark.parametrize(("stage", "num_ranks"), [(0, 1), (1, 1), (2, 1), (2, 3), (2, 12), (3, 1), (3, 3)])
+def test_checkpoints_are_read_back_exactly(trained, tmp_path, stage, num_ranks):
+    write_zero_checkpoint(tmp_path, trained, stage=stage, num_ranks=num_ranks)
+    weights = read_checkpoint(tmp_path)
+    expected = trainable(trained)
+    assert expected.keys() <= weights.keys()
+    assert all(torch.equal(weights[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize(("stage", "num_ranks"), [(1, 1), (2, 3), (3, 3)])
+def test_checkpoints_are_read_as_deepspeed_reads_them(trained, tmp_path, stage, num_ranks, frozen):
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    write_zero_checkpoint(tmp_path, trained, stage=stage, num_ranks=num_ranks, frozen=frozen)
+    expected = get_fp32_state_dict_from_zero_checkpoint(str(tmp_path))
+    weights = read_checkpoint(tmp_path)
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], value.contiguous()) for name, value in expected.items())
+
+
+def test_a_missing_rank_or_tag_is_an_error(trained, tmp_path):
+    write_zero_checkpoint(tmp_path, trained, stage=2, num_ranks=3)
+    with pytest.raises(FileNotFoundError, match="global_step7"):
+        read_checkpoint(tmp_path, tag="global_step8")
+    next(tmp_path.glob("*/*rank_1_*optim*")).unlink()
+    with pytest.raises(FileNotFoundError, match="2 processes but 3"):
+        read_checkpoint(tmp_path)
+
+
+def test_a_checkpoint_with_code_in_it_is_not_run(trained, tmp_path):
+    write_zero_checkpoint(tmp_path, trained, stage=2, num_ranks=1)
+    torch.save({"optimizer_state_dict": print}, next(tmp_path.glob("*/*optim*")))
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
+        read_checkpoint(tmp_path)
+    assert len(safe_globals()) == 4
+
+
+def test_every_form_of_the_same_weights_is_read(trained, tmp_path):
+    weights = trainable(trained)
+    torch.save(weights, tmp_path / "file.bin")
+    (tmp_path / "shards").mkdir()
+    write_shards(tmp_path / "shards", weights, 3, safetensors=False)
+    # zero_to_fp32.py . FOLDER/pytorch_model.bin makes a folder of that name
+    (tmp_path / "run" / "pytorch_model.bin").mkdir(parents=True)
+    write_shards(tmp_path / "run" / "pytorch_model.bin", weights, 2, safetensors=False)
+    write_zero_checkpoint(tmp_path / "exp" / "ckpt_model", trained, stage=2, num_ranks=2)
+    forms = ("file.bin", "shards", "run", "run/pytorch_model.bin", "exp", "exp/ckpt_model")
+    for form in (*forms, "exp/ckpt_model/global_step7"):
+        read = read_training_weights(tmp_path / form)
+        assert all(torch.equal(read[name], value) for name, value in weights.items()), form
+    for absent in ("nothing", ""):
+        with pytest.raises(FileNotFoundError, match="--weight"):
+            read_training_weights(tmp_path / absent)
+
+
+def merged_by_hand(trained):
+    model = copy.deepcopy(trained).eval()
+    model.processor = trained.processor
+    return merge(model)
+
+
+def test_the_merged_folder_stands_alone_and_answers_as_the_trained_model(folders, trained, tmp_path):
+    run = tmp_path / "runs" / "exp" / "ckpt_model"
+    write_zero_checkpoint(run, trained, stage=2, num_ranks=2)
+    save_settings(run, trained, folders)
+    target = tmp_path / "merged"
+    assert main(["--weight", str(run), "--save_path", str(target), "--precision", "fp32"]) == 0
+    assert not list(tmp_path.glob(".*"))
+
+    model, processor = load_model(target)
+    expected = merged_by_hand(trained)
+    for name, value in expected.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value, rtol=0, atol=1e-6)
+    ours, theirs = model.segment(picture(), CLASSES), expected.segment(picture(), CLASSES)
+    assert ours.present == theirs.present
+    torch.testing.assert_close(ours.masks, theirs.masks, rtol=1e-4, atol=1e-4)
+    assert processor.format == trained.processor.format
+    card = (target / "README.md").read_text()
+    assert "| Base model | llava |" in card
+    assert str(tmp_path) not in card
+    assert str(tmp_path) not in (target / "config.json").read_text()
+
+
+def test_flags_do_what_missing_settings_cannot(folders, trained, tmp_path):
+    torch.save(trainable(trained), tmp_path / "pytorch_model.bin")
+    arguments = ["--weight", str(tmp_path / "pytorch_model.bin"), "--precision", "fp32"]
+    arguments += [f"--{name}={value}" for name, value in folders.flags.items()]
+    arguments += ["--version", str(folders.llava)]
+    assert main([*arguments, "--save_path", str(tmp_path / "a"), "--lora_alpha", "32"]) == 0
+    assert main([*arguments, "--save_path", str(tmp_path / "b")]) == 0
+    expected = merged_by_hand(trained).state_dict()
+    name = "vlm.model.language_model.layers.0.self_attn.q_proj.weight"
+    torch.testing.assert_close(load_model(tmp_path / "a")[0].state_dict()[name], expected[name])
+    assert not torch.allclose(load_model(tmp_path / "b")[0].state_dict()[name], expected[name])
+
+
+def test_settings_are_found_beside_the_file_that_zero_to_fp32_wrote(folders, trained, tmp_path):
+    save_settings(tmp_path / "ckpt_model", trained, folders)
+    torch.save(trainable(trained), tmp_path / "pytorch_model.bin")
+    target = tmp_path / "merged"
+    arguments = ["--weight", str(tmp_path / "pytorch_model.bin"), "--save_path", str(target)]
+    assert main(arguments) == 0
+    assert json.loads((target / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_a_merged_model_can_be_trained_further_and_merged_again(folders, trained, tmp_path):
+    first = merged_by_hand(trained)
+    first.save_pretrained(tmp_path / "first")
+    model, _ = load_model(tmp_path / "first")
+    model.vlm = add_lora(model.vlm, rank=2, alpha=4, dropout=0.0)
+    mark_trainable(model)
+    torch.save(trainable(model), tmp_path / "second.bin")
+    again, _ = load_model(tmp_path / "first")
+    apply_training_weights(again, tmp_path / "second.bin", lora_alpha=4)
+    for name, value in first.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], value)
+
+
+def test_what_cannot_be_merged_is_said_in_one_line(folders, trained, tmp_path, capsys):
+    weights = trainable(trained)
+    without = {name: value for name, value in weights.items() if name != "seg_projector.0.bias"}
+    torch.save(without, tmp_path / "missing.bin")
+    torch.save({**weights, "vlm.extra.weight": torch.zeros(1)}, tmp_path / "unexpected.bin")
+    torch.save(weights, tmp_path / "good.bin")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    base = ["--version", str(folders.llava), *(f"--{n}={v}" for n, v in folders.flags.items())]
+    target = str(tmp_path / "merged")
+    cases = (
+        ([*base, "--weight", f"{tmp_path}/missing.bin", "--save_path", target], "seg_projector.0.bias"),
+        ([*base, "--weight", f"{tmp_path}/unexpected.bin", "--save_path", target], "vlm.extra.weight"),
+        ([*base, "--weight", f"{tmp_path}/none.bin", "--save_path", target], "none.bin"),
+        ([*base, "--weight", f"{tmp_path}/good.bin", "--save_path", f"{tmp_path}/full"], "exists"),
+        ([*base, "--weight", f"{tmp_path}/good.bin"], "--save_path"),
+        (["--weight", f"{tmp_path}/good.bin", "--save_path", target], "--version"),
+    )
+    for arguments, message in cases:
+        capsys.readouterr()
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert "Traceback" not in error
+    assert not (tmp_path / "merged").exists()

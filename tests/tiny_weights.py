@@ -1,0 +1,134 @@
+"""Tiny checkpoints in the layouts that people have: an original LLaVA v1, its CLIP, a SAM."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+
+from model.sam import SamSettings, build_sam
+
+HIDDEN_DIM, CLIP_DIM = 32, 16
+SAM = SamSettings(
+    image_size=64,
+    encoder_dim=16,
+    encoder_depth=2,
+    encoder_num_heads=2,
+    encoder_mlp_dim=32,
+    encoder_global_blocks=(1,),
+    encoder_window_size=3,
+    prompt_embed_dim=32,
+    decoder_mlp_dim=32,
+    iou_head_dim=16,
+)
+
+
+@dataclass(frozen=True)
+class TinyFolders:
+    """Where the checkpoints are."""
+
+    llava: Path
+    clip: Path
+    sam: Path
+
+    @property
+    def flags(self) -> dict[str, str]:
+        """What `load_model` needs besides the LLaVA."""
+        return {"vision_tower": str(self.clip), "vision_pretrained": str(self.sam)}
+
+
+def write_base(folder: Path, tokenizer_folder: Path, *, seed: int = 0) -> TinyFolders:
+    """Writes all three; random weights, but the same for the same seed."""
+    torch.manual_seed(seed)
+    folders = TinyFolders(llava=folder / "llava", clip=folder / "clip", sam=folder / "sam.pth")
+    folder.mkdir(parents=True, exist_ok=True)
+    clip = CLIPVisionModel(
+        CLIPVisionConfig(
+            hidden_size=CLIP_DIM,
+            intermediate_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            image_size=28,
+            patch_size=14,
+        )
+    )
+    clip.save_pretrained(folders.clip)
+    sam = build_sam(SAM)
+    for parameter in sam.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    torch.save(sam.state_dict(), folders.sam)
+    write_llava(folders.llava, tokenizer_folder)
+    return folders
+
+
+def write_llava(folder: Path, tokenizer_folder: Path) -> None:
+    """An original LLaVA v1: flat config, one pytorch_model.bin, linear projector, sentencepiece tokenizer."""
+    shutil.copytree(tokenizer_folder, folder)
+    llama_config = LlamaConfig(
+        vocab_size=700,
+        hidden_size=HIDDEN_DIM,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.2,
+        pad_token_id=0,
+    )
+    weights = LlamaForCausalLM(llama_config).state_dict()
+    weights["model.mm_projector.weight"] = torch.randn(HIDDEN_DIM, CLIP_DIM) * 0.2
+    weights["model.mm_projector.bias"] = torch.randn(HIDDEN_DIM) * 0.2
+    weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    torch.save(weights, folder / "pytorch_model.bin")
+    config = {
+        "architectures": ["LlavaLlamaForCausalLM"],
+        "model_type": "llava",
+        "hidden_size": HIDDEN_DIM,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "hidden_act": "silu",
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-6,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "rope_scaling": None,
+        "torch_dtype": "float32",
+        "vocab_size": 700,
+        "mm_hidden_size": CLIP_DIM,
+        "mm_vision_select_layer": -2,
+        "mm_vision_select_feature": "patch",
+        "mm_use_im_start_end": True,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def edit_json(path: Path, **values: object) -> None:
+    """Changes entries of a JSON file; None removes one."""
+    content = {**json.loads(path.read_text()), **values}
+    path.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
+
+
+def write_shards(folder: Path, weights: dict[str, Tensor], num_shards: int, *, safetensors: bool) -> None:
+    """Weights in several files with an index."""
+    stem, suffix = ("model", "safetensors") if safetensors else ("pytorch_model", "bin")
+    files = [f"{stem}-{i + 1:05d}-of-{num_shards:05d}.{suffix}" for i in range(num_shards)]
+    names = sorted(weights)
+    place = {name: files[i * num_shards // len(names)] for i, name in enumerate(names)}
+    for file in files:
+        part = {name: weights[name].contiguous() for name in names if place[name] == file}
+        save_file(part, folder / file) if safetensors else torch.save(part, folder / file)
+    (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps({"weight_map": place}))
+
+
+def picture(height: int = 40, width: int = 60, seed: int = 0) -> np.ndarray:
+    """(height, width, 3) uint8 noise."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)

@@ -1,0 +1,9 @@
+import pytest
+
+from model.sequence import SequenceFormat
+from utils.data.types import Recipe
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    return Recipe(format=SequenceFormat.named("paper"))

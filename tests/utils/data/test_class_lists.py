@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+
+from model.sequence import spoken
+from utils.data.class_lists import NO_CLASS, ClassList, load_class_list, load_id_table, normalize_name
+from utils.data.types import IGNORE
+
+SIZES = {"ade20k": 150, "cocostuff": 171, "cityscapes": 19}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_lists_are_complete_and_without_duplicates(name):
+    classes = load_class_list(name)
+    assert len(classes) == len(classes.official) == SIZES[name]
+    assert len({normalize_name(spoken_name) for spoken_name in classes}) == SIZES[name]
+    for spoken_name in classes:
+        assert spoken_name == spoken(spoken_name), "queries would write the name differently"
+        assert "," not in spoken_name
+
+
+@pytest.mark.parametrize(
+    ("name", "index", "official", "spoken_name"),
+    [
+        ("ade20k", 0, "wall", "wall"),
+        ("ade20k", 12, "person", "person"),
+        ("ade20k", 59, "stairway", "stairway"),
+        ("ade20k", 104, "fountain", "fountain"),
+        ("ade20k", 149, "flag", "flag"),
+        ("cocostuff", 0, "person", "person"),
+        ("cocostuff", 79, "toothbrush", "toothbrush"),
+        ("cocostuff", 80, "banner", "banner"),
+        ("cocostuff", 84, "building-other", "building"),
+        ("cocostuff", 91, "ceiling-tile", "tile ceiling"),
+        ("cocostuff", 145, "sky-other", "sky"),
+        ("cocostuff", 170, "wood", "wood"),
+        ("cityscapes", 0, "road", "road"),
+        ("cityscapes", 8, "vegetation", "vegetation"),
+        ("cityscapes", 18, "bicycle", "bicycle"),
+    ],
+)
+def test_classes_stand_where_the_official_list_has_them(name, index, official, spoken_name):
+    classes = load_class_list(name)
+    assert (classes.official[index], classes[index]) == (official, spoken_name)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "official"),
+    [
+        ("ade20k", 1, "wall"),
+        ("ade20k", 150, "flag"),
+        ("cocostuff", 0, "person"),
+        ("cocostuff", 12, "stop sign"),  # 11, street sign, is not annotated
+        ("cocostuff", 91, "banner"),
+        ("cocostuff", 181, "wood"),
+        ("cityscapes", 7, "road"),
+        ("cityscapes", 26, "car"),
+        ("cityscapes", 33, "bicycle"),
+    ],
+)
+def test_label_values_mean_the_official_class(name, value, official):
+    assert load_class_list(name).official[load_id_table(name)[value]] == official
+
+
+def test_values_without_a_class_are_ignored_or_unknown():
+    assert load_id_table("ade20k")[0] == IGNORE
+    assert load_id_table("ade20k")[151] == NO_CLASS
+    coco = load_id_table("cocostuff")
+    assert coco[255] == IGNORE
+    assert [value for value in range(182) if coco[value] == IGNORE] == [
+        11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90,
+    ]  # fmt: skip
+    assert (coco[182:255] == NO_CLASS).all()
+    city = load_id_table("cityscapes")
+    assert [value for value in range(34) if city[value] == IGNORE] == [
+        0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_every_class_has_exactly_one_label_value(name):
+    table = load_id_table(name)
+    assert np.array_equal(np.sort(table[(table != IGNORE) & (table != NO_CLASS)]), np.arange(SIZES[name]))
+
+
+def test_a_list_with_duplicates_is_refused(tmp_path):
+    (tmp_path / "classes.txt").write_text("Traffic light\ncar\ntraffic-light\n")
+    with pytest.raises(ValueError, match=r"classes\.txt: classes 'Traffic light' and 'traffic-light'"):
+        load_class_list(str(tmp_path / "classes.txt"))
+    with pytest.raises(ValueError, match="same name"):
+        ClassList(["a", "b"], ["thing", "thing"], "here")
+    (tmp_path / "none.txt").write_text("# nothing\n\n")
+    with pytest.raises(ValueError, match="no classes"):
+        load_class_list(str(tmp_path / "none.txt"))

@@ -1,0 +1,1 @@
+"""Data, configuration, metrics and reports around the model."""

@@ -1,0 +1,146 @@
+"""How an evaluation speaks to a model: generated answers, or the older protocol with the answer given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from model.conversation import Conversation
+from model.inference import move_batch
+from model.sequence import DEFAULT_NUM_ALL_CLASSES
+from model.tokens import Text
+
+ROWS_PER_IMAGE = 8  # questions about one image that share a pass; more of them take several
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """What changes the numbers (all of it is written into the report), and what changes the speed."""
+
+    classes_per_query: int | None = None  # None: DEFAULT_NUM_ALL_CLASSES
+    presence_threshold: float | None = None  # None: the likelier of [SEG] and [NEG]
+    teacher_forced: bool = False  # give the answer "It is [SEG]." instead of generating one
+    max_new_tokens: int = 128
+    max_samples: int | None = None  # of each data set, spread evenly over it; None: all
+    seed: int = 0  # draws the pairs of the presence test
+    val_batch_size: int = 1
+    workers: int = 0
+    num_pictures: int = 8  # scenes of each data set for the sheet, spread evenly over it
+
+    def __post_init__(self) -> None:
+        for name in ("classes_per_query", "max_new_tokens", "max_samples", "val_batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be >= 1, got {value}")
+        if self.presence_threshold is not None and not 0 <= self.presence_threshold <= 1:
+            raise ValueError(f"presence_threshold is a probability, 0 to 1, got {self.presence_threshold}")
+
+    def protocol(self) -> dict[str, Any]:
+        """The part that a reader of the numbers has to know."""
+        return {
+            "answers": "teacher_forced" if self.teacher_forced else "generated",
+            "complex_queries": "constrained",
+            "classes_per_query": self.classes_per_query or DEFAULT_NUM_ALL_CLASSES,
+            "presence_threshold": self.presence_threshold,
+            "max_new_tokens": self.max_new_tokens,
+            "max_samples": self.max_samples,
+            "seed": self.seed,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskAnswer:
+    """What the model answered to one question."""
+
+    text: str
+    mask: np.ndarray  # (height, width) bool, the union of the answer's masks; empty without a [SEG]
+
+
+def ask_for_masks(
+    model: Any,
+    processor: Any,
+    images: Sequence[np.ndarray],
+    queries: Sequence[Sequence[Text]],
+    settings: EvaluationSettings,
+) -> list[list[MaskAnswer]]:
+    """Ask `queries[i]` about image i; as many answers come back for each image.
+
+    settings.teacher_forced: the older protocol, where the model reads the right answer and only its mask is
+    judged.
+    """
+    ask = _read_answers if settings.teacher_forced else _generate
+    answers: list[list[MaskAnswer]] = [[] for _ in images]
+    for owners, asked in _slices(queries, settings.val_batch_size * ROWS_PER_IMAGE):
+        used = sorted(set(owners))  # an image is encoded once for all of its rows
+        rows = [used.index(owner) for owner in owners]
+        spoken = ask(model, processor, [images[owner] for owner in used], asked, rows, settings)
+        for owner, (text, masks) in zip(owners, spoken, strict=True):
+            answers[owner].append(MaskAnswer(text=text, mask=union_mask(masks, images[owner].shape[:2])))
+    return answers
+
+
+def ask_for_text(
+    model: Any,
+    processor: Any,
+    images: Sequence[np.ndarray],
+    queries: Sequence[Text],
+    settings: EvaluationSettings,
+) -> list[str]:
+    """Ask query i about image i; the generated texts."""
+    rows = list(range(len(images)))
+    return [text for text, _ in _generate(model, processor, images, queries, rows, settings)]
+
+
+def union_mask(logits: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """(num_masks, height, width) logits -> (height, width) bool, where any logit is positive."""
+    if not len(logits):
+        return np.zeros(size, dtype=bool)
+    return (logits > 0).any(dim=0).cpu().numpy()
+
+
+def _slices(queries: Sequence[Sequence[Text]], most: int) -> Iterator[tuple[list[int], list[Text]]]:
+    """Image indices and queries of at most `most` rows at once."""
+    flat = [(owner, query) for owner, asked in enumerate(queries) for query in asked]
+    for start in range(0, len(flat), most):
+        part = flat[start : start + most]
+        yield [owner for owner, _ in part], [query for _, query in part]
+
+
+def _generate(
+    model: Any,
+    processor: Any,
+    images: Sequence[np.ndarray],
+    queries: Sequence[Text],
+    image_of_row: Sequence[int],
+    settings: EvaluationSettings,
+) -> Iterator[tuple[str, Tensor]]:
+    """Text and (n, height, width) mask logits that the model makes of every query."""
+    answers = model.generate_batch(
+        images,
+        [Conversation.of(query) for query in queries],
+        image_of_row=image_of_row,
+        processor=processor,
+        max_new_tokens=settings.max_new_tokens,
+    )
+    yield from ((answer.text, answer.masks) for answer in answers)
+
+
+def _read_answers(
+    model: Any,
+    processor: Any,
+    images: Sequence[np.ndarray],
+    queries: Sequence[Text],
+    image_of_row: Sequence[int],
+    settings: EvaluationSettings,
+) -> Iterator[tuple[str, Tensor]]:
+    """The given text and the (1, height, width) mask logits of its [SEG], for every query."""
+    answer = processor.format.found()
+    conversations = [Conversation.of(query, answer) for query in queries]
+    batch = processor.collate(images, conversations, image_of_row)
+    masks = model(**move_batch(batch, model.device)).masks
+    # Each row has one [SEG], and rows of an image follow each other.
+    yield from (("".join(answer), mask[None]) for masks_of_image in masks for mask in masks_of_image)

@@ -1,0 +1,314 @@
+"""Settings of the scripts: a field is a flag is a YAML key, declared once with type, default and meaning.
+
+    config = parse_config(TrainConfig)        # defaults < --config FILE.yaml < flags
+
+A boolean that is on by default has a switch --no_NAME.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+from transformers import HfArgumentParser
+
+from model.sequence import TOKENS_OF_FORMAT, SequenceFormat
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+ATTENTION = ("auto", "sdpa", "eager", "flash_attention_2")
+
+Config = TypeVar("Config")
+
+
+def setting(default: Any, help: str, choices: Sequence[Any] | None = None) -> Any:
+    """A field of a settings class."""
+    metadata = {"help": help} | ({"choices": list(choices)} if choices else {})
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What train_ds.py can be told. The defaults are the recipe of the paper for one 7B model."""
+
+    # model
+    version: str = setting("", "model to start from: a LLaVA, or any model of this family (warm start)")
+    vision_tower: str = setting("", "CLIP folder, for a LLaVA that has no tower inside")
+    vision_pretrained: str = setting("", "SAM file (sam_vit_h_4b8939.pth)")
+    attn_implementation: str = setting("auto", "attention of the language model", ATTENTION)
+    format: str = setting("paper", "how complex queries are written", tuple(TOKENS_OF_FORMAT))
+    conv_type: str = setting("llava_v1", "prompt template: llava_v1, llava_llama_2 or chat_template")
+    model_max_length: int = setting(
+        1024, "most text tokens of a conversation; image features are not counted"
+    )
+    # data
+    dataset_dir: str = setting("./dataset", "root of the data sets")
+    dataset: str = setting("sem_seg||refer_seg||vqa||reason_seg", "sources to draw from")
+    sample_rates: str = setting("", "a rate for each source: 10,6,1,2; empty: those of the recipe")
+    sem_seg_data: str = setting("ade20k||cocostuff||cityscapes", "semantic data sets")
+    sem_seg_rates: str = setting("", "a rate for each of them; empty: those of the recipe")
+    refer_seg_data: str = setting("refclef||refcoco||refcoco+||refcocog", "referring data sets")
+    vqa_data: str = setting("llava_instruct_150k", "questions and answers in words")
+    reason_seg_data: str = setting("ReasonSeg|train", "reasoning data sets")
+    explanatory: float = setting(0.1, "share of reasoning samples that are answered with an explanation")
+    num_all_classes: int = setting(80, "most classes that one complex query names")
+    num_expressions: int = setting(5, "referring expressions of one image")
+    num_questions: int = setting(3, "reasoning questions of one image")
+    random_classes_list: bool = setting(True, "ask for random subsets of the class list, not all of it")
+    sequence_augmentation: bool = setting(True, "answer absent classes too, with [NEG]")
+    order_following: bool = setting(True, "answer in the order of the query")
+    fast_resize: bool = setting(False, "resize SAM's pictures faster, within two grey levels")
+    workers: int = setting(4, "processes that load data, for each training process")
+    # recipe
+    epochs: int = setting(36, "number of epochs")
+    steps_per_epoch: int = setting(500, "optimizer steps between two validations")
+    batch_size: int = setting(2, "images of one micro-batch, for each process")
+    grad_accumulation_steps: int = setting(10, "micro-batches of one optimizer step")
+    lr: float = setting(3e-4, "peak learning rate, reached after warm-up")
+    warmup_steps: int = setting(100, "steps of linear warm-up; a linear decay to zero follows")
+    beta1: float = setting(0.9, "AdamW's first beta")
+    beta2: float = setting(0.95, "AdamW's second beta")
+    weight_decay: float = setting(0.0, "AdamW's weight decay")
+    grad_clip: float = setting(1.0, "largest norm of the gradient")
+    ce_loss_weight: float = setting(1.0, "weight of the token cross-entropy")
+    bce_loss_weight: float = setting(2.0, "weight of the masks' binary cross-entropy")
+    dice_loss_weight: float = setting(0.5, "weight of the masks' dice loss")
+    lora_r: int = setting(8, "rank of the adapters; 0: none")
+    lora_alpha: float = setting(16.0, "scale of the adapters, times 1 / rank")
+    lora_dropout: float = setting(0.05, "dropout in front of the adapters")
+    lora_target_modules: str = setting("q_proj,v_proj", "layers of the language model that get adapters")
+    seed: int = setting(0, "decides every random draw")
+    # machine
+    precision: str = setting("bf16", "number format of weights and activations", PRECISIONS)
+    zero_stage: int = setting(2, "what DeepSpeed's ZeRO divides among processes", (0, 1, 2, 3))
+    gradient_checkpointing: bool = setting(
+        True, "recompute activations of the language model: less memory, slower"
+    )
+    num_threads: int = setting(0, "CPU threads of each process; 0: torch's choice")
+    local_rank: int = setting(-1, "set by the launcher")
+    # validation and output
+    val_dataset_list: str = setting(
+        "ReasonSeg|val", "what to validate on after each epoch; the first one decides"
+    )
+    val_dataset: str = setting("", "one entry; another name for --val_dataset_list")
+    no_eval: bool = setting(False, "do not validate; the newest weights are all there is")
+    val_batch_size: int = setting(1, "images of a batch in validation")
+    max_val_samples: int = setting(0, "validate on so many samples of each data set; 0: all")
+    classes_per_query: int = setting(0, "classes that one query names in validation; 0: num_all_classes")
+    log_base_dir: str = setting("./runs", "where runs are kept")
+    exp_name: str = setting("lasagna", "name of the run; its folder holds checkpoints and logs")
+    auto_resume: bool = setting(True, "continue from the run's newest checkpoint")
+
+    def __post_init__(self) -> None:
+        if self.val_dataset:
+            object.__setattr__(self, "val_dataset_list", self.val_dataset)
+        _check_choices(self)
+        _require_positive(
+            self, "epochs", "steps_per_epoch", "batch_size", "grad_accumulation_steps", "lr", "num_all_classes",
+            "model_max_length", "num_expressions", "num_questions", "val_batch_size", "grad_clip",
+        )  # fmt: skip
+        _require_not_negative(
+            self, "seed", "workers", "warmup_steps", "lora_r", "max_val_samples", "weight_decay", "num_threads",
+            "classes_per_query", "ce_loss_weight", "bce_loss_weight", "dice_loss_weight",
+        )  # fmt: skip
+        for name in ("explanatory", "lora_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"--{name} is a share, 0 to 1, got {getattr(self, name)}")
+        if not self.version:
+            raise ValueError("--version says which model to start from: the folder of a LLaVA")
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.epochs * self.steps_per_epoch
+
+    @property
+    def sequence_format(self) -> SequenceFormat:
+        """The format of complex queries with the strategies of this run."""
+        return SequenceFormat.named(
+            self.format,
+            sequence_augmentation=self.sequence_augmentation,
+            order_following=self.order_following,
+            random_classes_list=self.random_classes_list,
+        )
+
+    @property
+    def lora_pattern(self) -> str:
+        """Full names of the layers that get adapters: those of the language model, never the vision tower's."""
+        names = "|".join(name.strip() for name in self.lora_target_modules.split(",") if name.strip())
+        return rf".*language_model.*\.({names})"
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        return {
+            "cross_entropy": self.ce_loss_weight,
+            "mask_bce": self.bce_loss_weight,
+            "dice": self.dice_loss_weight,
+        }
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.log_base_dir) / self.exp_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestConfig:
+    """What test_sem.py can be told."""
+
+    __test__ = False  # not a test class, whatever pytest thinks of its name
+
+    version: str = setting("", "model folder: what the merge script wrote")
+    dataset_dir: str = setting("./dataset", "root of the data sets")
+    val_dataset_list: str = setting(
+        "ade20k", 'data sets: "ade20k,refcoco|unc|val,grefcoco|unc|val,ReasonSeg|val"'
+    )
+    val_dataset: str = setting("", "one entry; another name for --val_dataset_list")
+    eval_only: bool = setting(True, "accepted for older command lines; this script only evaluates")
+    val_batch_size: int = setting(1, "images of a batch")
+    classes_per_query: int | None = setting(None, "classes that one query names; longer lists are split")
+    presence_threshold: float | None = setting(
+        None, "a class is there from this probability on; empty: arg-max"
+    )
+    teacher_forced: bool = setting(False, "the older protocol: referring and reasoning with the answer given")
+    max_samples: int | None = setting(None, "only so many samples of each data set")
+    precision: str = setting("bf16", "number format of weights and activations", PRECISIONS)
+    num_threads: int = setting(0, "CPU threads of each process; 0: torch's choice")
+    report_dir: str = setting("", "where report.json and report.md go")
+    vis_save_path: str = setting("", "where pictures go")
+    local_rank: int = setting(-1, "set by the launcher")
+
+    def __post_init__(self) -> None:
+        if self.val_dataset:
+            object.__setattr__(self, "val_dataset_list", self.val_dataset)
+        _check_choices(self)
+        _require_positive(self, "val_batch_size", "classes_per_query", "max_samples")
+        _require_not_negative(self, "num_threads")
+        _require_version(self.version)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatConfig:
+    """What chat.py can be told."""
+
+    version: str = setting("", "model folder: what the merge script wrote")
+    image: str = setting("", "picture for one answer; without it, a conversation starts")
+    prompt: str = setting("", "question for one answer")
+    classes: str = setting("", 'classes for one complex query: "person, tree, dog"')
+    vis_save_path: str = setting("./vis_output", "where masks and overlays go")
+    classes_per_query: int | None = setting(None, "classes that one query names; longer lists are split")
+    presence_threshold: float | None = setting(
+        None, "a class is there from this probability on; empty: arg-max"
+    )
+    max_new_tokens: int = setting(256, "longest answer")
+    precision: str = setting("bf16", "number format of weights and activations", PRECISIONS)
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _require_positive(self, "max_new_tokens", "classes_per_query")
+        _require_version(self.version)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeConfig:
+    """What merge_lora_weights_and_save_hf_model.py can be told."""
+
+    version: str = setting("", "model that training started from; empty: as the run says")
+    weight: str = setting("", "checkpoint folder of the run, or what zero_to_fp32.py made of it")
+    save_path: str = setting("", "folder to write; must not exist")
+    vision_tower: str = setting("", "CLIP folder; empty: as the run says")
+    vision_pretrained: str = setting("", "SAM file; empty: as the run says")
+    lora_alpha: float | None = setting(None, "only where the run's settings are not beside the weights")
+    tag: str | None = setting(None, "which save of a checkpoint folder; empty: the newest")
+    precision: str = setting("bf16", "number format of the weights written", PRECISIONS)
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        if not self.weight:
+            raise ValueError("--weight says which weights to merge: the ckpt_model folder of a run")
+
+
+class _Parser(HfArgumentParser):
+    """Errors as ValueError, so that a script reports all of them in one way."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def parse_config(kind: type[Config], argv: Sequence[str] | None = None) -> Config:
+    """Settings from the command line; --config FILE.yaml gives values that flags win over.
+
+    Raises:
+        ValueError: an unknown flag or key, or a value that breaks a rule.
+        FileNotFoundError: there is no such YAML file.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    before.add_argument("--config", default="")
+    known, argv = before.parse_known_args(argv)
+    parser = _Parser(kind, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--config", default="", help="YAML file with any of these settings")
+    names = [entry.name for entry in fields(kind)]  # type: ignore[arg-type]
+    if known.config:
+        argv = [*_flags_of(known.config, names, kind), *argv]
+    values, unknown = parser.parse_known_args(argv)
+    if unknown:
+        flags = [f"--{name}" for name in names]
+        close = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
+        hint = f"; did you mean {close[0]}?" if close else "; --help lists them"
+        raise ValueError(f"unknown flag {unknown[0]}{hint}")
+    return kind(**{name: getattr(values, name) for name in names})
+
+
+def _flags_of(path: str, names: Sequence[str], kind: type) -> list[str]:
+    """The settings of a YAML file as flags, so that they pass the same checks."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"--config {path} does not exist; shipped ones are in configs/")
+    content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    if not isinstance(content, dict):
+        raise ValueError(f"--config {path} must hold 'name: value' lines")
+    flags = []
+    for name, value in content.items():
+        if name not in names:
+            close = difflib.get_close_matches(str(name), names, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"{path}: unknown setting {name!r} of {kind.__name__}{hint}")
+        if value is not None:
+            flags.append(f"--{name}={value}")
+    return flags
+
+
+def save_config(config: Any, path: Path) -> None:
+    """Write settings as YAML that `--config` reads."""
+    path.write_text(yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _check_choices(config: Any) -> None:
+    for entry in fields(config):
+        choices = entry.metadata.get("choices")
+        value = getattr(config, entry.name)
+        if choices and value not in choices:
+            known = ", ".join(str(choice) for choice in choices)
+            raise ValueError(f"--{entry.name} {value!r} is not known; choose one of: {known}")
+
+
+def _require_positive(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value <= 0:
+            raise ValueError(f"--{name} must be > 0, got {value}")
+
+
+def _require_not_negative(config: Any, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 0:
+            raise ValueError(f"--{name} must be >= 0, got {getattr(config, name)}")
+
+
+def _require_version(version: str) -> None:
+    if not version:
+        raise ValueError("--version says which model to load: the folder that the merge script wrote")

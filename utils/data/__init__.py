@@ -1,0 +1,1 @@
+"""Datasets: readers of official layouts, sampling, collation."""

@@ -1,0 +1,81 @@
+"""Class lists and id tables: text files under classes/, in the official order.
+
+`NAME.txt` has a class a line: the official name and, after a tab, the name that is spoken in queries and
+answers (the same when there is no tab). `NAME_ids.txt` says what each value in the label files means: the
+value, a tab, and the official name of a class, or `ignore`. Lines that start with # are comments.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+
+from utils.data.types import IGNORE
+
+CLASSES_DIR = Path(__file__).parent / "classes"
+NO_CLASS = -1  # entry of an id table for values that a label file must not contain
+
+
+class ClassList(Sequence[str]):
+    """The spoken names of a data set's classes, in the official order; `official` has the official names."""
+
+    def __init__(self, official: Sequence[str], spoken: Sequence[str], source: str) -> None:
+        for names in (official, spoken):
+            seen: dict[str, str] = {}
+            for name in names:
+                key = normalize_name(name)
+                if not key:
+                    raise ValueError(f"{source}: a class has no name")
+                if key in seen:
+                    raise ValueError(
+                        f"{source}: classes {seen[key]!r} and {name!r} have the same name; make them differ"
+                    )
+                seen[key] = name
+        self.official = tuple(official)
+        self.spoken = tuple(spoken)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        return self.spoken[index]
+
+    def __len__(self) -> int:
+        return len(self.spoken)
+
+
+def normalize_name(name: str) -> str:
+    """Lower case, one space between words: names that agree after this are the same name to a reader."""
+    return re.sub(r"[\s_-]+", " ", name.strip().lower())
+
+
+def load_class_list(name: str) -> ClassList:
+    """The class list of a data set of ours, or of a file `path/classes.txt`.
+
+    Raises FileNotFoundError, and ValueError for an empty list or one with duplicates after normalising.
+    """
+    path = Path(name) if name.endswith(".txt") else CLASSES_DIR / f"{name}.txt"
+    rows = list(_rows(path))
+    if not rows:
+        raise ValueError(f"{path}: no classes; write one a line")
+    return ClassList([row[0] for row in rows], [row[-1] for row in rows], str(path))
+
+
+def load_id_table(name: str) -> np.ndarray:
+    """(256,) int16: label value -> class index, IGNORE, or NO_CLASS for values that must not occur."""
+    official = load_class_list(name).official
+    table = np.full(256, NO_CLASS, dtype=np.int16)
+    for value, class_name in _rows(CLASSES_DIR / f"{name}_ids.txt"):
+        table[int(value)] = IGNORE if class_name == "ignore" else official.index(class_name)
+    return table
+
+
+def _rows(path: Path) -> Iterator[list[str]]:
+    for line in path.read_text(encoding="utf-8-sig").splitlines():
+        if line.strip() and not line.startswith("#"):
+            yield [column.strip() for column in line.split("\t")]

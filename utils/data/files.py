@@ -1,0 +1,71 @@
+"""Finding and reading the files of a data set; errors say what was looked for and what is there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+MAX_LISTED = 12  # names shown of what a folder holds instead of what was wanted
+
+
+def locate(root: Path, candidates: Sequence[str], wanted_by: str) -> Path:
+    """The first of `candidates`, paths below `root`, that exists; else FileNotFoundError says what is."""
+    for candidate in candidates:
+        if (root / candidate).exists():
+            return root / candidate
+    looked_for = " or ".join(str(root / candidate) for candidate in candidates)
+    raise FileNotFoundError(f"{wanted_by} needs {looked_for}; {what_is_there(root / candidates[0])}")
+
+
+def what_is_there(path: Path) -> str:
+    """The nearest existing folder above `path` and the first names in it."""
+    folder = path.parent
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    names = sorted(entry.name for entry in folder.iterdir())
+    listed = ", ".join(names[:MAX_LISTED]) + (
+        f" and {len(names) - MAX_LISTED} more" if names[MAX_LISTED:] else ""
+    )
+    return f"{folder} holds {listed or 'nothing'} (is --dataset_dir right?)"
+
+
+class FolderListing:
+    """Which files a folder holds: `"00/images/12.jpg" in listing`.
+
+    Each folder is listed once, as asking for every file takes minutes on a network file system.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._names: dict[PurePosixPath, frozenset[str]] = {}
+
+    def __contains__(self, relative_path: str) -> bool:
+        path = PurePosixPath(relative_path)
+        if path.parent not in self._names:
+            folder = self.folder / path.parent
+            names = (entry.name for entry in folder.iterdir()) if folder.is_dir() else ()
+            self._names[path.parent] = frozenset(names)
+        return path.name in self._names[path.parent]
+
+
+def read_json(path: Path, keys: Sequence[str] = ()) -> Any:
+    """What a JSON file holds: a dictionary with `keys`, when some are given. ValueError names the file."""
+    try:
+        content = json.loads(read_text(path))
+    except json.JSONDecodeError as problem:
+        raise ValueError(f"{path}: not JSON ({problem})") from None
+    for key in keys:
+        if not isinstance(content, dict) or key not in content:
+            raise ValueError(f"{path}: no {key!r} in it")
+    return content
+
+
+def read_text(path: Path) -> str:
+    """A text file in UTF-8, or else in cp1252, in which some files of ReasonSeg are written."""
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("cp1252", errors="replace")

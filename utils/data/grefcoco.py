@@ -1,0 +1,20 @@
+"""gRefCOCO."""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from utils.data.files import read_json
+from utils.data.refer import ReferringDataset
+
+
+class GRefCoco(ReferringDataset):
+    """gRefCOCO: expressions with one target, several, or none (`ann_id` is [-1]); not a pickle but JSON."""
+
+    name = "grefcoco"
+    splits_by: ClassVar = {"unc": ("train", "val", "testA", "testB")}
+
+    def refs_file(self) -> str:
+        return f"grefs({self.split_by}).json"
+
+    def read_refs(self, path: Path) -> Any:
+        return read_json(path)

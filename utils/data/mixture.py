@@ -1,0 +1,138 @@
+"""The stream of training samples: sample i is a pure function of (seed, i)."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from model.sequence import SequenceFormat
+from utils.data.base import Dataset
+from utils.data.registry import DatasetFlags, parse_dataset_flags
+from utils.data.types import Recipe, Sample, UnusableItemError
+
+logger = logging.getLogger(__name__)
+
+MAX_RETRIES = 100  # so many unusable items in a row mean that the data set is broken, not the item
+
+
+class Mixture:
+    """An endless stream of samples from several data sets, each with its share of the draws.
+
+    `mixture[i]` depends on the data on disk, the recipe, the seed and i alone: not on what was drawn before,
+    nor on workers, world size or batch size. The data set is chosen by the rates; an item that turns out
+    to be unusable is replaced by the draw (seed, i, retry) of the same data set, so that bad files do not
+    shift the rates, and the sample returned says what it replaces.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Dataset],
+        rates: Sequence[float],
+        *,
+        recipe: Recipe,
+        seed: int,
+        reject: Callable[[Sample], str | None] | None = None,  # why a sample cannot be used, or None
+    ) -> None:
+        if not sources or len(sources) != len(rates):
+            raise ValueError(f"a mixture needs one rate a data set, got {len(rates)} for {len(sources)}")
+        if seed < 0:
+            raise ValueError(f"seed must be >= 0, got {seed}")
+        self.sources = tuple(sources)
+        self.rates = np.asarray(rates, dtype=np.float64) / np.sum(rates)  # (num_sources,)
+        self.recipe = recipe
+        self.seed = seed
+        self.reject = reject
+
+    def __getitem__(self, index: int) -> Sample:
+        """Sample `index` >= 0. Raises ValueError when a data set gives nothing but unusable items."""
+        if index < 0:
+            raise IndexError(f"samples are counted from 0, got {index}")
+        skipped: list[str] = []
+        rng = np.random.default_rng((self.seed, index))
+        source = self.sources[rng.choice(len(self.sources), p=self.rates)]
+        for retry in range(1, MAX_RETRIES + 1):
+            try:
+                sample = source.draw(rng, self.recipe)
+                if self.reject is not None and (reason := self.reject(sample)):
+                    raise UnusableItemError(sample.source, reason)
+            except UnusableItemError as problem:
+                logger.warning("%s: sample %d replaced: %s", source.name, index, problem)
+                skipped.append(str(problem))
+                rng = np.random.default_rng((self.seed, index, retry))
+            else:
+                return dataclasses.replace(sample, dataset=source.name, skipped=tuple(skipped))
+        raise ValueError(
+            f"{source.name}|{source.split}: {MAX_RETRIES} unusable items in a row; the last: {skipped[-1]}"
+        )
+
+    def describe(self) -> str:
+        """One line a data set: its share of the draws, its size, what was dropped from its index."""
+        return "\n".join(
+            f"{source.name}|{source.split}: {rate:.1%} of the draws, {len(source)} items"
+            + (f", {len(source.dropped)} dropped" if source.dropped else "")
+            for source, rate in zip(self.sources, self.rates, strict=True)
+        )
+
+
+class MixtureSettings(DatasetFlags, Protocol):
+    """What a training run says about its data; TrainConfig has them."""
+
+    dataset_dir: str
+    num_all_classes: int
+    num_expressions: int
+    num_questions: int
+    explanatory: float
+    seed: int
+
+
+def build_train_mixture(
+    config: MixtureSettings, format: SequenceFormat, reject: Callable[[Sample], str | None] | None = None
+) -> Mixture:
+    """The mixture that a training configuration asks for; a data set that is missing is an error.
+
+    Samples that `reject` gives a reason against - such as collate.LengthLimit - are replaced by other draws.
+    """
+    entries = parse_dataset_flags(config)
+    recipe = Recipe(
+        format=format,
+        num_all_classes=config.num_all_classes,
+        num_expressions=config.num_expressions,
+        num_questions=config.num_questions,
+        explanatory=config.explanatory,
+    )
+    sources = [entry.open(config.dataset_dir, training=True) for entry in entries]
+    return Mixture(sources, [entry.rate for entry in entries], recipe=recipe, seed=config.seed, reject=reject)
+
+
+class BatchIndices:
+    """A batch sampler: the sample indices of one rank's micro-batches, from global micro-batch `start` on.
+
+    Micro-batch m of the run holds samples m * batch_size to (m + 1) * batch_size - 1, and rank r of w takes
+    micro-batches r, r + w, r + 2w, ...: no two ranks draw the same sample, and two processes see in one step
+    what one process sees in two accumulated micro-batches.
+    """
+
+    def __init__(
+        self, *, batch_size: int, num_batches: int, start: int = 0, rank: int = 0, world_size: int = 1
+    ) -> None:
+        if batch_size < 1 or not 0 <= rank < world_size:
+            raise ValueError(
+                f"need batch_size >= 1 and 0 <= rank < world_size: {batch_size}, {rank}, {world_size}"
+            )
+        self.batch_size = batch_size
+        self.num_batches = num_batches  # micro-batches of this rank
+        self.start = start  # micro-batches of this rank that are already done, as after a resume
+        self.rank = rank
+        self.world_size = world_size
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.start, self.start + self.num_batches):
+            first = (step * self.world_size + self.rank) * self.batch_size
+            yield list(range(first, first + self.batch_size))

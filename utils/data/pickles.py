@@ -1,0 +1,40 @@
+"""Reading the pickles that referring data sets come as, without letting them run code."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any, NoReturn
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Containers, strings, numbers, None: all else in a pickle is looked up by name, and refused here."""
+
+    def find_class(self, module_name: str, global_name: str) -> NoReturn:
+        raise pickle.UnpicklingError(f"it names {module_name}.{global_name}")
+
+    def persistent_load(self, pid: Any) -> NoReturn:
+        raise pickle.UnpicklingError(f"it names the persistent object {pid!r}")
+
+
+def load_plain_pickle(path: str | Path) -> Any:
+    """The object in a pickle of plain containers, strings and numbers.
+
+    Raises ValueError naming the file when the pickle holds anything else - such as a function to be called -
+    or is damaged. Nothing that the file names is imported.
+    """
+    try:
+        return _PlainUnpickler(io.BytesIO(Path(path).read_bytes()), encoding="utf-8").load()
+    except (
+        pickle.UnpicklingError,
+        EOFError,
+        ValueError,
+        IndexError,
+        KeyError,
+        AttributeError,
+        TypeError,
+    ) as problem:
+        raise ValueError(
+            f"{path} is refused: {problem}; only lists, dictionaries, strings and numbers may be in it"
+        ) from None

@@ -1,0 +1,170 @@
+"""ReasonSeg: questions that need reasoning, and polygons for what they mean.
+
+reason_seg/ReasonSeg/SPLIT/NAME.jpg + NAME.json: `text` (questions), `is_sentence`, `shapes` (labelme polygons
+with `label` and `points`). explanatory/train.json: [{image, query, outputs}] explains some answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from model.conversation import Conversation
+from model.sequence import reasoning_conversation
+from utils.data.base import Dataset, sample_up_to
+from utils.data.files import locate, read_json
+from utils.data.images import read_image
+from utils.data.types import IGNORE, ReasonSample, Recipe, Sample, UnusableItemError
+
+TARGET = 1
+
+
+@dataclass(frozen=True)
+class ReasonItem:
+    """One annotated image."""
+
+    image_path: Path
+    json_path: Path
+    explanation: str | None
+
+
+class ReasonSeg(Dataset):
+    """ReasonSeg (LISA): evaluation asks the first question of an image, training draws from all."""
+
+    name = "ReasonSeg"
+    source = "reason_seg"
+    splits = ("train", "val", "test")
+
+    def __init__(self, dataset_dir: str | Path, split: str) -> None:
+        super().__init__(dataset_dir, split)
+        root = locate(self.dataset_dir, ("reason_seg/ReasonSeg",), self.name)
+        folder = locate(root, (split,), self.name)
+        explanations = read_explanations(root / "explanatory" / "train.json") if split == "train" else {}
+        names = {path.name for path in folder.iterdir()}
+        self.items: list[ReasonItem] = []
+        for name in sorted(name for name in names if name.endswith(".jpg")):
+            json_name = name.removesuffix(".jpg") + ".json"
+            if json_name in names:
+                self.items.append(ReasonItem(folder / name, folder / json_name, explanations.get(name)))
+            else:
+                self.drop(folder / name, f"no {json_name} beside it")
+        self.check_index(len(self.items), folder)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> ReasonSample:
+        item = self.items[index]
+        image, annotation, label = self.read(item)
+        return ReasonSample(
+            image=image,
+            question=annotation["text"][0],
+            is_sentence=bool(annotation["is_sentence"]),
+            mask=(label == TARGET).astype(np.uint8),
+            ignore=label == IGNORE,
+            source=str(item.image_path),
+        )
+
+    def draw(self, rng: np.random.Generator, recipe: Recipe) -> Sample:
+        """One image with up to `num_questions` of its questions, each in a conversation of its own.
+
+        Explained images are answered in one of three ways, the same for all questions of the sample: by text
+        alone (a share of `recipe.explanatory`, no masks), or else by a mask with or without the explanation.
+        """
+        item = self.items[int(rng.integers(len(self.items)))]
+        image, annotation, label = self.read(item)
+        mask = (label == TARGET).astype(np.uint8)
+        if not mask.any():
+            raise UnusableItemError(item.json_path, "the mask is empty")
+        questions = sample_up_to(rng, annotation["text"], recipe.num_questions)
+        is_sentence = bool(annotation["is_sentence"])
+        explained = item.explanation is not None
+        by_text_alone = explained and rng.random() < recipe.explanatory
+        if by_text_alone:
+            conversations = [
+                text_conversation(question, is_sentence, item.explanation) for question in questions
+            ]
+        else:
+            explanation = item.explanation if explained and rng.random() < 0.5 else None
+            conversations = [
+                reasoning_conversation(question, is_sentence, explanation, rng, recipe.format)
+                for question in questions
+            ]
+        num_masks = 0 if by_text_alone else len(conversations)
+        return Sample(
+            image=image,
+            conversations=tuple(conversations),
+            masks=np.repeat(mask[None], num_masks, axis=0),
+            source=str(item.image_path),
+        )
+
+    def read(self, item: ReasonItem) -> tuple[np.ndarray, Mapping[str, Any], np.ndarray]:
+        """Image, annotation, and label (height, width) uint8: TARGET, IGNORE, or 0 for the rest."""
+        with self.usable(item.json_path):
+            annotation = read_json(item.json_path, keys=("text", "is_sentence", "shapes"))
+            texts = annotation["text"]
+            if (
+                not isinstance(texts, list)
+                or not texts
+                or not all(isinstance(t, str) and t.strip() for t in texts)
+            ):
+                raise ValueError(f"'text' must be a list of questions, got {texts!r}")
+        with self.usable(item.image_path):
+            image = read_image(item.image_path)
+        with self.usable(item.json_path):
+            label = draw_shapes(annotation["shapes"], *image.shape[:2])
+        return image, annotation, label
+
+
+def draw_shapes(shapes: Sequence[Mapping[str, Any]], height: int, width: int) -> np.ndarray:
+    """labelme polygons as (height, width) uint8, outlines included: TARGET, IGNORE, or 0.
+
+    Big polygons are drawn first, so that a small one on top of it shows. A label with "ignore" in it gives
+    IGNORE; "flag" shapes carry remarks, not areas. Source: LISA's reader, utils/data_processing.py.
+    """
+    polygons: list[tuple[np.ndarray, int]] = []
+    for shape in shapes:
+        if not isinstance(shape, Mapping) or "label" not in shape or "points" not in shape:
+            raise ValueError("a shape has 'label' and 'points'")
+        name = str(shape["label"]).lower()
+        if name == "flag":
+            continue
+        points = np.asarray(shape["points"], dtype=np.float64)
+        if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
+            raise ValueError(f"the points of {name!r} must be pairs of numbers")
+        polygons.append((points.astype(np.int32), IGNORE if "ignore" in name else TARGET))
+
+    def area(points: np.ndarray) -> int:
+        return int(_draw(np.zeros((height, width), dtype=np.uint8), points, 1).sum())
+
+    label = np.zeros((height, width), dtype=np.uint8)
+    for points, value in sorted(polygons, key=lambda polygon: area(polygon[0]), reverse=True):
+        _draw(label, points, value)
+    return label
+
+
+def _draw(canvas: np.ndarray, points: np.ndarray, value: int) -> np.ndarray:
+    cv2.polylines(canvas, [points], True, value, 1)
+    cv2.fillPoly(canvas, [points], value)
+    return canvas
+
+
+def text_conversation(question: str, is_sentence: bool, explanation: str) -> Conversation:
+    """A question answered in words, without a mask."""
+    asked = question.strip() if is_sentence else f"What is {question.strip()} in this image?"
+    return Conversation.of(asked, explanation.strip())
+
+
+def read_explanations(path: Path) -> dict[str, str]:
+    """Image file name -> explanation; empty when the file is not there, as it is an extra."""
+    if not path.exists():
+        return {}
+    entries = read_json(path)
+    return {
+        entry["image"]: entry["outputs"] for entry in entries if entry.get("image") and entry.get("outputs")
+    }

@@ -1,0 +1,100 @@
+"""Semantic segmentation: an image, and a label picture of the same size with a class for every pixel."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from model.sequence import complex_conversation
+from utils.data.base import Dataset
+from utils.data.class_lists import NO_CLASS, ClassList
+from utils.data.images import read_image, read_label
+from utils.data.types import IGNORE, Recipe, Sample, SemanticSample, UnusableItemError
+
+
+class SemanticDataset(Dataset):
+    """Base of the semantic data sets; a subclass says where the pairs are and what the label values mean."""
+
+    source = "sem_seg"
+    classes: ClassVar[ClassList]
+    id_table: ClassVar[np.ndarray]  # (256,) label value -> class index, IGNORE, or NO_CLASS
+
+    def __init__(self, dataset_dir: str | Path, split: str) -> None:
+        super().__init__(dataset_dir, split)
+        self.pairs: list[tuple[Path, Path]] = sorted(self.find_pairs())
+        self.check_index(len(self.pairs), self.dataset_dir)
+
+    @abstractmethod
+    def find_pairs(self) -> Iterator[tuple[Path, Path]]:
+        """Image and label path of every item of the split; FileNotFoundError when a folder is missing."""
+
+    def absent_classes(self, present: Sequence[int]) -> list[int]:
+        """The classes that an image whose label holds `present` is known not to hold: the others, as all
+        these data sets are labelled exhaustively.
+        """
+        return sorted(set(range(len(self.classes))) - set(present))
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> SemanticSample:
+        image, label = self.read(index)
+        return SemanticSample(
+            image=image, label=label, classes=self.classes, source=str(self.pairs[index][0])
+        )
+
+    def draw(self, rng: np.random.Generator, recipe: Recipe) -> Sample:
+        """One image with one complex query: classes that are present, and classes known to be absent."""
+        index = int(rng.integers(len(self)))
+        image, label = self.read(index)
+        num_pixels = np.bincount(label.ravel(), minlength=IGNORE + 1)
+        present = np.flatnonzero(num_pixels[:IGNORE]).tolist()
+        if not present:
+            raise UnusableItemError(self.pairs[index][1], "no pixel has a class")
+        conversation, answered = complex_conversation(
+            [self.classes[class_id] for class_id in present],
+            [self.classes[class_id] for class_id in self.absent_classes(present)],
+            rng,
+            recipe.format,
+            recipe.num_all_classes,
+            class_list=self.classes,
+        )
+        class_ids = [self.classes.index(name) for name in answered]
+        masks = (label == np.array(class_ids)[:, None, None]).view(np.uint8)  # (num_seg, height, width)
+        return Sample(
+            image=image, conversations=(conversation,), masks=masks, source=str(self.pairs[index][0])
+        )
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image (height, width, 3) and class ids (height, width), uint8; UnusableItemError if they differ."""
+        image_path, label_path = self.pairs[index]
+        with self.usable(label_path):
+            values = read_label(label_path)
+        with self.usable(image_path):
+            image = read_image(image_path, label_size=values.shape)
+        if values.shape != image.shape[:2]:
+            raise UnusableItemError(label_path, f"label is {values.shape}, its image {image.shape[:2]}")
+        return image, self.class_ids(values, label_path)
+
+    def class_ids(self, values: np.ndarray, path: Path) -> np.ndarray:
+        """Label values to class ids, both (height, width); a value that means nothing is an error."""
+        found = np.flatnonzero(np.bincount(values.ravel()))  # no sorting, unlike np.unique
+        unknown = [int(v) for v in found if v >= len(self.id_table) or self.id_table[v] == NO_CLASS]
+        if unknown:
+            raise UnusableItemError(path, f"label values {unknown} are not in {self.name}'s class list")
+        return self.id_table.astype(np.uint8)[values]
+
+    def pair_by_stem(self, image_dir: Path, label_dir: Path) -> Iterator[tuple[Path, Path]]:
+        """Images and the labels of the same stem, in two folders; images without a label are dropped."""
+        labels = {path.stem: path for path in label_dir.iterdir() if path.suffix.lower() == ".png"}
+        for image_path in sorted(image_dir.iterdir()):
+            if image_path.suffix.lower() not in (".jpg", ".jpeg", ".png"):
+                continue
+            if image_path.stem in labels:
+                yield image_path, labels[image_path.stem]
+            else:
+                self.drop(image_path, f"no label {image_path.stem}.png in {label_dir}")

@@ -1,0 +1,181 @@
+"""What flows through the data side: named fields, a shape beside each, checked where the thing is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+    from model.conversation import Conversation
+    from model.sequence import SequenceFormat
+
+IGNORE = 255  # class id of pixels that take part in neither training nor evaluation
+
+
+class UnusableItemError(ValueError):
+    """One item of a data set cannot be used: the file at fault, and why.
+
+    Training replaces such an item by the next draw and counts it; evaluation lets the error through.
+    """
+
+    def __init__(self, path: str | Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = str(path)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[UnusableItemError], tuple[str, str]]:
+        return type(self), (self.path, self.reason)  # survives the way out of a loader's worker process
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How annotations become conversations: what a data set's `draw` needs to know besides its rng."""
+
+    format: SequenceFormat
+    num_all_classes: int = 80  # most classes one complex query names
+    num_expressions: int = 5  # most referring expressions taken from one image, a conversation each
+    num_questions: int = 3  # most reasoning questions taken from one image, a conversation each
+    explanatory: float = 0.1  # share of explained reasoning images that are answered by text alone
+
+    def __post_init__(self) -> None:
+        for field in ("num_all_classes", "num_expressions", "num_questions"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} must be >= 1, got {getattr(self, field)}")
+        if not 0 <= self.explanatory <= 1:
+            raise ValueError(f"explanatory is a probability, 0 to 1; got {self.explanatory}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One image, its conversations, and the masks their [SEG] tokens stand for."""
+
+    image: np.ndarray  # (height, width, 3) uint8 RGB, original size
+    conversations: tuple[Conversation, ...]
+    masks: np.ndarray  # (num_seg, height, width) uint8, in the order of the [SEG] tokens
+    source: str  # the file it comes from, for messages
+    dataset: str = ""  # the data set's name, for counting
+    skipped: tuple[str, ...] = ()  # "path: reason" of unusable items that this one replaces
+
+    def __post_init__(self) -> None:
+        check_image(self.image, self.source)
+        if not self.conversations:
+            raise ValueError(f"{self.source}: a sample needs at least one conversation")
+        check_masks(self.masks, self.image, self.source)
+        num_seg = sum(conversation.num_seg for conversation in self.conversations)
+        if num_seg != len(self.masks):
+            raise ValueError(f"{self.source}: {num_seg} [SEG] in the answers but {len(self.masks)} masks")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What one forward pass takes, and where it came from."""
+
+    inputs: Mapping[str, Any]  # keyword arguments of LasagnaForConditionalGeneration.forward
+    sources: tuple[str, ...]  # one a sample
+    datasets: tuple[str, ...]  # one a sample
+    skipped: tuple[str, ...]  # of all its samples
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with its tensors on `device`."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory; torch's DataLoader calls this when asked to pin."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, function: Any) -> Batch:
+        inputs = {name: _map_tensors(value, function) for name, value in self.inputs.items()}
+        return Batch(inputs=inputs, sources=self.sources, datasets=self.datasets, skipped=self.skipped)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SemanticSample:
+    """One evaluation image with a class id for every pixel."""
+
+    image: np.ndarray  # (height, width, 3) uint8 RGB
+    label: np.ndarray  # (height, width) uint8: index into classes, or IGNORE
+    classes: Sequence[str]  # spoken names, the data set's whole list in its order
+    source: str
+
+    def __post_init__(self) -> None:
+        check_image(self.image, self.source)
+        if self.label.shape != self.image.shape[:2]:
+            raise ValueError(f"{self.source}: label {self.label.shape}, image {self.image.shape[:2]}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferringSample:
+    """One evaluation image with all its referring expressions."""
+
+    image: np.ndarray  # (height, width, 3) uint8 RGB
+    expressions: tuple[str, ...]
+    masks: np.ndarray  # (num_expressions, height, width) uint8: union of an expression's targets
+    no_target: tuple[bool, ...]  # one an expression: true when the annotators say nothing matches
+    source: str
+    ignore: np.ndarray | None = None  # (height, width) bool: pixels left out of the metric
+
+    def __post_init__(self) -> None:
+        check_image(self.image, self.source)
+        check_masks(self.masks, self.image, self.source)
+        if not len(self.expressions) == len(self.masks) == len(self.no_target):
+            raise ValueError(
+                f"{self.source}: {len(self.expressions)} expressions, {len(self.masks)} masks, "
+                f"{len(self.no_target)} no-target marks; these must be as many"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReasonSample:
+    """One evaluation image with the question that the protocol asks about it."""
+
+    image: np.ndarray  # (height, width, 3) uint8 RGB
+    question: str  # a whole sentence, or a phrase to be put into a question
+    is_sentence: bool
+    mask: np.ndarray  # (height, width) uint8
+    ignore: np.ndarray  # (height, width) bool: pixels left out of the metric
+    source: str
+
+    def __post_init__(self) -> None:
+        check_image(self.image, self.source)
+        check_masks(self.mask[None], self.image, self.source)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VqaSample:
+    """One evaluation image with one question and the answer that is expected."""
+
+    image: np.ndarray  # (height, width, 3) uint8 RGB
+    question: str
+    answer: str
+    source: str
+
+
+EvalSample = SemanticSample | ReferringSample | ReasonSample | VqaSample
+
+
+def check_image(image: np.ndarray, source: str) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ValueError(f"{source}: image must be (height, width, 3) uint8, got {image.shape} {image.dtype}")
+
+
+def check_masks(masks: np.ndarray, image: np.ndarray, source: str) -> None:
+    """Masks are (num, height, width) uint8 of the image's size; (0, height, width) when there are none."""
+    if masks.dtype != np.uint8 or masks.ndim != 3 or masks.shape[1:] != image.shape[:2]:
+        raise ValueError(
+            f"{source}: masks must be (num, {image.shape[0]}, {image.shape[1]}) uint8, "
+            f"got {masks.shape} {masks.dtype}"
+        )
+
+
+def _map_tensors(value: Any, function: Any) -> Any:
+    if hasattr(value, "to") and hasattr(value, "pin_memory"):
+        return function(value)
+    if isinstance(value, list | tuple):
+        return type(value)(_map_tensors(item, function) for item in value)
+    return value

@@ -1,0 +1,65 @@
+"""Processes and devices: the same script on a CPU, one GPU, many GPUs and many nodes."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """The torch dtype of fp32, bf16 or fp16."""
+    if precision not in DTYPES:
+        raise ValueError(f"unknown precision {precision!r}; known: {', '.join(DTYPES)}")
+    return DTYPES[precision]
+
+
+def device_of() -> torch.device:
+    """This process's device: its own GPU where there are any, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def set_launch_environment() -> None:
+    """Give a script that was started with plain `python` what a launcher would have set: one process of one."""
+    if "RANK" in os.environ:
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ.update(
+        RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+
+
+def is_main_process() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@contextmanager
+def distributed() -> Iterator[int]:
+    """Join the process group that a launcher set up, if there is one; yields this process's rank.
+
+    With NCCL on GPUs, gloo on CPUs. The group is left in the end, unless it existed before.
+    """
+    joins = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(device_of())
+    if joins:
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield dist.get_rank() if dist.is_initialized() else 0
+    finally:
+        if joins:
+            dist.destroy_process_group()

@@ -1,0 +1,190 @@
+"""What an evaluation found: report.json for programs, report.md for papers, a table for the terminal.
+
+report.json, schema version 1 (numbers are shares between 0 and 1; null = not measured):
+
+    schema_version   1
+    model            the folder that was evaluated
+    protocol         how: {"answers": "generated" or "teacher_forced", "classes_per_query", ...}
+    semantic         {"dataset", "num_samples", "miou", "mean_accuracy", "pixel_accuracy", ...}
+    presence         {..., "accuracy", "balanced_accuracy", "precision", "recall", "f1", "num_pairs"}
+    referring        {..., "giou", "ciou"}
+    generalized      {..., "giou", "ciou", "n_acc", "t_acc"}; giou_50px etc.: unions below 50 px are empty
+    no_target        {..., "accuracy" (N-acc), "accuracy_50px"}
+    reasoning        {..., "giou", "ciou"}
+    vqa              {..., "exact_match"}
+    datasets         for each data set asked {"dataset", "task", "num_samples", "sections", "per_class"}
+    baseline         the same sections of the model before training; absent when it was not evaluated
+    timings          {"seconds": {data set: seconds}}, the only part that differs between two runs
+    anything else    facts that the caller added, such as "minutes_train"
+
+A section at the top is that of the first data set, in the order asked, that has it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from utils.tables import SHOWN, Target, to_markdown
+
+SCHEMA_VERSION = 1
+
+Section = Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """The numbers of one data set."""
+
+    dataset: str  # the entry as asked: "refcoco|unc|val"
+    task: str
+    num_samples: int
+    sections: Mapping[str, Section]
+    per_class: Mapping[str, float] = field(default_factory=dict)  # IoU of every class that was counted
+    seconds: float = 0.0
+    sheet: tuple[Any, ...] = ()  # rows for visualize.draw_sheet; not part of the files
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """All results of one model."""
+
+    model: str
+    protocol: Mapping[str, Any]
+    results: tuple[Result, ...]
+    baseline: Report | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def headline(self) -> dict[str, dict[str, Any]]:
+        """Each section of the first data set that has it."""
+        sections: dict[str, dict[str, Any]] = {}
+        for result in self.results:
+            for name, numbers in result.sections.items():
+                about = {"dataset": result.dataset, "num_samples": result.num_samples}
+                sections.setdefault(name, {**about, **numbers})
+        return sections
+
+    def value(self, metric: str) -> float:
+        """What "semantic.miou", "baseline.vqa.exact_match" or a fact's name stands for; NaN if unknown."""
+        if metric.startswith("baseline."):
+            return self.baseline.value(metric.removeprefix("baseline.")) if self.baseline else math.nan
+        if metric in self.facts:
+            return float(self.facts[metric])
+        section, _, name = metric.partition(".")
+        return float(self.headline().get(section, {}).get(name, math.nan))
+
+    def with_baseline(self, baseline: Report) -> Report:
+        """This report beside that of the model before training."""
+        return replace(self, baseline=replace(baseline, baseline=None))
+
+    def with_facts(self, **facts: Any) -> Report:
+        """This report and more to know, such as `minutes_train=5.2`; they become top-level keys."""
+        taken = {"schema_version", "model", "protocol", "datasets", "baseline", "timings", *SHOWN} & set(
+            facts
+        )
+        if taken:
+            raise ValueError(f"{', '.join(sorted(taken))}: a key of the schema; choose another name")
+        return replace(self, facts={**self.facts, **facts})
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in report.json; see the top of this file."""
+        content: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "model": self.model,
+            "protocol": dict(self.protocol),
+            **self.headline(),
+            "datasets": [
+                {
+                    "dataset": result.dataset,
+                    "task": result.task,
+                    "num_samples": result.num_samples,
+                    "sections": {name: dict(numbers) for name, numbers in result.sections.items()},
+                    "per_class": dict(result.per_class),
+                }
+                for result in self.results
+            ],
+        }
+        if self.baseline is not None:
+            content["baseline"] = self.baseline.to_dict()
+        content["timings"] = {
+            "seconds": {result.dataset: round(result.seconds, 1) for result in self.results}
+        }
+        return _nan_to_none({**content, **self.facts})
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Report:
+        """The inverse of `to_dict`. Raises ValueError for another schema version."""
+        version = content.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise ValueError(
+                f"schema_version is {version}, this program reads {SCHEMA_VERSION}; evaluate again"
+            )
+        seconds = content["timings"]["seconds"]
+        results = tuple(
+            Result(**_none_to_nan(entry), seconds=seconds.get(entry["dataset"], 0.0))
+            for entry in content["datasets"]
+        )
+        known = {"schema_version", "model", "protocol", "datasets", "baseline", "timings"}
+        sections = {name for result in results for name in result.sections}
+        return cls(
+            model=content["model"],
+            protocol=content["protocol"],
+            results=results,
+            baseline=cls.from_dict(content["baseline"]) if content.get("baseline") else None,
+            facts={key: value for key, value in content.items() if key not in known | sections},
+        )
+
+    def save(self, folder: str | Path, targets: Sequence[Target] = (), pictures: Sequence[str] = ()) -> Path:
+        """Write report.json and report.md; an interrupted write leaves the old files.
+
+        pictures: files named relative to `folder`, shown in report.md.
+
+        Returns:
+            the path of report.json.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / "report.md", to_markdown(self, targets, pictures))
+        return _write(folder / "report.json", json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
+
+
+def read_report(path: str | Path) -> Report:
+    """Read report.json, given itself or its folder."""
+    path = Path(path)
+    path = path / "report.json" if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; test_sem.py --report_dir writes it")
+    try:
+        return Report.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as problem:
+        raise ValueError(f"{path}: {problem}") from problem
+
+
+# -------------------------------------------------------------------------------------------- files
+
+
+def _write(path: Path, text: str) -> Path:
+    """Write beside the file and move over it."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+    return path
+
+
+def _nan_to_none(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _nan_to_none(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_nan_to_none(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _none_to_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _none_to_nan(item) for key, item in value.items()}
+    return math.nan if value is None else value

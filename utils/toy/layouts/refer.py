@@ -1,0 +1,124 @@
+"""refCOCO and gRefCOCO: expressions about COCO annotations, of the same pictures as the real ones are."""
+
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from utils.toy.language import absent_expressions, expressions, pair_expressions
+from utils.toy.layouts.common import Drawn, SceneSource, folder, write_jpg, write_json
+from utils.toy.layouts.polygons import coco_segmentation
+from utils.toy.layouts.semantic import label_values
+from utils.toy.scene import CLASSES, THINGS, Scene, Thing
+
+SPLITS = ("train", "val", "testA", "testB")
+EXPRESSIONS_PER_THING = 3
+MAX_ABSENT, MAX_PAIRS = 2, 2  # of one scene in gRefCOCO
+NO_TARGET = -1
+FIRST_OWN_CATEGORY = 201  # ids of things that COCO has no category for
+FORMS = ("compressed", "polygons", "counts")  # of an annotation's segmentation, in turn
+
+
+def category_ids() -> dict[str, int]:
+    """COCO's category id of each thing: its COCO-Stuff label value plus one, where it has one."""
+    values = label_values("cocostuff")
+    own = iter(range(FIRST_OWN_CATEGORY, FIRST_OWN_CATEGORY + len(THINGS)))
+    coco = {name: int(values[CLASSES.index(name)]) for name in THINGS}
+    return {name: value + 1 if value != 255 else next(own) for name, value in coco.items()}
+
+
+class _Book:
+    """The growing lists of one world's images, annotations, references and sentences, with their ids."""
+
+    def __init__(self) -> None:
+        self.categories = category_ids()
+        self.images: list[dict[str, Any]] = []
+        self.annotations: list[dict[str, Any]] = []
+        self.refs: dict[str, list[dict[str, Any]]] = {"refcoco": [], "grefcoco": []}
+        self.num_sentences = 0
+
+    def add_image(self, scene: Scene) -> dict[str, Any]:
+        image_id = len(self.images) + 1
+        height, width = scene.label.shape
+        file_name = f"COCO_train2014_{image_id:012d}.jpg"
+        self.images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
+        return self.images[-1]
+
+    def add_annotation(self, image: dict[str, Any], thing: Thing) -> int:
+        ann_id = len(self.annotations) + 1
+        left, top, right, bottom = thing.box
+        self.annotations.append({
+            "id": ann_id, "image_id": image["id"], "category_id": self.categories[thing.name],
+            "segmentation": coco_segmentation(thing.mask, FORMS[ann_id % len(FORMS)]),
+            "bbox": [left, top, right - left, bottom - top], "area": int(thing.mask.sum()), "iscrowd": 0,
+        })  # fmt: skip
+        return ann_id
+
+    def add_ref(
+        self,
+        name: str,
+        split: str,
+        image: dict[str, Any],
+        ann_id: Any,
+        category_id: Any,
+        texts: Sequence[str],
+    ) -> None:
+        sent_ids = list(range(self.num_sentences + 1, self.num_sentences + 1 + len(texts)))
+        self.num_sentences += len(texts)
+        self.refs[name].append({
+            "ref_id": len(self.refs[name]) + 1, "ann_id": ann_id, "category_id": category_id,
+            "image_id": image["id"], "file_name": image["file_name"], "split": split, "sent_ids": sent_ids,
+            "sentences": [
+                {"sent_id": sent_id, "sent": text, "raw": text, "tokens": text.split()}
+                for sent_id, text in zip(sent_ids, texts, strict=True)
+            ],
+        })  # fmt: skip
+
+
+def is_in_scope(split: str, thing: Thing) -> bool:
+    """testA is about people, testB about all else, as in the real data."""
+    return split not in ("testA", "testB") or (thing.name == "person") == (split == "testA")
+
+
+def _add_scene(book: _Book, split: str, image: dict[str, Any], drawn: Drawn) -> None:
+    scene, rng = drawn.scene, drawn.rng
+    ann_ids = {id(thing): book.add_annotation(image, thing) for thing in scene.things}
+    for thing in scene.things:
+        texts = expressions(scene, thing, rng)[:EXPRESSIONS_PER_THING]
+        if texts and is_in_scope(split, thing):
+            ann_id, category_id = ann_ids[id(thing)], book.categories[thing.name]
+            book.add_ref("refcoco", split, image, ann_id, category_id, texts)
+            book.add_ref("grefcoco", split, image, [ann_id], [category_id], texts[:1])
+    pairs = [
+        group for group in pair_expressions(scene, rng) if all(is_in_scope(split, t) for t in group.things)
+    ]
+    for text, things in pairs[:MAX_PAIRS]:
+        chosen = [ann_ids[id(thing)] for thing in things]
+        book.add_ref("grefcoco", split, image, chosen, [book.categories[t.name] for t in things], [text])
+    for text in absent_expressions(scene, rng, MAX_ABSENT):
+        book.add_ref("grefcoco", split, image, [NO_TARGET], [NO_TARGET], [text])
+
+
+def write_refer(root: Path, source: SceneSource) -> None:
+    """refer_seg/{refcoco,grefcoco} with references and instances.json, and their shared pictures."""
+    pictures = folder(root / "refer_seg" / "images" / "mscoco" / "images" / "train2014")
+    book = _Book()
+    for split in SPLITS:
+
+        def fits(scene: Scene, split: str = split) -> bool:
+            return any(is_in_scope(split, thing) for thing in scene.things)
+
+        for drawn in source.scenes("refer", split, fits):
+            image = book.add_image(drawn.scene)
+            write_jpg(pictures / image["file_name"], drawn.scene.image)
+            _add_scene(book, split, image, drawn)
+    instances = {
+        "info": {"description": "toy world"}, "licenses": [],
+        "images": book.images, "annotations": book.annotations,
+        "categories": [{"id": number, "name": name} for name, number in book.categories.items()],
+    }  # fmt: skip
+    for name in book.refs:
+        write_json(root / "refer_seg" / name / "instances.json", instances)
+    with (root / "refer_seg" / "refcoco" / "refs(unc).p").open("wb") as file:
+        pickle.dump(book.refs["refcoco"], file, protocol=2)
+    write_json(root / "refer_seg" / "grefcoco" / "grefs(unc).json", book.refs["grefcoco"])

@@ -1,0 +1,69 @@
+"""ADE20K and Cityscapes: pictures with a label picture each; and the toy classes in all three label lists."""
+
+from pathlib import Path
+
+import numpy as np
+
+from utils.data.class_lists import load_class_list, load_id_table
+from utils.toy.layouts.common import SceneSource, folder, write_jpg, write_png
+from utils.toy.scene import CLASSES, Scene
+
+# Official names of toy classes that a list calls differently; None where it has no such class.
+RENAMED: dict[str, dict[str, str | None]] = {
+    "ade20k": {},
+    "cocostuff": {
+        "ball": "sports ball", "sky": "sky-other", "building": "building-other",
+        "flag": None, "streetlight": None,
+    },
+    "cityscapes": {
+        "streetlight": "pole", "grass": "terrain", "tree": "vegetation", "house": "building",
+        "mountain": None, "sea": None, "sand": None, "boat": None, "airplane": None, "ball": None,
+        "flag": None, "bench": None, "tent": None,
+    },
+}  # fmt: skip
+UNLABELLED = {"ade20k": 0, "cocostuff": 255, "cityscapes": 0}
+TOWNS = {"train": "toytown", "val": "toyport"}
+
+
+def label_values(name: str) -> np.ndarray:
+    """(20,) uint8: the value that a data set's label files have for each of the toy CLASSES."""
+    official, id_table = load_class_list(name).official, load_id_table(name)
+    values = []
+    for toy_name in CLASSES:
+        class_name = RENAMED[name].get(toy_name, toy_name)
+        if class_name is None:
+            values.append(UNLABELLED[name])
+        else:
+            values.append(int(np.flatnonzero(id_table == official.index(class_name))[0]))
+    return np.asarray(values, dtype=np.uint8)
+
+
+def write_ade20k(root: Path, source: SceneSource) -> None:
+    """ade20k/{images,annotations}/{training,validation}/ADE_{train,val}_%08d.{jpg,png}."""
+    values = label_values("ade20k")
+    for split, name in (("train", "training"), ("val", "validation")):
+        images = folder(root / "ade20k" / "images" / name)
+        annotations = folder(root / "ade20k" / "annotations" / name)
+        for drawn in source.scenes("ade20k", split):
+            stem = f"ADE_{split}_{drawn.number + 1:08d}"
+            write_jpg(images / f"{stem}.jpg", drawn.scene.image)
+            write_png(annotations / f"{stem}.png", values[drawn.scene.label])
+
+
+def write_cityscapes(root: Path, source: SceneSource) -> None:
+    """cityscapes/{leftImg8bit,gtFine}/SPLIT/TOWN/TOWN_%06d_000019_{leftImg8bit,gtFine_labelIds}.png.
+
+    Only scenes with a road: the others would be unlabelled for the most part.
+    """
+    values = label_values("cityscapes")
+    for split, town in TOWNS.items():
+        images = folder(root / "cityscapes" / "leftImg8bit" / split / town)
+        labels = folder(root / "cityscapes" / "gtFine" / split / town)
+        for drawn in source.scenes("cityscapes", split, fits=has_road):
+            stem = f"{town}_{drawn.number:06d}_000019"
+            write_png(images / f"{stem}_leftImg8bit.png", drawn.scene.image)
+            write_png(labels / f"{stem}_gtFine_labelIds.png", values[drawn.scene.label])
+
+
+def has_road(scene: Scene) -> bool:
+    return bool((scene.label == CLASSES.index("road")).any())

@@ -1,0 +1,49 @@
+"""Makes the toy base weights again: a few hours of CPU, resumable.
+
+python -m utils.toy.pretrain --out assets/toy                    # all stages, one after the other
+python -m utils.toy.pretrain --out assets/toy --stages clip      # one of them
+
+`language` reads the tower that `clip` wrote; `sam` depends on neither and may run beside them.
+"""
+
+import argparse
+import logging
+from pathlib import Path
+
+import torch
+
+STAGES = ("clip", "sam", "language")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("assets/toy"))
+    parser.add_argument("--work", type=Path, default=Path("runs/toy_pretrain"), help="resumable state")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--clip_steps", type=int, default=1500)
+    parser.add_argument("--sam_steps", type=int, default=2200)
+    parser.add_argument("--language_steps", type=int, default=4000)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(args.threads)
+    args.out.mkdir(parents=True, exist_ok=True)
+    args.work.mkdir(parents=True, exist_ok=True)
+    if "clip" in args.stages:
+        from utils.toy.pretrain.clip import pretrain_clip
+
+        pretrain_clip(args.out / "clip", args.work, num_steps=args.clip_steps)
+    if "sam" in args.stages:
+        from utils.toy.pretrain.sam import pretrain_sam
+
+        pretrain_sam(args.out / "sam_toy.pth", args.work, num_steps=args.sam_steps)
+    if "language" in args.stages:
+        from utils.toy.pretrain.language import pretrain_language
+
+        pretrain_language(args.out / "llava", args.out / "clip", args.work, num_steps=args.language_steps)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""What the three pretraining stages share: scenes as arrays, a learning-rate schedule, and a resumable loop."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from utils.toy.scene import CLASSES, PALETTE, Scene, draw_scene
+
+logger = logging.getLogger(__name__)
+
+# Scenes of the pretraining world. The worlds of utils.toy.world are drawn from other seeds.
+PRETRAIN_SEED = 77_000_001
+HELD_OUT_SEED = 77_000_002
+COLOURS = tuple(PALETTE)
+
+
+@dataclass(frozen=True)
+class Square:
+    """A scene padded at the right and the bottom, or around, to a square and resized to `side` pixels."""
+
+    image: np.ndarray  # (side, side, 3) uint8
+    label: np.ndarray  # (side, side) uint8, len(CLASSES) where padded
+    thing: np.ndarray  # (side, side) uint8, 0 where there is none, k + 1 for things[k]
+    scene: Scene
+    offset: tuple[float, float]  # (x, y) of the scene's corner, in pixels of the square
+    scale: float
+
+
+def thing_map(scene: Scene) -> np.ndarray:
+    """(height, width) uint8: 0 where there is no thing, k + 1 for things[k]."""
+    owners = np.zeros(scene.label.shape, np.uint8)
+    for number, thing in enumerate(scene.things):
+        owners[thing.mask] = number + 1
+    return owners
+
+
+def batches(seed: int, batch_size: int, start: int = 0) -> Iterator[list[Scene]]:
+    """Endless batches of scenes; batch k is a pure function of (seed, k)."""
+    step = start
+    while True:
+        yield [draw_scene(seed, step * batch_size + k) for k in range(batch_size)]
+        step += 1
+
+
+def cosine_factor(step: int, num_steps: int, warmup: int = 100) -> float:
+    """Linear warm-up, then a cosine down to 2 % of the peak."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, num_steps - warmup)
+    return 0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * min(1.0, progress)))
+
+
+def train(
+    module: nn.Module,
+    loss_of: Callable[[list[Scene]], dict[str, Tensor]],
+    *,
+    folder: Path,
+    name: str,
+    num_steps: int,
+    batch_size: int,
+    lr: float,
+    evaluate: Callable[[], dict[str, float]],
+    evaluate_every: int = 250,
+) -> None:
+    """AdamW on `loss_of(scenes)["loss"]`, resumable: the state is saved with each evaluation and read on start."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.02)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine_factor(step, num_steps))
+    state_file = folder / f"{name}.state.pt"
+    step, seconds = 0, 0.0
+    if state_file.exists():
+        state = torch.load(state_file, weights_only=True)
+        module.load_state_dict(state["module"])
+        optimizer.load_state_dict(state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+        step, seconds = state["step"], state["seconds"]
+        logger.info("%s: continues at step %d", name, step)
+    source = batches(PRETRAIN_SEED, batch_size, start=step)
+    bar = tqdm(total=num_steps, initial=step, desc=name, mininterval=10)
+    begun = time.monotonic()
+    while step < num_steps:
+        losses = loss_of(next(source))
+        optimizer.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        scheduler.step()
+        step += 1
+        bar.update()
+        if step % evaluate_every == 0 or step == num_steps:
+            scores = {key: float(value) for key, value in losses.items()} | evaluate()
+            text = ", ".join(f"{key} {value:.3f}" for key, value in scores.items())
+            elapsed = seconds + time.monotonic() - begun
+            tqdm.write(f"{name} step {step} ({elapsed / 60:.1f} min): {text}")
+            state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
+                     "scheduler": scheduler.state_dict(), "seconds": elapsed}  # fmt: skip
+            torch.save(state, state_file.with_suffix(".tmp"))
+            state_file.with_suffix(".tmp").replace(state_file)
+    bar.close()
+
+
+def patch_histogram(values: np.ndarray, patch: int, num_values: int) -> np.ndarray:
+    """How often each value occurs in each patch: (side, side) integers -> (patches, num_values) float32 shares."""
+    side = values.shape[0] // patch
+    cells = rearrange(values, "(row p) (column q) -> (row column) (p q)", p=patch, q=patch)
+    index = cells.astype(np.int64) + num_values * np.arange(side * side)[:, None]
+    counts = np.bincount(index.ravel(), minlength=side * side * num_values).reshape(side * side, num_values)
+    return (counts / cells.shape[1]).astype(np.float32)
+
+
+NUM_LABELS = len(CLASSES) + 1  # the classes, and padding

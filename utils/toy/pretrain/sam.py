@@ -1,0 +1,158 @@
+"""The tiny SAM: class-free masks from points and boxes, as the published one was trained.
+
+Its image encoder is also supervised with the class of each pixel: it stands for an encoder that has seen a billion
+masks of everything, and the toy world has twenty classes.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from model.sam import SamSegmenter, SamSettings
+from utils.toy.pretrain.common import HELD_OUT_SEED, NUM_LABELS, batches, thing_map, train
+from utils.toy.scene import CLASSES, Scene
+
+SETTINGS = SamSettings(
+    image_size=256,
+    encoder_dim=192,
+    encoder_depth=4,
+    encoder_num_heads=6,
+    encoder_mlp_dim=768,
+    encoder_global_blocks=(1, 3),
+    encoder_window_size=8,
+    prompt_embed_dim=128,
+    decoder_mlp_dim=512,
+    iou_head_dim=128,
+)
+LOW_RES = 4 * SETTINGS.grid_size[0]
+PROMPTS_PER_IMAGE = 6
+
+
+def pad(scene: Scene) -> tuple[np.ndarray, tuple[int, int], np.ndarray, np.ndarray]:
+    """Image (3, 256, 256) uint8, its (height, width), labels and things (LOW_RES, LOW_RES) uint8."""
+    side = SETTINGS.image_size
+    height, width = scene.label.shape
+    scale = side / max(height, width)
+    size = (round(width * scale), round(height * scale))
+    image = np.zeros((3, side, side), np.uint8)
+    resized = np.asarray(Image.fromarray(scene.image).resize(size, Image.Resampling.BILINEAR))
+    image[:, : size[1], : size[0]] = resized.transpose(2, 0, 1)
+    maps = []
+    for values, empty in ((scene.label, len(CLASSES)), (thing_map(scene), 0)):
+        padded = np.full((side, side), empty, np.uint8)
+        padded[: size[1], : size[0]] = np.asarray(
+            Image.fromarray(values).resize(size, Image.Resampling.NEAREST)
+        )
+        stride = side // LOW_RES
+        maps.append(padded[stride // 2 :: stride, stride // 2 :: stride])
+    return image, (size[1], size[0]), maps[0], maps[1]
+
+
+class SamStudent(nn.Module):
+    """SAM with a head that reads the classes of the 4 x 4 pixels (at LOW_RES) behind each cell of the embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sam = SamSegmenter(SETTINGS)
+        nn.init.trunc_normal_(self.sam.image_encoder.pos_embed, std=0.02)
+        self.classes = nn.Linear(SETTINGS.prompt_embed_dim, 16 * NUM_LABELS)
+
+    def losses(self, scenes: list[Scene]) -> dict[str, Tensor]:
+        rng = np.random.default_rng(int(scenes[0].image.sum(dtype=np.int64)))
+        images, sizes, labels, things = zip(*(pad(scene) for scene in scenes), strict=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            # `encode` has no gradient: in the assistant the encoder is frozen. Here it learns.
+            embedding = type(self.sam).encode.__wrapped__(self.sam, torch.from_numpy(np.stack(images)), sizes)
+            side = SETTINGS.grid_size[0]
+            classes = self.classes(embedding.permute(0, 2, 3, 1)).float()  # (B, side, side, 16 * labels)
+            classes = classes.view(-1, side, side, 4, 4, NUM_LABELS).permute(0, 1, 3, 2, 4, 5)
+            owners, boxes, points, kinds, targets = _prompts(labels, things, rng)
+            logits, quality = self._masks(embedding, owners, boxes, points, kinds)
+        class_loss = F.cross_entropy(
+            classes.reshape(-1, NUM_LABELS), torch.from_numpy(np.stack(labels)).long().view(-1)
+        )
+        bce = F.binary_cross_entropy_with_logits(logits, targets)
+        probabilities = logits.sigmoid().flatten(1)
+        overlap = (probabilities * targets.flatten(1)).sum(1)
+        total = probabilities.sum(1) + targets.flatten(1).sum(1)
+        dice = (1 - (2 * overlap + 1) / (total + 1)).mean()
+        with torch.no_grad():
+            predicted = logits > 0
+            both = (predicted & (targets > 0)).flatten(1).sum(1)
+            iou = both / (predicted | (targets > 0)).flatten(1).sum(1).clamp(min=1)
+        quality_loss = F.mse_loss(quality.squeeze(1), iou)
+        return {
+            "loss": class_loss + 2 * bce + dice + 0.1 * quality_loss,
+            "class": class_loss,
+            "bce": bce,
+            "dice": dice,
+            "iou": iou.mean(),
+        }
+
+    def _masks(
+        self, embedding: Tensor, owners: Tensor, boxes: Tensor, points: Tensor, kinds: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Mask logits (n, LOW_RES, LOW_RES) and predicted IoU (n, 1) of one point or one box each."""
+        encoder = self.sam.prompt_encoder
+        with torch.autocast("cpu", enabled=False):  # positions in bfloat16 would be a cell off
+            by_point, _ = encoder(
+                (points, torch.ones(len(points), 1)), None, None
+            )  # (n, 2, dim), the second fills up
+            by_box, _ = encoder(None, boxes, None)  # (n, 2, dim)
+            positions = self.sam.dense_positions(embedding.float())
+        sparse = torch.where(kinds[:, None, None], by_point, by_box)
+        no_mask = encoder.no_mask_embed.weight.view(1, -1, 1, 1).expand_as(positions)
+        logits, quality = self.sam.mask_decoder(
+            image_embeddings=no_mask,
+            image_pe=positions,
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=embedding[owners],
+            multimask_output=False,
+        )
+        return logits.squeeze(1).float(), quality.float()
+
+
+def _prompts(
+    labels: tuple[np.ndarray, ...], things: tuple[np.ndarray, ...], rng: np.random.Generator
+) -> tuple[Tensor, ...]:
+    """Some regions of each image (a thing, or one stuff), each prompted by a point inside it or by its box."""
+    owners, boxes, points, kinds, targets = [], [], [], [], []
+    stride = SETTINGS.image_size // LOW_RES
+    for number, (label, thing) in enumerate(zip(labels, things, strict=True)):
+        regions = [thing == k for k in np.unique(thing) if k]
+        regions += [(label == k) & (thing == 0) for k in np.unique(label[thing == 0]) if k != len(CLASSES)]
+        for choice in rng.permutation(len(regions))[:PROMPTS_PER_IMAGE]:
+            rows, columns = np.nonzero(regions[choice])
+            pick = int(rng.integers(len(rows)))
+            owners.append(number)
+            points.append([[(columns[pick] + 0.5) * stride, (rows[pick] + 0.5) * stride]])
+            box = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) * stride
+            boxes.append(box + rng.uniform(-4, 4, 4))
+            kinds.append(rng.random() < 0.5)
+            targets.append(regions[choice])
+    return (
+        torch.tensor(owners),
+        torch.tensor(np.stack(boxes), dtype=torch.float32),
+        torch.tensor(points, dtype=torch.float32),
+        torch.tensor(kinds),
+        torch.from_numpy(np.stack(targets)).float(),
+    )
+
+
+def pretrain_sam(out: Path, work: Path, *, num_steps: int, batch_size: int = 16) -> None:
+    """Train and write `out`, a state dict in segment_anything's layout, fp16."""
+    torch.manual_seed(0)
+    student = SamStudent()
+    held_out = next(batches(HELD_OUT_SEED, 32))
+
+    @torch.no_grad()
+    def evaluate() -> dict[str, float]:
+        return {f"held-out {key}": float(value) for key, value in student.losses(held_out).items()}
+
+    train(student, student.losses, folder=work, name="sam", num_steps=num_steps, batch_size=batch_size,
+          lr=8e-4, evaluate=evaluate)  # fmt: skip
+    torch.save({name: value.half() for name, value in student.sam.state_dict().items()}, out)

@@ -1,0 +1,64 @@
+"""Implicit questions about a toy scene: the target is never named, only what it is for or what it is like."""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from utils.toy.scene import CLASSES, Scene
+
+MIN_FRACTION = 0.002  # of the picture: a smaller target is not asked for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Puzzle:
+    """Classes that answer a question together, and the ways to ask for them."""
+
+    names: tuple[str, ...]
+    sentences: tuple[str, ...]
+    phrases: tuple[str, ...]  # to be put into "What is {} in this image?"
+    because: str  # ends "The answer is the ball, because ..."
+    rivals: tuple[str, ...] = ()  # classes that some would also mean: neither right nor wrong
+
+
+@dataclass(frozen=True)
+class Reasoning:
+    """One question about one scene."""
+
+    question: str
+    is_sentence: bool
+    names: tuple[str, ...]  # classes that the mask covers
+    mask: np.ndarray  # (height, width) bool
+    ignore: np.ndarray  # (height, width) bool, pixels that are neither right nor wrong
+    explanation: str
+
+
+@cache
+def load_puzzles() -> tuple[Puzzle, ...]:
+    """The puzzles of reasoning.yaml."""
+    entries = yaml.safe_load((Path(__file__).parent / "reasoning.yaml").read_text(encoding="utf-8"))
+    return tuple(
+        Puzzle(**{key: value if isinstance(value, str) else tuple(value) for key, value in entry.items()})
+        for entry in entries
+    )
+
+
+def reasoning_questions(scene: Scene, rng: np.random.Generator) -> list[Reasoning]:
+    """All questions that this scene can answer, in random order; those with equal `names` have one mask."""
+    asked = []
+    present = set(scene.present)
+    for puzzle in load_puzzles():
+        names = tuple(name for name in puzzle.names if name in present)
+        mask, ignore = (
+            np.isin(scene.label, [CLASSES.index(n) for n in side]) for side in (names, puzzle.rivals)
+        )
+        if mask.mean() < MIN_FRACTION:
+            continue
+        explanation = f"The answer is the {' and the '.join(names)}, because {puzzle.because}."
+        texts = [(text, True) for text in puzzle.sentences] + [(text, False) for text in puzzle.phrases]
+        asked += [
+            Reasoning(text, is_sentence, names, mask, ignore, explanation) for text, is_sentence in texts
+        ]
+    return [asked[index] for index in rng.permutation(len(asked))]

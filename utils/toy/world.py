@@ -1,0 +1,126 @@
+"""Write a toy world: cartoon scenes in the official on-disk layouts of the data sets, deterministic by seed.
+
+    python -m utils.toy.world --out ./dataset --seed 0 --num_images 400
+
+Every layout gets `num_images` scenes for training and `num_val` for validation, no scene twice.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import NoReturn
+
+from utils.toy.layouts.coco import write_coco
+from utils.toy.layouts.common import SEED_OF_SPLIT, SceneSource, scene_key, write_json
+from utils.toy.layouts.reason import write_reason
+from utils.toy.layouts.refer import write_refer
+from utils.toy.layouts.semantic import write_ade20k, write_cityscapes
+
+__all__ = ["WorldConfig", "main", "make_world", "scene_key"]
+
+VERSION = 1  # of what the same parameters give; a world of another version is made again
+WRITERS = (write_ade20k, write_coco, write_cityscapes, write_refer, write_reason)
+MIN_VAL, VAL_SHARE = 4, 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldConfig:
+    """What a world depends on."""
+
+    out: str  # folder that becomes the --dataset_dir
+    seed: int = 0  # another seed, another world
+    num_images: int = 400  # training scenes of each layout
+    num_val: int = 0  # validation scenes of each layout; 0: a fifth of num_images, at least 4
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < SEED_OF_SPLIT["val"]:
+            raise ValueError(
+                f"seed must be in 0..{SEED_OF_SPLIT['val'] - 1}, got {self.seed}; higher ones are held out"
+            )
+        if self.num_images < 1 or self.num_val < 0:
+            raise ValueError(
+                f"num_images must be >= 1 and num_val >= 0, got {self.num_images} and {self.num_val}"
+            )
+
+    @property
+    def source(self) -> SceneSource:
+        num_val = self.num_val or max(self.num_images // VAL_SHARE, MIN_VAL)
+        return SceneSource(self.seed, self.num_images, num_val)
+
+
+def make_world(config: WorldConfig) -> bool:
+    """Write the world, or keep the one that is there; returns whether it wrote.
+
+    The folder appears complete or not at all. Raises ValueError when it holds something else.
+    """
+    out = Path(config.out)
+    parameters = {"version": VERSION, **asdict(config.source)}
+    if out.is_dir() and any(out.iterdir()):
+        if not (out / "world.json").is_file():
+            raise ValueError(f"{out} holds files but no world.json; pass an empty or new folder as --out")
+        found = json.loads((out / "world.json").read_text(encoding="utf-8"))
+        if found == parameters:
+            return False
+        raise ValueError(f"{out} holds another world, {found}, not {parameters}; delete it or change --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        for write in WRITERS:
+            write(unfinished, config.source)
+        write_json(unfinished / "world.json", parameters)
+        unfinished.chmod(0o755)  # mkdtemp's folders are closed to others
+        unfinished.replace(out)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    return True
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; see --help")  # one line, as for every other mistake
+
+
+def parse_arguments(argv: Sequence[str] | None) -> WorldConfig:
+    parser = _Parser(prog="python -m utils.toy.world", description=__doc__.splitlines()[0])
+    helps = {
+        "out": "folder to write, the later --dataset_dir",
+        "seed": "another seed gives another world",
+        "num_images": "training scenes of each layout",
+        "num_val": "validation scenes of each layout (0: a fifth of num_images, at least 4)",
+    }
+    for field in fields(WorldConfig):
+        required = field.name == "out"
+        parser.add_argument(
+            f"--{field.name}",
+            type=field.type,
+            required=required,
+            default=None if required else field.default,
+            help=helps[field.name],
+        )
+    return WorldConfig(**vars(parser.parse_args(argv)))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code: 0, or 2 after one line about what the user did wrong."""
+    try:
+        config = parse_arguments(argv)
+        written = make_world(config)
+    except (ValueError, OSError) as problem:
+        print(problem, file=sys.stderr)
+        return 2
+    source = config.source
+    what = "written" if written else "kept, it was complete"
+    print(
+        f"{config.out}: {source.num_train} training and {source.num_val} validation scenes a layout, {what}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
