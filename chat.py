@@ -28,6 +28,7 @@ from utils.colours import MASK_COLOURS, Colour, class_colour
 from utils.config import ChatConfig, parse_config
 from utils.data.images import read_image
 from utils.distributed import device_of, dtype_of
+from utils.logs import start_logging
 from utils.metrics import label_map
 from utils.visualize import LegendEntry, annotate
 
@@ -52,6 +53,7 @@ class Answer:
 def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = parse_config(ChatConfig, argv)
+        start_logging()
         check_question(config)
         image = read_picture(config.image) if config.image else None
         model = load(config)

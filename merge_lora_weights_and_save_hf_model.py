@@ -24,6 +24,7 @@ from model.loading import load_model
 from model.sequence import SequenceFormat
 from utils.config import MergeConfig, parse_config
 from utils.distributed import dtype_of
+from utils.logs import start_logging
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = parse_config(MergeConfig, argv)
+        start_logging()
         target = free_folder(config.save_path)
         settings = read_run_settings(config.weight)
         model = load_base(config, settings)

@@ -28,6 +28,7 @@ from utils.config import TestConfig, parse_config
 from utils.data.registry import parse_val_list
 from utils.distributed import device_of, distributed, dtype_of
 from utils.evaluate import evaluate_datasets, open_datasets
+from utils.logs import start_logging
 from utils.report import Report
 from utils.tables import print_report
 from utils.visualize import draw_sheet
@@ -36,6 +37,7 @@ from utils.visualize import draw_sheet
 def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = parse_config(TestConfig, argv)
+        start_logging()
         # Before the model: minutes of loading should not end in a misspelt name.
         datasets = open_datasets(
             [str(entry) for entry in parse_val_list(config.val_dataset_list)], config.dataset_dir

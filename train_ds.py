@@ -12,9 +12,8 @@ losses to runs/EXP/losses.jsonl and, for TensorBoard, to runs/EXP.
 from __future__ import annotations
 
 import json
-import logging
+import math
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,28 +27,35 @@ from model.loading import load_model
 from model.lora import add_lora, mark_trainable
 from model.processor import LasagnaProcessor
 from utils.asking import EvaluationSettings
-from utils.checkpoint import resume, save_checkpoint
+from utils.checkpoint import check_run, forget_after, resume, save_best, save_checkpoint
 from utils.config import TrainConfig, parse_config
 from utils.data.base import Dataset
 from utils.data.collate import LengthLimit, build_loader
 from utils.data.mixture import Mixture, build_train_mixture
 from utils.data.registry import parse_val_list
 from utils.deepspeed_config import deepspeed_config
-from utils.distributed import dtype_of, is_main_process, set_launch_environment, world_size
+from utils.distributed import dtype_of, is_main_process, seed_of_step, set_launch_environment, world_size
 from utils.evaluate import evaluate_datasets, open_datasets
+from utils.logs import one_line, start_logging
 from utils.meters import Meters
-from utils.report import Report
+from utils.report import Report, Result
 
-logger = logging.getLogger(__name__)
-
-# What one number a validation is judged by, in this order: the first that the first data set has.
-SCORES = ("semantic.miou", "referring.ciou", "generalized.ciou", "reasoning.giou", "vqa.exact_match")
+LOSSES_FILE = "losses.jsonl"
+# The number that a data set is judged by: the first of these that it has.
+SCORES = (
+    ("semantic", "miou"),
+    ("referring", "ciou"),
+    ("generalized", "ciou"),
+    ("reasoning", "giou"),
+    ("vqa", "exact_match"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = parse_config(TrainConfig, argv)
         start_processes(config)
+        check_run(config, world_size())
         datasets = open_validation(config)
         model, processor = build_model(config)
         mixture = build_train_mixture(
@@ -60,21 +66,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"{mixture.describe()}\nsteps {step} to {config.num_steps}, {count_trainable(model)}")
         train(engine, mixture, datasets, config, step, best_score)
     except (ValueError, FileNotFoundError) as problem:
-        print(f"train_ds.py: {problem}", file=sys.stderr)
+        print(f"train_ds.py: {one_line(problem)}", file=sys.stderr)
         return 2
     return 0
 
 
 def start_processes(config: TrainConfig) -> None:
     """Join the other processes, or be the only one."""
-    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
-    warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+    start_logging()
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     set_launch_environment()
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # On a CPU, DeepSpeed would probe compilers at every start and compile shared-memory collectives for minutes at
+    # the first; only its inference engine uses those, training goes through gloo.
+    deepspeed.ops.__compatible_ops__ = {}
     deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", verbose=False)
-    logging.getLogger().setLevel(logging.INFO if is_main_process() else logging.ERROR)
+    if config.zero_stage == 3 and world_size() > 1 and not config.no_eval:
+        raise ValueError(
+            "--zero_stage 3 cannot validate on several processes, whose answers differ in length; add --no_eval and "
+            "evaluate the merged model with test_sem.py, or take --zero_stage 2"
+        )
 
 
 def open_validation(config: TrainConfig) -> dict[str, Dataset]:
@@ -129,22 +140,31 @@ def train(
 ) -> None:
     """The loop: optimizer steps from `start` on, and after each epoch validation and a checkpoint."""
     batches = iter(open_loader(mixture, engine, config, start))
-    writer = SummaryWriter(str(config.run_dir)) if is_main_process() else None
+    writer = open_logs(config, start) if is_main_process() else None
     meters = Meters()
     bar = tqdm(total=config.num_steps, initial=start, desc="training", disable=not is_main_process())
     for step in range(start + 1, config.num_steps + 1):
+        torch.manual_seed(seed_of_step(config.seed, step))  # dropout
         train_step(engine, batches, config.grad_accumulation_steps, meters)
         log_step(step, engine, meters, bar, writer, config)
         if step % config.steps_per_epoch == 0:
+            save_checkpoint(engine, config, step)  # first: nothing is lost if the validation fails
             report = validate(engine, datasets, config)
-            score = score_of(report)
-            best = score is not None and (best_score is None or score > best_score)
-            best_score = score if best else best_score
             log_validation(step, report, writer)
-            save_checkpoint(engine, config, step, best_score=best_score, best=best)
+            score = deciding_score(report)
+            if score is not None and (best_score is None or score > best_score):
+                best_score = score
+                save_best(engine, config, step, score)
     bar.close()
     if writer:
         writer.close()
+
+
+def open_logs(config: TrainConfig, start: int) -> SummaryWriter:
+    """The run's logs, without what an interrupted start wrote of the steps that come again."""
+    forget_after(config.run_dir / LOSSES_FILE, start)
+    # Resolved, as the writer's thread opens its file again and again.
+    return SummaryWriter(str(config.run_dir.resolve()), purge_step=start + 1)
 
 
 def open_loader(mixture: Mixture, engine: Any, config: TrainConfig, start: int) -> Any:
@@ -154,7 +174,7 @@ def open_loader(mixture: Mixture, engine: Any, config: TrainConfig, start: int) 
         mixture,
         engine.module.processor,
         batch_size=config.batch_size,
-        num_batches=(config.num_steps - start) * accumulation,
+        num_batches=max(config.num_steps - start, 0) * accumulation,
         start=start * accumulation,
         rank=torch.distributed.get_rank(),
         world_size=world_size(),
@@ -194,7 +214,7 @@ def log_step(
     losses["lr"] = engine.get_lr()[0]
     for name, value in losses.items():
         writer.add_scalar(f"train/{name}", value, step)
-    with (config.run_dir / "losses.jsonl").open("a", encoding="utf-8") as file:
+    with (config.run_dir / LOSSES_FILE).open("a", encoding="utf-8") as file:
         file.write(json.dumps({"step": step, **losses}) + "\n")
 
 
@@ -213,27 +233,31 @@ def validate(engine: Any, datasets: dict[str, Dataset], config: TrainConfig) -> 
     )
 
 
-def score_of(report: Report | None) -> float | None:
-    """The one number that decides which weights are the best."""
-    if report is None:
-        return None
-    found = [report.value(metric) for metric in SCORES]
-    known = [value for value in found if value == value]
-    return known[0] if known else None
+def score_of(result: Result) -> tuple[str, float] | None:
+    """The name and the value of a data set's number."""
+    for section, metric in SCORES:
+        if section in result.sections:
+            return f"{section}.{metric}", float(result.sections[section][metric])
+    return None
+
+
+def deciding_score(report: Report | None) -> float | None:
+    """The number of the first data set: the weights with the highest are kept as the best."""
+    score = score_of(report.results[0]) if report else None
+    return None if score is None or math.isnan(score[1]) else score[1]
 
 
 def log_validation(step: int, report: Report | None, writer: SummaryWriter | None) -> None:
+    """Every number to TensorBoard, one of each data set to the terminal."""
     if report is None or writer is None:
         return
     shown = []
     for result in report.results:
         for section, numbers in result.sections.items():
             for name, value in numbers.items():
-                if value == value:
-                    writer.add_scalar(f"val/{result.dataset}/{section}/{name}", value, step)
-    for metric in SCORES:
-        value = report.value(metric)
-        shown += [f"{metric} {value:.3f}"] if value == value else []
+                writer.add_scalar(f"val/{result.dataset}/{section}/{name}", value, step)
+        if score := score_of(result):
+            shown.append(f"{result.dataset} {score[0]} {score[1]:.3f}")
     tqdm.write(f"step {step}: {', '.join(shown)}")
 
 

@@ -27,10 +27,10 @@ from model.outputs import EncodedImages, LasagnaOutput, Size
 from model.processor import FILE_NAME as PROCESSOR_FILE
 from model.processor import LasagnaProcessor
 from model.sam import SamSegmenter
-from model.weights import check_loading_info
+from model.weights import ExactBuffers, check_loading_info
 
 
-class LasagnaForConditionalGeneration(InferenceMixin, PreTrainedModel):
+class LasagnaForConditionalGeneration(InferenceMixin, ExactBuffers, PreTrainedModel):
     """The whole model. `vlm` is a Hugging Face LLaVA (PEFT may wrap it), `sam` a `SamSegmenter`."""
 
     config_class = LasagnaConfig
@@ -38,6 +38,7 @@ class LasagnaForConditionalGeneration(InferenceMixin, PreTrainedModel):
     main_input_name = "input_ids"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
+    _keep_in_fp32_modules_strict = ["pe_layer"]  # noqa: RUF012, SAM's position matrix
     _supports_sdpa = True
     _supports_flash_attn = True
 

@@ -74,10 +74,10 @@ def load_model(
         dtype=dtype,
         attn_implementation=choose_attention(attn_implementation, dtype),
     )
-    logger.info("%s is a %s; attention: %s", folder, layout, options.attn_implementation)
+    logger.info("%s: %s; attention: %s", folder, layout, options.attn_implementation)
     read = LAYOUTS[layout].read(folder, options)
     if isinstance(read, LasagnaForConditionalGeneration):
-        logger.info("warm start: projection and mask decoder are the folder's own")
+        logger.info("projection and mask decoder: trained, from the folder")
         model = with_settings(read, format, prompt)
     else:
         model = assemble(read, vision_pretrained=vision_pretrained, format=format, prompt=prompt, seed=seed)
@@ -207,7 +207,7 @@ def from_parts(
     if projector_weights is not None:
         load_strictly(model.seg_projector, projector_weights, source="the projection")
     else:
-        logger.info("the projection is new: this model must be trained before it can segment")
+        logger.info("projection: new, to be trained")
         for layer in model.seg_projector:
             if isinstance(layer, nn.Linear):
                 bound = layer.in_features**-0.5  # torch's own start, from our generator

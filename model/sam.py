@@ -18,6 +18,8 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from model.weights import ExactBuffers
+
 # Masks decoded in one call: 64 prompts of ViT-H's 64 x 64 grid are 256 MB in bfloat16 for each activation.
 MASKS_PER_CALL = 64
 
@@ -159,7 +161,7 @@ def sam_settings_from_state_dict(weights: Mapping[str, Tensor]) -> SamSettings:
     )
 
 
-class SamSegmenter(nn.Module):
+class SamSegmenter(ExactBuffers):
     """The three parts of a SAM under the names they have in a SAM file, without the buffers of `Sam`.
 
     Non-persistent buffers hold garbage after `from_pretrained`, so pixel mean and std come from the settings.

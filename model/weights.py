@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 # Index files (which shard holds which weight) and single files, in the order in which they are looked for.
@@ -34,6 +34,27 @@ def read_torch_file(path: str | Path) -> dict[str, object]:
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{path} is not a readable checkpoint of tensors: {reason}") from error
+
+
+class ExactBuffers(nn.Module):
+    """A module whose buffers follow it to another device but not to another dtype.
+
+    `model.bfloat16()`, which DeepSpeed calls, would round rotary frequencies and SAM's position matrix: the angle of
+    token 600 would be off by up to a radian, and a folder that is loaded again would not have that error.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ExactBuffers:
+        before = [
+            (module, name, value)
+            for module in self.modules()
+            for name, value in module._buffers.items()
+            if value is not None
+        ]
+        super()._apply(fn, recurse)
+        for module, name, value in before:
+            if module._buffers[name].dtype != value.dtype:
+                module._buffers[name] = value.to(module._buffers[name].device)
+        return self
 
 
 def is_zip(path: Path) -> bool:

@@ -1,16 +1,20 @@
-"""Shared fixtures: a small LLaMA tokenizer made on the spot, and the reference numbers where they exist."""
+"""Shared fixtures: a small LLaMA tokenizer, a toy world to run the scripts on, and the reference numbers."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import sentencepiece
+import torch
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from tests.commands import README, REPOSITORY, SMALL_RUN, Command, fill_in, run, shell_commands
+from utils.toy.world import WorldConfig, make_world
 
 NAMES = (
     *("person", "tree", "dog", "cat", "sky", "grass", "house", "river", "mountain", "crt screen", "sofa"),
@@ -61,6 +65,74 @@ def golden() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no reference numbers at {folder}; set LASAGNA_GOLDEN")
     return folder
+
+
+@pytest.fixture(scope="session")
+def toy_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A --dataset_dir with eight training and four validation scenes of each layout."""
+    folder = tmp_path_factory.mktemp("toy") / "dataset"
+    make_world(WorldConfig(out=str(folder), num_images=8))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def workspace(toy_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder that looks like the repository to a person who types commands, with the toy world as ./dataset.
+
+    Whatever the tests' runs write stays in it. The process group that training joins ends with the tests.
+    """
+    folder = tmp_path_factory.mktemp("workspace")
+    for name in ("assets", "configs"):
+        (folder / name).symlink_to(REPOSITORY / name)
+    (folder / "dataset").symlink_to(toy_world)
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            patch.setenv(name, "")  # so that what a script sets is undone
+            patch.delenv(name)
+        yield folder
+    torch.set_num_threads(threads)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """What the README's training command left."""
+
+    folder: Path
+    argv: tuple[str, ...]  # how it was started
+    module: torch.nn.Module  # the model in memory after the last step
+
+
+@pytest.fixture(scope="session")
+def trained_run(workspace: Path) -> TrainedRun:
+    """The README's first training command on the toy world: four steps, two validations, defaults otherwise."""
+    import train_ds  # here: most tests do not need DeepSpeed
+
+    line = next(line for line in shell_commands(README) if "train_ds.py" in line)
+    command = Command.parse(fill_in(line, workspace))
+    seen: dict[str, torch.nn.Module] = {}
+    save = train_ds.save_checkpoint
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(workspace)
+        patch.setattr(
+            train_ds,
+            "save_checkpoint",
+            lambda engine, *args: (seen.update(module=engine.module), save(engine, *args)),
+        )
+        assert command.run(*SMALL_RUN) == 0
+    folder = workspace / "runs" / "LaSagnA-7b"
+    return TrainedRun(folder=folder, argv=(*command.arguments, *SMALL_RUN), module=seen["module"])
+
+
+@pytest.fixture(scope="session")
+def merged_model(workspace: Path, trained_run: TrainedRun) -> Path:
+    """The README's merge of that run's checkpoint folder, in float32."""
+    target = workspace / "merged"
+    assert run("merge_lora_weights_and_save_hf_model", "--weight", trained_run.folder / "ckpt_model",
+               "--save_path", target, "--precision", "fp32") == 0  # fmt: skip
+    return target
 
 
 def write_json(path: Path, values: dict) -> None:

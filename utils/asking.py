@@ -39,11 +39,11 @@ class EvaluationSettings:
         if self.presence_threshold is not None and not 0 <= self.presence_threshold <= 1:
             raise ValueError(f"presence_threshold is a probability, 0 to 1, got {self.presence_threshold}")
 
-    def protocol(self) -> dict[str, Any]:
-        """The part that a reader of the numbers has to know."""
+    def protocol(self, *, constrained: bool) -> dict[str, Any]:
+        """The part that a reader of the numbers has to know; `constrained`: how complex queries are decoded."""
         return {
             "answers": "teacher_forced" if self.teacher_forced else "generated",
-            "complex_queries": "constrained",
+            "complex_queries": "constrained" if constrained else "generated",
             "classes_per_query": self.classes_per_query or DEFAULT_NUM_ALL_CLASSES,
             "presence_threshold": self.presence_threshold,
             "max_new_tokens": self.max_new_tokens,

@@ -7,6 +7,7 @@ runs/EXP/ckpt_best/                                              the same for th
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from dataclasses import asdict
@@ -27,38 +28,44 @@ from utils.distributed import is_main_process
 logger = logging.getLogger(__name__)
 
 BEST_FOLDER = "ckpt_best"
-# A run continues only with the settings that its weights and its stream of samples came from.
-FIXED = (
-    "version", "vision_tower", "vision_pretrained", "format", "conv_type", "lora_r", "lora_alpha",
-    "lora_target_modules", "precision", "zero_stage", "random_classes_list", "sequence_augmentation",
-    "order_following", "seed", "batch_size", "grad_accumulation_steps",
+# What a run may continue with another value of: how long it goes on, where things are, what only costs time,
+# and what is measured. Everything else decides the weights, and stays as it was.
+FREE = (
+    "epochs", "dataset_dir", "fast_resize", "workers", "attn_implementation", "gradient_checkpointing",
+    "num_threads", "local_rank", "val_dataset_list", "val_dataset", "no_eval", "val_batch_size",
+    "max_val_samples", "classes_per_query", "log_base_dir", "exp_name", "auto_resume",
 )  # fmt: skip
 
 
-def save_checkpoint(
-    engine: Any, config: TrainConfig, step: int, *, best_score: float | None, best: bool
-) -> None:
-    """Save the newest weights, and the same as the best ones if they are. A collective call.
+def save_checkpoint(engine: Any, config: TrainConfig, step: int) -> None:
+    """Save the newest weights and the optimizer. A collective call."""
+    _save(engine, config, config.run_dir / CHECKPOINT_FOLDER, {"step": step})
 
-    The older save of a folder goes only after the new one is complete.
-    """
-    state = {"step": step, "best_score": best_score}
-    folders = [CHECKPOINT_FOLDER, BEST_FOLDER] if best else [CHECKPOINT_FOLDER]
-    for folder in (config.run_dir / name for name in folders):
-        tag = f"global_step{step}"
-        if is_main_process():
-            _save_settings(engine.module, config, folder / SETTINGS_FOLDER)
-            # Stale files of another world size in the same tag would be read as part of this save.
-            shutil.rmtree(folder / tag, ignore_errors=True)
-        if dist.is_initialized():
-            dist.barrier()
-        engine.save_checkpoint(str(folder), tag=tag, client_state=state, exclude_frozen_parameters=True)
-        if dist.is_initialized():
-            dist.barrier()
-        if is_main_process():
-            for old in folder.glob("global_step*"):
-                if old.name != tag:
-                    shutil.rmtree(old)
+
+def save_best(engine: Any, config: TrainConfig, step: int, score: float) -> None:
+    """Save the weights of the best validation so far. A collective call."""
+    _save(engine, config, config.run_dir / BEST_FOLDER, {"step": step, "best_score": score})
+
+
+def _save(engine: Any, config: TrainConfig, folder: Path, state: dict[str, Any]) -> None:
+    """The older save of the folder goes only after the new one is complete."""
+    tag = f"global_step{state['step']}"
+    if is_main_process():
+        _save_settings(engine.module, config, folder / SETTINGS_FOLDER)
+        # Stale files of another world size in the same tag would be read as part of this save.
+        shutil.rmtree(folder / tag, ignore_errors=True)
+    _wait_for_all()
+    engine.save_checkpoint(str(folder), tag=tag, client_state=state, exclude_frozen_parameters=True)
+    _wait_for_all()
+    if is_main_process():
+        for old in folder.glob("global_step*"):
+            if old.name != tag:
+                shutil.rmtree(old)
+
+
+def _wait_for_all() -> None:
+    if dist.is_initialized():
+        dist.barrier()
 
 
 def _save_settings(model: LasagnaForConditionalGeneration, config: TrainConfig, folder: Path) -> None:
@@ -68,20 +75,63 @@ def _save_settings(model: LasagnaForConditionalGeneration, config: TrainConfig, 
     save_config(config, folder / "run.yaml")
 
 
-def resume(engine: Any, config: TrainConfig) -> tuple[int, float | None]:
-    """Continue from the run's newest checkpoint; returns (steps done, best score so far).
+def check_run(config: TrainConfig, num_processes: int) -> None:
+    """Whether this run may start or continue; asked before anything is built.
 
     Raises:
-        ValueError: the run was started with other settings, or the checkpoint does not fit the model.
+        ValueError: there is a run of this name that must not, or cannot, be continued like this.
     """
     folder = config.run_dir / CHECKPOINT_FOLDER
     if not (folder / "latest").is_file():
-        return 0, None
+        return
     if not config.auto_resume:
         raise ValueError(
             f"{folder} holds an earlier run; choose another --exp_name, or leave out --no_auto_resume to continue it"
         )
     check_same_run(config, folder / SETTINGS_FOLDER / "run.yaml")
+    before = read_state(folder)["dp_world_size"]
+    if before != num_processes:
+        raise ValueError(
+            f"run {config.exp_name!r} was started with {before} processes, now there are {num_processes}; start as "
+            f"many as before, or choose another --exp_name"
+        )
+
+
+def check_same_run(config: TrainConfig, path: Path) -> None:
+    """ValueError when a run would continue with settings that its checkpoint was not made with."""
+    if not path.is_file():
+        raise ValueError(f"{path} is missing, which says how the run was started; choose another --exp_name")
+    saved = yaml.safe_load(path.read_text(encoding="utf-8"))
+    changed = [
+        f"--{name} was {saved[name]!r}, is {now!r}"
+        for name, now in asdict(config).items()
+        if name in saved and name not in FREE and saved[name] != now
+    ]
+    if changed:
+        raise ValueError(
+            f"run {config.exp_name!r} was started with other settings ({'; '.join(changed)}); "
+            "choose another --exp_name, or give the settings that it had"
+        )
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """What DeepSpeed saved beside the weights in a folder's newest save; tensors stay on disk."""
+    tag = folder / (folder / "latest").read_text(encoding="utf-8").strip()
+    paths = sorted(tag.glob("*_model_states.pt"))
+    if not paths:
+        raise ValueError(f"{tag} has no *_model_states.pt; remove {folder} to start again")
+    return _load_safely(str(paths[0]), mmap=True)
+
+
+def resume(engine: Any, config: TrainConfig) -> tuple[int, float | None]:
+    """Continue from the run's newest checkpoint; returns (steps done, best score so far).
+
+    Raises:
+        ValueError: the checkpoint does not fit the model.
+    """
+    folder, best = config.run_dir / CHECKPOINT_FOLDER, config.run_dir / BEST_FOLDER
+    if not (folder / "latest").is_file():
+        return 0, None
     engine.checkpoint_engine.load = _load_safely
     # ZeRO-3 restores weights from the optimizer's parts; there, the module holds none to compare.
     load_module = _load_trainable if config.zero_stage < 3 else None
@@ -89,13 +139,33 @@ def resume(engine: Any, config: TrainConfig) -> tuple[int, float | None]:
     if path is None:
         raise ValueError(f"{folder} cannot be read; remove it to start again")
     logger.info("continues %s at step %d", path, state["step"])
-    return int(state["step"]), state["best_score"]
+    best_score = read_state(best)["best_score"] if (best / "latest").is_file() else None
+    return int(state["step"]), best_score
 
 
-def _load_safely(path: str, map_location: Any = None) -> Any:
+def forget_after(log: Path, step: int) -> None:
+    """Keep the lines of a losses.jsonl up to `step`, those of a run that was stopped later are made again."""
+    if not log.is_file():
+        return
+    kept = [
+        line for line in log.read_text(encoding="utf-8").splitlines(keepends=True) if _is_up_to(line, step)
+    ]
+    unfinished = log.with_suffix(".unfinished")
+    unfinished.write_text("".join(kept), encoding="utf-8")
+    unfinished.replace(log)
+
+
+def _is_up_to(line: str, step: int) -> bool:
+    try:
+        return json.loads(line)["step"] <= step
+    except json.JSONDecodeError:  # the last line of a process that was killed
+        return False
+
+
+def _load_safely(path: str, map_location: Any = None, mmap: bool | None = None) -> Any:
     """What DeepSpeed's torch engine does, for data only: its own `load` runs any code in the file."""
     with torch.serialization.safe_globals(safe_globals()):
-        return torch.load(path, map_location=map_location, weights_only=True)
+        return torch.load(path, map_location=map_location, mmap=mmap, weights_only=True)
 
 
 def _load_trainable(src: dict[str, torch.Tensor], dst: torch.nn.Module) -> None:
@@ -103,17 +173,3 @@ def _load_trainable(src: dict[str, torch.Tensor], dst: torch.nn.Module) -> None:
     missing, unexpected = dst.load_state_dict(src, strict=False)
     trainable = {name for name, parameter in dst.named_parameters() if parameter.requires_grad}
     check_keys(sorted(trainable & set(missing)), unexpected, source="the run's checkpoint")
-
-
-def check_same_run(config: TrainConfig, path: Path) -> None:
-    """ValueError when a run would continue with settings that its checkpoint was not made with."""
-    saved = yaml.safe_load(path.read_text(encoding="utf-8"))
-    now = asdict(config)
-    changed = [
-        f"{name} was {saved.get(name)!r}, is {now[name]!r}" for name in FIXED if saved.get(name) != now[name]
-    ]
-    if changed:
-        raise ValueError(
-            f"run {config.exp_name!r} was started with other settings ({'; '.join(changed)}); "
-            "choose another --exp_name, or give the settings that it had"
-        )

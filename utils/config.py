@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -105,12 +106,11 @@ class TrainConfig:
     auto_resume: bool = setting(True, "continue from the run's newest checkpoint")
 
     def __post_init__(self) -> None:
-        if self.val_dataset:
-            object.__setattr__(self, "val_dataset_list", self.val_dataset)
+        _fold_alias(self)
         _check_choices(self)
         _require_positive(
             self, "epochs", "steps_per_epoch", "batch_size", "grad_accumulation_steps", "lr", "num_all_classes",
-            "model_max_length", "num_expressions", "num_questions", "val_batch_size", "grad_clip",
+            "model_max_length", "num_expressions", "num_questions", "val_batch_size", "grad_clip", "lora_alpha",
         )  # fmt: skip
         _require_not_negative(
             self, "seed", "workers", "warmup_steps", "lora_r", "max_val_samples", "weight_decay", "num_threads",
@@ -119,6 +119,13 @@ class TrainConfig:
         for name in ("explanatory", "lora_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name} is a share, 0 to 1, got {getattr(self, name)}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be in [0, 1), got {getattr(self, name)}")
+        if self.exp_name in ("", ".", ".."):
+            raise ValueError(
+                f"--exp_name {self.exp_name!r} names no folder of its own in {self.log_base_dir}"
+            )
         if not self.version:
             raise ValueError("--version says which model to start from: the folder of a LLaVA")
 
@@ -183,8 +190,7 @@ class TestConfig:
     local_rank: int = setting(-1, "set by the launcher")
 
     def __post_init__(self) -> None:
-        if self.val_dataset:
-            object.__setattr__(self, "val_dataset_list", self.val_dataset)
+        _fold_alias(self)
         _check_choices(self)
         _require_positive(self, "val_batch_size", "classes_per_query", "max_samples")
         _require_not_negative(self, "num_threads")
@@ -268,7 +274,10 @@ def _flags_of(path: str, names: Sequence[str], kind: type) -> list[str]:
     """The settings of a YAML file as flags, so that they pass the same checks."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"--config {path} does not exist; shipped ones are in configs/")
-    content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as problem:
+        raise ValueError(f"--config {path} is not YAML: {' '.join(str(problem).split())}") from None
     if not isinstance(content, dict):
         raise ValueError(f"--config {path} must hold 'name: value' lines")
     flags = []
@@ -287,6 +296,13 @@ def save_config(config: Any, path: Path) -> None:
     path.write_text(yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
+def _fold_alias(config: Any) -> None:
+    """--val_dataset is another name; settings that are saved hold the list alone, so that a flag can win."""
+    if config.val_dataset:
+        object.__setattr__(config, "val_dataset_list", config.val_dataset)
+        object.__setattr__(config, "val_dataset", "")
+
+
 def _check_choices(config: Any) -> None:
     for entry in fields(config):
         choices = entry.metadata.get("choices")
@@ -299,13 +315,13 @@ def _check_choices(config: Any) -> None:
 def _require_positive(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        if value is not None and value <= 0:
+        if value is not None and not 0 < value < math.inf:  # neither is NaN
             raise ValueError(f"--{name} must be > 0, got {value}")
 
 
 def _require_not_negative(config: Any, *names: str) -> None:
     for name in names:
-        if getattr(config, name) < 0:
+        if not 0 <= getattr(config, name) < math.inf:
             raise ValueError(f"--{name} must be >= 0, got {getattr(config, name)}")
 
 

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -37,6 +38,15 @@ def set_launch_environment() -> None:
     os.environ.update(
         RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
+
+
+def seed_of_step(seed: int, step: int) -> int:
+    """A seed for what is drawn on this process in one optimizer step, such as dropout.
+
+    It depends on nothing that happened before, so that a resumed run draws what the run would have drawn.
+    """
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0])
 
 
 def is_main_process() -> bool:

@@ -73,7 +73,8 @@ def evaluate_datasets(
             evaluate_dataset(model, processor, entry, dataset, settings, show_progress=show_progress)
             for entry, dataset in datasets.items()
         )
-    return Report(model=name, protocol=settings.protocol(), results=results)
+    protocol = settings.protocol(constrained=processor.format.answers_every_class)
+    return Report(model=name, protocol=protocol, results=results)
 
 
 def evaluate_dataset(

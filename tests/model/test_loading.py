@@ -129,6 +129,18 @@ def test_dtype_is_the_stored_one_unless_asked(tiny_model, tmp_path):
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
+def test_buffers_stay_exact_in_bfloat16(tiny_model, tmp_path):
+    exact = {name: value.clone() for name, value in tiny_model.named_buffers()}
+    tiny_model.bfloat16()
+    tiny_model.save_pretrained(tmp_path / "ours")
+    for model in (tiny_model, load_model(tmp_path / "ours", dtype=torch.bfloat16)[0]):
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+        buffers = dict(model.named_buffers())
+        for name, value in exact.items():
+            assert buffers[name].dtype == value.dtype, name
+            assert torch.equal(buffers[name], value), name
+
+
 @pytest.mark.parametrize("change", ["remove", "add", "reshape"])
 def test_weights_that_do_not_fit_are_named(tiny_folders, tmp_path, change):
     folder = copy_of(tiny_folders.llava, tmp_path)

@@ -46,7 +46,7 @@ class LengthLimit:
 
     def __call__(self, sample: Sample) -> str | None:
         for conversation in sample.conversations:
-            num_tokens = len(self.processor.encode(conversation).input_ids) - self.processor.num_image_tokens
+            num_tokens = self.processor.encode(conversation).num_text_tokens
             if num_tokens > self.max_length:
                 return f"{num_tokens} text tokens, more than --model_max_length {self.max_length}"
         return None

@@ -1,6 +1,7 @@
 """What the three pretraining stages share: scenes as arrays, a learning-rate schedule, and a resumable loop."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ def cosine_factor(step: int, num_steps: int, warmup: int = 100) -> float:
     if step < warmup:
         return (step + 1) / warmup
     progress = (step - warmup) / max(1, num_steps - warmup)
-    return 0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * min(1.0, progress)))
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 def train(
@@ -73,26 +74,25 @@ def train(
     """AdamW on `loss_of(scenes)["loss"]`, resumable: the state is saved with each evaluation and read on start."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.02)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine_factor(step, num_steps))
     state_file = folder / f"{name}.state.pt"
     step, seconds = 0, 0.0
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
         module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
         step, seconds = state["step"], state["seconds"]
         logger.info("%s: continues at step %d", name, step)
     source = batches(PRETRAIN_SEED, batch_size, start=step)
     bar = tqdm(total=num_steps, initial=step, desc=name, mininterval=10)
     begun = time.monotonic()
     while step < num_steps:
+        for group in optimizer.param_groups:
+            group["lr"] = lr * cosine_factor(step, num_steps)
         losses = loss_of(next(source))
         optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        scheduler.step()
         step += 1
         bar.update()
         if step % evaluate_every == 0 or step == num_steps:
@@ -101,7 +101,7 @@ def train(
             elapsed = seconds + time.monotonic() - begun
             tqdm.write(f"{name} step {step} ({elapsed / 60:.1f} min): {text}")
             state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
-                     "scheduler": scheduler.state_dict(), "seconds": elapsed}  # fmt: skip
+                     "seconds": elapsed}  # fmt: skip
             torch.save(state, state_file.with_suffix(".tmp"))
             state_file.with_suffix(".tmp").replace(state_file)
     bar.close()

@@ -1,0 +1,30 @@
+# Everything sets itself up: .venv with the locked versions, once.
+#   make demo    train, merge, evaluate and chat on the toy world (runs/demo); again: continues or skips
+#   make test    the tests
+#   make lint    ruff
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+.PHONY: demo test lint setup clean
+
+demo: $(READY)
+	$(BIN)/python -m utils.toy.demo
+
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+setup: $(READY)
+
+$(READY): requirements.lock
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs/demo

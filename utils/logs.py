@@ -1,0 +1,29 @@
+"""What the scripts print besides their results."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+
+from transformers.utils import logging as transformers_logging
+
+
+def start_logging() -> None:
+    """One line a message, on the first process only; libraries speak up when something is wrong."""
+    is_first = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("model").setLevel(logging.INFO if is_first else logging.ERROR)
+    logging.getLogger("utils").setLevel(logging.INFO if is_first else logging.ERROR)
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    # PyTorch's scheduler counts DeepSpeed's steps wrongly and says so at every start.
+    warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+
+
+def one_line(problem: Exception) -> str:
+    """What went wrong. An error out of a loader's worker process brings its whole traceback along."""
+    text = str(problem).strip()
+    if "Traceback (most recent call last)" in text:
+        text = text.splitlines()[-1].removeprefix(f"{type(problem).__name__}: ")
+    return text

@@ -1,0 +1,167 @@
+"""`make demo`: a segmentation assistant learns on the toy world, from the shipped base weights to a chat.
+
+    python -m utils.toy.demo            # everything, into runs/demo; again: continues or skips what is done
+
+Each step prints the command that a person would type. At the end: report.json, report.md, losses.png, sheet.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+
+import chat
+import merge_lora_weights_and_save_hf_model as merge_script
+import test_sem
+from model.loading import load_model
+from utils.data.registry import build_val_dataset
+from utils.report import Report, read_report
+from utils.tables import Target, print_report
+from utils.toy import world
+from utils.visualize import read_curves, save_curves
+
+CONFIG = Path("configs/toy.yaml")
+VAL_DATASETS = "ade20k,refcoco|unc|val,grefcoco|unc|val,ReasonSeg|val,llava_instruct_150k"
+BASELINE_DATASETS = "ade20k,llava_instruct_150k"
+TARGETS = (
+    Target(metric="minutes_train", bar=15, goal=6, at_most=True),
+    Target(metric="semantic.miou", bar=0.60, goal=0.80),
+    Target(metric="presence.accuracy", bar=0.95, goal=0.99),
+    Target(metric="referring.ciou", bar=0.60, goal=0.80),
+    Target(metric="no_target.accuracy", bar=0.90, goal=0.98),
+    Target(metric="reasoning.giou", bar=0.50, goal=0.70),
+    Target(metric="vqa.exact_match_change", bar=-0.05, goal=0.0),
+    Target(metric="baseline.semantic.miou", bar=0.05, at_most=True),
+)
+
+console = Console()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--num_images", type=int, default=400, help="training scenes of each layout")
+    parser.add_argument("--num_val", type=int, default=100, help="validation scenes of each layout")
+    parser.add_argument("--train_flags", default="", help="more flags for train_ds.py")
+    parser.add_argument("--max_samples", type=int, default=None, help="evaluate on so many of each data set")
+    args = parser.parse_args(argv)
+    out: Path = args.out
+    dataset, merged = out / "dataset", out / "lasagna-toy"
+
+    run(world.main, "python -m utils.toy.world", "--out", dataset, "--num_images", args.num_images,
+        "--num_val", args.num_val)  # fmt: skip
+    train(out, dataset, shlex.split(args.train_flags))
+    if not (merged / "config.json").is_file():
+        run(merge_script.main, "python merge_lora_weights_and_save_hf_model.py", "--weight", out / "ckpt_model",
+            "--save_path", merged, "--precision", "fp32")  # fmt: skip
+    untrained = write_untrained(out / "untrained")
+    baseline = evaluate(untrained, dataset, BASELINE_DATASETS, out / "eval_untrained", args.max_samples)
+    report = evaluate(merged, dataset, VAL_DATASETS, out / "eval", args.max_samples)
+    ask_three_questions(merged, dataset, out / "chat")
+    publish(report, baseline, out)
+    return 0
+
+
+def run(script: Callable[[Sequence[str]], int], command: str, *arguments: object) -> None:
+    """Call a script's main and show the command that does the same."""
+    words = [str(argument) for argument in arguments]
+    console.print(f"\n[bold]$ {command} {shlex.join(words)}[/bold]", highlight=False)
+    if script(words):
+        raise SystemExit(f"demo: the step above failed; mend it and run again ({command})")
+
+
+def train(out: Path, dataset: Path, flags: list[str]) -> None:
+    """Train with the real launcher; wall time adds up over resumed starts in train_seconds.json."""
+    finished = out / "trained"
+    if finished.is_file():
+        return
+    command = [
+        "deepspeed", "--num_accelerators", "1", "train_ds.py", "--config", str(CONFIG), "--dataset_dir", str(dataset),
+        "--log_base_dir", str(out.parent), "--exp_name", out.name, *flags,
+    ]  # fmt: skip
+    console.print(f"\n[bold]$ {shlex.join(command)}[/bold]", highlight=False)
+    # The launcher of this environment, also when the environment is not activated.
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    seconds_file = out / "train_seconds.json"
+    before = json.loads(seconds_file.read_text()) if seconds_file.is_file() else 0.0
+    started = time.monotonic()
+    try:
+        code = subprocess.run(command, env=environment, check=False).returncode
+    finally:
+        seconds_file.write_text(json.dumps(before + time.monotonic() - started))
+    if code:
+        raise SystemExit("demo: training stopped; run again to continue from its last checkpoint")
+    finished.touch()
+
+
+def write_untrained(folder: Path) -> Path:
+    """The model before its first step, as a folder: what the baseline is measured on."""
+    if not (folder / "config.json").is_file():
+        settings = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+        model, _ = load_model(
+            settings["version"],
+            vision_tower=settings["vision_tower"],
+            vision_pretrained=settings["vision_pretrained"],
+        )
+        model.save_pretrained(folder)
+    return folder
+
+
+def evaluate(model: Path, dataset: Path, entries: str, out: Path, max_samples: int | None) -> Report:
+    """The report of a model folder; an existing one is read."""
+    if not (out / "report.json").is_file():
+        settings = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+        limit = [] if max_samples is None else ["--max_samples", max_samples]
+        run(test_sem.main, "python test_sem.py", "--version", model, "--dataset_dir", dataset,
+            "--val_dataset_list", entries, "--val_batch_size", 4, "--precision", "fp32", "--classes_per_query",
+            settings["num_all_classes"], "--report_dir", out, "--vis_save_path", out, *limit)  # fmt: skip
+    return read_report(out / "report.json")
+
+
+def ask_three_questions(model: Path, dataset: Path, out: Path) -> None:
+    """One complex, one referring and one no-target question about held-out scenes."""
+    scene = build_val_dataset("grefcoco|unc|val", dataset)[0]
+    there = next(text for text, mask in zip(scene.expressions, scene.masks, strict=True) if mask.any())
+    missing = next(
+        (text for text, mask in zip(scene.expressions, scene.masks, strict=True) if not mask.any()),
+        "the purple tent",
+    )
+    questions = [
+        ("--classes", "sky, tree, car, boat, person, grass, sofa, tent"),
+        ("--prompt", f"Can you segment {there}?"),
+        ("--prompt", f"Can you segment {missing}?"),
+    ]
+    for number, (flag, text) in enumerate(questions, start=1):
+        run(chat.main, "python chat.py", "--version", model, "--image", scene.source.split("|")[0], flag, text,
+            "--precision", "fp32", "--vis_save_path", out / str(number))  # fmt: skip
+
+
+def publish(report: Report, baseline: Report, out: Path) -> None:
+    """report.json, report.md, losses.png and sheet.png in `out`, and the table on the terminal."""
+    minutes = json.loads((out / "train_seconds.json").read_text()) / 60
+    change = report.value("vqa.exact_match") - baseline.value("vqa.exact_match")
+    report = report.with_baseline(baseline).with_facts(
+        minutes_train=round(minutes, 2), **{"vqa.exact_match_change": round(change, 4)}
+    )
+    curves = read_curves(out / "losses.jsonl", ["total", "cross_entropy", "mask_bce", "dice"])
+    save_curves(curves, out / "losses.png", title="training on the toy world")
+    (out / "sheet.png").write_bytes((out / "eval" / "sheet_ade20k.png").read_bytes())
+    path = report.save(out, TARGETS, pictures=["sheet.png", "losses.png"])
+    print_report(report, TARGETS)
+    console.print(f"\n{path}, {out / 'report.md'}, {out / 'sheet.png'}, {out / 'losses.png'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
