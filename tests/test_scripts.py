@@ -40,7 +40,7 @@ def fp32_weights(workspace, trained_run):
     return trained_run.folder / "pytorch_model.bin"
 
 
-@pytest.mark.parametrize("line", shell_commands(README))
+@pytest.mark.parametrize("line", shell_commands(README), ids=lambda line: line.split(" -")[0])
 def test_every_command_of_the_readme_works(
     line, workspace, merged_model, fp32_weights, trained_run, tmp_path, monkeypatch
 ):

@@ -1,0 +1,392 @@
+"""train_ds.py on the toy world: what trains, what is kept, and what happens when a run is stopped or told nonsense."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import train_ds
+from model.interop.deepspeed import read_checkpoint
+from model.interop.training import read_training_weights
+from model.lora import TRAINABLE_PATTERN
+from tests.commands import REPOSITORY, SMALL_RUN, complaint, run
+from utils.config import TrainConfig, parse_config
+
+BASE = (
+    "--version=assets/toy/llava",
+    "--vision_tower=assets/toy/clip",
+    "--vision_pretrained=assets/toy/sam_toy.pth",
+    "--dataset_dir=./dataset",
+)
+# Two steps an epoch, two epochs, float32, no validation.
+QUICK = (*BASE, *SMALL_RUN, "--no_eval", "--precision=fp32", "--batch_size=1", "--num_all_classes=8")
+
+
+@pytest.fixture
+def at_work(workspace, monkeypatch):
+    """The workspace as current folder; a test's runs go to `runs` of its own."""
+    monkeypatch.chdir(workspace)
+    return workspace
+
+
+def losses_of(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
+
+
+def stop_before(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """As if somebody pressed Ctrl-C in this step."""
+    log_step = train_ds.log_step
+
+    def log_or_stop(at: int, *arguments):
+        if at == step:
+            raise KeyboardInterrupt
+        log_step(at, *arguments)
+
+    monkeypatch.setattr(train_ds, "log_step", log_or_stop)
+
+
+# ------------------------------------------------------------------------------------- one whole run
+
+
+def test_only_the_parts_named_in_the_recipe_train(trained_run, at_work):
+    before, _ = train_ds.build_model(parse_config(TrainConfig, trained_run.argv))
+    start = dict(before.named_parameters())
+    changed = {
+        name for name, now in trained_run.module.named_parameters() if not torch.equal(now, start[name])
+    }
+    assert all(TRAINABLE_PATTERN.fullmatch(name) for name in changed)
+    parts = (
+        "lora_A",
+        "lora_B",
+        "embed_tokens",
+        "lm_head",
+        "seg_projector.0",
+        "seg_projector.2",
+        "mask_decoder",
+    )
+    for part in parts:
+        assert any(part in name for name in changed), part
+
+
+def test_the_checkpoint_holds_the_trainable_weights_and_what_it_takes_to_rebuild(trained_run, at_work):
+    checkpoint = trained_run.folder / "ckpt_model"
+    trainable = {name for name, p in trained_run.module.named_parameters() if p.requires_grad}
+    state = torch.load(checkpoint / "global_step4" / "mp_rank_00_model_states.pt", weights_only=False)
+    assert set(state["module"]) == trainable
+    weights = read_checkpoint(checkpoint)
+    assert set(weights) == trainable
+    for name, now in trained_run.module.named_parameters():
+        if name in trainable:
+            torch.testing.assert_close(weights[name].to(now.dtype), now.detach())
+    assert sorted(path.name for path in checkpoint.glob("global_step*")) == ["global_step4"]
+    assert (checkpoint / "zero_to_fp32.py").is_file()
+    settings = {path.name for path in (checkpoint / "lasagna").iterdir()}
+    assert {"config.json", "tokenizer.json", "processor_config.json", "run.yaml"} <= settings
+    saved = parse_config(TrainConfig, ["--config", str(checkpoint / "lasagna" / "run.yaml")])
+    assert saved == parse_config(TrainConfig, trained_run.argv)
+
+
+def test_losses_are_logged_by_global_step_in_both_logs(trained_run):
+    lines = losses_of(trained_run.folder)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    for line in lines:
+        assert all(math.isfinite(value) for value in line.values())
+        parts = line["cross_entropy"] + line["mask_bce"] + line["dice"]
+        assert line["total"] == pytest.approx(parts, rel=1e-2)  # as weighted, rounded to bf16
+    board = EventAccumulator(str(trained_run.folder)).Reload()
+    points = [(point.step, point.value) for point in board.Scalars("train/total")]
+    assert points == [(line["step"], pytest.approx(line["total"])) for line in lines]
+    for tag in (
+        "val/ade20k/semantic/miou",
+        "val/refcoco|unc|val/referring/ciou",
+        "val/ReasonSeg|val/reasoning/giou",
+    ):
+        assert [point.step for point in board.Scalars(tag)] == [2, 4]
+
+
+# ------------------------------------------------------------------------- stopped, and started again
+
+
+def test_an_interrupted_run_that_is_continued_is_the_uninterrupted_run(trained_run, at_work, tmp_path):
+    """With dropout, in bf16; validation in one and not in the other changes nothing."""
+    flags = [*trained_run.argv, "--no_eval", f"--log_base_dir={tmp_path}", "--exp_name=stopped"]
+    with pytest.MonkeyPatch.context() as patch:
+        stop_before(patch, step=4)  # one step after the last checkpoint
+        with pytest.raises(KeyboardInterrupt):
+            run("train_ds", *flags)
+    folder = tmp_path / "stopped"
+    assert [line["step"] for line in losses_of(folder)] == [1, 2, 3]
+    (folder / "losses.jsonl").open("a").write('{"step": 4, "tot')  # killed while writing
+    assert run("train_ds", *flags) == 0
+    assert losses_of(folder) == losses_of(trained_run.folder)
+    board = EventAccumulator(str(folder)).Reload()
+    assert [point.step for point in board.Scalars("train/total")] == [1, 2, 3, 4]
+    ours, theirs = (read_checkpoint(place / "ckpt_model") for place in (folder, trained_run.folder))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "--lr=0.5",
+        "--num_all_classes=5",
+        "--no_order_following",
+        "--sem_seg_data=ade20k",
+        "--seed=1",
+        "--lora_r=4",
+        "--zero_stage=1",
+        "--version=assets/toy/clip",
+    ],
+)
+def test_a_run_is_not_continued_with_other_settings(change, trained_run, at_work, capsys):
+    before = sorted(trained_run.folder.rglob("*"))
+    assert run("train_ds", *trained_run.argv, change) == 2
+    name = change.removeprefix("--no_").removeprefix("--").split("=")[0]
+    complaint(capsys, "'LaSagnA-7b' was started with other settings", f"--{name} was", "--exp_name")
+    assert sorted(trained_run.folder.rglob("*")) == before
+
+
+def test_a_run_is_not_continued_unasked_nor_by_another_number_of_processes(
+    trained_run, at_work, capsys, monkeypatch
+):
+    assert run("train_ds", *trained_run.argv, "--no_auto_resume") == 2
+    complaint(capsys, "holds an earlier run", "--exp_name")
+    monkeypatch.setattr(train_ds, "world_size", lambda: 2)
+    assert run("train_ds", *trained_run.argv) == 2
+    complaint(capsys, "started with 1 processes, now there are 2")
+
+
+def test_a_finished_run_goes_on_when_it_gets_more_epochs(at_work, tmp_path):
+    flags = [*QUICK, f"--log_base_dir={tmp_path}", "--exp_name=longer"]
+    assert run("train_ds", *flags, "--epochs=1") == 0
+    assert run("train_ds", *flags, "--epochs=2", "--workers=1") == 0
+    assert [line["step"] for line in losses_of(tmp_path / "longer")] == [1, 2, 3, 4]
+    assert run("train_ds", *flags, "--epochs=1") == 0  # nothing is left to do
+    assert [line["step"] for line in losses_of(tmp_path / "longer")] == [1, 2, 3, 4]
+
+
+def test_what_a_run_without_a_checkpoint_logged_is_forgotten(at_work, tmp_path):
+    flags = [*QUICK, f"--log_base_dir={tmp_path}", "--exp_name=early", "--epochs=1"]
+    with pytest.MonkeyPatch.context() as patch:
+        stop_before(patch, step=2)
+        with pytest.raises(KeyboardInterrupt):
+            run("train_ds", *flags)
+    assert run("train_ds", *flags) == 0
+    assert [line["step"] for line in losses_of(tmp_path / "early")] == [1, 2]
+
+
+def test_the_best_checkpoint_is_kept_by_validation_over_a_restart(at_work, tmp_path, monkeypatch):
+    scores = iter([0.2, 0.5, 0.3, 0.4, math.nan, 0.6])
+    monkeypatch.setattr(train_ds, "validate", lambda *_: None)
+    monkeypatch.setattr(train_ds, "deciding_score", lambda _: next(scores))
+    flags = [*QUICK, f"--log_base_dir={tmp_path}", "--exp_name=best", "--steps_per_epoch=1"]
+
+    def kept(folder: str) -> str:
+        place = tmp_path / "best" / folder
+        assert [path.name for path in place.glob("global_step*")] == [(place / "latest").read_text()]
+        return (place / "latest").read_text()
+
+    assert run("train_ds", *flags, "--epochs=3") == 0
+    assert (kept("ckpt_model"), kept("ckpt_best")) == ("global_step3", "global_step2")
+    assert run("train_ds", *flags, "--epochs=5") == 0
+    assert (kept("ckpt_model"), kept("ckpt_best")) == ("global_step5", "global_step2")
+    assert run("train_ds", *flags, "--epochs=6") == 0
+    assert (kept("ckpt_model"), kept("ckpt_best")) == ("global_step6", "global_step6")
+    assert read_training_weights(tmp_path / "best" / "ckpt_best")
+
+
+def test_the_first_data_set_decides_which_weights_are_the_best():
+    from utils.report import Report, Result
+
+    def result(name, **sections):
+        return Result(dataset=name, task="", num_samples=1, sections=sections)
+
+    reasoning = result("ReasonSeg|val", reasoning={"giou": 0.25, "ciou": 0.9})
+    semantic = result("ade20k", semantic={"miou": 0.5}, presence={"accuracy": 1.0})
+    report = Report(model="", protocol={}, results=(reasoning, semantic))
+    assert train_ds.deciding_score(report) == 0.25
+    assert train_ds.deciding_score(None) is None
+    unknown = Report(model="", protocol={}, results=(result("ade20k", semantic={"miou": math.nan}),))
+    assert train_ds.deciding_score(unknown) is None
+
+
+# ------------------------------------------------------------------------------ ZeRO, and processes
+
+
+@pytest.fixture(scope="module")
+def stage_0(workspace, tmp_path_factory):
+    """The reference for the stages: losses and weights without ZeRO."""
+    return train_with_stage(workspace, tmp_path_factory.mktemp("runs"), 0)
+
+
+def train_with_stage(workspace: Path, runs: Path, stage: int) -> tuple[list[dict], dict[str, torch.Tensor]]:
+    """Three steps, the last one after a restart."""
+    flags = [*QUICK, f"--log_base_dir={runs}", f"--exp_name=stage{stage}", f"--zero_stage={stage}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(workspace)
+        with pytest.MonkeyPatch.context() as stopped:
+            stop_before(stopped, step=3)
+            with pytest.raises(KeyboardInterrupt):
+                run("train_ds", *flags)
+        assert run("train_ds", *flags) == 0
+    folder = runs / f"stage{stage}"
+    return losses_of(folder), read_training_weights(folder / "ckpt_model")
+
+
+@pytest.mark.filterwarnings("ignore:.*all_gather_into_tensor.*")
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_every_zero_stage_trains_saves_and_resumes_like_the_others(stage, stage_0, workspace, tmp_path):
+    losses, weights = train_with_stage(workspace, tmp_path, stage)
+    for ours, theirs in zip(losses, stage_0[0], strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-4)
+    assert weights.keys() == stage_0[1].keys()
+    for name, value in weights.items():
+        torch.testing.assert_close(value, stage_0[1][name], rtol=0, atol=1e-4)
+
+
+def test_zero_3_on_several_processes_does_not_validate(at_work, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train_ds, "world_size", lambda: 2)
+    assert run("train_ds", *BASE, f"--log_base_dir={tmp_path}", "--zero_stage=3") == 2
+    complaint(capsys, "--zero_stage 3", "--no_eval")
+
+
+@pytest.mark.launcher
+def test_two_processes_train_like_one_that_accumulates_two_micro_batches(at_work, tmp_path):
+    flags = [*QUICK, f"--log_base_dir={tmp_path}", "--epochs=1", "--steps_per_epoch=5", "--lora_dropout=0"]
+    # The launcher sets these for its processes; here they may be those of this process.
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launcher = [Path(sys.executable).parent / "deepspeed", "--num_accelerators=2", f"--master_port={port}"]
+    two = subprocess.run(
+        [*launcher, REPOSITORY / "train_ds.py", *flags, "--exp_name=two"],
+        env={**environment, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert two.returncode == 0, two.stderr[-2000:]
+    assert run("train_ds", *flags, "--exp_name=one", "--grad_accumulation_steps=2") == 0
+    for ours, theirs in zip(losses_of(tmp_path / "two"), losses_of(tmp_path / "one"), strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-4)
+    ours, theirs = (read_training_weights(tmp_path / name / "ckpt_model") for name in ("two", "one"))
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=0, atol=1e-4)
+
+
+# ------------------------------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        (["--learning_rat=1"], ["unknown flag --learning_rat"]),
+        (["--bach_size=2"], ["unknown flag --bach_size", "did you mean --batch_size?"]),
+        (["--dataset=sem_seg||video"], ["unknown source 'video'", "known: sem_seg, refer_seg"]),
+        (["--sem_seg_data=ade20j"], ["--sem_seg_data", "unknown data set 'ade20j'", "ade20k"]),
+        (["--val_dataset_list=refcoco|unc|vall"], ["refcoco", "'vall'", "testA"]),
+        (["--val_dataset=nothing"], ["unknown data set 'nothing'"]),
+        (["--sample_rates=1,2"], ["--sample_rates", "2 rates", "4 of --dataset"]),
+        (["--format=xml"], ["--format", "'xml'", "paper"]),
+        (["--conv_type=poem"], ["unknown prompt 'poem'", "llava_v1"]),
+        (["--order_following=perhaps"], ["--order_following", "perhaps"]),
+        (["--precision=int8"], ["--precision", "'int8'", "bf16"]),
+        (["--precision=fp16"], ["--precision fp16 needs a GPU"]),
+        (["--zero_stage=4"], ["--zero_stage", "4"]),
+        (["--batch_size=0"], ["--batch_size must be > 0, got 0"]),
+        (["--lr=nan"], ["--lr must be > 0, got nan"]),
+        (["--lora_target_modules=nothing"], ["no layer of the model matches", "nothing"]),
+        (["--version=assets/nowhere"], ["assets/nowhere", "--version"]),
+        (["--version=assets"], ["assets has no config.json"]),
+        (["--version="], ["--version says which model"]),
+        (["--vision_tower=assets/nowhere"], ["assets/nowhere"]),
+        (
+            ["--vision_pretrained=assets/toy/sam.pth"],
+            ["--vision_pretrained assets/toy/sam.pth does not exist"],
+        ),
+        (["--vision_pretrained=assets/toy"], ["--vision_pretrained assets/toy is a folder", ".pth"]),
+        (["--dataset_dir=./nowhere"], ["--dataset_dir", "nowhere"]),
+        (["--dataset_dir=./nowhere", "--no_eval"], ["nowhere", "--dataset_dir"]),
+        (["--dataset_dir=EMPTY"], ["empty", "--dataset_dir"]),
+        (["--dataset_dir=EMPTY", "--no_eval"], ["empty holds nothing", "--dataset_dir"]),
+        (["--refer_seg_data=refclef"], ["refclef needs", "refer_seg/refclef"]),
+        (["--config=nowhere.yaml"], ["--config nowhere.yaml does not exist", "configs/"]),
+        (["--config=BAD_KEY"], ["unknown setting 'batchsize'", "did you mean 'batch_size'?"]),
+        (["--config=BAD_VALUE"], ["--batch_size", "two"]),
+        (["--config=NOT_YAML"], ["is not YAML"]),
+    ],
+    ids=lambda value: value[0] if str(value[0]).startswith("-") else "",
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(flags, parts, at_work, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    files = {"BAD_KEY": "batchsize: 2\n", "BAD_VALUE": "batch_size: two\n", "NOT_YAML": "batch_size: [2\n"}
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+        flags = [flag.replace(name, str(tmp_path / name)) for flag in flags]
+    flags = [flag.replace("EMPTY", str(tmp_path / "empty")) for flag in flags]
+    small = (*SMALL_RUN, "--val_dataset_list=ade20k", f"--log_base_dir={tmp_path / 'runs'}")
+    assert run("train_ds", *BASE, *small, *flags) == 2
+    line = complaint(capsys, *parts)
+    assert line.startswith("train_ds.py: ")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.fixture
+def broken_world(toy_world, tmp_path):
+    """The toy world's ADE20K to spoil: (folder, a function that spoils a split's first images)."""
+    world = tmp_path / "world"
+    shutil.copytree(toy_world / "ade20k", world / "ade20k")
+
+    def spoil(split: str, number: int) -> None:
+        for path in sorted((world / "ade20k" / "images" / split).iterdir())[:number]:
+            path.write_bytes(b"not a picture")
+
+    return world, spoil
+
+
+ONLY_ADE = ("--dataset=sem_seg", "--sem_seg_data=ade20k", "--steps_per_epoch=4", "--epochs=1")
+
+
+def test_pictures_that_do_not_decode_are_replaced_and_counted(broken_world, at_work, tmp_path):
+    world, spoil = broken_world
+    spoil("training", 4)
+    flags = [*QUICK, *ONLY_ADE, f"--dataset_dir={world}", f"--log_base_dir={tmp_path}", "--exp_name=skips"]
+    assert run("train_ds", *flags) == 0
+    assert sum(line["skipped"] for line in losses_of(tmp_path / "skips")) > 0
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_data_set_without_a_readable_picture_is_one_line(workers, broken_world, at_work, tmp_path, capsys):
+    world, spoil = broken_world
+    spoil("training", 8)
+    flags = [*QUICK, *ONLY_ADE, f"--dataset_dir={world}", f"--log_base_dir={tmp_path / 'runs'}"]
+    assert run("train_ds", *flags, f"--workers={workers}") == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("train_ds.py: ade20k|train: 100 unusable items in a row; the last: ")
+    assert "cannot be decoded" in last
+    assert not list(tmp_path.glob("runs/*/ckpt_model"))
+
+
+def test_a_validation_that_fails_loses_no_training(broken_world, at_work, tmp_path, capsys):
+    world, spoil = broken_world
+    spoil("validation", 1)
+    flags = [*BASE, *SMALL_RUN, *ONLY_ADE, f"--dataset_dir={world}", f"--log_base_dir={tmp_path}",
+             "--exp_name=fails", "--steps_per_epoch=1", "--epochs=2", "--val_dataset_list=ade20k",
+             "--batch_size=1"]  # fmt: skip
+    assert run("train_ds", *flags) == 2
+    assert "cannot be decoded" in capsys.readouterr().err.splitlines()[-1]
+    assert (tmp_path / "fails" / "ckpt_model" / "latest").read_text() == "global_step1"
+    assert run("train_ds", *flags, "--no_eval") == 0
+    assert [line["step"] for line in losses_of(tmp_path / "fails")] == [1, 2]
