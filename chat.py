@@ -28,7 +28,7 @@ from utils.colours import MASK_COLOURS, Colour, class_colour
 from utils.config import ChatConfig, parse_config
 from utils.data.images import read_image
 from utils.distributed import device_of, dtype_of
-from utils.logs import start_logging
+from utils.logs import one_line, start_logging
 from utils.metrics import label_map
 from utils.visualize import LegendEntry, annotate
 
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             answer = ask(model, image, config, prompt=config.prompt, classes=config.classes)
             tell(answer, image, Path(config.image).stem, config)
     except (ValueError, FileNotFoundError) as problem:
-        print(f"chat.py: {problem}", file=sys.stderr)
+        print(f"chat.py: {one_line(problem)}", file=sys.stderr)
         return 2
     return 0
 

@@ -24,7 +24,7 @@ from model.loading import load_model
 from model.sequence import SequenceFormat
 from utils.config import MergeConfig, parse_config
 from utils.distributed import dtype_of
-from utils.logs import start_logging
+from utils.logs import one_line, start_logging
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         write(model, target, card=model_card(target.name, base_of(config, settings), model))
         print(f"{target} is ready: python chat.py --version {target}")
     except (ValueError, FileNotFoundError) as problem:
-        print(f"merge_lora_weights_and_save_hf_model.py: {problem}", file=sys.stderr)
+        print(f"merge_lora_weights_and_save_hf_model.py: {one_line(problem)}", file=sys.stderr)
         return 2
     return 0
 

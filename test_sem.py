@@ -28,7 +28,7 @@ from utils.config import TestConfig, parse_config
 from utils.data.registry import parse_val_list
 from utils.distributed import device_of, distributed, dtype_of
 from utils.evaluate import evaluate_datasets, open_datasets
-from utils.logs import start_logging
+from utils.logs import one_line, start_logging
 from utils.report import Report
 from utils.tables import print_report
 from utils.visualize import draw_sheet
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if rank == 0:
                 publish(report, config)
     except (ValueError, FileNotFoundError) as problem:
-        print(f"test_sem.py: {problem}", file=sys.stderr)
+        print(f"test_sem.py: {one_line(problem)}", file=sys.stderr)
         return 2
     return 0
 

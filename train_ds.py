@@ -15,6 +15,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import deepspeed
@@ -140,31 +141,34 @@ def train(
 ) -> None:
     """The loop: optimizer steps from `start` on, and after each epoch validation and a checkpoint."""
     batches = iter(open_loader(mixture, engine, config, start))
-    writer = open_logs(config, start) if is_main_process() else None
     meters = Meters()
-    bar = tqdm(total=config.num_steps, initial=start, desc="training", disable=not is_main_process())
-    for step in range(start + 1, config.num_steps + 1):
-        torch.manual_seed(seed_of_step(config.seed, step))  # dropout
-        train_step(engine, batches, config.grad_accumulation_steps, meters)
-        log_step(step, engine, meters, bar, writer, config)
-        if step % config.steps_per_epoch == 0:
-            save_checkpoint(engine, config, step)  # first: nothing is lost if the validation fails
-            report = validate(engine, datasets, config)
-            log_validation(step, report, writer)
-            score = deciding_score(report)
-            if score is not None and (best_score is None or score > best_score):
-                best_score = score
-                save_best(engine, config, step, score)
-    bar.close()
-    if writer:
-        writer.close()
+    with open_logs(config, start) as writer, open_bar(config, start) as bar:
+        for step in range(start + 1, config.num_steps + 1):
+            torch.manual_seed(seed_of_step(config.seed, step))  # dropout
+            train_step(engine, batches, config.grad_accumulation_steps, meters)
+            log_step(step, engine, meters, bar, writer, config)
+            if step % config.steps_per_epoch == 0:
+                save_checkpoint(engine, config, step)  # first: nothing is lost if the validation fails
+                report = validate(engine, datasets, config)
+                log_validation(step, report, writer)
+                score = deciding_score(report)
+                if score is not None and (best_score is None or score > best_score):
+                    best_score = score
+                    save_best(engine, config, step, score)
 
 
-def open_logs(config: TrainConfig, start: int) -> SummaryWriter:
+def open_logs(config: TrainConfig, start: int) -> AbstractContextManager[SummaryWriter | None]:
     """The run's logs, without what an interrupted start wrote of the steps that come again."""
+    if not is_main_process():
+        return nullcontext()
     forget_after(config.run_dir / LOSSES_FILE, start)
     # Resolved, as the writer's thread opens its file again and again.
     return SummaryWriter(str(config.run_dir.resolve()), purge_step=start + 1)
+
+
+def open_bar(config: TrainConfig, start: int) -> tqdm:
+    """Optimizer steps done and left, on the first process."""
+    return tqdm(total=config.num_steps, initial=start, desc="training", disable=not is_main_process())
 
 
 def open_loader(mixture: Mixture, engine: Any, config: TrainConfig, start: int) -> Any:

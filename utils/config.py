@@ -263,7 +263,8 @@ def parse_config(kind: type[Config], argv: Sequence[str] | None = None) -> Confi
         argv = [*_flags_of(known.config, names, kind), *argv]
     values, unknown = parser.parse_known_args(argv)
     if unknown:
-        flags = [f"--{name}" for name in names]
+        switches = [f"--no_{entry.name}" for entry in fields(kind) if entry.default is True]  # type: ignore[arg-type]
+        flags = [*(f"--{name}" for name in names), *switches]
         close = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
         hint = f"; did you mean {close[0]}?" if close else "; --help lists them"
         raise ValueError(f"unknown flag {unknown[0]}{hint}")

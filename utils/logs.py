@@ -22,8 +22,8 @@ def start_logging() -> None:
 
 
 def one_line(problem: Exception) -> str:
-    """What went wrong. An error out of a loader's worker process brings its whole traceback along."""
+    """What went wrong, in one line: libraries write several, and a loader's worker sends its whole traceback."""
     text = str(problem).strip()
     if "Traceback (most recent call last)" in text:
         text = text.splitlines()[-1].removeprefix(f"{type(problem).__name__}: ")
-    return text
+    return " ".join(text.split())

@@ -57,7 +57,8 @@ def local_folder(name: str | Path, *, flag: str) -> Path:
             raise FileNotFoundError(
                 f"{flag} {name} is neither a folder here nor a repository that can be fetched: {error}"
             ) from error
-    what = "a file; pass the folder that holds it" if path.is_file() else "not there"
+    cure = "pass a folder, or the name of a repository on the Hugging Face hub"
+    what = "a file; pass the folder that holds it" if path.is_file() else f"not there; {cure}"
     raise FileNotFoundError(f"{flag} {name} is {what}")
 
 

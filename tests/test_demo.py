@@ -1,0 +1,63 @@
+"""`make demo` in small: every step through the real launcher, and a second call that does nothing again."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+
+import pytest
+from PIL import Image
+
+import utils.toy.demo as demo
+from model.loading import load_model
+from tests.commands import REPOSITORY
+from utils.report import read_report
+
+FEW = ["--num_images=8", "--num_val=4", "--max_samples=2"]
+SHORT = "--epochs 1 --steps_per_epoch 2 --batch_size 2 --num_threads 1 --max_val_samples 1 --val_dataset_list ade20k"
+
+
+@pytest.mark.launcher
+def test_the_demo_learns_merges_evaluates_chats_and_skips_what_is_done(
+    workspace, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(REPOSITORY)
+    out = tmp_path / "demo"
+    arguments = ["--out", str(out), *FEW, "--train_flags", SHORT]
+    assert demo.main(arguments) == 0
+    assert len((out / "losses.jsonl").read_text().splitlines()) == 2
+    report = json.loads((out / "report.json").read_text())
+    values = {target.metric: read_report(out / "report.json").value(target.metric) for target in demo.TARGETS}
+    assert not [metric for metric, value in values.items() if math.isnan(value)]
+    assert report["minutes_train"] > 0
+    assert report["baseline"]["semantic"]["num_samples"] == 2
+    for picture in ("sheet.png", "losses.png"):
+        assert Image.open(out / picture).width > 100
+        assert picture in (out / "report.md").read_text()
+    answers = sorted(path.parent.name for path in out.glob("chat/*/*_overlay.png"))
+    assert answers == ["1", "2", "3"]
+    assert load_model(out / "lasagna-toy")[1].format.name == "paper"
+
+    capsys.readouterr()
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("training was started again"))
+    assert demo.main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "test_sem.py" not in shown
+    assert "merge_lora" not in shown
+
+
+def test_a_step_that_fails_ends_the_demo(capsys):
+    with pytest.raises(SystemExit, match="the step above failed"):
+        demo.run(lambda _: 2, "python train_ds.py", "--epochs", 1)
+    assert "python train_ds.py --epochs 1" in capsys.readouterr().out
+
+
+def test_training_that_stops_says_how_to_go_on(tmp_path, monkeypatch):
+    failed = subprocess.CompletedProcess([], returncode=1)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
+    for seconds in (1, 2):
+        with pytest.raises(SystemExit, match="run again to continue"):
+            demo.train(tmp_path, tmp_path / "dataset", [])
+        assert json.loads((tmp_path / "train_seconds.json").read_text()) >= 0, seconds
+    assert not (tmp_path / "trained").exists()
