@@ -78,9 +78,10 @@ def start_processes(config: TrainConfig) -> None:
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     set_launch_environment()
-    # On a CPU, DeepSpeed would probe compilers at every start and compile shared-memory collectives for minutes at
-    # the first; only its inference engine uses those, training goes through gloo.
-    deepspeed.ops.__compatible_ops__ = {}
+    if not torch.cuda.is_available():
+        # On a CPU, DeepSpeed would probe compilers at every start and compile shared-memory collectives for minutes
+        # at the first; only its inference engine uses those, training goes through gloo.
+        deepspeed.ops.__compatible_ops__ = {}
     deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", verbose=False)
     if config.zero_stage == 3 and world_size() > 1 and not config.no_eval:
         raise ValueError(

@@ -144,7 +144,7 @@ def ask_three_questions(model: Path, dataset: Path, out: Path) -> None:
         ("--prompt", f"Can you segment {missing}?"),
     ]
     for number, (flag, text) in enumerate(questions, start=1):
-        run(chat.main, "python chat.py", "--version", model, "--image", scene.source.split("|")[0], flag, text,
+        run(chat.main, "python chat.py", "--version", model, "--image", scene.source, flag, text,
             "--precision", "fp32", "--vis_save_path", out / str(number))  # fmt: skip
 
 

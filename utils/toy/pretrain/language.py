@@ -49,6 +49,7 @@ SIZES = {
     "rms_norm_eps": 1e-6,
 }
 CAPTION_REQUESTS = ("Describe the image.", "What is in this picture?", "Write a caption.", "What do you see?")
+BOX_ANSWERS = ("{}", "It is at {}.", "Sure, it is at {}.", "The box is {}.", "Here it is: {}.")
 BOX_REQUESTS = ("Where exactly is {}?", "Give the box of {}.", "What are the bounds of {}?")
 CELL_REQUESTS = ("What is at column {} row {}?", "Name the thing at column {} row {}.")
 PRESENCE_REQUESTS = ("Do you see {}?", "Can you see {}?", "Does the picture show {}?")
@@ -140,7 +141,8 @@ def _box_turns(
             said[text] = _share_of_thing(square, int(number))
             box = (np.array(thing.box) - [0, 0, 1, 1]) * square.scale + np.array(square.offset * 2)
             cells = np.clip(box // PATCH, 0, GRID - 1).astype(int)
-            turns.append((request.format(text), "".join(str(cell) for cell in cells)))
+            answer = BOX_ANSWERS[int(rng.integers(len(BOX_ANSWERS)))]
+            turns.append((request.format(text), answer.format("".join(str(cell) for cell in cells))))
     return turns
 
 
@@ -196,6 +198,8 @@ class LanguageStudent(nn.Module):
         self.projector = nn.Linear(tower.config.hidden_size, SIZES["hidden_size"])
         self.name_ids = [tokenizer(name, add_special_tokens=False).input_ids[0] for name in CLASSES]
         self.aligned = nn.Parameter(torch.tensor(1.0))  # log of the scale of the auxiliary logits
+        # The first tokens of short answers: yes, no, and the white space before digits.
+        self.answers = {tokenizer(word, add_special_tokens=False).input_ids[0] for word in ("yes", "no", "3")}
         dim = SIZES["hidden_size"]
         # Where a phrase's target is: read in the middle of the model, where names should find their patches, and
         # at its end, where an answer is decided.
@@ -250,32 +254,45 @@ class LanguageStudent(nn.Module):
     def _places(
         self, middle: Tensor, last: Tensor, ids: Tensor, squares: list[Square], said: list[Phrases]
     ) -> list[Tensor]:
-        """Binary cross-entropy of the patches that class names and expressions speak of, for two layers."""
-        rows, columns, targets = [], [], []
-        for row, (square, phrases_of) in enumerate(zip(squares, said, strict=True)):
-            tokens = ids[row].tolist()
-            shares = patch_histogram(square.label, PATCH, NUM_LABELS)
-            places = {
-                column: shares[:, self.name_ids.index(token)]
-                for column, token in enumerate(tokens)
-                if token in self.name_ids
-            }
-            for (
-                text,
-                share,
-            ) in phrases_of.items():  # an expression is about its own target, not all of its kind
-                words = self.tokenizer(text, add_special_tokens=False).input_ids
-                for start in range(len(tokens) - len(words) + 1):
-                    if tokens[start : start + len(words)] == words:
-                        places[start + len(words) - 1] = share
-            rows += [row] * len(places)
-            columns += places.keys()
-            targets += places.values()
-        target = torch.from_numpy(np.stack(targets))  # (num_phrases, patches)
-        return [
-            F.binary_cross_entropy_with_logits(head(states[rows, columns].float()), target)
-            for head, states in zip(self.places, (middle, last), strict=True)
-        ]
+        """Binary cross-entropy of the patches that the text speaks of, for two layers.
+
+        In the middle: at the end of class names and expressions. At the end of the model also from there to the
+        word that answers, so that "it is" knows of what it speaks.
+        """
+        losses = []
+        for head, states, to_answer in ((self.places[0], middle, False), (self.places[1], last, True)):
+            rows, columns, targets = [], [], []
+            for row, (square, phrases_of) in enumerate(zip(squares, said, strict=True)):
+                places = self._places_of(ids[row].tolist(), square, phrases_of, to_answer=to_answer)
+                rows += [row] * len(places)
+                columns += places.keys()
+                targets += places.values()
+            target = torch.from_numpy(np.stack(targets))  # (num_positions, patches)
+            losses.append(F.binary_cross_entropy_with_logits(head(states[rows, columns].float()), target))
+        return losses
+
+    def _places_of(
+        self, tokens: list[int], square: Square, phrases_of: Phrases, *, to_answer: bool
+    ) -> dict[int, np.ndarray]:
+        """For positions of one text the share of each patch that is spoken of there."""
+        shares = patch_histogram(square.label, PATCH, NUM_LABELS)
+        places = {
+            position: shares[:, self.name_ids.index(token)]
+            for position, token in enumerate(tokens)
+            if token in self.name_ids
+        }
+        for text, share in phrases_of.items():  # an expression is about its own target, not all of its kind
+            words = self.tokenizer(text, add_special_tokens=False).input_ids
+            for start in range(len(tokens) - len(words) + 1):
+                if tokens[start : start + len(words)] == words:
+                    position = start + len(words) - 1
+                    places[position] = share
+                    while (
+                        to_answer and position + 1 < len(tokens) and tokens[position + 1] not in self.answers
+                    ):
+                        position += 1
+                        places[position] = share
+        return places
 
     def _answer_scores(self, targets: Tensor, right: Tensor) -> dict[str, Tensor]:
         """Teacher-forced accuracy of yes / no and of single digits."""
