@@ -185,6 +185,7 @@ def open_loader(mixture: Mixture, engine: Any, config: TrainConfig, start: int) 
         world_size=world_size(),
         num_workers=config.workers,
         fast_resize=config.fast_resize,
+        pack_rows=config.pack and engine.module.can_pack_rows,
         pin_memory=engine.device.type == "cuda",
     )
 

@@ -24,6 +24,7 @@ from model.inference import InferenceMixin
 from model.interop.parts import local_folder
 from model.losses import segmentation_losses
 from model.outputs import EncodedImages, LasagnaOutput, Size
+from model.packing import packed_attention
 from model.processor import FILE_NAME as PROCESSOR_FILE
 from model.processor import LasagnaProcessor
 from model.sam import SamSegmenter
@@ -87,6 +88,11 @@ class LasagnaForConditionalGeneration(InferenceMixin, ExactBuffers, PreTrainedMo
     def llava(self) -> PreTrainedModel:
         """The vision-language model without its PEFT wrapper; adapters sit inside its layers."""
         return self.vlm.get_base_model() if hasattr(self.vlm, "get_base_model") else self.vlm
+
+    @property
+    def can_pack_rows(self) -> bool:
+        """Whether the attention takes a mask of its own for each row; flash attention's kernels do not."""
+        return self.llava.config.text_config._attn_implementation in ("sdpa", "eager")
 
     def get_input_embeddings(self) -> nn.Module:
         return self.llava.get_input_embeddings()
@@ -195,6 +201,7 @@ class LasagnaForConditionalGeneration(InferenceMixin, ExactBuffers, PreTrainedMo
         labels: Tensor | None = None,
         gt_masks: Sequence[Tensor] | None = None,
         position_ids: Tensor | None = None,
+        segment_ids: Tensor | None = None,
     ) -> LasagnaOutput:
         """One pass over N conversations about B images; with `labels`, the losses.
 
@@ -208,9 +215,12 @@ class LasagnaForConditionalGeneration(InferenceMixin, ExactBuffers, PreTrainedMo
             seg_images: for each [SEG] the index of its image, on the CPU.
             labels: (N, T), -100 where nothing is learned.
             gt_masks: per image (n_i, height, width), in the order of its [SEG]s.
+            position_ids, segment_ids: (N, T), where rows hold several conversations; see model/packing.py.
         """
         images = self.encode_images(clip_images, sam_images, resized_sizes, original_sizes)
         embeddings = self.embed(input_ids, images.features[image_of_row])
+        if segment_ids is not None:
+            attention_mask = packed_attention(segment_ids)
         states = self.language_states(embeddings, attention_mask, position_ids)
         logits = self.text_logits(states)
         # The state at t predicts token t + 1, and the prompt to SAM is the state that decided on [SEG].

@@ -17,10 +17,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase
 
 from model.conversation import IGNORE_INDEX, PROMPTS, Conversation, Encoded, encode_conversation
 from model.decoding import AnswerPlan, plan_answer
+from model.packing import PADDING, PackedRow, pack
 from model.sequence import SequenceFormat
 from model.tokens import TokenIds, decode_text, load_tokenizer, save_tokenizer, token_ids
 
@@ -129,6 +131,7 @@ class LasagnaProcessor:
         masks: Sequence[np.ndarray] | None = None,
         padding_side: str = "right",
         fast_resize: bool = False,
+        pack_rows: bool = False,
     ) -> dict[str, Any]:
         """The keyword arguments of `LasagnaForConditionalGeneration.forward`, on the CPU.
 
@@ -138,6 +141,7 @@ class LasagnaProcessor:
             masks: for each picture (number of its [SEG], height, width) uint8, in the order of rows and of
                 [SEG] in them; without masks there are no labels either.
             padding_side: "right" to train, "left" to generate.
+            pack_rows: one row for each image, which its conversations share; see model/packing.py.
         """
         if len(conversations) != len(image_of_row):
             raise ValueError(
@@ -146,10 +150,18 @@ class LasagnaProcessor:
         if not all(0 <= image < len(images) for image in image_of_row):
             raise ValueError(f"image_of_row {list(image_of_row)} does not fit {len(images)} images")
         encoded = [self.encode(conversation) for conversation in conversations]
-        batch = self._pad_rows(encoded, padding_side)
+        owners = list(image_of_row)
+        if pack_rows:
+            owners = sorted(set(owners))
+            rows = [
+                [row for row, o in zip(encoded, image_of_row, strict=True) if o == owner] for owner in owners
+            ]
+            batch = self._pad_packed([pack(row, self.token_ids.image) for row in rows])
+        else:
+            batch = self._pad_rows(encoded, padding_side)
         batch |= self._pad_images(images, fast_resize)
-        batch["image_of_row"] = torch.tensor(image_of_row, dtype=torch.long)
-        batch |= self._find_segs(batch["input_ids"], list(image_of_row))
+        batch["image_of_row"] = torch.tensor(owners, dtype=torch.long)
+        batch |= self._find_segs(batch["input_ids"], owners)
         if masks is None:
             batch |= {"labels": None, "gt_masks": None}
         else:
@@ -172,6 +184,20 @@ class LasagnaProcessor:
             labels[index, own] = torch.tensor(row.labels)
             mask[index, own] = 1
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+    def _pad_packed(self, rows: Sequence[PackedRow]) -> dict[str, Tensor]:
+        def padded(name: str, filler: int) -> Tensor:
+            columns = [torch.tensor(getattr(row, name)) for row in rows]
+            return pad_sequence(columns, batch_first=True, padding_value=filler)
+
+        segments = padded("segment_ids", PADDING)
+        return {
+            "input_ids": padded("input_ids", self.token_ids.pad),
+            "attention_mask": (segments != PADDING).long(),
+            "labels": padded("labels", IGNORE_INDEX),
+            "position_ids": padded("position_ids", 0),
+            "segment_ids": segments,
+        }
 
     def _pad_images(self, images: Sequence[np.ndarray], fast_resize: bool) -> dict[str, Any]:
         resized = [self.sam_image(image, fast=fast_resize) for image in images]

@@ -64,6 +64,9 @@ class TrainConfig:
     sequence_augmentation: bool = setting(True, "answer absent classes too, with [NEG]")
     order_following: bool = setting(True, "answer in the order of the query")
     fast_resize: bool = setting(False, "resize SAM's pictures faster, within two grey levels")
+    pack: bool = setting(
+        True, "conversations of one image share its prefix in one row: same losses, fewer tokens"
+    )
     workers: int = setting(4, "processes that load data, for each training process")
     # recipe
     epochs: int = setting(36, "number of epochs")

@@ -19,6 +19,7 @@ class Collate:
 
     processor: LasagnaProcessor
     fast_resize: bool = False  # SAM's picture within two grey levels, in less time
+    pack_rows: bool = False  # conversations of one image share a row of the language model
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         inputs = self.processor.collate(
@@ -28,6 +29,7 @@ class Collate:
             masks=[sample.masks for sample in samples],
             padding_side="right",
             fast_resize=self.fast_resize,
+            pack_rows=self.pack_rows,
         )
         return Batch(
             inputs=inputs,
@@ -63,6 +65,7 @@ def build_loader(
     world_size: int = 1,
     num_workers: int = 0,
     fast_resize: bool = False,
+    pack_rows: bool = False,
     pin_memory: bool = False,
 ) -> DataLoader[Batch]:
     """The micro-batches `start` to `start + num_batches` of one rank, in order; see BatchIndices.
@@ -75,7 +78,7 @@ def build_loader(
     return DataLoader(
         mixture,  # type: ignore[arg-type]  # a map-style data set without an end
         batch_sampler=indices,
-        collate_fn=Collate(processor, fast_resize),
+        collate_fn=Collate(processor, fast_resize, pack_rows),
         num_workers=num_workers,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,

@@ -49,8 +49,15 @@ SIZES = {
     "rms_norm_eps": 1e-6,
 }
 CAPTION_REQUESTS = ("Describe the image.", "What is in this picture?", "Write a caption.", "What do you see?")
-BOX_ANSWERS = ("{}", "It is at {}.", "Sure, it is at {}.", "The box is {}.", "Here it is: {}.")
-BOX_REQUESTS = ("Where exactly is {}?", "Give the box of {}.", "What are the bounds of {}?")
+BOX_ANSWERS = (
+    "{}", "It is at {}.", "Sure, it is at {}.", "The box is {}.", "Here it is: {}.", "It is {}.", "Sure, {}.",
+    "The result is {}.", "That would be {}.", "The answer is {}.", "Sure, it is {}.",
+)  # fmt: skip
+BOX_REQUESTS = (
+    "Where exactly is {}?", "Give the box of {}.", "What are the bounds of {}?", "Find {}.", "Point to {}.",
+    "Please show {}.", "Locate {} in this image.", "Can you find {} in this image?", "Can you mark {}?",
+    "I am looking for {}.", "Which part of the picture is {}?",
+)  # fmt: skip
 CELL_REQUESTS = ("What is at column {} row {}?", "Name the thing at column {} row {}.")
 PRESENCE_REQUESTS = ("Do you see {}?", "Can you see {}?", "Does the picture show {}?")
 
@@ -118,8 +125,7 @@ def conversation(
     turns = [turns[k] for k in order]
     turns += _box_turns(scene, rng, square, said)
     turns += _cell_turns(rng, square) + _presence_turns(scene, rng, square, said)
-    for question, answer in _reasoning_turns(scene, rng):
-        turns.append((question, answer))
+    turns += _reasoning_turns(scene, rng, square, said)
     turns = [turns[k] for k in rng.permutation(len(turns))][:12]
     if rng.random() < 0.4:
         request = CAPTION_REQUESTS[int(rng.integers(len(CAPTION_REQUESTS)))]
@@ -132,7 +138,7 @@ def _box_turns(
 ) -> list[tuple[str, str]]:
     """Boxes of things as left, top, right, bottom in cells of the patch grid, given an expression."""
     turns = []
-    for number in rng.permutation(len(scene.things))[:3]:
+    for number in rng.permutation(len(scene.things))[:5]:
         thing: Thing = scene.things[number]
         texts = expressions(scene, thing, rng)
         if texts:
@@ -182,9 +188,15 @@ def _presence_turns(
     ]
 
 
-def _reasoning_turns(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
-    asked = [puzzle for puzzle in reasoning_questions(scene, rng) if puzzle.is_sentence]
-    return [(puzzle.question, " and ".join(f"the {name}" for name in puzzle.names)) for puzzle in asked[:2]]
+def _reasoning_turns(
+    scene: Scene, rng: np.random.Generator, square: Square, said: Phrases
+) -> list[tuple[str, str]]:
+    """Questions that name no class, answered by names."""
+    asked = [puzzle for puzzle in reasoning_questions(scene, rng) if puzzle.is_sentence][:2]
+    for puzzle in asked:
+        indices = [CLASSES.index(name) for name in puzzle.names]
+        said[puzzle.question] = patch_histogram(np.isin(square.label, indices), PATCH, 2)[:, 1]
+    return [(puzzle.question, " and ".join(f"the {name}" for name in puzzle.names)) for puzzle in asked]
 
 
 class LanguageStudent(nn.Module):
@@ -200,6 +212,7 @@ class LanguageStudent(nn.Module):
         self.aligned = nn.Parameter(torch.tensor(1.0))  # log of the scale of the auxiliary logits
         # The first tokens of short answers: yes, no, and the white space before digits.
         self.answers = {tokenizer(word, add_special_tokens=False).input_ids[0] for word in ("yes", "no", "3")}
+        self.answers.add(tokenizer.eos_token_id)
         dim = SIZES["hidden_size"]
         # Where a phrase's target is: read in the middle of the model, where names should find their patches, and
         # at its end, where an answer is decided.
@@ -244,7 +257,7 @@ class LanguageStudent(nn.Module):
         right = logits.argmax(-1) == targets
         place_losses = self._places(states[len(states) // 2], hidden, ids, squares, said)
         return {
-            "loss": text_loss + 0.2 * aligned_loss + 2 * sum(place_losses),
+            "loss": text_loss + 0.2 * aligned_loss + 5 * sum(place_losses),
             "text": text_loss,
             "aligned": aligned_loss,
             "place": place_losses[-1],
