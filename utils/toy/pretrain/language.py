@@ -10,35 +10,29 @@ The model never sees a segmentation token or a list of classes.
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import sentencepiece
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPVisionModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from model.conversation import PROMPTS, Conversation, encode_conversation
-from model.sequence import phrases
-from model.tokens import IM_END, IM_START, IMAGE, load_tokenizer
-from utils.data.class_lists import load_class_list
-from utils.toy.language import absent_expressions, caption, expressions, questions, reasoning_questions
-from utils.toy.pretrain.clip import PATCH, SIDE, normalise, pad_to_square
+from model.conversation import encode_conversation
+from model.tokens import IMAGE, load_tokenizer
+from utils.toy.pretrain.clip import PATCH, normalise, pad_to_square
 from utils.toy.pretrain.common import (
     HELD_OUT_SEED,
     NUM_LABELS,
-    PRETRAIN_SEED,
     Square,
     batches,
     patch_histogram,
     train,
 )
-from utils.toy.scene import CLASSES, Scene, Thing, draw_scene
+from utils.toy.pretrain.talk import GRID, Phrases, conversation
+from utils.toy.pretrain.vocabulary import VOCAB_SIZE, train_vocabulary
+from utils.toy.scene import CLASSES, Scene
 
-VOCAB_SIZE = 1600
-GRID = SIDE // PATCH
 SIZES = {
     "hidden_size": 256,
     "intermediate_size": 704,
@@ -48,155 +42,6 @@ SIZES = {
     "max_position_embeddings": 2048,
     "rms_norm_eps": 1e-6,
 }
-CAPTION_REQUESTS = ("Describe the image.", "What is in this picture?", "Write a caption.", "What do you see?")
-BOX_ANSWERS = (
-    "{}", "It is at {}.", "Sure, it is at {}.", "The box is {}.", "Here it is: {}.", "It is {}.", "Sure, {}.",
-    "The result is {}.", "That would be {}.", "The answer is {}.", "Sure, it is {}.",
-)  # fmt: skip
-BOX_REQUESTS = (
-    "Where exactly is {}?", "Give the box of {}.", "What are the bounds of {}?", "Find {}.", "Point to {}.",
-    "Please show {}.", "Locate {} in this image.", "Can you find {} in this image?", "Can you mark {}?",
-    "I am looking for {}.", "Which part of the picture is {}?",
-)  # fmt: skip
-CELL_REQUESTS = ("What is at column {} row {}?", "Name the thing at column {} row {}.")
-PRESENCE_REQUESTS = ("Do you see {}?", "Can you see {}?", "Does the picture show {}?")
-
-
-def corpus() -> Iterator[str]:
-    """Text for the vocabulary: what is said about scenes, the names of the class lists and the prompt templates."""
-    for index in range(3000):
-        scene, rng = draw_scene(PRETRAIN_SEED, index), np.random.default_rng((index, 5))
-        for turn in conversation(scene, rng, pad_to_square(scene)).turns:
-            yield str(turn)
-    names = [name for key in ("ade20k", "cocostuff", "cityscapes") for name in load_class_list(key)]
-    yield from names * 20
-    for lines in phrases().values():
-        yield from [line for line in lines for _ in range(50)]
-    template = PROMPTS["llava_v1"]
-    yield from [template.opening + template.cue] * 2000
-    yield from ["Can you segment the person, tree, sky in this image?"] * 200
-    yield from ["".join(str(number) for number in range(GRID))] * 200
-
-
-def train_vocabulary(folder: Path) -> None:
-    """Write tokenizer.model, tokenizer_config.json and added_tokens.json as the original LLaVA folders have them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=corpus(), model_prefix=str(folder / "tokenizer"), vocab_size=VOCAB_SIZE,
-        model_type="bpe", byte_fallback=True, split_digits=True, pad_id=-1, unk_id=0, bos_id=1, eos_id=2,
-        character_coverage=1.0, num_threads=1, minloglevel=2, hard_vocab_limit=True,
-    )  # fmt: skip
-    (folder / "tokenizer.vocab").unlink()
-    token = {
-        "__type": "AddedToken",
-        "lstrip": False,
-        "normalized": True,
-        "rstrip": False,
-        "single_word": False,
-    }
-    settings = {
-        "add_bos_token": True, "add_eos_token": False, "clean_up_tokenization_spaces": False, "legacy": True,
-        "bos_token": {**token, "content": "<s>"}, "eos_token": {**token, "content": "</s>"},
-        "unk_token": {**token, "content": "<unk>"}, "model_max_length": 2048, "pad_token": None,
-        "padding_side": "right", "sp_model_kwargs": {}, "tokenizer_class": "LlamaTokenizer",
-    }  # fmt: skip
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
-    added = {IM_START: VOCAB_SIZE, IM_END: VOCAB_SIZE + 1}
-    (folder / "added_tokens.json").write_text(json.dumps(added, indent=2) + "\n")
-    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"}
-    (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n")
-
-
-Phrases = dict[
-    str, np.ndarray
-]  # an expression, and the share (patches,) of each patch that its target covers
-
-
-def conversation(
-    scene: Scene, rng: np.random.Generator, square: Square, phrases_of: Phrases | None = None
-) -> Conversation:
-    """Several turns about a scene: its caption first or none, then questions in random order.
-
-    The expressions that the turns contain are added to `phrases_of`.
-    """
-    said: Phrases = {} if phrases_of is None else phrases_of
-    turns: list[tuple[str, str]] = list(questions(scene, rng))
-    order = rng.permutation(len(turns))[:8]
-    turns = [turns[k] for k in order]
-    turns += _box_turns(scene, rng, square, said)
-    turns += _cell_turns(rng, square) + _presence_turns(scene, rng, square, said)
-    turns += _reasoning_turns(scene, rng, square, said)
-    turns = [turns[k] for k in rng.permutation(len(turns))][:12]
-    if rng.random() < 0.4:
-        request = CAPTION_REQUESTS[int(rng.integers(len(CAPTION_REQUESTS)))]
-        turns = [(request, caption(scene, rng)), *turns[: len(turns) // 2]]
-    return Conversation.of(*[text for turn in turns for text in turn])
-
-
-def _box_turns(
-    scene: Scene, rng: np.random.Generator, square: Square, said: Phrases
-) -> list[tuple[str, str]]:
-    """Boxes of things as left, top, right, bottom in cells of the patch grid, given an expression."""
-    turns = []
-    for number in rng.permutation(len(scene.things))[:5]:
-        thing: Thing = scene.things[number]
-        texts = expressions(scene, thing, rng)
-        if texts:
-            request = BOX_REQUESTS[int(rng.integers(len(BOX_REQUESTS)))]
-            text = texts[int(rng.integers(len(texts)))]
-            said[text] = _share_of_thing(square, int(number))
-            box = (np.array(thing.box) - [0, 0, 1, 1]) * square.scale + np.array(square.offset * 2)
-            cells = np.clip(box // PATCH, 0, GRID - 1).astype(int)
-            answer = BOX_ANSWERS[int(rng.integers(len(BOX_ANSWERS)))]
-            turns.append((request.format(text), answer.format("".join(str(cell) for cell in cells))))
-    return turns
-
-
-def _share_of_thing(square: Square, number: int) -> np.ndarray:
-    return patch_histogram(square.thing == number + 1, PATCH, 2)[:, 1]
-
-
-def _cell_turns(rng: np.random.Generator, square: Square) -> list[tuple[str, str]]:
-    shares = patch_histogram(square.label, PATCH, NUM_LABELS)
-    turns = []
-    for _ in range(2):
-        column, row = (int(value) for value in rng.integers(0, GRID, 2))
-        share = shares[row * GRID + column]
-        if share.max() > 0.7 and share.argmax() < len(CLASSES):
-            request = CELL_REQUESTS[int(rng.integers(len(CELL_REQUESTS)))]
-            turns.append((request.format(column, row), CLASSES[int(share.argmax())]))
-    return turns
-
-
-def _presence_turns(
-    scene: Scene, rng: np.random.Generator, square: Square, said: Phrases
-) -> list[tuple[str, str]]:
-    """Is there such a thing? Half of the expressions are true of something, half of nothing."""
-    turns = []
-    for text in absent_expressions(scene, rng, 2):
-        said[text] = np.zeros(GRID**2, np.float32)
-        turns.append((text, "no"))
-    for number in rng.permutation(len(scene.things))[:2]:
-        texts = expressions(scene, scene.things[number], rng)
-        if texts:
-            turns.append((texts[int(rng.integers(len(texts)))], "yes"))
-            said[turns[-1][0]] = _share_of_thing(square, int(number))
-    requests = rng.integers(len(PRESENCE_REQUESTS), size=len(turns))
-    return [
-        (PRESENCE_REQUESTS[int(request)].format(text), answer)
-        for request, (text, answer) in zip(requests, turns, strict=True)
-    ]
-
-
-def _reasoning_turns(
-    scene: Scene, rng: np.random.Generator, square: Square, said: Phrases
-) -> list[tuple[str, str]]:
-    """Questions that name no class, answered by names."""
-    asked = [puzzle for puzzle in reasoning_questions(scene, rng) if puzzle.is_sentence][:2]
-    for puzzle in asked:
-        indices = [CLASSES.index(name) for name in puzzle.names]
-        said[puzzle.question] = patch_histogram(np.isin(square.label, indices), PATCH, 2)[:, 1]
-    return [(puzzle.question, " and ".join(f"the {name}" for name in puzzle.names)) for puzzle in asked]
 
 
 class LanguageStudent(nn.Module):

@@ -1,0 +1,113 @@
+"""What is said about a scene in pretraining: captions, questions, boxes in words; which patches a text is about."""
+
+import numpy as np
+
+from model.conversation import Conversation
+from utils.toy.language import absent_expressions, caption, expressions, questions, reasoning_questions
+from utils.toy.pretrain.clip import PATCH, SIDE
+from utils.toy.pretrain.common import NUM_LABELS, Square, patch_histogram
+from utils.toy.scene import CLASSES, Scene, Thing
+
+GRID = SIDE // PATCH
+CAPTION_REQUESTS = ("Describe the image.", "What is in this picture?", "Write a caption.", "What do you see?")
+BOX_ANSWERS = (
+    "{}", "It is at {}.", "Sure, it is at {}.", "The box is {}.", "Here it is: {}.", "It is {}.", "Sure, {}.",
+    "The result is {}.", "That would be {}.", "The answer is {}.", "Sure, it is {}.",
+)  # fmt: skip
+BOX_REQUESTS = (
+    "Where exactly is {}?", "Give the box of {}.", "What are the bounds of {}?", "Find {}.", "Point to {}.",
+    "Please show {}.", "Locate {} in this image.", "Can you find {} in this image?", "Can you mark {}?",
+    "I am looking for {}.", "Which part of the picture is {}?",
+)  # fmt: skip
+CELL_REQUESTS = ("What is at column {} row {}?", "Name the thing at column {} row {}.")
+PRESENCE_REQUESTS = ("Do you see {}?", "Can you see {}?", "Does the picture show {}?")
+
+# An expression, and the share (patches,) of each patch that its target covers.
+Phrases = dict[str, np.ndarray]
+
+
+def conversation(
+    scene: Scene, rng: np.random.Generator, square: Square, phrases_of: Phrases | None = None
+) -> Conversation:
+    """Several turns about a scene: its caption first or none, then questions in random order.
+
+    The expressions that the turns contain are added to `phrases_of`.
+    """
+    said: Phrases = {} if phrases_of is None else phrases_of
+    turns: list[tuple[str, str]] = list(questions(scene, rng))
+    order = rng.permutation(len(turns))[:8]
+    turns = [turns[k] for k in order]
+    turns += _box_turns(scene, rng, square, said)
+    turns += _cell_turns(rng, square) + _presence_turns(scene, rng, square, said)
+    turns += _reasoning_turns(scene, rng, square, said)
+    turns = [turns[k] for k in rng.permutation(len(turns))][:12]
+    if rng.random() < 0.4:
+        request = CAPTION_REQUESTS[int(rng.integers(len(CAPTION_REQUESTS)))]
+        turns = [(request, caption(scene, rng)), *turns[: len(turns) // 2]]
+    return Conversation.of(*[text for turn in turns for text in turn])
+
+
+def _box_turns(
+    scene: Scene, rng: np.random.Generator, square: Square, said: Phrases
+) -> list[tuple[str, str]]:
+    """Boxes of things as left, top, right, bottom in cells of the patch grid, given an expression."""
+    turns = []
+    for number in rng.permutation(len(scene.things))[:5]:
+        thing: Thing = scene.things[number]
+        texts = expressions(scene, thing, rng)
+        if texts:
+            request = BOX_REQUESTS[int(rng.integers(len(BOX_REQUESTS)))]
+            text = texts[int(rng.integers(len(texts)))]
+            said[text] = _share_of_thing(square, int(number))
+            box = (np.array(thing.box) - [0, 0, 1, 1]) * square.scale + np.array(square.offset * 2)
+            cells = np.clip(box // PATCH, 0, GRID - 1).astype(int)
+            answer = BOX_ANSWERS[int(rng.integers(len(BOX_ANSWERS)))]
+            turns.append((request.format(text), answer.format("".join(str(cell) for cell in cells))))
+    return turns
+
+
+def _share_of_thing(square: Square, number: int) -> np.ndarray:
+    return patch_histogram(square.thing == number + 1, PATCH, 2)[:, 1]
+
+
+def _cell_turns(rng: np.random.Generator, square: Square) -> list[tuple[str, str]]:
+    shares = patch_histogram(square.label, PATCH, NUM_LABELS)
+    turns = []
+    for _ in range(2):
+        column, row = (int(value) for value in rng.integers(0, GRID, 2))
+        share = shares[row * GRID + column]
+        if share.max() > 0.7 and share.argmax() < len(CLASSES):
+            request = CELL_REQUESTS[int(rng.integers(len(CELL_REQUESTS)))]
+            turns.append((request.format(column, row), CLASSES[int(share.argmax())]))
+    return turns
+
+
+def _presence_turns(
+    scene: Scene, rng: np.random.Generator, square: Square, said: Phrases
+) -> list[tuple[str, str]]:
+    """Is there such a thing? Half of the expressions are true of something, half of nothing."""
+    turns = []
+    for text in absent_expressions(scene, rng, 2):
+        said[text] = np.zeros(GRID**2, np.float32)
+        turns.append((text, "no"))
+    for number in rng.permutation(len(scene.things))[:2]:
+        texts = expressions(scene, scene.things[number], rng)
+        if texts:
+            turns.append((texts[int(rng.integers(len(texts)))], "yes"))
+            said[turns[-1][0]] = _share_of_thing(square, int(number))
+    requests = rng.integers(len(PRESENCE_REQUESTS), size=len(turns))
+    return [
+        (PRESENCE_REQUESTS[int(request)].format(text), answer)
+        for request, (text, answer) in zip(requests, turns, strict=True)
+    ]
+
+
+def _reasoning_turns(
+    scene: Scene, rng: np.random.Generator, square: Square, said: Phrases
+) -> list[tuple[str, str]]:
+    """Questions that name no class, answered by names."""
+    asked = [puzzle for puzzle in reasoning_questions(scene, rng) if puzzle.is_sentence][:2]
+    for puzzle in asked:
+        indices = [CLASSES.index(name) for name in puzzle.names]
+        said[puzzle.question] = patch_histogram(np.isin(square.label, indices), PATCH, 2)[:, 1]
+    return [(puzzle.question, " and ".join(f"the {name}" for name in puzzle.names)) for puzzle in asked]
