@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--clip_steps", type=int, default=1500)
     parser.add_argument("--sam_steps", type=int, default=1850)
-    parser.add_argument("--language_steps", type=int, default=4200)
+    parser.add_argument("--language_steps", type=int, default=5450)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
