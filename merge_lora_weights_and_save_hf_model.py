@@ -22,9 +22,10 @@ from model.interop.training import RunSettings, apply_training_weights, read_run
 from model.lasagna import LasagnaForConditionalGeneration
 from model.loading import load_model
 from model.sequence import SequenceFormat
-from utils.config import MergeConfig, parse_config
+from utils.config import MergeConfig
 from utils.distributed import dtype_of
 from utils.logs import one_line, start_logging
+from utils.settings import parse_config
 
 logger = logging.getLogger(__name__)
 

@@ -24,12 +24,13 @@ from model.lasagna import LasagnaForConditionalGeneration
 from model.loading import load_model
 from model.processor import LasagnaProcessor
 from utils.asking import EvaluationSettings
-from utils.config import TestConfig, parse_config
+from utils.config import TestConfig
 from utils.data.registry import parse_val_list
 from utils.distributed import device_of, distributed, dtype_of
 from utils.evaluate import evaluate_datasets, open_datasets
 from utils.logs import one_line, start_logging
 from utils.report import Report
+from utils.settings import parse_config
 from utils.tables import print_report
 from utils.visualize import draw_sheet
 

@@ -29,7 +29,7 @@ from model.lora import add_lora, mark_trainable
 from model.processor import LasagnaProcessor
 from utils.asking import EvaluationSettings
 from utils.checkpoint import check_run, forget_after, resume, save_best, save_checkpoint
-from utils.config import TrainConfig, parse_config
+from utils.config import TrainConfig
 from utils.data.base import Dataset
 from utils.data.collate import LengthLimit, build_loader
 from utils.data.mixture import Mixture, build_train_mixture
@@ -40,6 +40,7 @@ from utils.evaluate import evaluate_datasets, open_datasets
 from utils.logs import one_line, start_logging
 from utils.meters import Meters
 from utils.report import Report, Result
+from utils.settings import parse_config
 
 LOSSES_FILE = "losses.jsonl"
 # The number that a data set is judged by: the first of these that it has.

@@ -20,7 +20,8 @@ from model.interop.deepspeed import read_checkpoint
 from model.interop.training import read_training_weights
 from model.lora import TRAINABLE_PATTERN
 from tests.commands import REPOSITORY, SMALL_RUN, complaint, run
-from utils.config import TrainConfig, parse_config
+from utils.config import TrainConfig
+from utils.settings import parse_config
 
 BASE = (
     "--version=assets/toy/llava",

@@ -22,8 +22,9 @@ from model.interop.deepspeed import safe_globals
 from model.interop.training import CHECKPOINT_FOLDER, SETTINGS_FOLDER
 from model.lasagna import LasagnaForConditionalGeneration
 from model.weights import check_keys
-from utils.config import TrainConfig, save_config
+from utils.config import TrainConfig
 from utils.distributed import is_main_process
+from utils.settings import save_config
 
 logger = logging.getLogger(__name__)
 

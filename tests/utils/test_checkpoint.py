@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from utils.checkpoint import FREE, check_run, check_same_run, forget_after, read_state, resume
-from utils.config import TrainConfig, save_config
+from utils.config import TrainConfig
+from utils.settings import save_config
 
 
 @pytest.fixture

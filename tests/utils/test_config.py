@@ -6,7 +6,8 @@ import dataclasses
 
 import pytest
 
-from utils.config import ChatConfig, MergeConfig, TestConfig, TrainConfig, parse_config, save_config
+from utils.config import ChatConfig, MergeConfig, TestConfig, TrainConfig
+from utils.settings import parse_config, save_config
 
 REQUIRED = {
     TrainConfig: "--version=a",

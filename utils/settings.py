@@ -1,0 +1,104 @@
+"""Settings classes as command lines: a field is a flag is a YAML key."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, field, fields
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+from transformers import HfArgumentParser
+
+Config = TypeVar("Config")
+
+
+def setting(default: Any, help: str, choices: Sequence[Any] | None = None) -> Any:
+    """A field of a settings class."""
+    metadata = {"help": help} | ({"choices": list(choices)} if choices else {})
+    return field(default=default, metadata=metadata)
+
+
+class _Parser(HfArgumentParser):
+    """Errors as ValueError, so that a script reports all of them in one way."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def parse_config(kind: type[Config], argv: Sequence[str] | None = None) -> Config:
+    """Settings from the command line; --config FILE.yaml gives values that flags win over.
+
+    Raises:
+        ValueError: an unknown flag or key, or a value that breaks a rule.
+        FileNotFoundError: there is no such YAML file.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    before.add_argument("--config", default="")
+    known, argv = before.parse_known_args(argv)
+    parser = _Parser(kind, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--config", default="", help="YAML file with any of these settings")
+    names = [entry.name for entry in fields(kind)]  # type: ignore[arg-type]
+    if known.config:
+        argv = [*_flags_of(known.config, names, kind), *argv]
+    values, unknown = parser.parse_known_args(argv)
+    if unknown:
+        switches = [f"--no_{entry.name}" for entry in fields(kind) if entry.default is True]  # type: ignore[arg-type]
+        flags = [*(f"--{name}" for name in names), *switches]
+        close = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
+        hint = f"; did you mean {close[0]}?" if close else "; --help lists them"
+        raise ValueError(f"unknown flag {unknown[0]}{hint}")
+    return kind(**{name: getattr(values, name) for name in names})
+
+
+def _flags_of(path: str, names: Sequence[str], kind: type) -> list[str]:
+    """The settings of a YAML file as flags, so that they pass the same checks."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"--config {path} does not exist; shipped ones are in configs/")
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as problem:
+        raise ValueError(f"--config {path} is not YAML: {' '.join(str(problem).split())}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"--config {path} must hold 'name: value' lines")
+    flags = []
+    for name, value in content.items():
+        if name not in names:
+            close = difflib.get_close_matches(str(name), names, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"{path}: unknown setting {name!r} of {kind.__name__}{hint}")
+        if value is not None:
+            flags.append(f"--{name}={value}")
+    return flags
+
+
+def save_config(config: Any, path: Path) -> None:
+    """Write settings as YAML that `--config` reads."""
+    path.write_text(yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def check_choices(config: Any) -> None:
+    for entry in fields(config):
+        choices = entry.metadata.get("choices")
+        value = getattr(config, entry.name)
+        if choices and value not in choices:
+            known = ", ".join(str(choice) for choice in choices)
+            raise ValueError(f"--{entry.name} {value!r} is not known; choose one of: {known}")
+
+
+def require_positive(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not 0 < value < math.inf:  # neither is NaN
+            raise ValueError(f"--{name} must be > 0, got {value}")
+
+
+def require_not_negative(config: Any, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(config, name) < math.inf:
+            raise ValueError(f"--{name} must be >= 0, got {getattr(config, name)}")
