@@ -176,6 +176,8 @@ def open_bar(config: TrainConfig, start: int) -> tqdm:
 def open_loader(mixture: Mixture, engine: Any, config: TrainConfig, start: int) -> Any:
     """The micro-batches of this process that are left."""
     accumulation = config.grad_accumulation_steps
+    if config.pack and not engine.module.can_pack_rows:
+        say("conversations are not packed: flash attention cannot mask within a row")
     return build_loader(
         mixture,
         engine.module.processor,

@@ -152,6 +152,8 @@ class LasagnaProcessor:
         encoded = [self.encode(conversation) for conversation in conversations]
         owners = list(image_of_row)
         if pack_rows:
+            if padding_side != "right":
+                raise ValueError(f"packed rows are padded at the right, got padding_side={padding_side!r}")
             owners = sorted(set(owners))
             rows = [
                 [row for row, o in zip(encoded, image_of_row, strict=True) if o == owner] for owner in owners

@@ -96,3 +96,8 @@ def test_conversations_of_different_beginnings_cannot_share_a_row():
     second = Encoded(input_ids=[2, 9, 3], labels=[-100] * 3, num_image_tokens=1)
     with pytest.raises(ValueError, match="must share their text"):
         pack([first, second], image_id=9)
+
+
+def test_packed_rows_are_refused_where_prompts_are_padded_left(tiny_model):
+    with pytest.raises(ValueError, match="padded at the right"):
+        tiny_model.processor.collate(IMAGES[:1], [PLAIN], [0], padding_side="left", pack_rows=True)

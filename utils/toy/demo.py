@@ -17,15 +17,16 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import yaml
 from rich.console import Console
 
 import chat
 import merge_lora_weights_and_save_hf_model as merge_script
 import test_sem
 from model.loading import load_model
+from utils.config import TrainConfig
 from utils.data.registry import build_val_dataset
 from utils.report import Report, read_report
+from utils.settings import parse_config
 from utils.tables import Target, print_report
 from utils.toy import world
 from utils.visualize import read_curves, save_curves
@@ -109,11 +110,9 @@ def train(out: Path, dataset: Path, flags: list[str]) -> None:
 def write_untrained(folder: Path) -> Path:
     """The model before its first step, as a folder: what the baseline is measured on."""
     if not (folder / "config.json").is_file():
-        settings = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+        config = parse_config(TrainConfig, ["--config", str(CONFIG)])
         model, _ = load_model(
-            settings["version"],
-            vision_tower=settings["vision_tower"],
-            vision_pretrained=settings["vision_pretrained"],
+            config.version, vision_tower=config.vision_tower, vision_pretrained=config.vision_pretrained
         )
         model.save_pretrained(folder)
     return folder
@@ -122,11 +121,11 @@ def write_untrained(folder: Path) -> Path:
 def evaluate(model: Path, dataset: Path, entries: str, out: Path, max_samples: int | None) -> Report:
     """The report of a model folder; an existing one is read."""
     if not (out / "report.json").is_file():
-        settings = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+        config = parse_config(TrainConfig, ["--config", str(CONFIG)])
         limit = [] if max_samples is None else ["--max_samples", max_samples]
         run(test_sem.main, "python test_sem.py", "--version", model, "--dataset_dir", dataset,
             "--val_dataset_list", entries, "--val_batch_size", 4, "--precision", "fp32", "--classes_per_query",
-            settings["num_all_classes"], "--report_dir", out, "--vis_save_path", out, *limit)  # fmt: skip
+            config.num_all_classes, "--report_dir", out, "--vis_save_path", out, *limit)  # fmt: skip
     return read_report(out / "report.json")
 
 

@@ -15,10 +15,9 @@ from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionMode
 
 from utils.toy.pretrain.common import (
     COLOURS,
-    HELD_OUT_SEED,
     NUM_LABELS,
     Square,
-    batches,
+    Student,
     patch_histogram,
     thing_map,
     train,
@@ -63,7 +62,7 @@ def normalise(images: np.ndarray) -> Tensor:
     return (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
 
 
-class ClipStudent(nn.Module):
+class ClipStudent(Student):
     """The tower and its heads."""
 
     def __init__(self) -> None:
@@ -123,14 +122,8 @@ def pretrain_clip(out: Path, work: Path, *, num_steps: int, batch_size: int = 32
     """Train the tower and write it to `out` as a CLIP folder, fp16."""
     torch.manual_seed(0)
     student = ClipStudent()
-    held_out = next(batches(HELD_OUT_SEED, 48))
-
-    @torch.no_grad()
-    def evaluate() -> dict[str, float]:
-        return {f"held-out {key}": float(value) for key, value in student.losses(held_out).items()}
-
-    train(student, student.losses, folder=work, name="clip", num_steps=num_steps, batch_size=batch_size,
-          lr=1e-3, evaluate=evaluate)  # fmt: skip
+    train(student, folder=work, name="clip", num_steps=num_steps, batch_size=batch_size,
+          lr=1e-3, num_held_out=48)  # fmt: skip
     student.tower.half().save_pretrained(out)
     CLIPImageProcessorPil(
         size={"shortest_edge": SIDE},

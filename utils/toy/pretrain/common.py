@@ -59,19 +59,27 @@ def cosine_factor(step: int, num_steps: int, warmup: int = 100) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
+class Student(nn.Module):
+    """A module that learns from scenes."""
+
+    def losses(self, scenes: list[Scene]) -> dict[str, Tensor]:
+        """The scalar to minimise, "loss", and others to be shown."""
+        raise NotImplementedError
+
+
 def train(
-    module: nn.Module,
-    loss_of: Callable[[list[Scene]], dict[str, Tensor]],
+    module: Student,
     *,
     folder: Path,
     name: str,
     num_steps: int,
     batch_size: int,
     lr: float,
-    evaluate: Callable[[], dict[str, float]],
+    num_held_out: int,
     evaluate_every: int = 250,
+    when_evaluated: Callable[[], None] = lambda: None,
 ) -> None:
-    """AdamW on `loss_of(scenes)["loss"]`, resumable: the state is saved with each evaluation and read on start."""
+    """AdamW on `module.losses`, resumable: the state is saved with each evaluation and read on start."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.02)
     state_file = folder / f"{name}.state.pt"
@@ -82,13 +90,14 @@ def train(
         optimizer.load_state_dict(state["optimizer"])
         step, seconds = state["step"], state["seconds"]
         logger.info("%s: continues at step %d", name, step)
+    held_out = next(batches(HELD_OUT_SEED, num_held_out))
     source = batches(PRETRAIN_SEED, batch_size, start=step)
     bar = tqdm(total=num_steps, initial=step, desc=name, mininterval=10)
     begun = time.monotonic()
     while step < num_steps:
         for group in optimizer.param_groups:
             group["lr"] = lr * cosine_factor(step, num_steps)
-        losses = loss_of(next(source))
+        losses = module.losses(next(source))
         optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -96,7 +105,11 @@ def train(
         step += 1
         bar.update()
         if step % evaluate_every == 0 or step == num_steps:
-            scores = {key: float(value) for key, value in losses.items()} | evaluate()
+            with torch.no_grad():
+                held_out_losses = module.losses(held_out)
+            scores = {key: float(value) for key, value in losses.items()}
+            scores |= {f"held-out {key}": float(value) for key, value in held_out_losses.items()}
+            when_evaluated()
             text = ", ".join(f"{key} {value:.3f}" for key, value in scores.items())
             elapsed = seconds + time.monotonic() - begun
             tqdm.write(f"{name} step {step} ({elapsed / 60:.1f} min): {text}")

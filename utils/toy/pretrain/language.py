@@ -22,10 +22,9 @@ from model.conversation import encode_conversation
 from model.tokens import IMAGE, load_tokenizer
 from utils.toy.pretrain.clip import PATCH, normalise, pad_to_square
 from utils.toy.pretrain.common import (
-    HELD_OUT_SEED,
     NUM_LABELS,
     Square,
-    batches,
+    Student,
     patch_histogram,
     train,
 )
@@ -44,7 +43,7 @@ SIZES = {
 }
 
 
-class LanguageStudent(nn.Module):
+class LanguageStudent(Student):
     """LLaMA and a linear projector on top of the frozen tower."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, tower: CLIPVisionModel) -> None:
@@ -199,12 +198,5 @@ def pretrain_language(out: Path, clip: Path, work: Path, *, num_steps: int, batc
     tokenizer.add_tokens([IMAGE], special_tokens=True)
     tower = CLIPVisionModel.from_pretrained(clip, dtype=torch.float32)
     student = LanguageStudent(tokenizer, tower)
-    held_out = next(batches(HELD_OUT_SEED, 48))
-
-    @torch.no_grad()
-    def evaluate() -> dict[str, float]:
-        write_llava_v1(student, out)
-        return {f"held-out {key}": float(value) for key, value in student.losses(held_out).items()}
-
-    train(student, student.losses, folder=work, name="language", num_steps=num_steps, batch_size=batch_size,
-          lr=1.5e-3, evaluate=evaluate)  # fmt: skip
+    train(student, folder=work, name="language", num_steps=num_steps, batch_size=batch_size,
+          lr=1.5e-3, num_held_out=48, when_evaluated=lambda: write_llava_v1(student, out))  # fmt: skip

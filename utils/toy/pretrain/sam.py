@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from model.sam import SamSegmenter, SamSettings
-from utils.toy.pretrain.common import HELD_OUT_SEED, NUM_LABELS, batches, thing_map, train
+from utils.toy.pretrain.common import NUM_LABELS, Student, thing_map, train
 from utils.toy.scene import CLASSES, Scene
 
 SETTINGS = SamSettings(
@@ -52,7 +52,7 @@ def pad(scene: Scene) -> tuple[np.ndarray, tuple[int, int], np.ndarray, np.ndarr
     return image, (size[1], size[0]), maps[0], maps[1]
 
 
-class SamStudent(nn.Module):
+class SamStudent(Student):
     """SAM with a head that reads the classes of the 4 x 4 pixels (at LOW_RES) behind each cell of the embedding."""
 
     def __init__(self) -> None:
@@ -147,12 +147,6 @@ def pretrain_sam(out: Path, work: Path, *, num_steps: int, batch_size: int = 16)
     """Train and write `out`, a state dict in segment_anything's layout, fp16."""
     torch.manual_seed(0)
     student = SamStudent()
-    held_out = next(batches(HELD_OUT_SEED, 32))
-
-    @torch.no_grad()
-    def evaluate() -> dict[str, float]:
-        return {f"held-out {key}": float(value) for key, value in student.losses(held_out).items()}
-
-    train(student, student.losses, folder=work, name="sam", num_steps=num_steps, batch_size=batch_size,
-          lr=8e-4, evaluate=evaluate)  # fmt: skip
+    train(student, folder=work, name="sam", num_steps=num_steps, batch_size=batch_size,
+          lr=8e-4, num_held_out=32)  # fmt: skip
     torch.save({name: value.half() for name, value in student.sam.state_dict().items()}, out)
