@@ -105,7 +105,8 @@ def _noun(name: str, colour: str | None, rng: np.random.Generator | None = None)
     return f"{colour} {name}"
 
 
-def _is(name: str, colour: str | None) -> Test:
+def is_kind(name: str, colour: str | None) -> Test:
+    """Things of a name, and of a colour if one is given."""
     return lambda thing: thing.name == name and (colour is None or thing.colour == colour)
 
 
@@ -124,7 +125,8 @@ def _all(*tests: Test) -> Test:
     return test
 
 
-def _in_region(scene: Scene, phrase: str) -> Test:
+def in_region(scene: Scene, phrase: str) -> Test:
+    """Things in one of REGIONS."""
     axis, sure, wide = REGIONS[phrase]
 
     def test(thing: Thing) -> bool | None:
@@ -136,7 +138,7 @@ def _in_region(scene: Scene, phrase: str) -> Test:
     return test
 
 
-def _most(scene: Scene, kind: Test, axis: int, direction: int) -> Test:
+def most(scene: Scene, kind: Test, axis: int, direction: int) -> Test:
     """The one of a kind that is clearly further in a direction than every other."""
     rivals = [thing for thing in scene.things if kind(thing)]
 
@@ -147,7 +149,8 @@ def _most(scene: Scene, kind: Test, axis: int, direction: int) -> Test:
     return _all(kind, test)
 
 
-def _size(scene: Scene, kind: Test, biggest: bool) -> Test:
+def sized(scene: Scene, kind: Test, biggest: bool) -> Test:
+    """The one of a kind that is clearly bigger, or smaller, than every other."""
     areas = {id(thing): int(thing.mask.sum()) for thing in scene.things if kind(thing)}
 
     def test(thing: Thing) -> bool | None:
@@ -160,7 +163,8 @@ def _size(scene: Scene, kind: Test, biggest: bool) -> Test:
     return _all(kind, test)
 
 
-def _near(scene: Scene, other: Thing) -> Test:
+def near(scene: Scene, other: Thing) -> Test:
+    """Things not far from another."""
     x, y = place_of(scene, other)
 
     def test(thing: Thing) -> bool | None:
@@ -177,7 +181,7 @@ def _landmarks(scene: Scene, thing: Thing) -> Iterator[tuple[str, Thing]]:
         if other is thing:
             continue
         for colour in (None, other.colour):
-            if singles_out(scene, Description("", _is(other.name, colour)), other):
+            if singles_out(scene, Description("", is_kind(other.name, colour)), other):
                 yield f"the {_noun(other.name, colour)}", other
                 break
 
@@ -186,15 +190,15 @@ def _describe(
     scene: Scene, name: str, colour: str | None, thing: Thing, rng: np.random.Generator
 ) -> Iterator[Description]:
     """Candidates for a thing of a name (and colour); not yet proved."""
-    noun, kind = _noun(name, colour, rng), _is(name, colour)
+    noun, kind = _noun(name, colour, rng), is_kind(name, colour)
     yield Description(noun, kind)
     if sum(bool(kind(other)) for other in scene.things) > 1:
         for words, axis, direction in EXTREMES:
-            yield Description(f"{pick(rng, words)} {noun}", _most(scene, kind, axis, direction))
+            yield Description(f"{pick(rng, words)} {noun}", most(scene, kind, axis, direction))
         for words, biggest in ((("biggest", "largest"), True), (("smallest",), False)):
-            yield Description(f"{pick(rng, words)} {noun}", _size(scene, kind, biggest))
+            yield Description(f"{pick(rng, words)} {noun}", sized(scene, kind, biggest))
     for phrase in REGIONS:
-        yield Description(f"{noun} {phrase}", _all(kind, _in_region(scene, phrase)))
+        yield Description(f"{noun} {phrase}", _all(kind, in_region(scene, phrase)))
     if name != "building" and thing.on in ON_STUFF:
         yield Description(
             f"{noun} {pick(rng, ON_STUFF[thing.on])}", _all(kind, lambda other: other.on == thing.on)
@@ -209,7 +213,7 @@ def _describe(
 
             yield Description(f"{noun} {pick(rng, words)} {landmark}", _all(kind, test))
         yield Description(
-            f"{noun} {pick(rng, ('next to', 'near', 'close to'))} {landmark}", _all(kind, _near(scene, other))
+            f"{noun} {pick(rng, ('next to', 'near', 'close to'))} {landmark}", _all(kind, near(scene, other))
         )
 
 
@@ -232,7 +236,7 @@ def expressions(scene: Scene, thing: Thing, rng: np.random.Generator) -> list[st
 def _coloured(name: str, colour: str | None, rng: np.random.Generator) -> Description:
     if name == "boat" and colour == "white":  # every boat has white sails
         colour = "black"
-    return Description(_noun(name, colour, rng), _is(name, colour))
+    return Description(_noun(name, colour, rng), is_kind(name, colour))
 
 
 def _absent(scene: Scene, absent: Sequence[str], rng: np.random.Generator) -> Description:
@@ -246,12 +250,12 @@ def _absent(scene: Scene, absent: Sequence[str], rng: np.random.Generator) -> De
         return _coloured(name, pick(rng, list(PALETTE)), rng)
     if kind == 3 and seen:
         name, phrase = pick(rng, seen), pick(rng, list(REGIONS))
-        return Description(f"{name} {phrase}", _all(_is(name, None), _in_region(scene, phrase)))
+        return Description(f"{name} {phrase}", _all(is_kind(name, None), in_region(scene, phrase)))
     if kind == 1 and name in THINGS:
         palette = PALETTE if name in COLOURED else WALLS if name in ("house", "building") else {}
         return _coloured(name, pick(rng, list(palette)) if palette else None, rng)
     phrase = f" {pick(rng, list(REGIONS))}" if name in THINGS and rng.random() < 0.25 else ""
-    return Description(f"{name}{phrase}", _is(name, None))
+    return Description(f"{name}{phrase}", is_kind(name, None))
 
 
 def absent_expressions(scene: Scene, rng: np.random.Generator, n: int) -> list[str]:

@@ -23,7 +23,7 @@ from utils.toy.layouts.semantic import write_ade20k, write_cityscapes
 
 __all__ = ["WorldConfig", "main", "make_world", "scene_key"]
 
-VERSION = 1  # of what the same parameters give; a world of another version is made again
+VERSION = 2  # of what the same parameters give; a world of another version is made again
 WRITERS = (write_ade20k, write_coco, write_cityscapes, write_refer, write_reason)
 MIN_VAL, VAL_SHARE = 4, 5
 

@@ -13,7 +13,7 @@ from utils.toy.scene import CLASSES, THINGS, Scene, Thing
 
 SPLITS = ("train", "val", "testA", "testB")
 EXPRESSIONS_PER_THING = 3
-MAX_ABSENT, MAX_PAIRS = 2, 2  # of one scene in gRefCOCO
+MAX_ABSENT, MAX_PAIRS = 5, 2  # of one scene in gRefCOCO
 NO_TARGET = -1
 FIRST_OWN_CATEGORY = 201  # ids of things that COCO has no category for
 FORMS = ("compressed", "polygons", "counts")  # of an annotation's segmentation, in turn

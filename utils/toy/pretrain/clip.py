@@ -1,7 +1,7 @@
 """The tiny CLIP: a vision transformer that has seen many labelled pictures, as the published one has.
 
 Supervision on the patch states of the layer that LLaVA reads (the second last): the classes in the patch, the colour
-of its thing and the thing's box; on the pooled state: which classes the picture has.
+of its thing, the thing's box and what tells it from others; on the pooled state: which classes the picture has.
 """
 
 from pathlib import Path
@@ -13,11 +13,13 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
+from utils.toy.pretrain.attributes import NUM_ATTRIBUTES, NUM_SIMPLE, attributes
 from utils.toy.pretrain.common import (
     COLOURS,
     NUM_LABELS,
     Square,
     Student,
+    colours_of_things,
     patch_histogram,
     thing_map,
     train,
@@ -56,9 +58,9 @@ def pad_to_square(scene: Scene) -> Square:
     return Square(resized, maps[0], maps[1], scene, (left * scale, top * scale), scale)
 
 
-def normalise(images: np.ndarray) -> Tensor:
+def normalise(images: Tensor) -> Tensor:
     """(B, SIDE, SIDE, 3) uint8 -> (B, 3, SIDE, SIDE) float32."""
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    pixels = images.permute(0, 3, 1, 2).float() / 255
     return (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
 
 
@@ -72,50 +74,61 @@ class ClipStudent(Student):
         self.classes = nn.Linear(dim, NUM_LABELS)
         self.colours = nn.Linear(dim, len(COLOURS) + 1)
         self.boxes = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, 4))
+        self.attributes = nn.Linear(dim, NUM_ATTRIBUTES)
         self.presence = nn.Linear(dim, len(CLASSES))
 
-    def losses(self, scenes: list[Scene]) -> dict[str, Tensor]:
+    def prepare(self, scenes: list[Scene]) -> tuple[Tensor, ...]:
+        """The images (B, SIDE, SIDE, 3) uint8, and `_targets` stacked."""
         squares = [pad_to_square(scene) for scene in scenes]
-        targets = [_targets(square) for square in squares]
-        labels, colours, boxes, has_box, presence = (
-            torch.from_numpy(np.stack(column)) for column in zip(*targets, strict=True)
-        )
+        columns = zip(*((square.image, *_targets(square)) for square in squares), strict=True)
+        return tuple(torch.from_numpy(np.stack(column)) for column in columns)
+
+    def losses(self, prepared: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        images, labels, colours, boxes, has_box, facts, presence = prepared
         with torch.autocast("cpu", torch.bfloat16):
-            out = self.tower(normalise(np.stack([s.image for s in squares])), output_hidden_states=True)
+            out = self.tower(normalise(images), output_hidden_states=True)
             states = out.hidden_states[-2][:, 1:].float()  # (B, patches, dim)
             pooled = out.pooler_output.float()
         class_loss = F.cross_entropy(self.classes(states).transpose(1, 2), labels.transpose(1, 2))
         colour_loss = F.cross_entropy(self.colours(states).transpose(1, 2), colours.transpose(1, 2))
         box_loss = ((self.boxes(states) - boxes).abs().sum(-1) * has_box).sum() / has_box.sum().clamp(min=1)
+        known = ~facts.isnan() & (has_box > 0)[..., None]
+        attribute_logits = self.attributes(states)[known]
+        weights = torch.ones(NUM_ATTRIBUTES)
+        weights[NUM_SIMPLE:] = 4  # comparisons are rarer and harder
+        attribute_loss = F.binary_cross_entropy_with_logits(
+            attribute_logits, facts[known], weight=weights.expand_as(known)[known]
+        )
         presence_loss = F.binary_cross_entropy_with_logits(self.presence(pooled), presence)
         return {
-            "loss": class_loss + 0.5 * colour_loss + box_loss + 0.5 * presence_loss,
+            "loss": class_loss + 0.5 * colour_loss + box_loss + attribute_loss + 0.5 * presence_loss,
             "class": class_loss,
             "colour": colour_loss,
             "box": box_loss,
+            "attribute": attribute_loss,
+            "attributes right": ((attribute_logits > 0) == (facts[known] > 0.5)).float().mean(),
             "presence": presence_loss,
         }
 
 
 def _targets(square: Square) -> tuple[np.ndarray, ...]:
-    """Per patch: class shares, colour shares, box of its most visible thing and whether it has one; presence."""
+    """Per patch: class shares, colour shares, box of its main thing, whether it has one, its attributes; presence."""
     labels = np.sqrt(patch_histogram(square.label, PATCH, NUM_LABELS))  # small parts of a patch count too
     labels /= labels.sum(1, keepdims=True)
-    colour_of_thing = np.full(256, len(COLOURS), np.uint8)
     boxes = np.zeros((256, 4), np.float32)
     for number, thing in enumerate(square.scene.things):
-        if thing.colour in COLOURS:
-            colour_of_thing[number + 1] = COLOURS.index(thing.colour)
         corner = np.array(square.offset * 2)
         boxes[number + 1] = (np.array(thing.box) * square.scale + corner) / SIDE
-    colours = np.sqrt(patch_histogram(colour_of_thing[square.thing], PATCH, len(COLOURS) + 1))
+    colours = np.sqrt(patch_histogram(colours_of_things(square.scene)[square.thing], PATCH, len(COLOURS) + 1))
     colours /= colours.sum(1, keepdims=True)
     shares = patch_histogram(square.thing, PATCH, len(square.scene.things) + 1)[:, 1:]
+    facts = attributes(square.scene)
     if shares.shape[1] == 0:
-        shares = np.zeros((len(labels), 1), np.float32)
+        shares, facts = np.zeros((len(labels), 1), np.float32), np.zeros((1, NUM_ATTRIBUTES), np.float32)
+    main = shares.argmax(1)
     has_box = (shares.max(1) > 0.1).astype(np.float32)
     presence = np.isin(np.arange(len(CLASSES)), np.unique(square.scene.label)).astype(np.float32)
-    return labels, colours, boxes[shares.argmax(1) + 1], has_box, presence
+    return labels, colours, boxes[main + 1], has_box, facts[main], presence
 
 
 def pretrain_clip(out: Path, work: Path, *, num_steps: int, batch_size: int = 32) -> None:

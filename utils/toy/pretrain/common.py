@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
 from utils.toy.scene import CLASSES, PALETTE, Scene, draw_scene
@@ -43,6 +45,15 @@ def thing_map(scene: Scene) -> np.ndarray:
     return owners
 
 
+def colours_of_things(scene: Scene) -> np.ndarray:
+    """(256,) uint8, for each value of `thing_map` the index of its colour, len(COLOURS) where it has none."""
+    colours = np.full(256, len(COLOURS), np.uint8)
+    for number, thing in enumerate(scene.things):
+        if thing.colour in COLOURS:
+            colours[number + 1] = COLOURS.index(thing.colour)
+    return colours
+
+
 def batches(seed: int, batch_size: int, start: int = 0) -> Iterator[list[Scene]]:
     """Endless batches of scenes; batch k is a pure function of (seed, k)."""
     step = start
@@ -62,9 +73,24 @@ def cosine_factor(step: int, num_steps: int, warmup: int = 100) -> float:
 class Student(nn.Module):
     """A module that learns from scenes."""
 
-    def losses(self, scenes: list[Scene]) -> dict[str, Tensor]:
+    def prepare(self, scenes: list[Scene]) -> Any:
+        """What `losses` takes, made of scenes in a worker process: numpy arrays and CPU tensors."""
+        raise NotImplementedError
+
+    def losses(self, prepared: Any) -> dict[str, Tensor]:
         """The scalar to minimise, "loss", and others to be shown."""
         raise NotImplementedError
+
+
+class _Prepared(IterableDataset):
+    """Endless prepared batches of a student, from step `start` on."""
+
+    def __init__(self, student: Student, batch_size: int, start: int) -> None:
+        self.student, self.batch_size, self.start = student, batch_size, start
+
+    def __iter__(self) -> Iterator[Any]:
+        for scenes in batches(PRETRAIN_SEED, self.batch_size, self.start):
+            yield self.student.prepare(scenes)
 
 
 def train(
@@ -90,8 +116,9 @@ def train(
         optimizer.load_state_dict(state["optimizer"])
         step, seconds = state["step"], state["seconds"]
         logger.info("%s: continues at step %d", name, step)
-    held_out = next(batches(HELD_OUT_SEED, num_held_out))
-    source = batches(PRETRAIN_SEED, batch_size, start=step)
+    held_out = module.prepare(next(batches(HELD_OUT_SEED, num_held_out)))
+    # One worker draws while the model learns.
+    source = iter(DataLoader(_Prepared(module, batch_size, step), batch_size=None, num_workers=1))
     bar = tqdm(total=num_steps, initial=step, desc=name, mininterval=10)
     begun = time.monotonic()
     while step < num_steps:

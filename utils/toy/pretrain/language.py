@@ -1,16 +1,17 @@
 """The tiny LLaVA: captions and questions about scenes, in the original LLaVA v1 layout.
 
 The vocabulary is a sentencepiece BPE with byte fallback, as LLaMA's. The tower is frozen; projector and language
-model learn together. Two auxiliary losses stand for the alignment and the grounded data of the published models:
-each projected patch is read with the word embeddings ("this patch says sky"), and the state at the end of a class
-name or a referring expression tells through a linear head, thrown away afterwards, which patches it speaks of.
-Without the second one, names find their places only after hours on two cores.
+model learn together. Auxiliary losses stand for the alignment and the grounded data of the published models: each
+projected patch is read with the word embeddings ("this patch says sky"), and the states from the end of a class name
+or a referring expression on tell, through heads that are thrown away afterwards, which patches and which box they
+speak of. Without these, names find their places only after hours on two cores.
 The model never sees a segmentation token or a list of classes.
 """
 
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,13 +22,8 @@ from transformers import CLIPVisionModel, LlamaConfig, LlamaForCausalLM, PreTrai
 from model.conversation import encode_conversation
 from model.tokens import IMAGE, load_tokenizer
 from utils.toy.pretrain.clip import PATCH, normalise, pad_to_square
-from utils.toy.pretrain.common import (
-    NUM_LABELS,
-    Square,
-    Student,
-    patch_histogram,
-    train,
-)
+from utils.toy.pretrain.common import NUM_LABELS, Student, patch_histogram, train
+from utils.toy.pretrain.grounding import Places, places_of
 from utils.toy.pretrain.talk import GRID, Phrases, conversation
 from utils.toy.pretrain.vocabulary import VOCAB_SIZE, train_vocabulary
 from utils.toy.scene import CLASSES, Scene
@@ -52,42 +48,57 @@ class LanguageStudent(Student):
         self.tower = [tower.eval().requires_grad_(False)]  # in a list: not a part of what is saved
         self.llama = LlamaForCausalLM(LlamaConfig(vocab_size=VOCAB_SIZE + 2, **SIZES))
         self.projector = nn.Linear(tower.config.hidden_size, SIZES["hidden_size"])
-        self.name_ids = [tokenizer(name, add_special_tokens=False).input_ids[0] for name in CLASSES]
+        self.names = [self._ids(name)[0] for name in CLASSES]
         self.aligned = nn.Parameter(torch.tensor(1.0))  # log of the scale of the auxiliary logits
         # The first tokens of short answers: yes, no, and the white space before digits.
-        self.answers = {tokenizer(word, add_special_tokens=False).input_ids[0] for word in ("yes", "no", "3")}
+        self.answers = {self._ids(word)[0] for word in ("yes", "no", "3")}
         self.answers.add(tokenizer.eos_token_id)
         dim = SIZES["hidden_size"]
-        # Where a phrase's target is: read in the middle of the model, where names should find their patches, and
-        # at its end, where an answer is decided.
         self.places = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, GRID**2)) for _ in range(2)
         )
-
-    def losses(self, scenes: list[Scene], seed: int = 0) -> dict[str, Tensor]:
-        rng = np.random.default_rng((seed, int(scenes[0].image.sum(dtype=np.int64))))
-        squares = [pad_to_square(scene) for scene in scenes]
-        said: list[Phrases] = [{} for _ in scenes]
-        encoded = [
-            encode_conversation(
-                self.tokenizer,
-                conversation(scene, rng, square, phrases_of),
-                prompt="llava_v1",
-                num_image_tokens=GRID**2,
-            )
-            for scene, square, phrases_of in zip(scenes, squares, said, strict=True)
-        ]
-        ids = nn.utils.rnn.pad_sequence([torch.tensor(e.input_ids) for e in encoded], batch_first=True)
-        labels = nn.utils.rnn.pad_sequence(
-            [torch.tensor(e.labels) for e in encoded], batch_first=True, padding_value=-100
+        self.boxes = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, 4))
+            for _ in range(2)
         )
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def prepare(self, scenes: list[Scene]) -> dict[str, Any]:
+        """Token ids and labels (B, length), images, the labels' shares of each patch, and what is spoken of where."""
+        rng = np.random.default_rng(int(scenes[0].image.sum(dtype=np.int64)))
+        squares = [pad_to_square(scene) for scene in scenes]
+        encoded, early, late = [], [], []
+        for scene, square in zip(scenes, squares, strict=True):
+            phrases: Phrases = {}
+            text = conversation(scene, rng, square, phrases)
+            encoded.append(
+                encode_conversation(self.tokenizer, text, prompt="llava_v1", num_image_tokens=GRID**2)
+            )
+            said = {tuple(self._ids(phrase)): spoken for phrase, spoken in phrases.items()}
+            for places, to_answer in ((early, False), (late, True)):
+                tokens = encoded[-1].input_ids
+                places.append(places_of(tokens, square, said, self.names, self.answers, to_answer=to_answer))
+        pad = nn.utils.rnn.pad_sequence
+        return {
+            "images": torch.from_numpy(np.stack([square.image for square in squares])),
+            "ids": pad([torch.tensor(e.input_ids) for e in encoded], batch_first=True),
+            "labels": pad([torch.tensor(e.labels) for e in encoded], batch_first=True, padding_value=-100),
+            "shares": torch.from_numpy(
+                np.stack([patch_histogram(square.label, PATCH, NUM_LABELS) for square in squares])
+            ),
+            "places": (Places.of(early), Places.of(late)),
+        }
+
+    def losses(self, prepared: dict[str, Any]) -> dict[str, Tensor]:
+        ids, labels = prepared["ids"], prepared["labels"]
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
-                pixels = normalise(np.stack([square.image for square in squares]))
+                pixels = normalise(prepared["images"])
                 seen = self.tower[0](pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
             patches = self.projector(seen).float()  # (B, patches, hidden)
-            image_id = self.tokenizer.convert_tokens_to_ids(IMAGE)
-            is_image = ids == image_id
+            is_image = ids == self.tokenizer.convert_tokens_to_ids(IMAGE)
             embeds = self.llama.get_input_embeddings()(ids.masked_fill(is_image, 0))
             embeds = embeds.masked_scatter(is_image[..., None].expand_as(embeds), patches)
             # Padding is at the right, and attention is causal: no mask is needed.
@@ -97,73 +108,47 @@ class LanguageStudent(Student):
             logits = self.llama.lm_head(hidden[:, :-1][learned]).float()
         targets = labels[:, 1:][learned]
         text_loss = F.cross_entropy(logits, targets)
-        aligned_loss = self._alignment(patches, squares)
+        aligned_loss = self._alignment(patches, prepared["shares"])
+        # Read in the middle of the model, where names should find their patches, and at its end, where an answer
+        # is decided.
+        grounded = [
+            self._grounding(head, box_head, layer, places)
+            for head, box_head, layer, places in zip(
+                self.places, self.boxes, (states[len(states) // 2], hidden), prepared["places"], strict=True
+            )
+        ]
         right = logits.argmax(-1) == targets
-        place_losses = self._places(states[len(states) // 2], hidden, ids, squares, said)
         return {
-            "loss": text_loss + 0.2 * aligned_loss + 5 * sum(place_losses),
+            "loss": text_loss + 0.2 * aligned_loss + sum(5 * place + box for place, box in grounded),
             "text": text_loss,
             "aligned": aligned_loss,
-            "place": place_losses[-1],
+            "place": grounded[-1][0],
+            "box": grounded[-1][1],
             "tokens right": right.float().mean(),
         } | self._answer_scores(targets, right)
 
-    def _places(
-        self, middle: Tensor, last: Tensor, ids: Tensor, squares: list[Square], said: list[Phrases]
-    ) -> list[Tensor]:
-        """Binary cross-entropy of the patches that the text speaks of, for two layers.
-
-        In the middle: at the end of class names and expressions. At the end of the model also from there to the
-        word that answers, so that "it is" knows of what it speaks.
-        """
-        losses = []
-        for head, states, to_answer in ((self.places[0], middle, False), (self.places[1], last, True)):
-            rows, columns, targets = [], [], []
-            for row, (square, phrases_of) in enumerate(zip(squares, said, strict=True)):
-                places = self._places_of(ids[row].tolist(), square, phrases_of, to_answer=to_answer)
-                rows += [row] * len(places)
-                columns += places.keys()
-                targets += places.values()
-            target = torch.from_numpy(np.stack(targets))  # (num_positions, patches)
-            losses.append(F.binary_cross_entropy_with_logits(head(states[rows, columns].float()), target))
-        return losses
-
-    def _places_of(
-        self, tokens: list[int], square: Square, phrases_of: Phrases, *, to_answer: bool
-    ) -> dict[int, np.ndarray]:
-        """For positions of one text the share of each patch that is spoken of there."""
-        shares = patch_histogram(square.label, PATCH, NUM_LABELS)
-        places = {
-            position: shares[:, self.name_ids.index(token)]
-            for position, token in enumerate(tokens)
-            if token in self.name_ids
-        }
-        for text, share in phrases_of.items():  # an expression is about its own target, not all of its kind
-            words = self.tokenizer(text, add_special_tokens=False).input_ids
-            for start in range(len(tokens) - len(words) + 1):
-                if tokens[start : start + len(words)] == words:
-                    position = start + len(words) - 1
-                    places[position] = share
-                    while (
-                        to_answer and position + 1 < len(tokens) and tokens[position + 1] not in self.answers
-                    ):
-                        position += 1
-                        places[position] = share
-        return places
+    def _grounding(
+        self, head: nn.Module, box_head: nn.Module, states: Tensor, places: Places
+    ) -> tuple[Tensor, Tensor]:
+        """Binary cross-entropy of the patches that are spoken of, and L1 of the box where it is one thing."""
+        states = states[places.rows, places.columns].float()
+        is_thing = ~places.boxes.isnan().any(1)
+        place_loss = F.binary_cross_entropy_with_logits(head(states), places.shares)
+        box_loss = (box_head(states[is_thing]) - places.boxes[is_thing]).abs().sum(1).mean()
+        return place_loss, box_loss
 
     def _answer_scores(self, targets: Tensor, right: Tensor) -> dict[str, Tensor]:
         """Teacher-forced accuracy of yes / no and of single digits."""
-        yes, no = (self.tokenizer(word, add_special_tokens=False).input_ids[0] for word in ("yes", "no"))
+        yes, no = (self._ids(word)[0] for word in ("yes", "no"))
         digits = {i for t, i in self.tokenizer.get_vocab().items() if t.lstrip("▁").isdigit()}
         polar = (targets == yes) | (targets == no)
         box = torch.tensor([int(t) in digits for t in targets])
         return {"yes/no": right[polar].float().mean(), "digits": right[box].float().mean()}
 
-    def _alignment(self, patches: Tensor, squares: list[Square]) -> Tensor:
-        shares = np.stack([patch_histogram(square.label, PATCH, NUM_LABELS) for square in squares])
-        target = torch.from_numpy(shares[..., : len(CLASSES)].argmax(-1))
-        sure = torch.from_numpy(shares[..., : len(CLASSES)].max(-1) > 0.2)
-        words = F.normalize(self.llama.get_input_embeddings().weight[self.name_ids].float(), dim=-1)
+    def _alignment(self, patches: Tensor, shares: Tensor) -> Tensor:
+        most, target = shares[..., : len(CLASSES)].max(-1)
+        sure = most > 0.2
+        words = F.normalize(self.llama.get_input_embeddings().weight[self.names].float(), dim=-1)
         logits = F.normalize(patches, dim=-1) @ words.T * self.aligned.exp() * 5
         return F.cross_entropy(logits[sure], target[sure])
 

@@ -1,20 +1,30 @@
 """The tiny SAM: class-free masks from points and boxes, as the published one was trained.
 
-Its image encoder is also supervised with the class of each pixel: it stands for an encoder that has seen a billion
-masks of everything, and the toy world has twenty classes.
+Its image encoder is also supervised with the class of each pixel and the colour of its thing: it stands for an
+encoder that has seen a billion masks of everything, and the toy world has twenty classes.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
 
 from model.sam import SamSegmenter, SamSettings
-from utils.toy.pretrain.common import NUM_LABELS, Student, thing_map, train
-from utils.toy.scene import CLASSES, Scene
+from utils.toy.pretrain.common import (
+    COLOURS,
+    NUM_LABELS,
+    PRETRAIN_SEED,
+    Student,
+    colours_of_things,
+    thing_map,
+    train,
+)
+from utils.toy.scene import CLASSES, Scene, draw_scene
 
 SETTINGS = SamSettings(
     image_size=256,
@@ -30,6 +40,19 @@ SETTINGS = SamSettings(
 )
 LOW_RES = 4 * SETTINGS.grid_size[0]
 PROMPTS_PER_IMAGE = 6
+NUM_COLOURS = len(COLOURS) + 1  # the last for whatever has no named colour
+
+
+def class_weights(num_scenes: int = 200) -> Tensor:
+    """(NUM_LABELS,) float32, inverse square root of each label's share of the pixels, 1 in the mean over pixels.
+
+    Without it the sky and the sea outweigh a ball or a person a hundred times.
+    """
+    scenes = (draw_scene(PRETRAIN_SEED, index) for index in range(num_scenes))
+    counts = sum(np.bincount(pad(scene)[2].ravel(), minlength=NUM_LABELS) for scene in scenes)
+    shares = counts / counts.sum()
+    weights = 1 / np.sqrt(np.maximum(shares, 1e-4))
+    return torch.from_numpy(weights / (weights * shares).sum()).float()
 
 
 def pad(scene: Scene) -> tuple[np.ndarray, tuple[int, int], np.ndarray, np.ndarray]:
@@ -60,21 +83,32 @@ class SamStudent(Student):
         self.sam = SamSegmenter(SETTINGS)
         nn.init.trunc_normal_(self.sam.image_encoder.pos_embed, std=0.02)
         self.classes = nn.Linear(SETTINGS.prompt_embed_dim, 16 * NUM_LABELS)
+        self.colours = nn.Linear(SETTINGS.prompt_embed_dim, 16 * NUM_COLOURS)
+        self.class_weights = class_weights()
 
-    def losses(self, scenes: list[Scene]) -> dict[str, Tensor]:
+    def prepare(self, scenes: list[Scene]) -> dict[str, Any]:
+        """Images with their sizes, a label and a colour for each pixel at LOW_RES, and prompts with their masks."""
         rng = np.random.default_rng(int(scenes[0].image.sum(dtype=np.int64)))
         images, sizes, labels, things = zip(*(pad(scene) for scene in scenes), strict=True)
+        colours = [colours_of_things(scene)[thing] for scene, thing in zip(scenes, things, strict=True)]
+        return {
+            "images": torch.from_numpy(np.stack(images)),
+            "sizes": sizes,
+            "labels": torch.from_numpy(np.stack(labels)).long().view(-1),
+            "colours": torch.from_numpy(np.stack(colours)).long().view(-1),
+            "prompts": _prompts(labels, things, rng),
+        }
+
+    def losses(self, prepared: dict[str, Any]) -> dict[str, Tensor]:
         with torch.autocast("cpu", torch.bfloat16):
             # `encode` has no gradient: in the assistant the encoder is frozen. Here it learns.
-            embedding = type(self.sam).encode.__wrapped__(self.sam, torch.from_numpy(np.stack(images)), sizes)
-            side = SETTINGS.grid_size[0]
-            classes = self.classes(embedding.permute(0, 2, 3, 1)).float()  # (B, side, side, 16 * labels)
-            classes = classes.view(-1, side, side, 4, 4, NUM_LABELS).permute(0, 1, 3, 2, 4, 5)
-            owners, boxes, points, kinds, targets = _prompts(labels, things, rng)
-            logits, quality = self._masks(embedding, owners, boxes, points, kinds)
-        class_loss = F.cross_entropy(
-            classes.reshape(-1, NUM_LABELS), torch.from_numpy(np.stack(labels)).long().view(-1)
-        )
+            encode = type(self.sam).encode.__wrapped__
+            embedding = encode(self.sam, prepared["images"], prepared["sizes"])
+            classes, colours = _per_pixel(self.classes, embedding), _per_pixel(self.colours, embedding)
+            *prompts, targets = prepared["prompts"]
+            logits, quality = self._masks(embedding, *prompts)
+        class_loss = F.cross_entropy(classes, prepared["labels"], weight=self.class_weights)
+        colour_loss = F.cross_entropy(colours, prepared["colours"])
         bce = F.binary_cross_entropy_with_logits(logits, targets)
         probabilities = logits.sigmoid().flatten(1)
         overlap = (probabilities * targets.flatten(1)).sum(1)
@@ -86,8 +120,9 @@ class SamStudent(Student):
             iou = both / (predicted | (targets > 0)).flatten(1).sum(1).clamp(min=1)
         quality_loss = F.mse_loss(quality.squeeze(1), iou)
         return {
-            "loss": class_loss + 2 * bce + dice + 0.1 * quality_loss,
+            "loss": class_loss + 0.5 * colour_loss + 2 * bce + dice + 0.1 * quality_loss,
             "class": class_loss,
+            "colour": colour_loss,
             "bce": bce,
             "dice": dice,
             "iou": iou.mean(),
@@ -114,6 +149,12 @@ class SamStudent(Student):
             multimask_output=False,
         )
         return logits.squeeze(1).float(), quality.float()
+
+
+def _per_pixel(head: nn.Linear, embedding: Tensor) -> Tensor:
+    """Logits (B * LOW_RES * LOW_RES, labels) in float32 of a head that reads 4 x 4 pixels from each cell."""
+    logits = head(embedding.permute(0, 2, 3, 1)).float()
+    return rearrange(logits, "b row column (p q label) -> (b row p column q) label", p=4, q=4)
 
 
 def _prompts(

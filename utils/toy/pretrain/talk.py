@@ -1,5 +1,7 @@
 """What is said about a scene in pretraining: captions, questions, boxes in words; which patches a text is about."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from model.conversation import Conversation
@@ -20,10 +22,21 @@ BOX_REQUESTS = (
     "I am looking for {}.", "Which part of the picture is {}?",
 )  # fmt: skip
 CELL_REQUESTS = ("What is at column {} row {}?", "Name the thing at column {} row {}.")
+MAX_TURNS = 14
 PRESENCE_REQUESTS = ("Do you see {}?", "Can you see {}?", "Does the picture show {}?")
 
-# An expression, and the share (patches,) of each patch that its target covers.
-Phrases = dict[str, np.ndarray]
+
+@dataclass(frozen=True)
+class Spoken:
+    """What a phrase means."""
+
+    share: np.ndarray  # (patches,) float32, the share of each patch that it covers
+    box: np.ndarray | None = (
+        None  # (4,) float32, left, top, right, bottom in fractions of the square; of one thing
+    )
+
+
+Phrases = dict[str, Spoken]  # by the text of the expression
 
 
 def conversation(
@@ -35,12 +48,11 @@ def conversation(
     """
     said: Phrases = {} if phrases_of is None else phrases_of
     turns: list[tuple[str, str]] = list(questions(scene, rng))
-    order = rng.permutation(len(turns))[:8]
-    turns = [turns[k] for k in order]
+    turns = [turns[k] for k in rng.permutation(len(turns))[:6]]
     turns += _box_turns(scene, rng, square, said)
     turns += _cell_turns(rng, square) + _presence_turns(scene, rng, square, said)
     turns += _reasoning_turns(scene, rng, square, said)
-    turns = [turns[k] for k in rng.permutation(len(turns))][:12]
+    turns = [turns[k] for k in rng.permutation(len(turns))][:MAX_TURNS]
     if rng.random() < 0.4:
         request = CAPTION_REQUESTS[int(rng.integers(len(CAPTION_REQUESTS)))]
         turns = [(request, caption(scene, rng)), *turns[: len(turns) // 2]]
@@ -52,13 +64,11 @@ def _box_turns(
 ) -> list[tuple[str, str]]:
     """Boxes of things as left, top, right, bottom in cells of the patch grid, given an expression."""
     turns = []
-    for number in rng.permutation(len(scene.things))[:5]:
+    for number in rng.permutation(len(scene.things))[:6]:
         thing: Thing = scene.things[number]
-        texts = expressions(scene, thing, rng)
-        if texts:
+        for text in expressions(scene, thing, rng)[:2]:
             request = BOX_REQUESTS[int(rng.integers(len(BOX_REQUESTS)))]
-            text = texts[int(rng.integers(len(texts)))]
-            said[text] = _share_of_thing(square, int(number))
+            said[text] = _spoken(square, int(number))
             box = (np.array(thing.box) - [0, 0, 1, 1]) * square.scale + np.array(square.offset * 2)
             cells = np.clip(box // PATCH, 0, GRID - 1).astype(int)
             answer = BOX_ANSWERS[int(rng.integers(len(BOX_ANSWERS)))]
@@ -66,8 +76,10 @@ def _box_turns(
     return turns
 
 
-def _share_of_thing(square: Square, number: int) -> np.ndarray:
-    return patch_histogram(square.thing == number + 1, PATCH, 2)[:, 1]
+def _spoken(square: Square, number: int) -> Spoken:
+    box = np.array(square.scene.things[number].box) * square.scale + np.array(square.offset * 2)
+    share = patch_histogram(square.thing == number + 1, PATCH, 2)[:, 1]
+    return Spoken(share, (box / SIDE).astype(np.float32))
 
 
 def _cell_turns(rng: np.random.Generator, square: Square) -> list[tuple[str, str]]:
@@ -88,13 +100,13 @@ def _presence_turns(
     """Is there such a thing? Half of the expressions are true of something, half of nothing."""
     turns = []
     for text in absent_expressions(scene, rng, 2):
-        said[text] = np.zeros(GRID**2, np.float32)
+        said[text] = Spoken(np.zeros(GRID**2, np.float32))
         turns.append((text, "no"))
     for number in rng.permutation(len(scene.things))[:2]:
         texts = expressions(scene, scene.things[number], rng)
         if texts:
             turns.append((texts[int(rng.integers(len(texts)))], "yes"))
-            said[turns[-1][0]] = _share_of_thing(square, int(number))
+            said[turns[-1][0]] = _spoken(square, int(number))
     requests = rng.integers(len(PRESENCE_REQUESTS), size=len(turns))
     return [
         (PRESENCE_REQUESTS[int(request)].format(text), answer)
@@ -109,5 +121,6 @@ def _reasoning_turns(
     asked = [puzzle for puzzle in reasoning_questions(scene, rng) if puzzle.is_sentence][:2]
     for puzzle in asked:
         indices = [CLASSES.index(name) for name in puzzle.names]
-        said[puzzle.question] = patch_histogram(np.isin(square.label, indices), PATCH, 2)[:, 1]
+        share = patch_histogram(np.isin(square.label, indices), PATCH, 2)[:, 1]
+        said[puzzle.question] = Spoken(share)
     return [(puzzle.question, " and ".join(f"the {name}" for name in puzzle.names)) for puzzle in asked]

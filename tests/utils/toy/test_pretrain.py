@@ -1,0 +1,108 @@
+"""The pretraining recipe: what its students are taught is what the scene shows. The training itself takes hours."""
+
+import numpy as np
+import pytest
+import torch
+
+from model.tokens import IMAGE, load_tokenizer
+from utils.toy.expressions import EXTREMES, ON_STUFF, REGIONS
+from utils.toy.pretrain.attributes import NUM_ATTRIBUTES, NUM_RELATIONS, NUM_SIMPLE, attributes
+from utils.toy.pretrain.clip import PATCH, SIDE, ClipStudent, pad_to_square
+from utils.toy.pretrain.common import HELD_OUT_SEED, NUM_LABELS, batches, patch_histogram
+from utils.toy.pretrain.grounding import places_of
+from utils.toy.pretrain.sam import SamStudent
+from utils.toy.pretrain.talk import Spoken
+from utils.toy.scene import CLASSES, STUFF, THINGS, Scene, Thing, draw_scene
+
+LEFT, _, _, LOWER = range(len(EXTREMES))
+NEAR, LEFT_OF, RIGHT_OF = range(NUM_RELATIONS)
+
+
+def thing(name, colour, on, left, top, side=20):
+    mask = np.zeros((200, 200), bool)
+    mask[top : top + side, left : left + side] = True
+    return Thing(name, colour, on, mask, (left, top, left + side, top + side))
+
+
+@pytest.fixture(scope="module")
+def meadow() -> Scene:
+    """Two cars and a ball on grass: a red car far left, a blue one right of the middle, the ball beside it."""
+    things = (
+        thing("car", "red", "grass", 10, 90),
+        thing("car", "blue", "grass", 110, 90, side=40),
+        thing("ball", "red", "grass", 150, 90),
+    )
+    label = np.full((200, 200), STUFF.index("grass"), np.uint8)
+    for item in things:
+        label[item.mask] = CLASSES.index(item.name)
+    return Scene(image=np.zeros((200, 200, 3), np.uint8), label=label, things=things, place="park")
+
+
+def test_attributes_are_what_a_listener_would_say(meadow):
+    facts = attributes(meadow)
+    assert facts.shape == (3, NUM_ATTRIBUTES)
+    assert facts[:, list(ON_STUFF).index("grass")].tolist() == [1, 1, 1]
+    assert facts[:, len(ON_STUFF) + list(REGIONS).index("on the left")].tolist() == [1, 0, 0]
+    leftmost, biggest = NUM_SIMPLE + LEFT, NUM_SIMPLE + len(EXTREMES)
+    np.testing.assert_equal(facts[:, leftmost], [1, 0, np.nan])  # there is one ball only
+    np.testing.assert_equal(facts[:, biggest], [0, 1, np.nan])
+    assert np.isnan(facts[:2, NUM_SIMPLE + LOWER]).all()  # both stand at the same height
+    ball = NUM_ATTRIBUTES - NUM_RELATIONS * (len(THINGS) - THINGS.index("ball"))
+    np.testing.assert_equal(facts[:, ball + NEAR], [0, 1, np.nan])
+    np.testing.assert_equal(facts[:, ball + LEFT_OF], [1, 1, np.nan])
+    np.testing.assert_equal(facts[:, ball + RIGHT_OF], [0, 0, np.nan])
+    car = NUM_ATTRIBUTES - NUM_RELATIONS * (len(THINGS) - THINGS.index("car"))
+    assert np.isnan(facts[:, car : car + NUM_RELATIONS]).all()  # two cars: "near the car" means nothing
+
+
+def test_places_are_at_names_expressions_and_on_to_the_answer(meadow):
+    square = pad_to_square(meadow)
+    shares = patch_histogram(square.label, PATCH, NUM_LABELS)
+    names = list(range(100, 100 + len(CLASSES)))
+    car, ball = (names[CLASSES.index(name)] for name in ("car", "ball"))
+    yes = 7
+    target = Spoken(patch_histogram(square.thing == 1, PATCH, 2)[:, 1], np.zeros(4, np.float32))
+    tokens = [1, ball, 2, 50, car, 3, 4, yes]
+    said = {(50, car): target}
+    early = places_of(tokens, square, said, names, {yes}, to_answer=False)
+    assert sorted(early) == [1, 4]
+    np.testing.assert_array_equal(early[1].share, shares[:, CLASSES.index("ball")])
+    assert early[4] is target  # not all cars
+    late = places_of(tokens, square, said, names, {yes}, to_answer=True)
+    assert sorted(late) == [1, 4, 5, 6]
+    assert late[5] is late[6] is target
+    assert target.share.sum() * PATCH**2 == pytest.approx((20 * SIDE / 200) ** 2)
+
+
+@pytest.mark.parametrize("stage", ["clip", "sam", "language"])
+def test_students_learn_from_what_they_prepare(stage):
+    torch.manual_seed(0)
+    if stage == "language":
+        from transformers import CLIPVisionModel
+
+        from utils.toy.pretrain.language import LanguageStudent
+
+        tokenizer = load_tokenizer("assets/toy/llava")
+        tokenizer.add_tokens([IMAGE], special_tokens=True)
+        student = LanguageStudent(
+            tokenizer, CLIPVisionModel.from_pretrained("assets/toy/clip", dtype=torch.float32)
+        )
+    else:
+        student = {"clip": ClipStudent, "sam": SamStudent}[stage]()
+    prepared = student.prepare(next(batches(HELD_OUT_SEED, 2)))
+    before = student.losses(prepared)["loss"]
+    before.backward()
+    unused = [name for name, p in student.named_parameters() if p.requires_grad and p.grad is None]
+    # What a class-free mask from one point or box, and the second last layer's states, have no use for.
+    allowed = ("layers.4.", "post_layernorm", "mask_downscaling", "not_a_point", "point_embeddings")
+    assert not [name for name in unused if not any(word in name for word in allowed)]
+    optimizer = torch.optim.SGD(student.parameters(), lr=1e-3)
+    optimizer.step()
+    assert student.losses(prepared)["loss"] < before
+
+
+def test_preparing_is_a_function_of_the_scenes():
+    student = SamStudent()
+    one, two = (student.prepare([draw_scene(5, 0), draw_scene(5, 1)]) for _ in range(2))
+    for first, second in zip(one["prompts"], two["prompts"], strict=True):
+        assert torch.equal(first, second)
