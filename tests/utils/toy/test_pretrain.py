@@ -8,8 +8,8 @@ from model.tokens import IMAGE, load_tokenizer
 from utils.toy.expressions import EXTREMES, ON_STUFF, REGIONS
 from utils.toy.pretrain.attributes import NUM_ATTRIBUTES, NUM_RELATIONS, NUM_SIMPLE, attributes
 from utils.toy.pretrain.clip import PATCH, SIDE, ClipStudent, pad_to_square
-from utils.toy.pretrain.common import HELD_OUT_SEED, NUM_LABELS, batches, patch_histogram
-from utils.toy.pretrain.grounding import places_of
+from utils.toy.pretrain.common import HELD_OUT_SEED, batches, patch_histogram
+from utils.toy.pretrain.grounding import Words, places_of
 from utils.toy.pretrain.sam import SamStudent
 from utils.toy.pretrain.talk import Spoken
 from utils.toy.scene import CLASSES, STUFF, THINGS, Scene, Thing, draw_scene
@@ -55,23 +55,41 @@ def test_attributes_are_what_a_listener_would_say(meadow):
     assert np.isnan(facts[:, car : car + NUM_RELATIONS]).all()  # two cars: "near the car" means nothing
 
 
+BALL, CAR, PERSON, RED, GREEN, IN, LEFT_WORD, YES = range(100, 108)
+WORDS = Words(
+    names={BALL: "ball", CAR: "car", PERSON: "person"}, colours={RED: "red", GREEN: "green"}, answers={YES}
+)
+
+
+def share_of(square, *numbers):
+    return patch_histogram(np.isin(square.thing, numbers), PATCH, 2)[:, 1]
+
+
 def test_places_are_at_names_expressions_and_on_to_the_answer(meadow):
     square = pad_to_square(meadow)
-    shares = patch_histogram(square.label, PATCH, NUM_LABELS)
-    names = list(range(100, 100 + len(CLASSES)))
-    car, ball = (names[CLASSES.index(name)] for name in ("car", "ball"))
-    yes = 7
-    target = Spoken(patch_histogram(square.thing == 1, PATCH, 2)[:, 1], np.zeros(4, np.float32))
-    tokens = [1, ball, 2, 50, car, 3, 4, yes]
-    said = {(50, car): target}
-    early = places_of(tokens, square, said, names, {yes}, to_answer=False)
+    target = Spoken(share_of(square, 1), np.zeros(4, np.float32))
+    tokens = [1, BALL, 2, LEFT_WORD, CAR, 3, 4, YES]
+    said = {(LEFT_WORD, CAR): target}
+    early = places_of(tokens, square, said, WORDS, to_answer=False)
     assert sorted(early) == [1, 4]
-    np.testing.assert_array_equal(early[1].share, shares[:, CLASSES.index("ball")])
+    np.testing.assert_array_equal(early[1].share, share_of(square, 3))
     assert early[4] is target  # not all cars
-    late = places_of(tokens, square, said, names, {yes}, to_answer=True)
+    late = places_of(tokens, square, said, WORDS, to_answer=True)
     assert sorted(late) == [1, 4, 5, 6]
     assert late[5] is late[6] is target
     assert target.share.sum() * PATCH**2 == pytest.approx((20 * SIDE / 200) ** 2)
+
+
+def test_a_name_after_its_colour_speaks_of_that_colour_only(meadow):
+    """Else "the red car" has two meanings, depending on words that are still to come."""
+    square = pad_to_square(meadow)
+    places = places_of([CAR, RED, CAR, GREEN, CAR, RED, BALL], square, {}, WORDS, to_answer=False)
+    expected = {0: (1, 2), 2: (1,), 4: (), 6: (3,)}
+    assert places.keys() == expected.keys()
+    for position, numbers in expected.items():
+        np.testing.assert_array_equal(places[position].share, share_of(square, *numbers))
+    dressed = places_of([PERSON, IN, RED, IN, GREEN], square, {}, WORDS, to_answer=False)
+    assert sorted(dressed) == [0, 2]  # "person in red", not "in red in green"
 
 
 @pytest.mark.parametrize("stage", ["clip", "sam", "language"])

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from utils.toy.pretrain.clip import PATCH
-from utils.toy.pretrain.common import NUM_LABELS, Square, patch_histogram
+from utils.toy.pretrain.common import Square, patch_histogram
 from utils.toy.pretrain.talk import Spoken
+from utils.toy.scene import CLASSES
 
 
 @dataclass(frozen=True)
@@ -37,33 +38,64 @@ class Places:
         )
 
 
+@dataclass(frozen=True)
+class Words:
+    """The tokens that say what is spoken of."""
+
+    names: dict[int, str]  # first token of a class name -> the class
+    colours: dict[int, str]
+    answers: set[int]  # with which short answers begin
+
+
 def places_of(
     tokens: list[int],
     square: Square,
     said: dict[tuple[int, ...], Spoken],
-    names: list[int],
-    answers: set[int],
+    words: Words,
     *,
     to_answer: bool,
 ) -> dict[int, Spoken]:
     """What is spoken of at positions of one text.
 
-    At the first token of a class name (`names`, in the order of CLASSES) all of its kind; at the end of an
-    expression (`said`, by its tokens) its own target, and if `to_answer`, also from there to the position before
-    the answer's first word (`answers`), so that "it is" knows of what it speaks.
+    At a class name all of its kind, or all of its kind and colour when that was said; at the end of an expression
+    (`said`, by its tokens) its own target, and if `to_answer`, also from there to the position before the answer's
+    first word, so that "it is" knows of what it speaks.
+
+    The text is read from the left: at the name nobody knows yet whether "the red car" goes on with "near the house".
+    So what stands there must be true of either - all red cars, not all cars.
     """
-    shares = patch_histogram(square.label, PATCH, NUM_LABELS)
-    places = {
-        position: Spoken(shares[:, names.index(token)])
-        for position, token in enumerate(tokens)
-        if token in names
-    }
-    for words, spoken in said.items():
-        for start in range(len(tokens) - len(words) + 1):
-            if tuple(tokens[start : start + len(words)]) == words:
-                position = start + len(words) - 1
+    places = {}
+    for position in range(len(tokens)):
+        kind = _kind_at(tokens, position, words)
+        if kind is not None:
+            places[position] = Spoken(_share_of_kind(square, *kind))
+    for text, spoken in said.items():
+        for start in range(len(tokens) - len(text) + 1):
+            if tuple(tokens[start : start + len(text)]) == text:
+                position = start + len(text) - 1
                 places[position] = spoken
-                while to_answer and position + 1 < len(tokens) and tokens[position + 1] not in answers:
+                while to_answer and position + 1 < len(tokens) and tokens[position + 1] not in words.answers:
                     position += 1
                     places[position] = spoken
     return places
+
+
+def _kind_at(tokens: list[int], position: int, words: Words) -> tuple[str, str | None] | None:
+    """The class, and colour if it was said, that a position completes: "red car", "person in (a) red"."""
+    token = tokens[position]
+    if token in words.names:
+        return words.names[token], words.colours.get(tokens[position - 1]) if position else None
+    if token in words.colours:
+        before = {words.names.get(earlier) for earlier in tokens[max(position - 3, 0) : position - 1]}
+        if "person" in before:
+            return "person", words.colours[token]
+    return None
+
+
+def _share_of_kind(square: Square, name: str, colour: str | None) -> np.ndarray:
+    """(patches,) float32, the share of each patch that a class covers, or its things of one colour."""
+    if colour is None:
+        return patch_histogram(square.label == CLASSES.index(name), PATCH, 2)[:, 1]
+    things = square.scene.things
+    numbers = [k + 1 for k, thing in enumerate(things) if (thing.name, thing.colour) == (name, colour)]
+    return patch_histogram(np.isin(square.thing, numbers), PATCH, 2)[:, 1]

@@ -34,10 +34,10 @@ from utils.toy.pretrain.common import (
     patch_histogram,
     train,
 )
-from utils.toy.pretrain.grounding import Places, places_of
+from utils.toy.pretrain.grounding import Places, Words, places_of
 from utils.toy.pretrain.talk import GRID, Phrases, conversation
 from utils.toy.pretrain.vocabulary import VOCAB_SIZE, train_vocabulary
-from utils.toy.scene import CLASSES, Scene
+from utils.toy.scene import CLASSES, WALLS, Scene
 
 SIZES = {
     "hidden_size": 256,
@@ -63,9 +63,12 @@ class LanguageStudent(Student):
         self.names = [self._ids(name)[0] for name in CLASSES]
         self.colours = [self._ids(colour)[0] for colour in COLOURS]
         self.aligned = nn.Parameter(torch.tensor(1.0))  # log of the scale of the auxiliary logits
-        # The first tokens of short answers: yes, no, and the white space before digits.
-        self.answers = {self._ids(word)[0] for word in ("yes", "no", "3")}
-        self.answers.add(tokenizer.eos_token_id)
+        # Short answers begin with yes, no, or the white space before digits.
+        self.words = Words(
+            names=dict(zip(self.names, CLASSES, strict=True)),
+            colours={self._ids(colour)[0]: colour for colour in (*COLOURS, *WALLS)},
+            answers={self._ids(word)[0] for word in ("yes", "no", "3")} | {tokenizer.eos_token_id},
+        )
         dim = SIZES["hidden_size"]
         self.places = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, GRID**2)) for _ in range(2)
@@ -92,7 +95,7 @@ class LanguageStudent(Student):
             said = {tuple(self._ids(phrase)): spoken for phrase, spoken in phrases.items()}
             for places, to_answer in ((early, False), (late, True)):
                 tokens = encoded[-1].input_ids
-                places.append(places_of(tokens, square, said, self.names, self.answers, to_answer=to_answer))
+                places.append(places_of(tokens, square, said, self.words, to_answer=to_answer))
         pad = nn.utils.rnn.pad_sequence
         return {
             "images": torch.from_numpy(np.stack([square.image for square in squares])),
