@@ -70,8 +70,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def load(config: ChatConfig) -> LasagnaForConditionalGeneration:
-    model, _ = load_model(config.version, dtype=dtype_of(config.precision))
-    return model.to(device_of()).eval()
+    model, _ = load_model(
+        config.version,
+        dtype=dtype_of(config.precision),
+        quantization=config.quantization,
+        device=device_of(),
+    )
+    return model
 
 
 def check_question(config: ChatConfig) -> None:

@@ -5,29 +5,29 @@
 
 --weight is a checkpoint folder of train_ds.py (read directly), or what zero_to_fp32.py made of it: a file or
 a folder of shards. Where the run's own settings are beside the weights, base model, CLIP, SAM, LoRA alpha,
-prompt and format need no flag.
+prompt and format need no flag. The model is merged shard by shard: a 7B model takes a few GB of memory.
+docs/checkpoints.md tells more: --format lisa, --report, --push_to_hub.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from model.interop.training import RunSettings, apply_training_weights, read_run_settings
-from model.lasagna import LasagnaForConditionalGeneration
-from model.loading import load_model
+from tqdm import tqdm
+
+from model.interop.training import RunSettings, read_run_settings, read_training_weights
+from model.merging import MergedModel, open_merge, save
 from model.sequence import SequenceFormat
+from model.weights import MisfitError
 from utils.config import MergeConfig
 from utils.distributed import dtype_of
+from utils.hub import check_login, push_folder
 from utils.logs import one_line, start_logging
+from utils.model_card import model_card
+from utils.report import Report, read_report
 from utils.settings import parse_config
-
-logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,13 +35,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = parse_config(MergeConfig, argv)
         start_logging()
         target = free_folder(config.save_path)
+        report = read_report(config.report) if config.report else None
+        if config.push_to_hub:
+            check_login(config.push_to_hub)
         settings = read_run_settings(config.weight)
-        model = load_base(config, settings)
-        apply_training_weights(model, config.weight, lora_alpha=config.lora_alpha, tag=config.tag)
-        write(model, target, card=model_card(target.name, base_of(config, settings), model))
+        merged = open_checkpoint(config, settings, target)
+        write(config, merged, target, card_of(config, settings, merged, target, report))
         print(f"{target} is ready: python chat.py --version {target}")
+        if config.push_to_hub:
+            print(f"uploaded to {push_folder(target, config.push_to_hub)}, a private repository")
     except (ValueError, FileNotFoundError) as problem:
-        print(f"merge_lora_weights_and_save_hf_model.py: {one_line(problem)}", file=sys.stderr)
+        # The table of weights that do not fit has a line for each.
+        text = str(problem) if isinstance(problem, MisfitError) else one_line(problem)
+        print(f"merge_lora_weights_and_save_hf_model.py: {text}", file=sys.stderr)
         return 2
     return 0
 
@@ -50,7 +56,7 @@ def free_folder(path: str) -> Path:
     """The folder to write, which must not hold anything yet: nobody's model is overwritten."""
     if not path:
         raise ValueError("--save_path says where the merged model goes")
-    folder = Path(path)
+    folder = Path(path).expanduser()
     if folder.exists() and (folder.is_file() or any(folder.iterdir())):
         raise ValueError(f"--save_path {path} exists; remove it or choose another name")
     return folder
@@ -60,6 +66,7 @@ def base_of(config: MergeConfig, settings: RunSettings) -> str:
     """The model that the run started from."""
     version = config.version or settings.run.get("version")
     if not version:
+        read_training_weights(config.weight, config.tag)  # says so if the path is of another kind
         raise ValueError(
             f"the run's settings are not beside {config.weight}; pass --version, the model that training "
             "started from"
@@ -67,85 +74,45 @@ def base_of(config: MergeConfig, settings: RunSettings) -> str:
     return version
 
 
-def load_base(config: MergeConfig, settings: RunSettings) -> LasagnaForConditionalGeneration:
-    """The base model as it was when training started, before the first step."""
+def open_checkpoint(config: MergeConfig, settings: RunSettings, target: Path) -> MergedModel:
+    """The base as it was when training started and the trained weights; flags win over the run's settings."""
     stored_format = settings.config.get("sequence_format")
-    model, _ = load_model(
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return open_merge(
         base_of(config, settings),
-        vision_tower=config.vision_tower or settings.run.get("vision_tower"),
-        vision_pretrained=config.vision_pretrained or settings.run.get("vision_pretrained"),
+        config.weight,
+        scratch=target.parent,
+        vision_tower=config.vision_tower or settings.run.get("vision_tower") or None,
+        vision_pretrained=config.vision_pretrained or settings.run.get("vision_pretrained") or None,
         dtype=dtype_of(config.precision),
         format=SequenceFormat.from_dict(stored_format) if stored_format else None,
         prompt=settings.config.get("prompt"),
+        lora_alpha=config.lora_alpha,
+        tag=config.tag,
     )
-    return model
 
 
-def write(model: LasagnaForConditionalGeneration, target: Path, *, card: str) -> None:
-    """Writes the folder under another name first, so that what has the final name is complete."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
-    try:
-        model.save_pretrained(unfinished)
-        readme = unfinished / "README.md"
-        readme.write_text(card, encoding="utf-8")
-        for file in unfinished.iterdir():  # safetensors writes files that only their owner may read
-            file.chmod(readme.stat().st_mode)
-        if target.exists():
-            target.rmdir()  # empty, as checked
-        unfinished.rename(target)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+def card_of(
+    config: MergeConfig, settings: RunSettings, merged: MergedModel, target: Path, report: Report | None
+) -> str:
+    """README.md of the folder."""
+    return model_card(
+        target.name,
+        base_of(config, settings),
+        merged.config,
+        merged.num_parameters,
+        run=settings.run,
+        report=report,
+    )
 
 
-def model_card(name: str, base: str, model: LasagnaForConditionalGeneration) -> str:
-    """README.md of the folder: what it is, what it was made from, how it is used."""
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    facts: dict[str, Any] = {
-        "Base model": Path(base).name,
-        "Language model": f"{model.config.vlm_config.text_config.hidden_size} wide, "
-        f"{model.config.vlm_config.text_config.num_hidden_layers} layers",
-        "Mask decoder": f"SAM, {model.config.sam_settings.image_size} px",
-        "Prompt": f"`{model.config.prompt}`",
-        "Sequence format": f"`{model.config.sequence_format['name']}`",
-        "Parameters": f"{num_parameters:,}, {str(model.dtype).removeprefix('torch.')}",
-    }
-    table = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
-    return CARD.format(name=name, table=table)
-
-
-CARD = """\
----
-library_name: transformers
-pipeline_tag: image-segmentation
-tags: [lasagna, llava, segment-anything, referring-segmentation, semantic-segmentation]
----
-
-# {name}
-
-A LaSagnA model: it answers questions about a picture in words and draws a mask for every `[SEG]` in its
-answer. Asked for a list of classes it also says which of them are *not* in the picture.
-
-| | |
-|---|---|
-{table}
-
-The folder is complete: weights with the adapters merged, configuration, tokenizer and image processing.
-
-```python
-import numpy as np
-from PIL import Image
-from model.loading import load_model
-
-model, processor = load_model("{name}")
-image = np.asarray(Image.open("picture.jpg").convert("RGB"))
-found = model.segment(image, classes=["person", "tree", "dog"])
-print(found.present_names, found.masks.shape)  # masks are logits: > 0 is inside
-print(model.chat(image, "Where is the red car?").text)
-```
-
-The licences of the base model, of SAM and of the training data apply.
-"""
+def write(config: MergeConfig, merged: MergedModel, target: Path, card: str) -> None:
+    """Writes the folder, reads it back, and shows how far it is."""
+    num_bytes = sum(merged.sizes.values())
+    with tqdm(
+        total=2 * num_bytes, unit="B", unit_scale=True, desc="writing and reading back", disable=None
+    ) as bar:
+        save(merged, target, card=card, format=config.format, progress=bar.update)
 
 
 if __name__ == "__main__":

@@ -3,19 +3,22 @@
     deepspeed --master_port=24999 test_sem.py --version=FOLDER --dataset_dir=./dataset --eval_only
     python test_sem.py --version FOLDER --dataset_dir ./dataset --val_batch_size 4 \\
         --val_dataset_list "ade20k,refcoco|unc|val,grefcoco|unc|val,ReasonSeg|val,llava_instruct_150k" \\
-        --report_dir runs/report --vis_save_path runs/report
+        --report_dir runs/report --vis_save_path runs/report --save_predictions runs/report/predictions
+    python test_sem.py --version FOLDER --val_dataset_list all --report_dir runs/report --resume
+    python test_sem.py --version FOLDER --images 'photos/*.jpg' --classes classes.txt --save_predictions out
 
 FOLDER is what merge_lora_weights_and_save_hf_model.py writes. The numbers are printed, and written to
---report_dir as report.json and report.md (utils/report.py says what is in them); a sheet of eight samples of
-each data set goes to --vis_save_path. Several processes share the samples, and each sample is counted once.
+--report_dir (utils/report.py says what is in it); a sheet of eight samples of each data set goes to
+--vis_save_path. Several processes share the samples, and each sample is counted once. A killed evaluation goes on
+with --resume. With --images nothing is evaluated: pictures without ground truth are predicted.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -25,13 +28,15 @@ from model.loading import load_model
 from model.processor import LasagnaProcessor
 from utils.asking import EvaluationSettings
 from utils.config import TestConfig
-from utils.data.registry import parse_val_list
 from utils.distributed import device_of, distributed, dtype_of
-from utils.evaluate import evaluate_datasets, open_datasets
+from utils.evaluate import NUM_SHOWN, Outputs, evaluate_datasets
 from utils.logs import one_line, start_logging
+from utils.predict import find_images, predict_images, read_class_file
+from utils.predictions import file_stems, writable_folder
 from utils.report import Report
 from utils.settings import parse_config
 from utils.tables import print_report
+from utils.val_sets import open_list
 from utils.visualize import draw_sheet
 
 
@@ -39,19 +44,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = parse_config(TestConfig, argv)
         start_logging()
-        # Before the model: minutes of loading should not end in a misspelt name.
-        datasets = open_datasets(
-            [str(entry) for entry in parse_val_list(config.val_dataset_list)], config.dataset_dir
-        )
-        with distributed() as rank:
-            model, processor = load(config)
-            report = evaluate_datasets(model, processor, datasets, settings_of(config), name=config.version)
-            if rank == 0:
-                publish(report, config)
+        if config.images:
+            predict(config)
+        else:
+            evaluate(config)
     except (ValueError, FileNotFoundError) as problem:
         print(f"test_sem.py: {one_line(problem)}", file=sys.stderr)
         return 2
     return 0
+
+
+def evaluate(config: TestConfig) -> None:
+    """Measure the model on data sets, and report."""
+    settings = settings_of(config)
+    # Before the model: minutes of loading should not end in a misspelt name.
+    datasets = open_list(config.val_dataset_list, config.dataset_dir)
+    outputs = outputs_of(config)
+    with distributed() as rank:
+        model, processor = load(config)
+        report = evaluate_datasets(model, processor, datasets, settings, name=config.version, outputs=outputs)
+        if rank == 0:
+            publish(report, config)
+
+
+def predict(config: TestConfig) -> None:
+    """Predict pictures without ground truth."""
+    settings = settings_of(config)
+    images, classes = find_images(config.images), read_class_file(config.classes)
+    folder = writable_folder(config.save_predictions, "--save_predictions")
+    with distributed():
+        model, processor = load(config)
+        path = predict_images(model, processor, images, classes, folder, settings, name=config.version)
+        if path:
+            print(f"predictions: {path}")
 
 
 def load(config: TestConfig) -> tuple[LasagnaForConditionalGeneration, LasagnaProcessor]:
@@ -63,18 +88,31 @@ def load(config: TestConfig) -> tuple[LasagnaForConditionalGeneration, LasagnaPr
 
 
 def settings_of(config: TestConfig) -> EvaluationSettings:
-    """What of the command line belongs to the evaluation."""
-    return EvaluationSettings(
-        classes_per_query=config.classes_per_query,
-        presence_threshold=config.presence_threshold,
-        teacher_forced=config.teacher_forced,
-        max_samples=config.max_samples,
-        val_batch_size=config.val_batch_size,
+    """What of the command line changes how the model is asked; the names agree."""
+    names = (entry.name for entry in fields(EvaluationSettings))
+    return EvaluationSettings(**{name: getattr(config, name) for name in names if hasattr(config, name)})
+
+
+def outputs_of(config: TestConfig) -> Outputs:
+    """The folders to write to, made and tried; ValueError for one that cannot be written."""
+    if config.resume and not config.report_dir:
+        raise ValueError("--resume needs --report_dir: the folder of the evaluation that was killed")
+    if config.vis_save_path:
+        writable_folder(config.vis_save_path, "--vis_save_path")
+    return Outputs(
+        report_dir=writable_folder(config.report_dir, "--report_dir") if config.report_dir else None,
+        resume=config.resume,
+        predictions_dir=(
+            writable_folder(config.save_predictions, "--save_predictions")
+            if config.save_predictions
+            else None
+        ),
+        num_shown=NUM_SHOWN if config.report_dir else 0,
     )
 
 
 def publish(report: Report, config: TestConfig) -> None:
-    """Print the table; write report.json, report.md and the sheets."""
+    """Print the table; write the report and the sheets."""
     print_report(report)
     sheets = save_sheets(report, Path(config.vis_save_path)) if config.vis_save_path else []
     if config.report_dir:
@@ -85,11 +123,11 @@ def publish(report: Report, config: TestConfig) -> None:
 
 def save_sheets(report: Report, folder: Path) -> list[Path]:
     """image | ground truth | prediction | legend, a file for each data set that has pictures."""
-    folder.mkdir(parents=True, exist_ok=True)
+    stems = file_stems(result.dataset for result in report.results)
     paths = []
     for result in report.results:
         if result.sheet:
-            path = folder / f"sheet_{re.sub(r'[^A-Za-z0-9]+', '_', result.dataset)}.png"
+            path = folder / f"sheet_{stems[result.dataset]}.png"
             draw_sheet(result.sheet, title=result.dataset).save(path)
             paths.append(path)
     return paths

@@ -6,7 +6,7 @@
     python train_ds.py --config configs/toy.yaml                         # one process, no launcher
 
 Started again, a run continues where it stopped. Weights go to runs/EXP/ckpt_model, the best to runs/EXP/ckpt_best;
-losses to runs/EXP/losses.jsonl and, for TensorBoard, to runs/EXP.
+losses to runs/EXP/losses.jsonl and, for TensorBoard, to runs/EXP; what became of the samples to runs/EXP/data.json.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from utils.checkpoint import check_run, forget_after, resume, save_best, save_ch
 from utils.config import TrainConfig
 from utils.data.base import Dataset
 from utils.data.collate import LengthLimit, build_loader
+from utils.data.counts import DataCounts
 from utils.data.mixture import Mixture, build_train_mixture
 from utils.data.registry import parse_val_list
 from utils.deepspeed_config import deepspeed_config
@@ -43,6 +44,8 @@ from utils.report import Report, Result
 from utils.settings import parse_config
 
 LOSSES_FILE = "losses.jsonl"
+SUMMARY_FILE = "data.json"  # what became of the samples
+COUNT_EVERY = 10  # steps between two looks at all processes' unusable items
 # The number that a data set is judged by: the first of these that it has.
 SCORES = (
     ("semantic", "miou"),
@@ -64,9 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             config, config.sequence_format, LengthLimit(processor, config.model_max_length)
         )
         engine = start_deepspeed(config, model)
-        step, best_score = resume(engine, config)
+        step, best_score, counted = resume(engine, config)
         say(f"{mixture.describe()}\nsteps {step} to {config.num_steps}, {count_trainable(model)}")
-        train(engine, mixture, datasets, config, step, best_score)
+        train(engine, mixture, datasets, config, step, best_score, DataCounts.from_state(counted))
     except (ValueError, FileNotFoundError) as problem:
         print(f"train_ds.py: {one_line(problem)}", file=sys.stderr)
         return 2
@@ -140,6 +143,7 @@ def train(
     config: TrainConfig,
     start: int,
     best_score: float | None,
+    counts: DataCounts,
 ) -> None:
     """The loop: optimizer steps from `start` on, and after each epoch validation and a checkpoint."""
     batches = iter(open_loader(mixture, engine, config, start))
@@ -147,16 +151,24 @@ def train(
     with open_logs(config, start) as writer, open_bar(config, start) as bar:
         for step in range(start + 1, config.num_steps + 1):
             torch.manual_seed(seed_of_step(config.seed, step))  # dropout
-            train_step(engine, batches, config.grad_accumulation_steps, meters)
+            train_step(engine, batches, config.grad_accumulation_steps, meters, counts)
             log_step(step, engine, meters, bar, writer, config)
-            if step % config.steps_per_epoch == 0:
-                save_checkpoint(engine, config, step)  # first: nothing is lost if the validation fails
+            is_last = step % config.steps_per_epoch == 0
+            if is_last or step % COUNT_EVERY == 0:
+                counts.gather()
+                counts.check(config.max_bad_fraction)
+            if is_last:
+                # First, so that nothing is lost if the validation fails.
+                save_checkpoint(engine, config, step, counts.state())
                 report = validate(engine, datasets, config)
                 log_validation(step, report, writer)
                 score = deciding_score(report)
                 if score is not None and (best_score is None or score > best_score):
                     best_score = score
                     save_best(engine, config, step, score)
+    if is_main_process():
+        counts.save(config.run_dir / SUMMARY_FILE)
+    say(counts.describe())
 
 
 def open_logs(config: TrainConfig, start: int) -> AbstractContextManager[SummaryWriter | None]:
@@ -193,7 +205,7 @@ def open_loader(mixture: Mixture, engine: Any, config: TrainConfig, start: int) 
     )
 
 
-def train_step(engine: Any, batches: Any, accumulation: int, meters: Meters) -> None:
+def train_step(engine: Any, batches: Any, accumulation: int, meters: Meters, counts: DataCounts) -> None:
     """One optimizer step; its losses go into the meters."""
     engine.train()
     for _ in range(accumulation):
@@ -201,7 +213,8 @@ def train_step(engine: Any, batches: Any, accumulation: int, meters: Meters) -> 
         output = engine(**batch.inputs)
         engine.backward(output.loss)
         engine.step()
-        meters.add(vars(output.losses) | {"skipped": float(len(batch.skipped))})
+        counts.add(batch)
+        meters.add(vars(output.losses) | {"skipped": len(batch.skipped), "shortened": batch.num_shortened})
 
 
 def log_step(

@@ -95,6 +95,7 @@ def decode_choices(
     seg_id: int,
     neg_id: int,
     presence_threshold: float | None = None,
+    rethreshold: float | None = None,
 ) -> list[ComplexAnswer]:
     """Greedy constrained answers to a batch of complex queries.
 
@@ -108,10 +109,14 @@ def decode_choices(
         plans: one for each row.
         presence_threshold: probability from which a class counts as present, in [0, 1]; None is 0.5, the
             larger logit. It acts while decoding, so later choices see what it decided.
+        rethreshold: judges the finished probabilities once more: a class is present from this one on, whatever
+            the later choices have seen. None: as decoded.
     """
     if not len(plans) == len(prompt_embeds) == len(prompt_mask):
         raise ValueError(f"{len(plans)} plans for {len(prompt_embeds)} prompts")
     margin_needed = _logit(0.5 if presence_threshold is None else presence_threshold)
+    if rethreshold is not None and not 0 <= rethreshold <= 1:
+        raise ValueError(f"rethreshold must be in [0, 1], got {rethreshold}")
     reader = _AnswerReader(language_model, prompt_embeds, prompt_mask, plans, neg_id)
     rows = [_Row(plan) for plan in plans]
     num_passes, start = 0, 0
@@ -133,7 +138,7 @@ def decode_choices(
             reader.write(r, row.present, seg_id=seg_id, neg_id=neg_id)
         open_rows = [row for row in rows if not row.finished]
         start = min((row.plan.positions[row.num_settled - 1] for row in open_rows), default=0)
-    return [row.answer(num_passes) for row in rows]
+    return [row.answer(num_passes, rethreshold) for row in rows]
 
 
 def _logit(probability: float) -> float:
@@ -171,14 +176,17 @@ class _Row:
         changed = [k for k, old in enumerate(drafted, first) if self.present[k] != old]
         self.num_settled = changed[0] + 1 if changed else len(self.present)
 
-    def answer(self, num_passes: int) -> ComplexAnswer:
-        chosen = [state for state, present in zip(self.states, self.present, strict=True) if present]
-        margins = torch.tensor(self.margins, dtype=torch.float64)
+    def answer(self, num_passes: int, rethreshold: float | None) -> ComplexAnswer:
+        probabilities = torch.tensor(self.margins, dtype=torch.float64).sigmoid().tolist()
+        present = list(self.present)
+        if rethreshold is not None:
+            present = [probability >= rethreshold for probability in probabilities]
+        chosen = [state for state, is_present in zip(self.states, present, strict=True) if is_present]
         empty = self.states[0].new_zeros(0, len(self.states[0]))
         return ComplexAnswer(
             names=self.plan.names,
-            present=list(self.present),
-            probabilities=margins.sigmoid().tolist(),
+            present=present,
+            probabilities=probabilities,
             seg_states=torch.stack(chosen) if chosen else empty,
             num_passes=num_passes,
         )

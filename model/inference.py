@@ -36,6 +36,7 @@ class InferenceMixin:
         *,
         processor: LasagnaProcessor | None = None,
         presence_threshold: float | None = None,
+        rethreshold: float | None = None,
         classes_per_query: int | None = None,
     ) -> Segmentation:
         """Which of `classes` are in the image, and where; see `segment_batch`."""
@@ -44,6 +45,7 @@ class InferenceMixin:
             [classes],
             processor=processor,
             presence_threshold=presence_threshold,
+            rethreshold=rethreshold,
             classes_per_query=classes_per_query,
         )
         return answer
@@ -56,6 +58,7 @@ class InferenceMixin:
         *,
         processor: LasagnaProcessor | None = None,
         presence_threshold: float | None = None,
+        rethreshold: float | None = None,
         classes_per_query: int | None = None,
     ) -> list[Segmentation]:
         """Answers one complex query for each image.
@@ -65,10 +68,13 @@ class InferenceMixin:
             classes: for each image the class names to look for.
             processor: the model's own if not given.
             presence_threshold: probability from which a class counts as present; None: the likelier choice.
+                It acts while decoding: later choices see it.
+            rethreshold: the same for the finished probabilities.
             classes_per_query: longer lists are split into queries of so many classes; None: 80, as trained.
 
         Raises:
-            ValueError: an image has no classes, or the lists differ in length.
+            ValueError: an image has no classes, the lists differ in length, or a threshold is given to a model
+                that answers freely and so has no probabilities.
         """
         processor = processor or self._own_processor()
         if len(images) != len(classes):
@@ -83,7 +89,12 @@ class InferenceMixin:
         ]
         with self._evaluating():
             if processor.format.answers_every_class:
-                return self._segment_constrained(images, queries, processor, presence_threshold)
+                return self._segment_constrained(images, queries, processor, presence_threshold, rethreshold)
+            if presence_threshold is not None or rethreshold is not None:
+                raise ValueError(
+                    f"a presence threshold needs a model that answers every class with SEG or NEG; this one has "
+                    f"{processor.format}. Leave the threshold out"
+                )
             return self._segment_freely(images, queries, processor)
 
     def chat(
@@ -179,6 +190,7 @@ class InferenceMixin:
         queries: list[tuple[int, tuple[str, ...]]],
         processor: LasagnaProcessor,
         presence_threshold: float | None,
+        rethreshold: float | None,
     ) -> list[Segmentation]:
         owners = [owner for owner, _ in queries]
         conversations, plans = zip(*(processor.plan(names) for _, names in queries), strict=True)
@@ -192,6 +204,7 @@ class InferenceMixin:
             seg_id=processor.token_ids.seg,
             neg_id=processor.token_ids.neg,
             presence_threshold=presence_threshold,
+            rethreshold=rethreshold,
         )
         masks = self.decode_masks([answer.seg_states for answer in answers], encoded, owners)
         return [

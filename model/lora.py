@@ -8,6 +8,7 @@ import warnings
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from torch import Tensor
 from transformers import PreTrainedModel
 
 # A pattern over full names: bare "q_proj" would also adapt CLIP's attention.
@@ -64,18 +65,26 @@ def mark_trainable(model: PreTrainedModel) -> list[str]:
 
 
 @torch.no_grad()
-def merge(model: PreTrainedModel) -> PreTrainedModel:
-    """Adds the adapters of a LaSagnA model to its weights and removes them; in place, returns the model.
+def add_delta(weight: Tensor, lora_a: Tensor, lora_b: Tensor, scaling: float) -> Tensor:
+    """The weight (out, in) with the adapter B (out, rank) A (rank, in) added, in the weight's dtype.
 
-    The sum is taken in float32 and rounded once, whatever the dtype of the weights.
+    The sum is taken in float32 and rounded once, whatever the dtype of the weight. The adapter is rounded to that
+    dtype first, as training saw it.
     """
+    lora_a, lora_b = (part.to(weight.dtype).float() for part in (lora_a, lora_b))
+    return (weight.float() + scaling * (lora_b @ lora_a)).to(weight.dtype)
+
+
+@torch.no_grad()
+def merge(model: PreTrainedModel) -> PreTrainedModel:
+    """Adds the adapters of a LaSagnA model to its weights and removes them; in place, returns the model."""
     if not isinstance(model.vlm, PeftModel):
         return model
     for layer in model.vlm.modules():
         if isinstance(layer, LoraLayer):
             weight = layer.get_base_layer().weight
             for name in layer.active_adapters:
-                product = layer.lora_B[name].weight.float() @ layer.lora_A[name].weight.float()
-                weight.copy_(weight.float() + layer.scaling[name] * product)
+                lora_a, lora_b = layer.lora_A[name].weight, layer.lora_B[name].weight
+                weight.copy_(add_delta(weight, lora_a, lora_b, layer.scaling[name]))
     model.vlm = model.vlm.unload()
     return model

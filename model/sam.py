@@ -211,13 +211,16 @@ class SamSegmenter(ExactBuffers):
         """Low-resolution mask logits, one for each prompt; each prompt is its mask's only sparse prompt.
 
         Args:
-            prompts: (n, prompt_embed_dim), n >= 1.
+            prompts: (n, prompt_embed_dim); n may be 0, where segment_anything's decoder raises.
             image_embeddings: (B, prompt_embed_dim, grid, grid) from `encode`.
             image_of_mask: for each prompt the index of its image.
 
         Returns:
             (n, 4 * grid, 4 * grid) float32 logits.
         """
+        if not len(prompts):
+            sides = (4 * side for side in self.settings.grid_size)
+            return image_embeddings.new_zeros((0, *sides), dtype=torch.float32)
         owners = torch.tensor(list(image_of_mask), device=image_embeddings.device)
         positions = self.dense_positions(image_embeddings)
         no_mask = self.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1).expand_as(positions)

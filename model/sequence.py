@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -133,6 +133,40 @@ def spoken(name: str) -> str:
     return words
 
 
+@dataclass(frozen=True)
+class ComplexQuery(Conversation):
+    """A complex query with its answer that remembers what it names, so that it can be asked with fewer classes."""
+
+    format: SequenceFormat
+    asked: tuple[str, ...]  # classes in the order of the query
+    answered: tuple[str, ...]  # classes in the order of the answer
+    present: frozenset[str]  # those asked that the image shows
+    spare: tuple[str, ...]  # the others, in the order in which a shorter query keeps them: at random
+
+    @classmethod
+    def write(
+        cls, format: SequenceFormat, asked: Sequence[str], answered: Sequence[str],
+        present: Collection[str], spare: Sequence[str],
+    ) -> ComplexQuery:  # fmt: skip
+        """The conversation about `asked` in a format."""
+        choices = [(name, name in present) for name in answered]
+        turns = Conversation.of(format.query(asked), format.answer(choices)).turns
+        return cls(turns, format, tuple(asked), tuple(answered), frozenset(present), tuple(spare))
+
+    @property
+    def least_spare(self) -> int:
+        """How many absent classes a query cannot do without: one, if nothing that it names is there."""
+        return 0 if self.present else 1
+
+    def with_spare(self, num_spare: int) -> ComplexQuery:
+        """The same query with `num_spare` of its absent classes, at least `least_spare`; order is kept."""
+        spare = self.spare[:num_spare]
+        kept = {*self.present, *spare}
+        asked = [name for name in self.asked if name in kept]
+        answered = [name for name in self.answered if name in kept]
+        return self.write(self.format, asked, answered, self.present, spare)
+
+
 def complex_conversation(
     classes_present: Sequence[str],
     classes_absent: Sequence[str],
@@ -141,7 +175,7 @@ def complex_conversation(
     num_all_classes: int = DEFAULT_NUM_ALL_CLASSES,
     *,
     class_list: Sequence[str] | None = None,
-) -> tuple[Conversation, list[str]]:
+) -> tuple[ComplexQuery, list[str]]:
     """One complex query with its answer, and the class names of its `[SEG]` tokens in their order.
 
     Args:
@@ -165,9 +199,10 @@ def complex_conversation(
     answered = [name for name in asked if format.sequence_augmentation or name in present]
     if not format.order_following:
         answered = [answered[i] for i in rng.permutation(len(answered))]
-    choices = [(name, name in present) for name in answered]
-    conversation = Conversation.of(format.query(asked), format.answer(choices))
-    return conversation, [name for name in answered if name in present]
+    absent = [name for name in asked if name not in present]
+    spare = [absent[i] for i in rng.permutation(len(absent))]
+    query = ComplexQuery.write(format, asked, answered, present.intersection(asked), spare)
+    return query, [name for name in answered if name in present]
 
 
 def _check_classes(present: Sequence[str], absent: Sequence[str], num_all_classes: int) -> None:

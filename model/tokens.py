@@ -8,6 +8,7 @@ the characters that it is.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -279,6 +280,10 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> No
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder)
+    # Not read again, but kept: an export for other tools needs it.
+    sentencepiece = Path(getattr(tokenizer, "vocab_file", None) or "")
+    if sentencepiece.is_file() and not (folder / "tokenizer.model").exists():
+        shutil.copyfile(sentencepiece, folder / "tokenizer.model")
     path = folder / "tokenizer_config.json"
     settings = _read_json(path)
     # The LLaMA class builds its own pre-tokenizer on load and ignores the one in tokenizer.json.

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import struct
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -17,6 +20,22 @@ from transformers import PreTrainedModel
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 NAMES_SHOWN = 8
+# What torch.load raises for files that are cut off, of another kind, or hold code.
+READ_ERRORS = (pickle.UnpicklingError, struct.error, RuntimeError, EOFError, OSError, LookupError, ValueError)
+
+# Which part of the model a weight belongs to, and what is probably wrong when only weights of that part do not fit.
+PROBABLE_CAUSES = (
+    (
+        ("vision_tower", "multi_modal_projector"),
+        "Is --vision_tower the CLIP that this LLaVA was trained with?",
+    ),
+    (("sam.",), "Is --vision_pretrained (sam_config of the folder's config.json) the SAM of these weights?"),
+    (
+        ("embed_tokens", "lm_head"),
+        "Is the tokenizer, or --format, the one that these weights were trained with?",
+    ),
+)
+OTHER_CAUSE = "Is --version a complete folder, with the config.json of its own weights?"
 
 
 def read_torch_file(path: str | Path) -> dict[str, object]:
@@ -31,9 +50,11 @@ def read_torch_file(path: str | Path) -> dict[str, object]:
         raise FileNotFoundError(f"{path} does not exist")
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{path} is not a readable checkpoint of tensors: {reason}") from error
+    except READ_ERRORS as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(
+            f"{path} is not a readable checkpoint of tensors (cut off, or it holds code): {reason}"
+        ) from error
 
 
 class ExactBuffers(nn.Module):
@@ -64,22 +85,46 @@ def is_zip(path: Path) -> bool:
 
 
 def read_weight_file(path: str | Path) -> dict[str, Tensor]:
-    """All weights of a .safetensors, .bin, .pt or .pth file, out of a `state_dict` or `module` around it."""
+    """All weights of a .safetensors, .bin, .pt or .pth file, out of a `state_dict` or `module` around it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is cut off, holds code, or holds no weights.
+    """
     path = Path(path)
     if path.suffix == ".safetensors":
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} does not exist")
-        with safe_open(path, framework="pt") as file:
+        with open_safetensors(path) as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     content = read_torch_file(path)
     for wrapper in ("state_dict", "module"):
-        if isinstance(content.get(wrapper), dict):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
-    return {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    weights = content.items() if isinstance(content, dict) else ()
+    weights = {name: value for name, value in weights if isinstance(value, Tensor)}
+    if not weights:
+        raise ValueError(f"{path} holds no weights by name; pass a checkpoint's weight file")
+    return weights
 
 
-def read_folder(folder: str | Path) -> dict[str, Tensor]:
-    """All weights of a folder: one file or shards with an index, safetensors before .bin.
+@contextmanager
+def open_safetensors(path: Path) -> Iterator[Any]:
+    """An open .safetensors file; its header says how long the file must be.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is cut off, or something else.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise ValueError(f"{path} is cut off or no safetensors file ({error}); download it again") from error
+
+
+def weight_files(folder: str | Path) -> list[Path]:
+    """The weight files of a folder: shards with an index or one file, safetensors before .bin.
 
     Raises:
         FileNotFoundError: no weights, or a shard that the index names is missing.
@@ -88,18 +133,34 @@ def read_folder(folder: str | Path) -> dict[str, Tensor]:
     for name in INDEX_FILES:
         if (folder / name).is_file():
             index = json.loads((folder / name).read_text(encoding="utf-8"))["weight_map"]
-            weights: dict[str, Tensor] = {}
-            for shard in sorted(set(index.values())):
-                if not (folder / shard).is_file():
+            paths = [folder / shard for shard in sorted(set(index.values()))]
+            for path in paths:
+                if not path.is_file():
                     raise FileNotFoundError(
-                        f"{folder / name} names {shard}, which is not there; copy or download it again"
+                        f"{folder / name} names {path.name}, which is not there; copy or download it again"
                     )
-                weights.update(read_weight_file(folder / shard))
-            return weights
+            return paths
     for name in WEIGHT_FILES:
         if (folder / name).is_file():
-            return read_weight_file(folder / name)
+            return [folder / name]
     raise FileNotFoundError(f"{folder} has no weights; looked for {', '.join((*INDEX_FILES, *WEIGHT_FILES))}")
+
+
+def read_folder(folder: str | Path) -> dict[str, Tensor]:
+    """All weights of a folder's files; errors as in `weight_files` and `read_weight_file`."""
+    weights: dict[str, Tensor] = {}
+    for path in weight_files(folder):
+        weights.update(read_weight_file(path))
+    return weights
+
+
+def check_files(folder: str | Path) -> None:
+    """Whether every weight file can be opened, before another library reads them; errors as in `read_folder`."""
+    for path in weight_files(folder):
+        if path.suffix == ".safetensors":
+            with open_safetensors(path):
+                continue
+        read_torch_file(path)  # memory-mapped: only its table of contents is read
 
 
 def without_prefix(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -107,16 +168,85 @@ def without_prefix(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tens
     return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
 
+@dataclass(frozen=True)
+class Misfit:
+    """A row of the table of weights that do not fit; an empty text stands for a weight that is not there."""
+
+    name: str
+    expected: str
+    found: str
+
+
+class MisfitError(ValueError):
+    """Weights do not fit the model. The message is a table: name, expected, found."""
+
+
+def shape_of(value: Tensor | Sequence[int]) -> str:
+    return str(tuple(value.shape if isinstance(value, Tensor) else value))
+
+
+def raise_for_misfits(rows: Sequence[Misfit], *, source: str, hint: str = "") -> None:
+    """Raises a MisfitError with the table of `rows` and what is probably wrong, if there are any.
+
+    Args:
+        hint: what is probably wrong; derived from the names if empty.
+    """
+    if not rows:
+        return
+    counts = {
+        "missing": sum(not row.found for row in rows),
+        "unexpected": sum(not row.expected for row in rows),
+        "of another shape": sum(bool(row.found and row.expected) for row in rows),
+    }
+    summary = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    shown = [("name", "expected", "found")]
+    shown += [(row.name, row.expected or "-", row.found or "-") for row in rows[:NAMES_SHOWN]]
+    widths = [max(len(cells[column]) for cells in shown) for column in range(2)]
+    lines = [f"  {name:{widths[0]}}  {expected:{widths[1]}}  {found}" for name, expected, found in shown]
+    if len(rows) > NAMES_SHOWN:
+        lines.append(f"  and {len(rows) - NAMES_SHOWN} more")
+    table = "\n".join(lines)
+    cause = hint or probable_cause([row.name for row in rows])
+    raise MisfitError(f"the weights of {source} do not fit the model: {summary}\n{table}\n{cause}")
+
+
+def probable_cause(names: Sequence[str]) -> str:
+    """What is probably wrong when exactly the weights of these names do not fit."""
+    for parts, cause in PROBABLE_CAUSES:
+        if all(any(part in name for part in parts) for name in names):
+            return cause
+    return OTHER_CAUSE
+
+
 def check_keys(missing: Iterable[str], unexpected: Iterable[str], *, source: str, hint: str = "") -> None:
-    """Raises a ValueError that lists weights missing from `source` or left over in it, if there are any."""
-    problems = []
-    for word, names in (("missing", sorted(missing)), ("unexpected", sorted(unexpected))):
-        if names:
-            more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-            problems.append(f"{len(names)} {word}: {', '.join(names[:NAMES_SHOWN])}{more}")
-    if problems:
-        message = f"the weights of {source} do not fit the model; {'; '.join(problems)}"
-        raise ValueError(message + (f". {hint}" if hint else ""))
+    """Raises a MisfitError that lists weights missing from `source` or left over in it, if there are any."""
+    rows = [Misfit(name, "a weight", "") for name in sorted(missing)]
+    rows += [Misfit(name, "", "a weight") for name in sorted(unexpected)]
+    raise_for_misfits(rows, source=source, hint=hint)
+
+
+def check_fit(
+    expected: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    *,
+    source: str,
+    hint: str = "",
+    required: Collection[str] | None = None,
+) -> None:
+    """Raises a MisfitError unless `weights` have the names and shapes of `expected`.
+
+    Args:
+        required: names that must be there; all of `expected` if not given.
+    """
+    required = expected.keys() if required is None else required
+    rows = [Misfit(name, shape_of(expected[name]), "") for name in sorted(set(required) - weights.keys())]
+    rows += [Misfit(name, "", shape_of(weights[name])) for name in sorted(weights.keys() - expected.keys())]
+    rows += [
+        Misfit(name, shape_of(expected[name]), shape_of(value))
+        for name, value in weights.items()
+        if name in expected and value.shape != expected[name].shape
+    ]
+    raise_for_misfits(rows, source=source, hint=hint)
 
 
 def load_strictly(
@@ -125,27 +255,10 @@ def load_strictly(
     """Copies weights into a module of the same names and shapes.
 
     Raises:
-        ValueError: weights are missing, left over or of another shape; it names them.
+        MisfitError: weights are missing, left over or of another shape.
     """
-    expected = module.state_dict()
-    check_keys(expected.keys() - weights.keys(), weights.keys() - expected.keys(), source=source, hint=hint)
-    check_shapes(expected, weights, source=source, hint=hint)
+    check_fit(module.state_dict(), weights, source=source, hint=hint)
     module.load_state_dict(dict(weights))
-
-
-def check_shapes(
-    expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], *, source: str, hint: str = ""
-) -> None:
-    """Raises a ValueError that lists the weights whose shape is not the expected one."""
-    raise_for_shapes(
-        [
-            (name, value.shape, expected[name].shape)
-            for name, value in weights.items()
-            if name in expected and value.shape != expected[name].shape
-        ],
-        source=source,
-        hint=hint,
-    )
 
 
 def load_pretrained(
@@ -154,7 +267,7 @@ def load_pretrained(
     """`model_class.from_pretrained(folder, **kwargs)`, strictly: stock loading starts missing weights anew.
 
     Raises:
-        ValueError: weights are missing, left over or of another shape; it names them.
+        MisfitError: weights are missing, left over or of another shape.
     """
     model, info = model_class.from_pretrained(
         folder, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
@@ -164,16 +277,10 @@ def load_pretrained(
 
 
 def check_loading_info(info: Mapping[str, Any], *, source: str, hint: str = "") -> None:
-    """Raises a ValueError if Hugging Face's `output_loading_info` says that anything did not fit."""
-    check_keys(info["missing_keys"], info["unexpected_keys"], source=source, hint=hint)
-    raise_for_shapes(info["mismatched_keys"], source=source, hint=hint)
-
-
-def raise_for_shapes(
-    mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]], *, source: str, hint: str = ""
-) -> None:
-    """Raises a ValueError for weights (name, shape in `source`, shape in the model), if there are any."""
-    wrong = [f"{name} is {tuple(stored)}, the model has {tuple(own)}" for name, stored, own in mismatched]
-    if wrong:
-        message = f"{len(wrong)} weights of {source} have another shape: {'; '.join(wrong[:NAMES_SHOWN])}"
-        raise ValueError(message + (f". {hint}" if hint else ""))
+    """Raises a MisfitError if Hugging Face's `output_loading_info` says that anything did not fit."""
+    rows = [Misfit(name, "a weight", "") for name in sorted(info["missing_keys"])]
+    rows += [Misfit(name, "", "a weight") for name in sorted(info["unexpected_keys"])]
+    rows += [
+        Misfit(name, shape_of(own), shape_of(stored)) for name, stored, own in sorted(info["mismatched_keys"])
+    ]
+    raise_for_misfits(rows, source=source, hint=hint)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +17,8 @@ import chat
 import test_sem as evaluation_script
 from model.outputs import ChatAnswer, Segmentation
 from model.sequence import SequenceFormat
+from tests.commands import REPOSITORY
+from utils.config import TestConfig
 from utils.data.types import SemanticSample
 
 CLASSES = ("sky", "grass", "dog")
@@ -74,18 +79,30 @@ def complaint(capsys) -> str:
 # ---------------------------------------------------------------------------------------- test_sem
 
 
-def test_an_evaluation_prints_a_table_and_writes_report_and_sheet(knowing, monkeypatch, tmp_path, capsys):
-    label = np.repeat([0, 1], 10)[:, None].repeat(30, axis=1).astype(np.uint8)
+@pytest.fixture
+def scenes(monkeypatch):
+    """Three samples that the model knows, whatever data sets are asked for."""
+    label = np.repeat([0, 1], 10)[:, None].repeat(30, axis=1).astype(np.uint16)
     samples = [
         SemanticSample(image=np.full((20, 30, 3), k, np.uint8), label=label, classes=CLASSES, source=str(k))
         for k in range(3)
     ]
     monkeypatch.setattr(
-        evaluation_script, "open_datasets", lambda entries, _: dict.fromkeys(entries, samples)
+        evaluation_script, "open_list", lambda text, _: dict.fromkeys(text.split(","), samples)
     )
+
+
+def test_an_evaluation_prints_a_table_and_writes_report_sheet_and_predictions(
+    knowing, scenes, tmp_path, capsys
+):
     report_dir, pictures = tmp_path / "report", tmp_path / "pictures"
     flags = ["--version", "any", "--eval_only", "--val_dataset_list", "ade20k", "--val_batch_size", "2"]
-    assert evaluation_script.main([*flags, f"--report_dir={report_dir}", f"--vis_save_path={pictures}"]) == 0
+    folders = [
+        f"--report_dir={report_dir}",
+        f"--vis_save_path={pictures}",
+        f"--save_predictions={tmp_path / 'p'}",
+    ]
+    assert evaluation_script.main([*flags, *folders]) == 0
     assert "semantic.miou" in capsys.readouterr().out
     content = json.loads((report_dir / "report.json").read_text())
     assert content["semantic"]["miou"] == 1.0
@@ -93,6 +110,113 @@ def test_an_evaluation_prints_a_table_and_writes_report_and_sheet(knowing, monke
     with Image.open(pictures / "sheet_ade20k.png") as sheet:
         assert sheet.width > 500
     assert "(../pictures/sheet_ade20k.png)" in (report_dir / "report.md").read_text()
+    names = {path.name for path in report_dir.iterdir()}
+    assert names == {
+        "report.json",
+        "report.md",
+        "per_class_ade20k.csv",
+        "confusion_ade20k.png",
+        "samples.html",
+        "finished",
+    }
+    labels = np.asarray(Image.open(tmp_path / "p" / "ade20k" / "1.png"))
+    assert (labels[:10] == 0).all()
+    assert (labels[10:] == 1).all()
+
+
+def test_a_finished_evaluation_is_reported_again_without_predicting(
+    knowing, scenes, monkeypatch, tmp_path, capsys
+):
+    assert evaluation_script.main(["--version=any", "--resume"]) == 2
+    assert "--resume needs --report_dir" in complaint(capsys)
+    flags = ["--version=any", "--val_dataset_list=ade20k,cocostuff", f"--report_dir={tmp_path}"]
+    assert evaluation_script.main(flags) == 0
+    before = json.loads((tmp_path / "report.json").read_text())
+    monkeypatch.setattr(KnowingModel, "segment_batch", lambda *_, **__: pytest.fail("was predicted again"))
+    assert evaluation_script.main([*flags, "--resume"]) == 0
+    after = json.loads((tmp_path / "report.json").read_text())
+    assert before | {"timings": None} == after | {"timings": None}
+
+
+def test_every_setting_of_an_evaluation_has_a_flag_that_reaches_it():
+    config = TestConfig(
+        version="any", classes_per_query=5, rethreshold=0.4, match_distance=0.1, max_new_tokens=9, max_samples=3,
+        seed=7, val_batch_size=2, workers=1,
+    )  # fmt: skip
+    settings = evaluation_script.settings_of(config)
+    for name in ("classes_per_query", "rethreshold", "match_distance", "max_new_tokens", "max_samples", "seed",
+                 "val_batch_size", "workers"):  # fmt: skip
+        assert getattr(settings, name) == getattr(config, name)
+    flags = ("calibrate", "oracle_classes", "free_generation", "teacher_forced")
+    for name in flags:
+        changed = evaluation_script.settings_of(TestConfig(version="any", **{name: True}))
+        assert [getattr(changed, other) for other in flags] == [other == name for other in flags]
+
+
+def test_pictures_without_ground_truth_are_predicted(knowing, picture, tmp_path, capsys):
+    (tmp_path / "classes.txt").write_text("grass\ndog\nsky\n")
+    flags = ["--version=any", f"--images={picture}", f"--classes={tmp_path / 'classes.txt'}"]
+    assert evaluation_script.main([*flags, f"--save_predictions={tmp_path / 'out'}"]) == 0
+    assert str(tmp_path / "out" / "predictions.json") in capsys.readouterr().out
+    [entry] = json.loads((tmp_path / "out" / "predictions.json").read_text())["images"]
+    assert {found["name"] for found in entry["present"]} == {"grass", "sky"}
+    labels = np.asarray(Image.open(tmp_path / "out" / "labels" / "street.png"))
+    assert (labels[:10] == 2).all()
+    assert (labels[10:] == 0).all()
+
+
+@pytest.mark.launcher
+def test_two_processes_write_the_report_and_the_predictions_of_one(workspace, merged_model, tmp_path):
+    flags = ["--version", str(merged_model), "--dataset_dir", str(workspace / "dataset"), "--precision=fp32",
+             "--val_dataset_list=ReasonSeg|val,refcoco|unc|val", "--max_samples=3", "--max_new_tokens=4",
+             "--num_threads=1"]  # fmt: skip
+    one, two = tmp_path / "one", tmp_path / "two"
+    # With the threads that the two processes have: sums in another order differ in their last bits.
+    assert evaluation_script.main([*flags, f"--report_dir={one}", f"--save_predictions={one}"]) == 0
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*command, REPOSITORY / "test_sem.py", *flags, f"--report_dir={two}", f"--save_predictions={two}"],
+        env=environment, capture_output=True, text=True, timeout=900, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    reports = [json.loads((folder / "report.json").read_text()) for folder in (one, two)]
+    assert reports[0] | {"timings": None} == reports[1] | {"timings": None}
+    for name in ("ReasonSeg_val.json", "refcoco_unc_val.json", "samples.html"):
+        assert (one / name).read_bytes() == (two / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--images=*.jpg"], "--images and --classes belong together"),
+        (["--classes=classes.txt"], "--images and --classes belong together"),
+        (["--images=*.jpg", "--classes=classes.txt"], "--images needs --save_predictions"),
+        (
+            ["--images=x", "--classes=c", "--save_predictions=o", "--report_dir=r", "--calibrate"],
+            "--report_dir, --calibrate means nothing with --images",
+        ),
+        (["--images=nowhere/*.jpg", "--classes=ade20k", "--save_predictions=o"], "matches no picture"),
+        (["--images=street.png", "--classes=none.txt", "--save_predictions=o"], "none.txt is no .txt file"),
+        (["--images=street.png", "--classes=twice.txt", "--save_predictions=o"], "'dog' and 'dog'"),
+        (["--images=street.png", "--classes=empty.txt", "--save_predictions=o"], "no classes"),
+        (
+            ["--images=street.png", "--classes=ade20k", "--save_predictions=empty.txt"],
+            "--save_predictions empty.txt",
+        ),
+    ],
+)
+def test_bad_input_of_a_prediction_is_one_line_and_nothing_is_written(
+    picture, tmp_path, monkeypatch, capsys, flags, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "twice.txt").write_text("dog\ncat\ndog\n")
+    (tmp_path / "empty.txt").write_text("\n")
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.setattr(evaluation_script, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    assert evaluation_script.main(["--version=any", *flags]) == 2
+    assert message in complaint(capsys)
+    assert sorted(tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize(
@@ -100,6 +224,7 @@ def test_an_evaluation_prints_a_table_and_writes_report_and_sheet(knowing, monke
     [
         (["--version=nowhere", "--val_dataset_list=ade20j"], "unknown data set 'ade20j'; known: ade20k"),
         (["--version=nowhere", "--val_dataset_list=ade20k"], "is not a folder"),
+        (["--version=nowhere", "--rethreshold=2"], "rethreshold must be in 0 to 1"),
         (["--version=nowhere", "--val_batch_size=0"], "--val_batch_size must be > 0"),
         (["--version=nowhere", "--val_batchsize=1"], "did you mean --val_batch_size?"),
         ([], "--version"),
@@ -112,8 +237,26 @@ def test_bad_input_of_an_evaluation_is_one_line_and_nothing_is_written(flags, me
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("flag", ["--report_dir", "--vis_save_path", "--save_predictions"])
+def test_a_folder_that_cannot_be_written_is_said_before_the_model_is_loaded(
+    scenes, picture, monkeypatch, capsys, flag
+):
+    monkeypatch.setattr(evaluation_script, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    assert evaluation_script.main(["--version=any", f"{flag}={picture}/below"]) == 2
+    assert f"{flag} {picture}/below cannot be written to" in complaint(capsys)
+
+
+def test_a_threshold_for_a_model_without_a_token_for_absent_classes_is_refused(
+    knowing, scenes, monkeypatch, capsys
+):
+    monkeypatch.setattr(knowing.processor, "format", SequenceFormat.named("lisa"))
+    monkeypatch.setattr(KnowingModel, "segment_batch", lambda *_, **__: pytest.fail("was predicted"))
+    assert evaluation_script.main(["--version=any", "--presence_threshold=0.4"]) == 2
+    assert "presence_threshold needs a model that answers every class" in complaint(capsys)
+
+
 def test_a_missing_model_folder_is_said_in_one_line(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(evaluation_script, "open_datasets", lambda *_: {})
+    monkeypatch.setattr(evaluation_script, "open_list", lambda *_: {})
     assert evaluation_script.main([f"--version={tmp_path / 'nowhere'}"]) == 2
     assert "nowhere" in complaint(capsys)
 

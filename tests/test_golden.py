@@ -1,172 +1,290 @@
 """Our model against the numbers of the released LaSagnA / LISA code; see the README beside the numbers.
 
-The files are found through LASAGNA_GOLDEN, a folder with train_a.npz, generate_e1.npz and checkpoints/.
+They are in the folder that LASAGNA_GOLDEN names. Every train_*.npz and generate_*.npz in it is a case.
 """
 
+import copy
 import json
 
 import numpy as np
 import pytest
 import torch
 
+from merge_lora_weights_and_save_hf_model import main as merge_script
+from model.interop import training
 from model.interop.training import apply_training_weights
 from model.loading import load_model
+from tests.golden_cases import (
+    IMAGE_PLACEHOLDER,
+    TOLERANCE,
+    TrainCase,
+    batch_of,
+    cases,
+    close,
+    expand,
+    load,
+    trained_once,
+)
+from utils.data.types import IGNORE
+from utils.metrics import ConfusionMatrix, mask_scores, overlap
 
-TOLERANCE = 1e-4
-IMAGE_PLACEHOLDER = -200
+TRAIN_CASES, GENERATE_CASES = cases("train_*.npz"), cases("generate_*.npz")
+TRAINED_PARTS = ("embed_tokens", "lm_head", "sam.mask_decoder", "seg_projector")
 
 
-def close(actual, expected, name):
-    actual, expected = torch.as_tensor(actual).float(), torch.as_tensor(expected).float()
-    assert actual.shape == expected.shape, name
-    worst = (actual - expected).abs().max() / expected.abs().max().clamp(min=1e-12)
-    assert worst < TOLERANCE, f"{name} is off by {worst:.1e} of its largest value"
-
-
-def load(golden, name, **kwargs):
-    folder = golden / "checkpoints"
-    tower = str(folder / "clip-vit-tiny-patch14")
-    return load_model(folder / name, vision_tower=tower, dtype=torch.float32, **kwargs)
+@pytest.fixture(scope="module")
+def shared_model(golden):
+    """Nobody may change it."""
+    return load("lasagna-tiny")
 
 
 @pytest.fixture
-def loaded(golden):
-    return load(golden, "lasagna-tiny")
+def model(shared_model):
+    return copy.deepcopy(shared_model)
 
 
-@pytest.fixture
-def reference(golden):
-    return np.load(golden / "train_a.npz"), json.loads((golden / "train_a.json").read_text())
+@pytest.fixture(scope="module")
+def merged_model(golden, tmp_path_factory):
+    """Base and training weights of the released code, through the merge script."""
+    target = tmp_path_factory.mktemp("merged") / "model"
+    files = golden / "checkpoints"
+    arguments = [
+        "--version",
+        files / "llava-tiny-base",
+        "--weight",
+        files / "lora_weight" / "pytorch_model.bin",
+    ]
+    arguments += [
+        "--vision_tower",
+        files / "clip-vit-tiny-patch14",
+        "--vision_pretrained",
+        files / "sam_tiny.pth",
+    ]
+    arguments += ["--lora_alpha", "16", "--save_path", target, "--precision", "fp32"]
+    assert merge_script([str(argument) for argument in arguments]) == 0
+    return load_model(target)[0]
 
 
-def expand(ids, labels, processor):
-    """Rows with one placeholder -> rows with one token for each image feature, labels likewise."""
-    rows, row_labels, masks = [], [], []
-    image = [processor.token_ids.image] * processor.num_image_tokens
-    for row, label in zip(ids, labels, strict=True):
-        at = int(np.flatnonzero(row == IMAGE_PLACEHOLDER)[0])
-        rows.append([*row[:at], *image, *row[at + 1 :]])
-        row_labels.append([*label[:at], *[-100] * len(image), *label[at + 1 :]])
-        masks.append([int(token != processor.token_ids.pad) for token in rows[-1]])
-    return torch.tensor(rows), torch.tensor(row_labels), torch.tensor(masks)
-
-
-def batch_of(numbers, processor):
-    images = [numbers["image0"], numbers["image1"]]
-    input_ids, labels, mask = expand(numbers["input_ids"], numbers["labels"], processor)
-    owners = [image for image in (0, 1) for _ in range(*numbers["offset"][image : image + 2])]
-    return {
-        "input_ids": input_ids,
-        "attention_mask": mask,
-        "labels": labels,
-        "image_of_row": torch.tensor(owners),
-        "gt_masks": [torch.from_numpy(numbers["gt0"]), torch.from_numpy(numbers["gt1"])],
-        **processor._pad_images(images, fast_resize=False),
-        **processor._find_segs(input_ids, owners),
-    }
-
-
-def test_forward_losses_and_gradients_equal_the_released_code(loaded, reference):
-    model, processor = loaded
-    numbers, facts = reference
-    batch = batch_of(numbers, processor)
-    assert [list(size) for size in batch["resized_sizes"]] == facts["resize"]
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_("vision_tower" not in name and "image_encoder" not in name)
-    output = model(**batch)
-    output.loss.backward()
-
-    features = model.image_features(batch["clip_images"])
-    close(features[batch["image_of_row"]][:, ::9], numbers["mm_proj_s"], "projected CLIP features")
-    embeddings = model.sam.encode(batch["sam_images"], batch["resized_sizes"])
-    close(embeddings[:, ::8, ::8, ::8], numbers["sam_emb_s"], "SAM embeddings")
-    deciding = output.last_hidden_state[batch["seg_rows"], batch["seg_columns"] - 1]
-    close(model.seg_projector(deciding), numbers["text_fc_at_ins"], "projected [SEG] states")
-    for index in range(2):
-        close(output.masks[index], numbers[f"train_pred{index}"], f"masks of image {index}")
-
-    ours, theirs = output.losses, facts["loss"]
-    close(output.loss, theirs["loss"], "loss")
-    close(ours.cross_entropy, theirs["ce_loss"], "cross-entropy")
-    close(ours.mask_bce, theirs["mask_bce_loss"], "mask BCE")
-    close(ours.dice, theirs["mask_dice_loss"], "dice")
-
-    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    first = "vlm.model.language_model.layers.0.self_attn.q_proj.weight"
-    close(gradients[first], numbers["grad_q0"], "gradient of q_proj")
-    close(gradients["seg_projector.0.weight"], numbers["grad_fc0"], "gradient of the projection")
-    for name, norm in facts["grad_norms"].items():
-        ours = gradients[our_name(name)]
-        if name in ("model.embed_tokens.weight", "lm_head.weight"):
-            ours = ours[: model.config.image_token_id]
-        close(ours.norm(), norm, f"gradient norm of {name}")
-
-
-def test_logits_equal_the_released_code(loaded, reference):
-    model, processor = loaded
-    numbers, _ = reference
-    batch = batch_of(numbers, processor)
-    batch["labels"] = None
+@pytest.mark.parametrize("path", TRAIN_CASES)
+def test_what_the_model_computes_on_the_way_equals_the_released_code(shared_model, path):
+    case, model, output, _ = trained_once(path, shared_model)
+    batch, numbers = case.batch, case.numbers
+    assert [list(size) for size in batch["resized_sizes"]] == case.facts["resize"]
     with torch.no_grad():
-        logits = model(**batch).logits
-    # The released code counts the image's 256 features too, and pads on the right as we do.
-    close(logits[:, ::7, ::13], numbers["logits_s"], "logits")
+        features = model.image_features(batch["clip_images"])
+        close(features[batch["image_of_row"]][:, ::9], numbers["mm_proj_s"], "projected CLIP features")
+        embeddings = model.sam.encode(batch["sam_images"], batch["resized_sizes"])
+        close(embeddings[:, ::8, ::8, ::8], numbers["sam_emb_s"], "SAM embeddings")
+        deciding = output.last_hidden_state[batch["seg_rows"], batch["seg_columns"] - 1]
+        close(model.seg_projector(deciding), numbers["text_fc_at_ins"], "projected [SEG] states")
+    # The released code counts the image's features too, and pads on the right as we do.
+    close(output.logits.detach()[:, ::7, ::13], numbers["logits_s"], "logits")
 
 
-def test_four_optimizer_steps_equal_the_released_code(loaded, reference):
-    model, processor = loaded
-    numbers, facts = reference
-    batch = batch_of(numbers, processor)
-    parts = ("embed_tokens", "lm_head", "sam.mask_decoder", "seg_projector")
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(any(part in name for part in parts))
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=3e-4, betas=(0.9, 0.95), weight_decay=0.0)
-    for expected in facts["adamw_losses"]:
-        optimizer.zero_grad()
-        output = model(**batch)
-        output.loss.backward()
-        optimizer.step()
-        close(output.loss, expected["loss"], "loss")
-        close(output.losses.mask_bce, expected["mask_bce_loss"], "mask BCE")
+@pytest.mark.parametrize("path", TRAIN_CASES)
+def test_masks_losses_and_gradients_equal_the_released_code(shared_model, path):
+    case, model, output, gradients = trained_once(path, shared_model)
+    for index, masks in enumerate(output.masks):
+        close(masks.detach(), case.of_image("train_pred{}", index), f"masks of image {index}")
+    theirs = case.facts["loss"]
+    compare_losses(output, theirs)
+    close(
+        gradients["vlm.model.language_model.layers.0.self_attn.q_proj.weight"],
+        case.numbers["grad_q0"],
+        "q_proj",
+    )
+    close(gradients["seg_projector.0.weight"], case.numbers["grad_fc0"], "projection")
+    assert case.facts["grad_norms"]
+    for name, norm in case.facts["grad_norms"].items():
+        gradient = gradients[our_name(name)]
+        if name in ("model.embed_tokens.weight", "lm_head.weight"):
+            gradient = gradient[: model.config.image_token_id]
+        close(gradient.norm(), norm, f"gradient norm of {name}")
 
 
-def test_their_training_weights_merge_to_their_merged_model(golden, loaded):
-    sam = str(golden / "checkpoints" / "sam_tiny.pth")
-    model, _ = load(golden, "llava-tiny-base", vision_pretrained=sam, format="release")
-    weights = golden / "checkpoints" / "lora_weight" / "pytorch_model.bin"
-    merged = apply_training_weights(model, weights, lora_alpha=16).state_dict()
-    for name, expected in loaded[0].state_dict().items():
-        num_rows = model.config.image_token_id if len(expected) > model.config.image_token_id else None
-        close(merged[name][:num_rows], expected[:num_rows], name)
+def compare_losses(output, theirs):
+    close(output.loss.detach(), theirs["loss"], "loss")
+    close(output.losses.cross_entropy.detach(), theirs["ce_loss"], "cross-entropy")
+    close(output.losses.mask_bce.detach(), theirs["mask_bce_loss"], "mask BCE")
+    close(output.losses.dice.detach(), theirs["mask_dice_loss"], "dice")
 
 
 def our_name(name):
-    replacements = (
+    for old, new in (
         ("model.visual_model.", "sam."),
         ("model.text_hidden_fcs.0.", "seg_projector."),
         ("model.mm_projector.", "vlm.model.multi_modal_projector.linear_1."),
         ("model.", "vlm.model.language_model."),
         ("lm_head.", "vlm.lm_head."),
-    )
-    for old, new in replacements:
+    ):
         if name.startswith(old):
             return new + name.removeprefix(old)
     raise AssertionError(name)
 
 
-def test_greedy_generation_equals_the_released_code(golden, loaded):
-    model, processor = loaded
-    numbers = np.load(golden / "generate_e1.npz")
-    length = json.loads((golden / "generate_e1.json").read_text())["max_new_tokens"]
-    prompt, _, mask = expand(numbers["input_ids"], np.zeros_like(numbers["input_ids"]), processor)
+def infer(model, case, index):
+    """Masks of one image in the inference path: no labels, its own rows only."""
+    ids = case.numbers[f"infer{index}_input_ids"]
+    pad = model.processor.token_ids.pad
+    rows, _, mask = expand(ids, ids, ids != pad, model.processor)
+    batch = batch_of(rows, mask, [case.images[index]], [0] * len(ids), model.processor)
+    with torch.no_grad():
+        return model(**batch).masks[0]
+
+
+@pytest.mark.parametrize("path", TRAIN_CASES)
+def test_masks_of_the_inference_path_equal_the_released_code(shared_model, path):
+    case = TrainCase(path, shared_model.processor)
+    compared = 0
+    for index in range(len(case.images)):
+        if f"infer{index}_input_ids" in case.numbers:
+            masks = infer(shared_model, case, index)
+            close(masks, case.of_image("infer{}_pred", index), f"inferred masks of image {index}")
+            compared += 1
+    assert compared
+
+
+@pytest.mark.parametrize("path", TRAIN_CASES)
+def test_four_optimizer_steps_equal_the_released_code(model, path, monkeypatch):
+    case = TrainCase(path, model.processor)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(part in name for part in TRAINED_PARTS))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    embeddings = model.sam.encode(case.batch["sam_images"], case.batch["resized_sizes"])
+    monkeypatch.setattr(model.sam, "encode", lambda *_: embeddings)  # frozen: the same in every step
+    optimizer = torch.optim.AdamW(trained, lr=3e-4, betas=(0.9, 0.95), weight_decay=0.0)
+    for expected in case.facts["adamw_losses"]:
+        optimizer.zero_grad()
+        output = model(**case.batch)
+        output.loss.backward()
+        optimizer.step()
+        compare_losses(output, expected)
+
+
+# ------------------------------------------------------------------------------------------ the merge
+
+
+def test_the_merge_script_makes_the_weights_of_the_released_one(shared_model, merged_model):
+    merged, num_rows = merged_model.state_dict(), shared_model.config.image_token_id
+    assert merged_model.config.sequence_format == shared_model.config.sequence_format
+    for name, expected in shared_model.state_dict().items():
+        # The last row of the vocabulary, <image>, is not theirs.
+        rows = slice(num_rows) if len(expected) == num_rows + 1 else slice(None)
+        close(merged[name][rows], expected[rows], name)
+
+
+@pytest.mark.parametrize("path", TRAIN_CASES)
+def test_merged_and_adapter_masks_equal_the_released_code(golden, merged_model, path, monkeypatch):
+    monkeypatch.setattr(training, "merge", lambda model: model)
+    files = golden / "checkpoints"
+    adapted = load("llava-tiny-base", vision_pretrained=str(files / "sam_tiny.pth"), format="release")
+    apply_training_weights(adapted, files / "lora_weight" / "pytorch_model.bin", lora_alpha=16)
+    assert adapted.llava is not adapted.vlm
+    for index in range(len(TrainCase(path, merged_model.processor).images)):
+        case = TrainCase(path, merged_model.processor)
+        if f"infer{index}_input_ids" in case.numbers:
+            expected = case.of_image("infer{}_pred", index)
+            close(infer(merged_model, case, index), expected, f"merged masks of image {index}")
+            close(infer(adapted, case, index), expected, f"adapter masks of image {index}")
+
+
+# ------------------------------------------------------------------------------------------ generation
+
+
+@pytest.mark.parametrize("path", GENERATE_CASES)
+def test_greedy_generation_equals_the_released_code(shared_model, path):
+    model, processor, numbers = shared_model, shared_model.processor, np.load(path)
+    length = json.loads(path.with_suffix(".json").read_text())["max_new_tokens"]
+    ids = numbers["input_ids"]
+    prompt, _, mask = expand(ids, ids, np.ones_like(ids), processor)
     images = processor._pad_images([numbers["image0"]], fast_resize=False)
+    seg = processor.token_ids.seg
     with torch.no_grad():
         encoded = model.encode_images(**images)
         embeddings = model.embed(prompt, encoded.features)
         [tokens], [states] = model._greedy(embeddings, mask, processor.token_ids.eos, length)
-        expected = numbers["output_ids"][0, numbers["input_ids"].shape[1] :].tolist()
-        assert tokens == expected
-        chosen = states[[i for i, token in enumerate(tokens) if token == processor.token_ids.seg]]
+        assert tokens == numbers["output_ids"][0, ids.shape[1] :].tolist()
+        # Their masks include those of the prompt's tokens, each from the state before it.
+        asked = model.language_states(embeddings, mask)[0]
+        in_prompt = [i - 1 for i, token in enumerate(prompt[0].tolist()) if token == seg]
+        chosen = torch.cat([asked[in_prompt], states[[i for i, token in enumerate(tokens) if token == seg]]])
         [masks] = model.decode_masks([chosen], encoded, [0])
-    close(masks, numbers["mask0"][-len(masks) :], "masks of generated <ins>")
+    close(masks, numbers["mask0"], "masks of every <ins>")
+
+
+# ------------------------------------------------------------------- tokens, preprocessing, metrics
+
+
+@pytest.mark.parametrize("path", cases("tokenization.json"))
+def test_token_ids_equal_the_released_code(shared_model, merged_model, path):
+    for each in (shared_model, merged_model):
+        for case in json.loads(path.read_text()):
+            ids = []
+            for part in case["prompt"].split("<image>"):
+                ids += [IMAGE_PLACEHOLDER] if ids else [each.processor.tokenizer.bos_token_id]
+                ids += each.processor.tokenizer(part, add_special_tokens=False).input_ids
+            assert ids == case["ids"], case["prompt"]
+
+
+@pytest.mark.parametrize("path", cases("preprocess.npz"))
+def test_preprocessing_equals_the_released_code(shared_model, path):
+    numbers, processor = np.load(path), shared_model.processor
+    names = sorted(name.removesuffix("_raw") for name in numbers.files if name.endswith("_raw"))
+    assert names
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shared_model.sam, "image_encoder", Recorder(seen))
+        for name in names:
+            image = numbers[f"{name}_raw"]
+            resized = processor.sam_image(image)
+            expected = numbers[f"{name}_sam_resized_s8"]
+            assert np.array_equal(resized.transpose(1, 2, 0)[::8, ::8], expected), name
+            images = processor._pad_images([image], fast_resize=False)
+            shared_model.sam.encode(images["sam_images"], images["resized_sizes"])
+            close(seen[-1][0, :, ::16, ::16], numbers[f"{name}_sam_preprocessed_s16"], f"SAM input of {name}")
+            clip = processor.clip_image(image)
+            mean, std = (
+                np.array(values).reshape(3, 1, 1)
+                for values in (shared_model.config.clip_mean, shared_model.config.clip_std)
+            )
+            close((clip / 255 - mean) / std, numbers[f"{name}_clip"], f"CLIP input of {name}")
+
+
+class Recorder(torch.nn.Module):
+    """Stands in for SAM's image encoder and keeps what it is given."""
+
+    def __init__(self, seen):
+        super().__init__()
+        self.seen, self.pos_embed = seen, torch.zeros(1)
+
+    def forward(self, pixels):
+        self.seen.append(pixels)
+        return pixels
+
+
+@pytest.mark.parametrize("path", cases("metrics.npz"))
+def test_metrics_equal_the_released_code(path):
+    numbers, facts = np.load(path), json.loads(path.with_suffix(".json").read_text())
+    overlaps = []
+    for name in (name for name in numbers.files if name.startswith("giou_gt")):
+        predictions = numbers[name.replace("gt", "pred")] > 0
+        overlaps += [overlap(p, g == 1, g == 255) for p, g in zip(predictions, numbers[name], strict=True)]
+    scores = mask_scores(overlaps)
+    close([scores["giou"], scores["ciou"]], facts["giou_ciou"], "gIoU, cIoU")
+
+
+@pytest.mark.parametrize("path", cases("metrics.npz"))
+def test_confusion_matrices_equal_the_released_code(path):
+    numbers, facts = np.load(path), json.loads(path.with_suffix(".json").read_text())
+    truth, prediction = numbers["conf5_gt"], numbers["conf5_pred"]
+    # "ignore0" leaves out every pixel that is, or is called, class 0.
+    nowhere = (truth == 0) | (prediction == 0)
+    for name, labels in (("", truth), ("_ignore0", np.where(nowhere, IGNORE, truth))):
+        matrix = ConfusionMatrix(len(numbers["conf5"]))
+        for each in zip(labels, prediction, strict=True):
+            matrix.add(*each)
+        if not name:
+            assert np.array_equal(matrix.counts[:-1, :-1], numbers["conf5"])
+        expected = numbers[f"conf5_iou{name}"]
+        assert np.allclose(matrix.iou(), expected, rtol=TOLERANCE, equal_nan=True)
+        close(matrix.summary()["miou"], facts[f"conf5_miou{name}"], f"mIoU{name}")

@@ -7,7 +7,6 @@ from collections import OrderedDict
 
 import pytest
 import torch
-import yaml
 
 from merge_lora_weights_and_save_hf_model import main
 from model.interop.deepspeed import read_checkpoint, safe_globals
@@ -15,6 +14,7 @@ from model.interop.training import apply_training_weights, read_training_weights
 from model.loading import load_model
 from model.lora import add_lora, mark_trainable, merge
 from tests.tiny_weights import picture, write_base, write_shards
+from tests.training_runs import save_settings, trainable, trained_model
 
 CLASSES = ["dog", "tree", "sky", "pool table"]
 
@@ -26,30 +26,7 @@ def folders(tmp_path_factory, llama_tokenizer_folder):
 
 @pytest.fixture(scope="module")
 def trained(folders):
-    """A model as after training: adapters beside the weights, every trained weight moved."""
-    model, _ = load_model(folders.llava, dtype=torch.float32, **folders.flags)
-    model.vlm = add_lora(model.vlm, rank=4, alpha=32, dropout=0.1)
-    mark_trainable(model)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter) * 0.05)
-    return model
-
-
-def trainable(model):
-    return OrderedDict((n, p.detach().clone()) for n, p in model.named_parameters() if p.requires_grad)
-
-
-def save_settings(folder, model, folders, **changes):
-    """What train_ds.py puts beside its checkpoints."""
-    settings = folder / "lasagna"
-    settings.mkdir(parents=True)
-    model.config.save_pretrained(settings)
-    model.processor.save_pretrained(settings)
-    run = {"version": str(folders.llava), "lora_r": 4, "lora_alpha": 32.0, **folders.flags, **changes}
-    (settings / "run.yaml").write_text(yaml.safe_dump(run))
+    return trained_model(folders)
 
 
 def write_zero_checkpoint(folder, model, *, stage, num_ranks, frozen=False, tag="global_step7"):

@@ -137,6 +137,49 @@ def test_an_interrupted_run_that_is_continued_is_the_uninterrupted_run(trained_r
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_what_became_of_the_data_is_counted_over_a_restart(at_work, tmp_path, capsys):
+    world = tmp_path / "dataset"
+    shutil.copytree(at_work / "dataset", world)
+    for label in sorted((world / "ade20k/annotations/training").iterdir())[::2]:
+        label.write_bytes(b"")
+    flags = [*QUICK, f"--dataset_dir={world}", "--dataset=sem_seg", "--sem_seg_data=ade20k",
+             f"--log_base_dir={tmp_path}", "--exp_name=counted",
+             "--num_all_classes=40", "--model_max_length=110"]  # fmt: skip
+    folder = tmp_path / "counted"
+
+    def summary() -> dict:
+        return json.loads((folder / "data.json").read_text())
+
+    assert run("train_ds", *flags, "--epochs=1") == 0
+    first = summary()
+    assert run("train_ds", *flags, "--epochs=4") == 0
+    whole = summary()
+    assert whole["samples"] == 4 * first["samples"] > 0
+    logged = losses_of(folder)
+    accumulation = whole["samples"] / len(logged)
+    assert min(whole["unusable"], whole["shortened"]) > 0
+    assert whole["unusable"] == pytest.approx(sum(line["skipped"] for line in logged) * accumulation)
+    assert whole["shortened"] == pytest.approx(sum(line["shortened"] for line in logged) * accumulation)
+    assert whole["classes_left_out"] >= whole["shortened"]
+    assert all("cannot be decoded (the file is empty)" in item for item in whole["first"])
+    printed = capsys.readouterr().out
+    assert f"{whole['samples']} samples; {whole['unusable']} unusable items replaced" in printed
+
+    # Every draw counts, also those before the restart.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("utils.data.counts.MIN_DRAWS", 1)
+        assert run("train_ds", *flags, "--epochs=5") == 2
+    last = capsys.readouterr().err.splitlines()[-1]  # after the progress bar
+    for part in (
+        "draws could not be used, more than --max_bad_fraction 0.01",
+        "ADE_train_",
+        "utils.data.check",
+    ):
+        assert part in last
+    assert run("train_ds", *flags, "--epochs=5", "--max_bad_fraction=1") == 0
+    assert summary()["samples"] == 5 * first["samples"]
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -323,7 +366,7 @@ def test_two_processes_train_like_one_that_accumulates_two_micro_batches(at_work
         (["--dataset_dir=./nowhere", "--no_eval"], ["nowhere", "--dataset_dir"]),
         (["--dataset_dir=EMPTY"], ["empty", "--dataset_dir"]),
         (["--dataset_dir=EMPTY", "--no_eval"], ["empty holds nothing", "--dataset_dir"]),
-        (["--refer_seg_data=refclef"], ["refclef needs", "refer_seg/refclef"]),
+        (["--refer_seg_data=refcoco|google"], ["refcoco", "refs(google).p"]),
         (["--config=nowhere.yaml"], ["--config nowhere.yaml does not exist", "configs/"]),
         (["--config=BAD_KEY"], ["unknown setting 'batchsize'", "did you mean 'batch_size'?"]),
         (["--config=BAD_VALUE"], ["--batch_size", "two"]),

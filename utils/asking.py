@@ -10,9 +10,10 @@ import numpy as np
 from torch import Tensor
 
 from model.conversation import Conversation
-from model.inference import move_batch
-from model.sequence import DEFAULT_NUM_ALL_CLASSES
+from model.inference import TOKENS_PER_CLASS, move_batch
+from model.sequence import DEFAULT_NUM_ALL_CLASSES, SequenceFormat
 from model.tokens import Text
+from utils.matching import DEFAULT_MATCH_DISTANCE, FreeAnswer, NameMatcher, read_answer
 
 ROWS_PER_IMAGE = 8  # questions about one image that share a pass; more of them take several
 
@@ -22,11 +23,16 @@ class EvaluationSettings:
     """What changes the numbers (all of it is written into the report), and what changes the speed."""
 
     classes_per_query: int | None = None  # None: DEFAULT_NUM_ALL_CLASSES
-    presence_threshold: float | None = None  # None: the likelier of [SEG] and [NEG]
+    oracle_classes: bool = False  # ask each image only for the classes that it shows
+    presence_threshold: float | None = None  # inside the decoding; None: the likelier of [SEG] and [NEG]
+    rethreshold: float | None = None  # the same for the finished probabilities
+    calibrate: bool = False  # find the threshold of finished probabilities with the best F1
+    free_generation: bool = False  # complex queries without the constraint of their format
+    match_distance: float = DEFAULT_MATCH_DISTANCE  # of freely generated names, see utils/matching.py
     teacher_forced: bool = False  # give the answer "It is [SEG]." instead of generating one
     max_new_tokens: int = 128
     max_samples: int | None = None  # of each data set, spread evenly over it; None: all
-    seed: int = 0  # draws the pairs of the presence test
+    seed: int = 0  # draws the pairs of the presence test and the images of the bootstrap
     val_batch_size: int = 1
     workers: int = 0
     num_pictures: int = 8  # scenes of each data set for the sheet, spread evenly over it
@@ -36,16 +42,61 @@ class EvaluationSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be >= 1, got {value}")
-        if self.presence_threshold is not None and not 0 <= self.presence_threshold <= 1:
-            raise ValueError(f"presence_threshold is a probability, 0 to 1, got {self.presence_threshold}")
+        for name in ("presence_threshold", "rethreshold", "match_distance"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} must be in 0 to 1, got {value}")
+        if self.presence_threshold is not None and self.rethreshold is not None:
+            raise ValueError(
+                "presence_threshold acts while decoding, rethreshold on what comes out; give one of them"
+            )
+        if self.free_generation and self.asks_probabilities:
+            raise ValueError(
+                f"{', '.join(self.asks_probabilities)} needs probabilities, and free_generation gives none; "
+                "leave one of them out"
+            )
+        if self.calibrate and self.oracle_classes:
+            raise ValueError("calibrate needs absent classes too; leave oracle_classes out")
+
+    @property
+    def asks_probabilities(self) -> tuple[str, ...]:
+        """Settings in use that mean nothing without a probability for each class."""
+        used = {
+            "presence_threshold": self.presence_threshold is not None,
+            "rethreshold": self.rethreshold is not None,
+            "calibrate": self.calibrate,
+        }
+        return tuple(name for name, is_used in used.items() if is_used)
+
+    def constrains(self, format: SequenceFormat) -> bool:
+        """Whether complex queries to a model of this format are decoded under its constraint.
+
+        Raises ValueError for settings that need it when the model cannot be constrained.
+        """
+        if not format.answers_every_class and self.asks_probabilities:
+            what = (
+                f"no token for absent classes ({format.name} format)" if format.neg is None else str(format)
+            )
+            raise ValueError(
+                f"{', '.join(self.asks_probabilities)} needs a model that answers every class with SEG or NEG, "
+                f"and this one has {what}; leave it out, complex queries are then generated freely"
+            )
+        return format.answers_every_class and not self.free_generation
 
     def protocol(self, *, constrained: bool) -> dict[str, Any]:
-        """The part that a reader of the numbers has to know; `constrained`: how complex queries are decoded."""
+        """The part that a reader of the numbers has to know.
+
+        constrained: whether the model's format can be constrained (`SequenceFormat.answers_every_class`).
+        """
+        constrained = constrained and not self.free_generation
         return {
             "answers": "teacher_forced" if self.teacher_forced else "generated",
             "complex_queries": "constrained" if constrained else "generated",
+            "classes_asked": "present (oracle)" if self.oracle_classes else "all",
             "classes_per_query": self.classes_per_query or DEFAULT_NUM_ALL_CLASSES,
             "presence_threshold": self.presence_threshold,
+            "rethreshold": self.rethreshold,
+            "match_distance": None if constrained else self.match_distance,
             "max_new_tokens": self.max_new_tokens,
             "max_samples": self.max_samples,
             "seed": self.seed,
@@ -83,6 +134,47 @@ def ask_for_masks(
     return answers
 
 
+def ask_freely(
+    model: Any,
+    processor: Any,
+    images: Sequence[np.ndarray],
+    classes: Sequence[Sequence[str]],
+    settings: EvaluationSettings,
+) -> list[list[tuple[tuple[str, ...], FreeAnswer]]]:
+    """Complex queries answered without constraint.
+
+    Returns:
+        for each image its queries, of at most `classes_per_query` names each, with the answers to them;
+        `FreeAnswer.found` counts within a query.
+    """
+    limit = settings.classes_per_query or DEFAULT_NUM_ALL_CLASSES
+    asked = [
+        [tuple(names[start : start + limit]) for start in range(0, len(names), limit)] for names in classes
+    ]
+    queries = [[processor.format.query(names) for names in of_image] for of_image in asked]
+    flat = [names for of_image in asked for names in of_image]
+    most = TOKENS_PER_CLASS * (max((len(names) for names in flat), default=0) + 1)
+    answers: list[list[tuple[tuple[str, ...], FreeAnswer]]] = [[] for _ in images]
+    done = 0
+    for owners, texts in _slices(queries, settings.val_batch_size * ROWS_PER_IMAGE):
+        used = sorted(set(owners))
+        rows = [used.index(owner) for owner in owners]
+        pictures = [images[owner] for owner in used]
+        spoken = _generate(model, processor, pictures, texts, rows, settings, max_new_tokens=most)
+        asked_now = flat[done : done + len(owners)]
+        for owner, names, (text, masks) in zip(owners, asked_now, spoken, strict=True):
+            answer = read_answer(
+                processor.format.parse(text),
+                masks,
+                NameMatcher(names, max_distance=settings.match_distance),
+                # What has no [NEG] was taught to be asked for one thing, and to answer "It is [SEG]."
+                lone_name=len(names) == 1 and processor.format.neg is None,
+            )
+            answers[owner].append((names, answer))
+        done += len(owners)
+    return answers
+
+
 def ask_for_text(
     model: Any,
     processor: Any,
@@ -117,6 +209,8 @@ def _generate(
     queries: Sequence[Text],
     image_of_row: Sequence[int],
     settings: EvaluationSettings,
+    *,
+    max_new_tokens: int | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Text and (n, height, width) mask logits that the model makes of every query."""
     answers = model.generate_batch(
@@ -124,7 +218,7 @@ def _generate(
         [Conversation.of(query) for query in queries],
         image_of_row=image_of_row,
         processor=processor,
-        max_new_tokens=settings.max_new_tokens,
+        max_new_tokens=max_new_tokens or settings.max_new_tokens,
     )
     yield from ((answer.text, answer.masks) for answer in answers)
 

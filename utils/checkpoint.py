@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,14 +34,14 @@ BEST_FOLDER = "ckpt_best"
 # and what is measured. Everything else decides the weights, and stays as it was.
 FREE = (
     "epochs", "dataset_dir", "fast_resize", "workers", "attn_implementation", "gradient_checkpointing",
-    "num_threads", "local_rank", "val_dataset_list", "val_dataset", "no_eval", "val_batch_size",
+    "num_threads", "local_rank", "max_bad_fraction", "val_dataset_list", "val_dataset", "no_eval", "val_batch_size",
     "max_val_samples", "classes_per_query", "log_base_dir", "exp_name", "auto_resume",
 )  # fmt: skip
 
 
-def save_checkpoint(engine: Any, config: TrainConfig, step: int) -> None:
-    """Save the newest weights and the optimizer. A collective call."""
-    _save(engine, config, config.run_dir / CHECKPOINT_FOLDER, {"step": step})
+def save_checkpoint(engine: Any, config: TrainConfig, step: int, counted: Mapping[str, Any]) -> None:
+    """Save the newest weights, the optimizer, and plain values about the data so far. A collective call."""
+    _save(engine, config, config.run_dir / CHECKPOINT_FOLDER, {"step": step, "counted": dict(counted)})
 
 
 def save_best(engine: Any, config: TrainConfig, step: int, score: float) -> None:
@@ -124,15 +125,15 @@ def read_state(folder: Path) -> dict[str, Any]:
     return _load_safely(str(paths[0]), mmap=True)
 
 
-def resume(engine: Any, config: TrainConfig) -> tuple[int, float | None]:
-    """Continue from the run's newest checkpoint; returns (steps done, best score so far).
+def resume(engine: Any, config: TrainConfig) -> tuple[int, float | None, dict[str, Any]]:
+    """Continue from the run's newest checkpoint; returns (steps done, best score so far, what was `counted`).
 
     Raises:
         ValueError: the checkpoint does not fit the model.
     """
     folder, best = config.run_dir / CHECKPOINT_FOLDER, config.run_dir / BEST_FOLDER
     if not (folder / "latest").is_file():
-        return 0, None
+        return 0, None, {}
     engine.checkpoint_engine.load = _load_safely
     # ZeRO-3 restores weights from the optimizer's parts; there, the module holds none to compare.
     load_module = _load_trainable if config.zero_stage < 3 else None
@@ -141,7 +142,7 @@ def resume(engine: Any, config: TrainConfig) -> tuple[int, float | None]:
         raise ValueError(f"{folder} cannot be read; remove it to start again")
     logger.info("continues %s at step %d", path, state["step"])
     best_score = read_state(best)["best_score"] if (best / "latest").is_file() else None
-    return int(state["step"]), best_score
+    return int(state["step"]), best_score, state.get("counted", {})
 
 
 def forget_after(log: Path, step: int) -> None:

@@ -1,14 +1,17 @@
 """Evaluation: data sets in, a Report out. Used by test_sem.py and by the validation of train_ds.py.
 
 With several processes each sample is predicted by exactly one of them, also when their number does not divide
-that of the samples, and every process gets the whole report.
+that of the samples, and every process gets the whole report. Samples are put into batches before the batches are
+shared out, so that the report does not depend on the number of processes.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +22,28 @@ from tqdm import tqdm
 
 from utils.asking import EvaluationSettings
 from utils.data.base import Dataset
-from utils.data.registry import build_val_dataset, parse_entry
+from utils.data.registry import parse_entry
+from utils.eval_state import Key, Outcome, Shard, discard, fingerprint, has_samples, unfinished
+from utils.gallery import Extremes, pack, unpack, worst_and_best
+from utils.predictions import PredictionWriter, file_stems
 from utils.protocols import Protocol, protocol_for
-from utils.report import Report, Result
+from utils.report import REPORT_FILE, Report, Result, read_report
+from utils.val_sets import FLAG, open_datasets
 from utils.visualize import SheetRow
+
+logger = logging.getLogger(__name__)
+
+NUM_SHOWN = 16  # best and worst samples of each data set in a report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """What an evaluation leaves on disk while it runs."""
+
+    report_dir: Path | None = None  # finished samples are kept below it, so that --resume can go on
+    resume: bool = False  # count the finished samples that are there
+    predictions_dir: Path | None = None  # of label pictures and masks
+    num_shown: int = 0  # best and worst samples with pictures
 
 
 def evaluate(
@@ -43,15 +64,6 @@ def evaluate(
     return evaluate_datasets(model, processor, datasets, settings, name=name, show_progress=show_progress)
 
 
-def open_datasets(entries: Sequence[str], dataset_dir: str | Path) -> dict[str, Dataset]:
-    """Every entry with its index of files; a folder that is missing is an error that says what is there."""
-    if not Path(dataset_dir).is_dir():
-        raise FileNotFoundError(
-            f"--dataset_dir {dataset_dir} is not a folder; pass the root of the data sets"
-        )
-    return {entry: build_val_dataset(entry, dataset_dir) for entry in entries}
-
-
 def evaluate_datasets(
     model: Any,
     processor: Any,
@@ -59,6 +71,7 @@ def evaluate_datasets(
     settings: EvaluationSettings,
     *,
     name: str = "",
+    outputs: Outputs | None = None,
     show_progress: bool = True,
 ) -> Report:
     """Evaluate a model on opened data sets. A collective call when several processes run.
@@ -67,80 +80,169 @@ def evaluate_datasets(
         model: a LasagnaForConditionalGeneration, wherever it is; it is put into eval mode and back.
         processor: its LasagnaProcessor.
         name: what the report calls the model, its folder for instance.
+
+    Raises:
+        ValueError: finished samples to continue from belong to another model, protocol or version.
     """
-    with evaluation_mode(model):
-        results = tuple(
-            evaluate_dataset(model, processor, entry, dataset, settings, show_progress=show_progress)
-            for entry, dataset in datasets.items()
-        )
+    outputs = outputs or Outputs()
+    settings.constrains(
+        processor.format
+    )  # settings that this model cannot follow are found before the first image
     protocol = settings.protocol(constrained=processor.format.answers_every_class)
+    prepare(outputs)
+    model_key = fingerprint(model) if outputs.report_dir else ""
+    stems = file_stems(datasets)
+    runs = []
+    for entry, dataset in datasets.items():
+        key = Key(
+            model=model_key,
+            entry=entry,
+            num_items=len(dataset),
+            protocol=protocol,
+            predictions=str(outputs.predictions_dir or ""),
+            num_shown=outputs.num_shown,
+            num_pictures=settings.num_pictures,
+        )
+        runs.append(DatasetRun(entry, dataset, stems[entry], settings, outputs, key))
+    with evaluation_mode(model):
+        results = tuple(run.result(model, processor, show_progress=show_progress) for run in runs)
     return Report(model=name, protocol=protocol, results=results)
 
 
-def evaluate_dataset(
-    model: Any,
-    processor: Any,
-    entry: str,
-    dataset: Dataset,
-    settings: EvaluationSettings,
-    *,
-    show_progress: bool = True,
-) -> Result:
-    """Predict this process's share of one data set, gather the records of all, and count."""
-    started = time.perf_counter()
-    chosen = spread(len(dataset), settings.max_samples)
-    pictured = {chosen[position] for position in spread(len(chosen), settings.num_pictures)}
-    protocol = protocol_for(dataset[chosen[0]], parse_entry(entry, "--val_dataset_list").name, settings)
-    rank, world_size = rank_and_world_size()
-    mine = chosen[rank::world_size]
-    records: dict[int, Any] = {}
-    pictures: dict[int, SheetRow] = {}
-    with tqdm(total=len(mine), desc=entry, unit="image", disable=not show_progress or rank > 0) as bar:
-        for indices, samples in batches(dataset, mine, settings):
-            predictions = protocol.predict(model, processor, samples)
-            for index, sample, prediction in zip(indices, samples, predictions, strict=True):
-                records[index] = protocol.record(sample, prediction)
-                if index in pictured:
-                    pictures[index] = protocol.picture(sample, prediction)
-            bar.update(len(indices))
-    return count(entry, protocol, gather(records), gather(pictures), seconds=time.perf_counter() - started)
+def prepare(outputs: Outputs) -> None:
+    """Check what is to be continued, or make room for a new start. A collective call."""
+    if outputs.report_dir is None:
+        return
+    report_file = outputs.report_dir / REPORT_FILE
+    if outputs.resume and report_file.is_file():
+        read_report(report_file)  # a report of another schema is not continued
+    if not outputs.resume and rank_and_world_size()[0] == 0:
+        if has_samples(outputs.report_dir) and not report_file.is_file():
+            logger.warning(
+                "%s holds an unfinished evaluation; it starts anew, with --resume it would go on",
+                outputs.report_dir,
+            )
+        discard(outputs.report_dir)
+    wait_for_all()
 
 
-def count(
-    entry: str,
-    protocol: Protocol,
-    records: dict[int, Any],
-    pictures: dict[int, SheetRow | None],
-    *,
-    seconds: float,
-) -> Result:
-    """The numbers of a data set, from the records of all its samples in their order."""
-    in_order = [records[index] for index in sorted(records)]
-    return Result(
-        dataset=entry,
-        task=protocol.task,
-        num_samples=len(in_order),
-        sections=protocol.sections(in_order),
-        per_class=protocol.per_class(in_order),
-        seconds=seconds,
-        sheet=tuple(pictures[index] for index in sorted(pictures) if pictures[index] is not None),
-    )
+class DatasetRun:
+    """The evaluation of one data set on this process.
+
+    Made for all data sets before the first is predicted, so that finished samples that do not fit are found early.
+    """
+
+    def __init__(
+        self,
+        entry: str,
+        dataset: Dataset,
+        stem: str,
+        settings: EvaluationSettings,
+        outputs: Outputs,
+        key: Key,
+    ) -> None:
+        self.entry, self.dataset, self.settings = entry, dataset, settings
+        self.chosen = spread(len(dataset), settings.max_samples)
+        self.in_sheet = {
+            self.chosen[position] for position in spread(len(self.chosen), settings.num_pictures)
+        }
+        self.num_shown = outputs.num_shown
+        self.rank, self.world_size = rank_and_world_size()
+        folder = outputs.predictions_dir
+        self.writer = PredictionWriter(folder, stem, dataset) if folder else None
+        self.shard = Shard(outputs.report_dir, stem, self.rank, key) if outputs.report_dir else None
+        self.finished: dict[int, Outcome] = {}
+        if self.shard and outputs.resume:
+            found = self.shard.read()
+            self.finished = {index: found[index] for index in self.chosen if index in found}
+            self.shard.mend()
+
+    def result(self, model: Any, processor: Any, *, show_progress: bool) -> Result:
+        """Predict this process's share of what is not finished, gather what all have, and count."""
+        started = time.perf_counter()
+        protocol = protocol_for(
+            self.dataset[self.chosen[0]], parse_entry(self.entry, FLAG).name, self.settings
+        )
+        # Processes need not see each other's disks.
+        outcomes = gather(self.finished, may_repeat=True)
+        todo = unfinished(in_batches(self.chosen, self.settings.val_batch_size), outcomes)
+        mine = todo[self.rank :: self.world_size]
+        extremes = Extremes(self.num_shown)
+        for index, outcome in outcomes.items():
+            extremes.enters(index, outcome.score)
+        predicted: dict[int, Outcome] = {}
+        with tqdm(
+            total=len(self.chosen),
+            initial=len(self.chosen) - sum(map(len, todo)),
+            desc=self.entry,
+            unit="image",
+            disable=not show_progress or self.rank > 0,
+        ) as bar:
+            for batch, samples in load(self.dataset, mine, self.settings.workers):
+                predictions = protocol.predict(model, processor, samples)
+                new = {
+                    index: self._outcome(protocol, extremes, index, sample, prediction)
+                    for index, sample, prediction in zip(batch, samples, predictions, strict=True)
+                }
+                if self.shard:
+                    self.shard.append(new)
+                predicted |= new
+                bar.update(min(len(batch) * self.world_size, bar.total - bar.n))
+        outcomes |= gather(predicted)
+        return self._count(protocol, outcomes, seconds=time.perf_counter() - started)
+
+    def _outcome(
+        self, protocol: Protocol, extremes: Extremes, index: int, sample: Any, prediction: Any
+    ) -> Outcome:
+        """What is kept of a sample; its label picture is written before it counts as finished."""
+        answers = self.writer.add(sample, prediction) if self.writer else ()
+        record = protocol.record(sample, prediction)
+        row = protocol.picture(sample, prediction) if self.num_shown or index in self.in_sheet else None
+        if row is None:
+            return Outcome(record=record, answers=answers)
+        shown = extremes.enters(index, row.score) or index in self.in_sheet
+        picture = pack(replace(row, source=sample.source)) if shown else None
+        return Outcome(record=record, score=row.score, picture=picture, answers=answers)
+
+    def _count(self, protocol: Protocol, outcomes: Mapping[int, Outcome], *, seconds: float) -> Result:
+        """The numbers of the data set, from the records of all its samples in their order."""
+        assert sorted(outcomes) == self.chosen, "a sample was not predicted"
+        in_order = [outcomes[index] for index in self.chosen]
+        records = [outcome.record for outcome in in_order]
+        if self.writer and self.rank == 0:
+            self.writer.finish([answer for outcome in in_order for answer in outcome.answers])
+        scores = {index: outcome.score for index, outcome in outcomes.items()}
+        worst, best = worst_and_best(scores, self.num_shown)
+        return Result(
+            dataset=self.entry,
+            task=protocol.task,
+            num_samples=len(records),
+            sections=protocol.sections(records),
+            per_class=protocol.class_table(records),
+            seconds=seconds,
+            confusion=protocol.confusion(records),
+            sheet=rows_of(outcomes, sorted(self.in_sheet)),
+            worst=rows_of(outcomes, worst),
+            best=rows_of(outcomes, best),
+        )
 
 
-def batches(
-    dataset: Dataset, indices: Sequence[int], settings: EvaluationSettings
+def rows_of(outcomes: Mapping[int, Outcome], indices: Sequence[int]) -> tuple[SheetRow, ...]:
+    """The pictures of samples, of those that have one."""
+    pictures = (outcomes[index].picture for index in indices)
+    return tuple(unpack(picture) for picture in pictures if picture is not None)
+
+
+def in_batches(indices: Sequence[int], batch_size: int) -> list[Sequence[int]]:
+    return [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+
+
+def load(
+    dataset: Dataset, batches: Sequence[Sequence[int]], workers: int
 ) -> Iterator[tuple[Sequence[int], list[Any]]]:
-    """The samples at `indices`, `val_batch_size` at once, read ahead by `workers` processes."""
-    loader = DataLoader(
-        dataset,
-        sampler=indices,
-        batch_size=settings.val_batch_size,
-        num_workers=settings.workers,
-        collate_fn=list,
-    )
-    for number, samples in enumerate(loader):
-        start = number * settings.val_batch_size
-        yield indices[start : start + len(samples)], samples
+    """The samples of each batch, read ahead by `workers` processes."""
+    loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=list)
+    yield from zip(batches, loader, strict=True)
 
 
 def spread(length: int, most: int | None) -> list[int]:
@@ -171,8 +273,13 @@ def rank_and_world_size() -> tuple[int, int]:
     return 0, 1
 
 
-def gather(mine: dict[int, Any]) -> dict[int, Any]:
-    """What all processes have, on every one of them. Raises ValueError when two have the same sample."""
+def wait_for_all() -> None:
+    if rank_and_world_size()[1] > 1:
+        dist.barrier()
+
+
+def gather(mine: dict[int, Any], *, may_repeat: bool = False) -> dict[int, Any]:
+    """What all processes have, on every one of them; may_repeat: several may have the same sample."""
     _, world_size = rank_and_world_size()
     if world_size == 1:
         return mine
@@ -180,6 +287,6 @@ def gather(mine: dict[int, Any]) -> dict[int, Any]:
     dist.all_gather_object(shares, mine)
     everything: dict[int, Any] = {}
     for share in shares:
-        assert not everything.keys() & share.keys(), "a sample was predicted by two processes"
+        assert may_repeat or not everything.keys() & share.keys(), "a sample was predicted by two processes"
         everything.update(share)
     return everything

@@ -5,8 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from transformers.utils import logging as transformers_logging
+
+from model.weights import MisfitError
 
 
 def start_logging() -> None:
@@ -21,9 +25,23 @@ def start_logging() -> None:
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
 
 
+@contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """Only errors of the loggers below `name` are printed inside the block, as the caller shows the rest himself."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 def one_line(problem: Exception) -> str:
     """What went wrong, in one line: libraries write several, and a loader's worker sends its whole traceback."""
     text = str(problem).strip()
+    if isinstance(problem, MisfitError):
+        return text  # a table of weights, which stays one
     if "Traceback (most recent call last)" in text:
         text = text.splitlines()[-1].removeprefix(f"{type(problem).__name__}: ")
     return " ".join(text.split())

@@ -1,8 +1,8 @@
-"""What an evaluation found: report.json for programs, report.md for papers, a table for the terminal.
+"""What an evaluation found: report.json for programs, report.md for papers, tables, pictures of what went wrong.
 
-report.json, schema version 1 (numbers are shares between 0 and 1; null = not measured):
+report.json, schema version 2 (numbers are shares between 0 and 1; null = not measured):
 
-    schema_version   1
+    schema_version   2
     model            the folder that was evaluated
     protocol         how: {"answers": "generated" or "teacher_forced", "classes_per_query", ...}
     semantic         {"dataset", "num_samples", "miou", "mean_accuracy", "pixel_accuracy", ...}
@@ -17,7 +17,12 @@ report.json, schema version 1 (numbers are shares between 0 and 1; null = not me
     timings          {"seconds": {data set: seconds}}, the only part that differs between two runs
     anything else    facts that the caller added, such as "minutes_train"
 
-A section at the top is that of the first data set, in the order asked, that has it.
+A section at the top is that of the first data set, in the order asked, that has it. Headline numbers have their
+95 % confidence interval beside them, as NAME_low and NAME_high. `per_class` has the numbers of each class that was
+counted: {"sky": {"iou": 0.9, ...}}; version 1 had the IoU alone.
+
+Beside it: report.md; per_class_STEM.csv and confusion_STEM.png of semantic data sets; samples.html, the best and
+the worst samples with pictures. STEM is the data set's entry as a file name.
 """
 
 from __future__ import annotations
@@ -28,11 +33,20 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from utils.tables import SHOWN, Target, to_markdown
+from utils.confusion import draw_confusion
+from utils.predictions import file_stems
+from utils.report_html import samples_page
+from utils.tables import SHOWN, Target, classes_csv, to_markdown
 
-SCHEMA_VERSION = 1
+if TYPE_CHECKING:
+    import numpy as np
+
+    from utils.visualize import SheetRow
+
+SCHEMA_VERSION = 2
+REPORT_FILE = "report.json"
 
 Section = Mapping[str, float]
 
@@ -45,9 +59,13 @@ class Result:
     task: str
     num_samples: int
     sections: Mapping[str, Section]
-    per_class: Mapping[str, float] = field(default_factory=dict)  # IoU of every class that was counted
+    per_class: Mapping[str, Section] = field(default_factory=dict)  # of every class that was counted
     seconds: float = 0.0
-    sheet: tuple[Any, ...] = ()  # rows for visualize.draw_sheet; not part of the files
+    # Not part of report.json:
+    confusion: np.ndarray | None = None  # pixels by class, in the order of per_class; see utils/confusion.py
+    sheet: tuple[SheetRow, ...] = ()  # samples spread over the data set
+    worst: tuple[SheetRow, ...] = ()  # the worst first
+    best: tuple[SheetRow, ...] = ()  # the best first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +122,7 @@ class Report:
                     "task": result.task,
                     "num_samples": result.num_samples,
                     "sections": {name: dict(numbers) for name, numbers in result.sections.items()},
-                    "per_class": dict(result.per_class),
+                    "per_class": {name: dict(numbers) for name, numbers in result.per_class.items()},
                 }
                 for result in self.results
             ],
@@ -140,23 +158,37 @@ class Report:
         )
 
     def save(self, folder: str | Path, targets: Sequence[Target] = (), pictures: Sequence[str] = ()) -> Path:
-        """Write report.json and report.md; an interrupted write leaves the old files.
+        """Write report.json, and the files beside it; an interrupted write leaves the old ones.
 
-        pictures: files named relative to `folder`, shown in report.md.
+        pictures: files named relative to `folder`, shown in report.md before those that are drawn here.
 
         Returns:
             the path of report.json.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "report.md", to_markdown(self, targets, pictures))
-        return _write(folder / "report.json", json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
+        stems = file_stems(result.dataset for result in self.results)
+        pictures = list(pictures)
+        for result in self.results:
+            stem = stems[result.dataset]
+            if result.per_class:
+                _write(folder / f"per_class_{stem}.csv", classes_csv(result))
+            if result.confusion is not None:
+                name = f"confusion_{stem}.png"
+                draw_confusion(result.confusion, tuple(result.per_class), folder / name, title=result.dataset)
+                pictures.append(name)
+        links = []
+        if any(result.worst or result.best for result in self.results):
+            _write(folder / "samples.html", samples_page(self))
+            links.append(("The best and the worst samples", "samples.html"))
+        _write(folder / "report.md", to_markdown(self, targets, pictures, links))
+        return _write(folder / REPORT_FILE, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
 
 
 def read_report(path: str | Path) -> Report:
     """Read report.json, given itself or its folder."""
     path = Path(path)
-    path = path / "report.json" if path.is_dir() else path
+    path = path / REPORT_FILE if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; test_sem.py --report_dir writes it")
     try:

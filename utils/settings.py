@@ -30,8 +30,12 @@ class _Parser(HfArgumentParser):
         raise ValueError(message)
 
 
-def parse_config(kind: type[Config], argv: Sequence[str] | None = None) -> Config:
+def parse_config(
+    kind: type[Config], argv: Sequence[str] | None = None, *, passed_over: Sequence[str] = ()
+) -> Config:
     """Settings from the command line; --config FILE.yaml gives values that flags win over.
+
+    Settings `passed_over` may stand in the file, for another script, and mean nothing here.
 
     Raises:
         ValueError: an unknown flag or key, or a value that breaks a rule.
@@ -45,7 +49,7 @@ def parse_config(kind: type[Config], argv: Sequence[str] | None = None) -> Confi
     parser.add_argument("--config", default="", help="YAML file with any of these settings")
     names = [entry.name for entry in fields(kind)]  # type: ignore[arg-type]
     if known.config:
-        argv = [*_flags_of(known.config, names, kind), *argv]
+        argv = [*_flags_of(known.config, names, kind, passed_over), *argv]
     values, unknown = parser.parse_known_args(argv)
     if unknown:
         switches = [f"--no_{entry.name}" for entry in fields(kind) if entry.default is True]  # type: ignore[arg-type]
@@ -56,7 +60,7 @@ def parse_config(kind: type[Config], argv: Sequence[str] | None = None) -> Confi
     return kind(**{name: getattr(values, name) for name in names})
 
 
-def _flags_of(path: str, names: Sequence[str], kind: type) -> list[str]:
+def _flags_of(path: str, names: Sequence[str], kind: type, passed_over: Sequence[str]) -> list[str]:
     """The settings of a YAML file as flags, so that they pass the same checks."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"--config {path} does not exist; shipped ones are in configs/")
@@ -68,6 +72,8 @@ def _flags_of(path: str, names: Sequence[str], kind: type) -> list[str]:
         raise ValueError(f"--config {path} must hold 'name: value' lines")
     flags = []
     for name, value in content.items():
+        if name not in names and name in passed_over:
+            continue
         if name not in names:
             close = difflib.get_close_matches(str(name), names, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""

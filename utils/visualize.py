@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -136,13 +137,15 @@ class SheetRow:
     prediction: np.ndarray  # (height, width) the same
     colours: np.ndarray  # (num_colours, 3) uint8
     legend: tuple[LegendEntry, ...]
+    score: float = math.nan  # how good the prediction is, 0 to 1
+    source: str = ""  # the file it is about
 
 
 def semantic_row(
     image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, classes: Sequence[str], iou: np.ndarray
 ) -> SheetRow:
     """A scene with the classes of truth or prediction as legend, large ones first, with the IoU of each or a
-    word where it is 0 because one of both is empty.
+    word where it is 0 because one of both is empty. The score is the mean of these IoU.
 
     iou: (num_classes,) of this image alone, NaN for a class in neither map.
     """
@@ -156,7 +159,12 @@ def semantic_row(
         note = "missed" if not sizes[1][k] else "invented" if not sizes[0][k] else f"{iou[k]:.2f}"
         legend.append(LegendEntry(name=classes[k], colour=class_colour(classes[k]), note=note))
     return SheetRow(
-        image=image, truth=truth, prediction=prediction, colours=palette(classes), legend=tuple(legend)
+        image=image,
+        truth=truth,
+        prediction=prediction,
+        colours=palette(classes),
+        legend=tuple(legend),
+        score=float(np.mean(iou[shown])) if shown else math.nan,
     )
 
 
@@ -174,6 +182,7 @@ def mask_row(
             LegendEntry(name=question),
             LegendEntry(name=answer or "(no answer)", pale=True),
         ),
+        score=iou,
     )
 
 

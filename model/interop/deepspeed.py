@@ -29,6 +29,16 @@ def is_checkpoint(folder: Path) -> bool:
     return (folder / "latest").is_file() or any(folder.glob("*_model_states.pt"))
 
 
+def describe(folder: Path, tag: str | None = None) -> str:
+    """What kind of checkpoint it is, from the names of its files."""
+    folder = tag_folder(folder, tag)
+    num_ranks = len(list(folder.glob("*_optim_states.pt")))
+    if not num_ranks:
+        return f"DeepSpeed checkpoint {folder.name}, ZeRO-0"
+    divided = any(folder.glob("zero_pp_rank_*_model_states.pt"))
+    return f"DeepSpeed checkpoint {folder.name}, ZeRO-{3 if divided else '1 or 2'}, {num_ranks} processes"
+
+
 def read_checkpoint(folder: str | Path, tag: str | None = None) -> dict[str, Tensor]:
     """Weights and buffers of a checkpoint under the trained model's names, float32 where DeepSpeed has that.
 

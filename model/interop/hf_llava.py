@@ -8,7 +8,7 @@ from typing import Any
 from transformers import LlavaForConditionalGeneration
 
 from model.interop.parts import Parts, ReadOptions, read_json
-from model.weights import load_pretrained
+from model.weights import check_files, load_pretrained
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
@@ -19,12 +19,14 @@ def recognises(config: dict[str, Any]) -> bool:
 
 def read(folder: Path, options: ReadOptions) -> Parts:
     """The model with its own vision tower."""
+    check_files(folder)
     vlm = load_pretrained(
         LlavaForConditionalGeneration,
         folder,
         source=str(folder),
         dtype=options.dtype or "auto",
         attn_implementation=options.attn_implementation,
+        **options.placement,
     )
     stored = [read_json(folder / name) for name in PROCESSOR_FILES]
     clip_processor = next((s.get("image_processor", s) for s in stored if s), {})

@@ -12,21 +12,28 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from model.interop.parts import Parts, ReadOptions, local_folder, named_dtype, read_json
-from model.weights import load_pretrained, read_folder, without_prefix
+from model.interop.clip import TOWER_PREFIX, read_tower
+from model.interop.parts import Parts, ReadOptions, named_dtype, read_json
+from model.weights import load_pretrained, read_folder
 
 ARCHITECTURES = ("LlavaLlamaForCausalLM",)
 
-# (pattern, replacement) from their names to Hugging Face's; the first that matches counts.
-KEY_MAP = (
-    (r"model\.vision_tower\.vision_tower\.vision_model\.", "model.vision_tower.vision_model."),
-    (r"model\.mm_projector\.(?:0\.)?(weight|bias)$", r"model.multi_modal_projector.linear_1.\1"),
-    (r"model\.mm_projector\.2\.(weight|bias)$", r"model.multi_modal_projector.linear_2.\1"),
-    (r"model\.(embed_tokens|layers|norm)\.", r"model.language_model.\1."),
-    (r"lm_head\.", "lm_head."),
+# Prefixes of their names and of Hugging Face's; the first that fits counts, in both directions.
+NAMES = (
+    (TOWER_PREFIX, "model.vision_tower.vision_model."),
+    ("model.embed_tokens.", "model.language_model.embed_tokens."),
+    ("model.layers.", "model.language_model.layers."),
+    ("model.norm.", "model.language_model.norm."),
+    ("lm_head.", "lm_head."),
 )
+LINEAR_1, LINEAR_2 = "model.multi_modal_projector.linear_1.", "model.multi_modal_projector.linear_2."
+# The same for the projector, by `mm_projector_type`.
+PROJECTOR_NAMES = {
+    "linear": (("model.mm_projector.", LINEAR_1),),
+    "mlp2x_gelu": (("model.mm_projector.0.", LINEAR_1), ("model.mm_projector.2.", LINEAR_2)),
+}
 # Buffers that older versions of transformers stored; they are computed.
 COMPUTED = re.compile(r"rotary_emb\.inv_freq$|position_ids$")
 
@@ -61,14 +68,17 @@ def read_llava(
     weights = {name: value for name, value in weights.items() if not COMPUTED.search(name)}
     tower_weights, vision_config, clip_processor = read_tower(folder, config, weights, options)
     weights.update(tower_weights)
-    mapped = {hugging_face_name(name): value for name, value in weights.items()}
-    act = add_identity_layer(config, mapped)
+    projector = projector_type(config, weights)
+    mapped = {hugging_face_name(name, projector): value for name, value in weights.items()}
+    add_identity_layer(folder, projector, mapped)
+    if "model.embed_tokens.weight" not in weights:
+        raise ValueError(f"{folder} has no model.embed_tokens.weight; pass the folder of a whole LLaVA")
     llava_config = LlavaConfig(
         vision_config=vision_config,
         text_config=text_config(config, vocab_size=len(weights["model.embed_tokens.weight"])),
-        projector_hidden_act=act,
+        projector_hidden_act=PROJECTOR_ACT[projector],
         vision_feature_layer=config.get("mm_vision_select_layer", -2),
-        vision_feature_select_strategy=SELECT_FEATURE[config.get("mm_vision_select_feature", "patch")],
+        vision_feature_select_strategy=SELECT_FEATURE[config.get("mm_vision_select_feature") or "patch"],
         image_seq_length=(vision_config.image_size // vision_config.patch_size) ** 2,
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
     )
@@ -76,11 +86,11 @@ def read_llava(
         LlavaForConditionalGeneration,
         None,
         source=str(folder),
-        hint="Is --vision_tower the CLIP that this LLaVA was trained with?",
         config=llava_config,
         state_dict=mapped,
         dtype=options.dtype or named_dtype(config.get("torch_dtype") or config.get("dtype")) or torch.float32,
         attn_implementation=options.attn_implementation,
+        **options.placement,
     )
     return Parts(
         folder=folder,
@@ -90,81 +100,52 @@ def read_llava(
     )
 
 
-def hugging_face_name(name: str) -> str:
+def hugging_face_name(name: str, projector: str = "linear") -> str:
     """Hugging Face's name of one of their weights; an unknown name is kept, and found to be left over."""
-    for pattern, replacement in KEY_MAP:
-        renamed, count = re.subn("^" + pattern, replacement, name)
-        if count:
-            return renamed
-    return name
+    return next(
+        (ours + name.removeprefix(theirs) for theirs, ours in table(projector) if name.startswith(theirs)),
+        name,
+    )
 
 
-def add_identity_layer(config: dict[str, Any], mapped: dict[str, Tensor]) -> str:
-    """Completes a linear projector in place; returns the projector's activation.
+def original_name(name: str, projector: str = "linear") -> str | None:
+    """Their name of one of Hugging Face's weights; None for a weight that they do not have."""
+    return next(
+        (theirs + name.removeprefix(ours) for theirs, ours in table(projector) if name.startswith(ours)), None
+    )
+
+
+def table(projector: str) -> tuple[tuple[str, str], ...]:
+    """All pairs of prefixes of a LLaVA with a projector of this `mm_projector_type`."""
+    if projector not in PROJECTOR_NAMES:
+        raise ValueError(f"unknown mm_projector_type {projector!r}; known: {', '.join(PROJECTOR_NAMES)}")
+    return (*PROJECTOR_NAMES[projector], *NAMES)
+
+
+def projector_type(config: dict[str, Any], weights: dict[str, Tensor]) -> str:
+    """What the config says, else what the names say: LLaVA v1 does not write it."""
+    has_two_layers = any(name.startswith("model.mm_projector.2.") for name in weights)
+    return config.get("mm_projector_type") or ("mlp2x_gelu" if has_two_layers else "linear")
+
+
+def add_identity_layer(folder: Path, kind: str, mapped: dict[str, Tensor]) -> None:
+    """Completes a linear projector in place.
 
     Raises:
-        ValueError: the checkpoint has no projector, or one of another kind.
+        ValueError: the checkpoint has no projector.
     """
-    kind = config.get("mm_projector_type", "linear")
-    first = mapped.get("model.multi_modal_projector.linear_1.weight")
-    if kind not in PROJECTOR_ACT:
-        raise ValueError(f"unknown mm_projector_type {kind!r}; known: {', '.join(PROJECTOR_ACT)}")
+    first = mapped.get(LINEAR_1 + "weight")
     if first is None:
         raise ValueError(
-            "the checkpoint has no model.mm_projector weights: it is a language model that has not become a "
+            f"{folder} has no model.mm_projector weights: it is a language model that has not become a "
             "LLaVA; pass the folder of a whole LLaVA as --version"
         )
-    second = "model.multi_modal_projector.linear_2"
     if kind == "linear":
-        mapped[f"{second}.weight"] = torch.eye(first.shape[0], dtype=first.dtype)
-        mapped[f"{second}.bias"] = torch.zeros(first.shape[0], dtype=first.dtype)
-    return PROJECTOR_ACT[kind]
+        mapped[LINEAR_2 + "weight"] = torch.eye(first.shape[0], dtype=first.dtype)
+        mapped[LINEAR_2 + "bias"] = torch.zeros(first.shape[0], dtype=first.dtype)
 
 
 def text_config(config: dict[str, Any], *, vocab_size: int) -> LlamaConfig:
     """LlamaConfig from the flat config.json of an original LLaVA."""
     fields = {name: config[name] for name in LLAMA_FIELDS if config.get(name) is not None}
     return LlamaConfig(**fields, vocab_size=vocab_size)
-
-
-def read_tower(
-    folder: Path, config: dict[str, Any], weights: dict[str, Tensor], options: ReadOptions
-) -> tuple[dict[str, Tensor], CLIPVisionConfig, dict[str, Any]]:
-    """The CLIP tower: weights to add to the checkpoint's, config, and image processor settings.
-
-    The tower is a folder: the one given, else the one that the checkpoint's config names. Weights of a tower
-    inside the checkpoint, which may have been trained on, win over the folder's.
-    """
-    inside = "model.vision_tower.vision_tower."
-    tower = tower_folder(folder, config, options)
-    vision_config = CLIPVisionConfig.from_pretrained(tower)
-    added = {}
-    if not any(key.startswith(inside) for key in weights):
-        stored = read_folder(tower)
-        # Newer versions of transformers store the tower without its prefix.
-        stored = without_prefix(stored, "vision_model.") or stored
-        added = {
-            f"{inside}vision_model.{key}": value for key, value in stored.items() if not COMPUTED.search(key)
-        }
-    return added, vision_config, read_json(tower / "preprocessor_config.json")
-
-
-def tower_folder(folder: Path, config: dict[str, Any], options: ReadOptions) -> Path:
-    """The folder of the CLIP tower: as told, else as the checkpoint names it, from here or from beside it.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-    """
-    if options.vision_tower:
-        return local_folder(options.vision_tower, flag="--vision_tower")
-    name = config.get("mm_vision_tower") or config.get("vision_tower")
-    if not name:
-        raise FileNotFoundError(f"{folder} does not name its CLIP tower; pass --vision_tower FOLDER")
-    if (folder.parent / name).is_dir():
-        return folder.parent / name
-    try:
-        return local_folder(name, flag="the CLIP tower")
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{error}; {folder}/config.json names it. Pass --vision_tower FOLDER"
-        ) from error

@@ -7,6 +7,7 @@ from typing import Any
 
 from model.interop.parts import ReadOptions
 from model.lasagna import LasagnaForConditionalGeneration
+from model.weights import check_files
 
 
 def recognises(config: dict[str, Any]) -> bool:
@@ -15,8 +16,12 @@ def recognises(config: dict[str, Any]) -> bool:
 
 def read(folder: Path, options: ReadOptions) -> LasagnaForConditionalGeneration:
     """The whole model, its processor attached."""
+    check_files(folder)
     model = LasagnaForConditionalGeneration.from_pretrained(
-        folder, dtype=options.dtype or "auto", attn_implementation=options.attn_implementation
+        folder,
+        dtype=options.dtype or "auto",
+        attn_implementation=options.attn_implementation,
+        **options.placement,
     )
     if model.processor is None:
         raise FileNotFoundError(

@@ -11,9 +11,13 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.utils import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from model.sam import SamSettings
+from model.sequence import SequenceFormat
+
+# Beside weights that are no folder of ours (DeepSpeed's, exported ones): config.json, processor, run.yaml.
+SETTINGS_FOLDER = "lasagna"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +27,15 @@ class ReadOptions:
     vision_tower: str | None = None  # folder or hub name of a CLIP, where the checkpoint has none inside
     dtype: torch.dtype | None = None  # None: as stored
     attn_implementation: str = "sdpa"
+    quantization: BitsAndBytesConfig | None = None  # of the language model's layers
+    device: torch.device | None = None  # where quantised weights go, as they cannot be made elsewhere
+
+    @property
+    def placement(self) -> dict[str, Any]:
+        """What `from_pretrained` is told about quantised loading."""
+        if self.quantization is None:
+            return {}
+        return {"quantization_config": self.quantization, "device_map": {"": self.device}}
 
 
 @dataclass(kw_only=True)
@@ -35,7 +48,8 @@ class Parts:
     image_aspect_ratio: str = "square"
     sam: tuple[SamSettings, dict[str, Tensor]] | None = None
     seg_projector: dict[str, Tensor] | None = None  # named 0.weight, 0.bias, 2.weight, 2.bias
-    format_name: str | None = None  # of the sequence format that the weights were trained with
+    format: SequenceFormat | None = None  # that the weights were trained with
+    prompt: str | None = None  # template that the weights were trained with
 
 
 def local_folder(name: str | Path, *, flag: str) -> Path:
@@ -58,7 +72,7 @@ def local_folder(name: str | Path, *, flag: str) -> Path:
                 f"{flag} {name} is neither a folder here nor a repository that can be fetched: {error}"
             ) from error
     cure = "pass a folder, or the name of a repository on the Hugging Face hub"
-    what = "a file; pass the folder that holds it" if path.is_file() else f"not there; {cure}"
+    what = "a file; pass the folder of a whole model" if path.is_file() else f"not there; {cure}"
     raise FileNotFoundError(f"{flag} {name} is {what}")
 
 

@@ -10,6 +10,11 @@ from model.sam import SamSettings, sam_settings_from_state_dict
 from model.weights import read_weight_file
 
 
+def is_sam_file(path: Path) -> bool:
+    """Whether a file holds a SAM. Raises a ValueError for what is no weight file at all."""
+    return "image_encoder.pos_embed" in read_weight_file(path)
+
+
 def read_sam(path: str | Path) -> tuple[SamSettings, dict[str, Tensor]]:
     """Sizes and weights of a SAM file.
 

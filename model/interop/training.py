@@ -1,4 +1,4 @@
-"""Weights of a training run on their way into a whole model: what train_ds.py or zero_to_fp32.py wrote."""
+"""Weights of a training run on their way into a whole model: what train_ds.py, zero_to_fp32.py or PEFT wrote."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ import torch
 import yaml
 from torch import Tensor
 
-from model.interop import deepspeed, released
-from model.interop.parts import read_json
+from model.interop import adapter, deepspeed, released
+from model.interop.parts import SETTINGS_FOLDER, read_json
 from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import TRAINABLE_PATTERN, add_lora, merge
-from model.weights import WEIGHT_FILES, check_keys, check_shapes, read_folder, read_weight_file
+from model.weights import INDEX_FILES, WEIGHT_FILES, check_fit, read_folder, read_weight_file
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_FOLDER = "ckpt_model"  # of a run, the newest; train_ds.py keeps the best one in ckpt_best
-SETTINGS_FOLDER = "lasagna"  # beside DeepSpeed's files: config.json, processor and run.yaml
 DEFAULT_ALPHA = 16
 LORA_NAME = re.compile(r"vlm\.base_model\.model\.(?P<layer>.+)\.lora_A\.default\.weight")
 
@@ -37,9 +36,13 @@ class RunSettings:
 def read_run_settings(path: str | Path) -> RunSettings:
     """The settings of a weight file or folder, looked for in it, beside it and in the run's checkpoint.
 
+    A PEFT folder says its base and alpha itself, and nothing else.
+
     `zero_to_fp32.py . ../pytorch_model.bin` puts the file beside the checkpoint folder.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
+    if adapter.is_adapter(path):
+        return RunSettings(run=adapter.run_settings(path))
     beside = path.parent
     for place in (path, path / CHECKPOINT_FOLDER, beside, beside / CHECKPOINT_FOLDER, beside.parent):
         folder = place / SETTINGS_FOLDER
@@ -54,19 +57,29 @@ def read_training_weights(path: str | Path, tag: str | None = None) -> dict[str,
     """Weights under the names they have in training, from any of:
 
     - a run's folder, its checkpoint folder or the folder of one tag, as DeepSpeed writes them;
-    - what zero_to_fp32.py makes of it: a file, or a folder of shards (also one called pytorch_model.bin).
+    - what zero_to_fp32.py makes of it: a file, or a folder of shards (also one called pytorch_model.bin);
+    - a PEFT folder.
 
     Raises:
         FileNotFoundError: there is nothing of that kind; the message says what was looked for.
     """
     path = Path(path).expanduser()
     if path.is_file():
+        if path.name.endswith(("_model_states.pt", "_optim_states.pt")):
+            raise ValueError(f"--weight {path} is one file of a DeepSpeed checkpoint; pass its folder")
         return read_weight_file(path)
     if not path.is_dir():
         raise FileNotFoundError(f"--weight {path} does not exist")
-    for folder in (path, path / CHECKPOINT_FOLDER):
-        if deepspeed.is_checkpoint(folder):
-            return deepspeed.read_checkpoint(folder, tag)
+    if adapter.is_adapter(path):
+        return adapter.read_adapter(path)
+    checkpoint = deepspeed_folder(path)
+    if checkpoint:
+        return deepspeed.read_checkpoint(checkpoint, tag)
+    if read_json(path / "config.json").get("model_type"):
+        raise ValueError(
+            f"--weight {path} is a whole model, in which nothing is left to merge; pass it as --version, or the "
+            "ckpt_model folder of a run as --weight"
+        )
     if any((path / name).is_dir() for name in WEIGHT_FILES):  # zero_to_fp32.py . FOLDER/pytorch_model.bin
         path = next(path / name for name in WEIGHT_FILES if (path / name).is_dir())
     try:
@@ -76,6 +89,22 @@ def read_training_weights(path: str | Path, tag: str | None = None) -> dict[str,
             f"--weight {path} is neither a DeepSpeed checkpoint (with `latest`) nor what zero_to_fp32.py "
             f"writes: {error}"
         ) from error
+
+
+def deepspeed_folder(path: Path) -> Path | None:
+    """The DeepSpeed checkpoint at `path`, which is one or the folder of a run; None if there is none."""
+    return next((f for f in (path, path / CHECKPOINT_FOLDER) if deepspeed.is_checkpoint(f)), None)
+
+
+def describe(path: Path, tag: str | None = None) -> str | None:
+    """What kind of trained weights `path` is, for the log; None if of none of the known kinds."""
+    if path.is_dir() and adapter.is_adapter(path):
+        return "PEFT adapter"
+    if path.is_dir() and (folder := deepspeed_folder(path)):
+        return deepspeed.describe(folder, tag)
+    if path.is_file() or any((path / name).exists() for name in (*WEIGHT_FILES, *INDEX_FILES)):
+        return "weights that zero_to_fp32.py wrote"
+    return None
 
 
 def apply_training_weights(
@@ -89,13 +118,14 @@ def apply_training_weights(
 
     Args:
         model: the base, as `load_model` gives it, with the same format as in training.
-        path: see `read_training_weights`.
-        lora_alpha: where the run's settings are not beside the weights; None: 16, training's default.
+        path: see `read_training_weights`; or a PEFT folder, which needs to hold adapters only.
+        lora_alpha: wins over what the run's settings or the PEFT folder say; with neither, 16, training's default.
         tag: of a DeepSpeed checkpoint; the newest if not given.
 
     Raises:
         ValueError: a weight is missing, left over or of another shape.
     """
+    path = Path(path).expanduser()
     weights = read_training_weights(path, tag)
     if released.is_training_state(weights):
         weights = released.training_names(weights, model)
@@ -111,26 +141,35 @@ def apply_training_weights(
             logger.warning(
                 "%s does not come with the run's settings; LoRA alpha is taken to be %s", path, alpha
             )
-        pattern = "|".join(re.escape(layer) for layer in layers)
-        model.vlm = add_lora(model.vlm, next(iter(layers.values())), alpha, 0.0, pattern)
+        known = [layer for layer in layers if has_layer(model.vlm, layer)]
+        # Layers that the base does not have are left over, and stand in the table of what does not fit.
+        if known:
+            pattern = "|".join(re.escape(layer) for layer in known)
+            model.vlm = add_lora(model.vlm, next(iter(layers.values())), alpha, 0.0, pattern)
     copy_trained(model, weights, source=str(path))
     return merge(model).eval()
 
 
+def has_layer(module: torch.nn.Module, name: str) -> bool:
+    """Whether `module` holds a module of this dotted name."""
+    return any(name == other for other, _ in module.named_modules())
+
+
 @torch.no_grad()
 def copy_trained(model: LasagnaForConditionalGeneration, weights: dict[str, Tensor], *, source: str) -> None:
-    """Copies weights by name; everything that trains must be there, frozen ones may be."""
+    """Copies weights by name; frozen ones may be there, and everything that trains must be.
+
+    Args:
+        source: where the weights are; if that is a PEFT folder, its adapters are all that must be there.
+    """
     own = model.state_dict()
-    trained = {name for name in own if TRAINABLE_PATTERN.fullmatch(name)}
-    check_keys(
-        trained - weights.keys(),
-        weights.keys() - own.keys(),
-        source=source,
-        hint="Is --version the model that this run started from?",
-    )
-    check_shapes(
+    required = {name for name in own if TRAINABLE_PATTERN.fullmatch(name)}
+    if adapter.is_adapter(Path(source)):
+        required = {name for name in required if ".lora_" in name}
+    check_fit(
         own,
         weights,
+        required=required,
         source=source,
         hint="Is --version the model that this run started from, and is the format the run's?",
     )

@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft.tuners.lora import LoraLayer
 
-from model.lora import add_lora, mark_trainable, merge
+from model.lora import add_delta, add_lora, mark_trainable, merge
 
 
 def adapted(model, **kwargs):
@@ -61,6 +61,15 @@ def test_merging_in_bfloat16_rounds_once(tiny_model):
     base = layer.base_layer
     merge(model)
     assert torch.equal(base.weight, expected)
+
+
+def test_an_adapter_is_rounded_as_in_training_before_it_is_added():
+    weight = torch.tensor([[1.0, 2.0]], dtype=torch.bfloat16)
+    lora_a, lora_b = torch.tensor([[0.001, 3.0]]), torch.tensor([[1.0 + 2**-12]])  # in bfloat16, B is 1
+    merged = add_delta(weight, lora_a, lora_b, scaling=0.5)
+    assert merged.dtype == torch.bfloat16
+    # 1 + 0.0005 is 1 in bfloat16, whose next value is 1.0078; 2 + 1.5 is exact.
+    assert merged.tolist() == [[1.0, 3.5]]
 
 
 def test_a_model_with_adapters_is_not_saved(tiny_model, tmp_path):

@@ -96,6 +96,24 @@ def test_a_sample_is_a_pure_function_of_its_random_generator():
     assert len({str(conversation) for conversation, _ in once}) > 20
 
 
+def test_a_query_can_be_asked_with_fewer_absent_classes():
+    query, names = complex_conversation(PRESENT, ABSENT, rng(1), PAPER, 12)
+    asked = asked_classes(written(query)[0])
+    spare = [name for name in asked if name in ABSENT]
+    assert sorted(query.spare) == sorted(spare)
+    assert query.with_spare(len(spare)) == query
+    for number in range(len(spare) + 1):
+        shorter = query.with_spare(number)
+        kept = asked_classes(written(shorter)[0])
+        assert kept == [name for name in asked if name in kept], "the order stays"
+        assert set(kept) == {*PRESENT, *query.spare[:number]}
+        assert PAPER.parse(written(shorter)[1]) == [(name, name in PRESENT) for name in kept]
+        assert shorter.num_seg == len(names)
+        assert shorter.with_spare(0) == query.with_spare(0)
+    assert query.least_spare == 0
+    assert complex_conversation([], ABSENT, rng(), PAPER, 4)[0].least_spare == 1
+
+
 def test_without_random_classes_list_the_whole_list_is_asked_in_its_order():
     format = SequenceFormat.named("paper", random_classes_list=False)
     conversation, names = complex_conversation(PRESENT, ABSENT, rng(), format, 5, class_list=CLASS_LIST)

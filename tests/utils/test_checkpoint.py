@@ -32,7 +32,7 @@ def checkpoint(config):
 
 def test_a_new_run_may_start(config):
     check_run(config, num_processes=8)
-    assert resume(None, config) == (0, None)
+    assert resume(None, config) == (0, None, {})
 
 
 def test_a_run_continues_with_the_settings_it_had(checkpoint, config):

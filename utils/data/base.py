@@ -11,11 +11,16 @@ from typing import ClassVar, TypeVar
 
 import numpy as np
 
+from utils.data.images import read_image
 from utils.data.types import EvalSample, Recipe, Sample, UnusableItemError
 
 logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
+
+
+class FlagError(ValueError):
+    """An entry of a flag that makes no sense, whatever is on disk: an unknown split, a field too many."""
 
 
 class Dataset(ABC):
@@ -26,15 +31,15 @@ class Dataset(ABC):
     it and kept in `dropped`, one "path: reason" each.
     """
 
-    name: ClassVar[str]
+    name: str  # of the class; own data, which may be several, name each instance
     source: ClassVar[str]  # the --dataset word it belongs to: sem_seg, refer_seg, vqa, reason_seg
-    train_split: ClassVar[str] = "train"
-    val_split: ClassVar[str] = "val"
+    train_split: ClassVar[str | None] = "train"  # None: for evaluation only
+    val_split: ClassVar[str | None] = "val"  # None: for training only
     splits: tuple[str, ...] = ("train", "val")
 
     def __init__(self, dataset_dir: str | Path, split: str) -> None:
         if split not in self.splits:
-            raise ValueError(f"{self.name} has no split {split!r}; known: {', '.join(self.splits)}")
+            raise FlagError(f"{self.name} has no split {split!r}; known: {', '.join(self.splits)}")
         self.dataset_dir = Path(dataset_dir)
         self.split = split
         self.dropped: list[str] = []
@@ -43,15 +48,29 @@ class Dataset(ABC):
     def open(cls, dataset_dir: str | Path, fields: Sequence[str], *, training: bool = False) -> Dataset:
         """Open from the fields after the name in a flag: `ade20k|val` gives ("val",)."""
         if len(fields) > 1:
-            raise ValueError(
-                f"{cls.name} takes one field, its split: {cls.name}|{cls.val_split}; got {fields}"
+            raise FlagError(
+                f"{cls.name} takes one field, its split: {cls.name}|{cls.val_split or cls.train_split}; got {fields}"
             )
         default = cls.train_split if training else cls.val_split
+        if default is None:
+            raise FlagError(
+                f"{cls.name} is for {'evaluation' if training else 'training'} only; leave it out"
+            )
         return cls(dataset_dir, fields[0] if fields else default)
 
     @abstractmethod
     def __len__(self) -> int:
         """Number of evaluation items."""
+
+    @property
+    def num_images(self) -> int:
+        """Pictures of the split, for `utils.data.check`."""
+        return len(self)
+
+    @property
+    def num_annotations(self) -> int:
+        """What the annotators wrote about them: label pictures, expressions, questions, masks."""
+        return len(self)
 
     @abstractmethod
     def __getitem__(self, index: int) -> EvalSample:
@@ -68,6 +87,14 @@ class Dataset(ABC):
             yield
         except (OSError, ValueError) as problem:
             raise UnusableItemError(path, context + str(problem).removeprefix(f"{path}: ")) from problem
+
+    def read_picture(self, path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+        """The picture, (height, width, 3) uint8; UnusableItemError if it is not of the annotated `size`."""
+        with self.usable(path):
+            image = read_image(path, size)
+            if size is not None and image.shape[:2] != size:
+                raise ValueError(f"is {image.shape[:2]}, annotated as {size}")
+        return image
 
     def drop(self, path: str | Path, reason: str) -> None:
         """Leave an item out of the index, and remember why."""

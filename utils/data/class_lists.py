@@ -8,7 +8,7 @@ value, a tab, and the official name of a class, or `ignore`. Lines that start wi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import overload
 
@@ -67,11 +67,23 @@ def load_class_list(name: str) -> ClassList:
 
 
 def load_id_table(name: str) -> np.ndarray:
-    """(256,) int16: label value -> class index, IGNORE, or NO_CLASS for values that must not occur."""
+    """The id table of a data set of ours; see `make_id_table`."""
     official = load_class_list(name).official
-    table = np.full(256, NO_CLASS, dtype=np.int16)
-    for value, class_name in _rows(CLASSES_DIR / f"{name}_ids.txt"):
-        table[int(value)] = IGNORE if class_name == "ignore" else official.index(class_name)
+    return make_id_table(
+        (int(value), IGNORE if class_name == "ignore" else official.index(class_name))
+        for value, class_name in _rows(CLASSES_DIR / f"{name}_ids.txt")
+    )
+
+
+def make_id_table(meanings: Iterable[tuple[int, int]]) -> np.ndarray:
+    """(num_values,) int32: label value -> class index, IGNORE, or NO_CLASS for values that must not occur.
+
+    `meanings` are pairs of a label value and a class index or IGNORE. The table has at least 256 entries.
+    """
+    pairs = list(meanings)
+    table = np.full(max([256, *(value + 1 for value, _ in pairs)]), NO_CLASS, dtype=np.int32)
+    for value, class_id in pairs:
+        table[value] = class_id
     return table
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
+import numpy as np
 from torch.utils.data import DataLoader
 
+from model.conversation import Conversation, Encoded
 from model.processor import LasagnaProcessor
+from model.sequence import ComplexQuery
 from utils.data.mixture import BatchIndices, Mixture
-from utils.data.types import Batch, Sample
+from utils.data.types import Batch, Sample, UnusableItemError
 
 
 @dataclass(frozen=True)
@@ -18,13 +21,13 @@ class Collate:
     """A list of samples -> Batch. Each image is there once, however many conversations it has."""
 
     processor: LasagnaProcessor
-    fast_resize: bool = False  # SAM's picture within two grey levels, in less time
+    fast_resize: bool = False  # pictures within two grey levels, in less time
     pack_rows: bool = False  # conversations of one image share a row of the language model
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         inputs = self.processor.collate(
             images=[sample.image for sample in samples],
-            conversations=[conversation for sample in samples for conversation in sample.conversations],
+            conversations=[row for sample in samples for row in sample.encoded or sample.conversations],
             image_of_row=[index for index, sample in enumerate(samples) for _ in sample.conversations],
             masks=[sample.masks for sample in samples],
             padding_side="right",
@@ -36,22 +39,70 @@ class Collate:
             sources=tuple(sample.source for sample in samples),
             datasets=tuple(sample.dataset for sample in samples),
             skipped=tuple(skipped for sample in samples for skipped in sample.skipped),
+            classes_left_out=sum(sample.classes_left_out for sample in samples),
+            conversations_left_out=sum(sample.conversations_left_out for sample in samples),
+            num_shortened=sum(
+                bool(sample.classes_left_out or sample.conversations_left_out) for sample in samples
+            ),
         )
 
 
 @dataclass(frozen=True)
 class LengthLimit:
-    """What is too long about a sample, or None; a Mixture replaces such samples by another draw."""
+    """Makes a sample fit: absent classes are left out first, then whole conversations; no text is cut.
+
+    The limit is one of each conversation, packed or not: packed conversations have positions of their own. Which
+    absent classes stay was drawn with the sample, so that a sample still depends on seed and index alone.
+    """
 
     processor: LasagnaProcessor
     max_length: int  # text tokens of one conversation; image features are not counted
 
-    def __call__(self, sample: Sample) -> str | None:
+    def __call__(self, sample: Sample) -> Sample:
+        """The sample, encoded, and shortened if need be; UnusableItemError when no conversation of it can fit."""
+        kept: list[tuple[Conversation, Encoded]] = []
+        masks: list[np.ndarray] = []
+        classes_left_out = first = 0
         for conversation in sample.conversations:
-            num_tokens = self.processor.encode(conversation).num_text_tokens
-            if num_tokens > self.max_length:
-                return f"{num_tokens} text tokens, more than --model_max_length {self.max_length}"
-        return None
+            fitted, encoded = self.fitted(conversation)
+            if encoded.num_text_tokens <= self.max_length:
+                kept.append((fitted, encoded))
+                masks.append(sample.masks[first : first + conversation.num_seg])
+                if isinstance(conversation, ComplexQuery) and isinstance(fitted, ComplexQuery):
+                    classes_left_out += len(conversation.spare) - len(fitted.spare)
+            first += conversation.num_seg
+        if not kept:
+            raise UnusableItemError(
+                sample.source,
+                f"{encoded.num_text_tokens} text tokens, more than --model_max_length {self.max_length}",
+            )
+        all_kept = len(kept) == len(sample.conversations)
+        return replace(
+            sample,
+            conversations=tuple(conversation for conversation, _ in kept),
+            encoded=tuple(encoded for _, encoded in kept),
+            masks=sample.masks if all_kept else np.concatenate(masks),
+            classes_left_out=classes_left_out,
+            conversations_left_out=len(sample.conversations) - len(kept),
+        )
+
+    def fitted(self, conversation: Conversation) -> tuple[Conversation, Encoded]:
+        """The conversation with as many absent classes as fit; with as few as it can have when that is too long."""
+        encoded = self.processor.encode(conversation)
+        if encoded.num_text_tokens <= self.max_length or not isinstance(conversation, ComplexQuery):
+            return conversation, encoded
+        fewest = conversation.with_spare(conversation.least_spare)
+        best = fewest, self.processor.encode(fewest)
+        fits, too_many = conversation.least_spare, len(conversation.spare)
+        while too_many - fits > 1:
+            number = (fits + too_many) // 2
+            shorter = conversation.with_spare(number)
+            encoded = self.processor.encode(shorter)
+            if encoded.num_text_tokens <= self.max_length:
+                fits, best = number, (shorter, encoded)
+            else:
+                too_many = number
+        return best
 
 
 def build_loader(

@@ -24,11 +24,14 @@ def what_is_there(path: Path) -> str:
     folder = path.parent
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
+    return f"{folder} holds {names_in(folder)} (is --dataset_dir right?)"
+
+
+def names_in(folder: Path) -> str:
+    """The first names in a folder, for messages: "a, b and 3 more", or "nothing"."""
     names = sorted(entry.name for entry in folder.iterdir())
-    listed = ", ".join(names[:MAX_LISTED]) + (
-        f" and {len(names) - MAX_LISTED} more" if names[MAX_LISTED:] else ""
-    )
-    return f"{folder} holds {listed or 'nothing'} (is --dataset_dir right?)"
+    more = f" and {len(names) - MAX_LISTED} more" if names[MAX_LISTED:] else ""
+    return ", ".join(names[:MAX_LISTED]) + more or "nothing"
 
 
 class FolderListing:

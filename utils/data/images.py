@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # of pictures
 SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N")
 TO_UPRIGHT = {  # EXIF orientation -> how to turn the stored pixels; 1 and anything unknown: not at all
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -59,6 +60,9 @@ def _decoded(path: str | Path) -> Iterator[Image.Image]:
         try:
             picture = Image.open(file)
             picture.load()
+        except UnidentifiedImageError:
+            what = "is no picture" if Path(path).stat().st_size else "is empty"
+            raise ValueError(f"{path}: cannot be decoded (the file {what})") from None
         except (
             OSError,
             SyntaxError,
@@ -82,4 +86,4 @@ def _to_rgb(picture: Image.Image, path: str | Path) -> Image.Image:
         picture = picture.convert("RGBA")
         canvas = Image.new("RGBA", picture.size, (*BACKGROUND, 255))
         picture = Image.alpha_composite(canvas, picture)
-    return picture.convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")

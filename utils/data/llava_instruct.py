@@ -65,6 +65,10 @@ class LlavaInstruct(Dataset):
     def __len__(self) -> int:
         return len(self.questions)
 
+    @property
+    def num_images(self) -> int:
+        return len({dialogue.path for dialogue in self.dialogues})
+
     def __getitem__(self, index: int) -> VqaSample:
         dialogue, turn = self.questions[index]
         question, answer = dialogue.texts[turn : turn + 2]

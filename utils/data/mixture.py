@@ -35,7 +35,7 @@ class Mixture:
         *,
         recipe: Recipe,
         seed: int,
-        reject: Callable[[Sample], str | None] | None = None,  # why a sample cannot be used, or None
+        fit: Callable[[Sample], Sample] | None = None,  # shortens a sample, or raises UnusableItemError
     ) -> None:
         if not sources or len(sources) != len(rates):
             raise ValueError(f"a mixture needs one rate a data set, got {len(rates)} for {len(sources)}")
@@ -45,7 +45,7 @@ class Mixture:
         self.rates = np.asarray(rates, dtype=np.float64) / np.sum(rates)  # (num_sources,)
         self.recipe = recipe
         self.seed = seed
-        self.reject = reject
+        self.fit = fit
 
     def __getitem__(self, index: int) -> Sample:
         """Sample `index` >= 0. Raises ValueError when a data set gives nothing but unusable items."""
@@ -57,8 +57,8 @@ class Mixture:
         for retry in range(1, MAX_RETRIES + 1):
             try:
                 sample = source.draw(rng, self.recipe)
-                if self.reject is not None and (reason := self.reject(sample)):
-                    raise UnusableItemError(sample.source, reason)
+                if self.fit is not None:
+                    sample = self.fit(sample)
             except UnusableItemError as problem:
                 logger.warning("%s: sample %d replaced: %s", source.name, index, problem)
                 skipped.append(str(problem))
@@ -90,22 +90,27 @@ class MixtureSettings(DatasetFlags, Protocol):
 
 
 def build_train_mixture(
-    config: MixtureSettings, format: SequenceFormat, reject: Callable[[Sample], str | None] | None = None
+    config: MixtureSettings, format: SequenceFormat, fit: Callable[[Sample], Sample] | None = None
 ) -> Mixture:
     """The mixture that a training configuration asks for; a data set that is missing is an error.
 
-    Samples that `reject` gives a reason against - such as collate.LengthLimit - are replaced by other draws.
+    What `fit` - such as collate.LengthLimit - makes of a sample is used, or another draw where it cannot.
     """
     entries = parse_dataset_flags(config)
-    recipe = Recipe(
+    sources = [entry.open(config.dataset_dir, training=True) for entry in entries]
+    rates = [entry.rate for entry in entries]
+    return Mixture(sources, rates, recipe=recipe_of(config, format), seed=config.seed, fit=fit)
+
+
+def recipe_of(config: MixtureSettings, format: SequenceFormat) -> Recipe:
+    """How the settings of a run make conversations of annotations."""
+    return Recipe(
         format=format,
         num_all_classes=config.num_all_classes,
         num_expressions=config.num_expressions,
         num_questions=config.num_questions,
         explanatory=config.explanatory,
     )
-    sources = [entry.open(config.dataset_dir, training=True) for entry in entries]
-    return Mixture(sources, [entry.rate for entry in entries], recipe=recipe, seed=config.seed, reject=reject)
 
 
 class BatchIndices:

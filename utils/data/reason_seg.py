@@ -19,9 +19,9 @@ from model.sequence import reasoning_conversation
 from utils.data.base import Dataset, sample_up_to
 from utils.data.files import locate, read_json
 from utils.data.images import read_image
-from utils.data.types import IGNORE, ReasonSample, Recipe, Sample, UnusableItemError
+from utils.data.types import ReasonSample, Recipe, Sample, UnusableItemError
 
-TARGET = 1
+TARGET, IGNORED = 1, 255  # what draw_shapes writes; 0 for the rest
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class ReasonSeg(Dataset):
             question=annotation["text"][0],
             is_sentence=bool(annotation["is_sentence"]),
             mask=(label == TARGET).astype(np.uint8),
-            ignore=label == IGNORE,
+            ignore=label == IGNORED,
             source=str(item.image_path),
         )
 
@@ -104,7 +104,7 @@ class ReasonSeg(Dataset):
         )
 
     def read(self, item: ReasonItem) -> tuple[np.ndarray, Mapping[str, Any], np.ndarray]:
-        """Image, annotation, and label (height, width) uint8: TARGET, IGNORE, or 0 for the rest."""
+        """Image, annotation, and label (height, width) uint8: TARGET, IGNORED, or 0 for the rest."""
         with self.usable(item.json_path):
             annotation = read_json(item.json_path, keys=("text", "is_sentence", "shapes"))
             texts = annotation["text"]
@@ -122,10 +122,10 @@ class ReasonSeg(Dataset):
 
 
 def draw_shapes(shapes: Sequence[Mapping[str, Any]], height: int, width: int) -> np.ndarray:
-    """labelme polygons as (height, width) uint8, outlines included: TARGET, IGNORE, or 0.
+    """labelme polygons as (height, width) uint8, outlines included: TARGET, IGNORED, or 0.
 
     Big polygons are drawn first, so that a small one on top of it shows. A label with "ignore" in it gives
-    IGNORE; "flag" shapes carry remarks, not areas. Source: LISA's reader, utils/data_processing.py.
+    IGNORED; "flag" shapes carry remarks, not areas. Source: LISA's reader, utils/data_processing.py.
     """
     polygons: list[tuple[np.ndarray, int]] = []
     for shape in shapes:
@@ -137,7 +137,7 @@ def draw_shapes(shapes: Sequence[Mapping[str, Any]], height: int, width: int) ->
         points = np.asarray(shape["points"], dtype=np.float64)
         if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
             raise ValueError(f"the points of {name!r} must be pairs of numbers")
-        polygons.append((points.astype(np.int32), IGNORE if "ignore" in name else TARGET))
+        polygons.append((points.astype(np.int32), IGNORED if "ignore" in name else TARGET))
 
     def area(points: np.ndarray) -> int:
         return int(_draw(np.zeros((height, width), dtype=np.uint8), points, 1).sum())

@@ -7,7 +7,7 @@ split, and sentences, each with its `sent`. refer_seg/NAME/instances.json has CO
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,10 +15,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from model.sequence import referring_conversation
-from utils.data.base import Dataset, sample_up_to
+from utils.data.base import Dataset, FlagError, sample_up_to
 from utils.data.files import FolderListing, locate, read_json
-from utils.data.images import read_image
-from utils.data.masks import decode_segmentation, union
+from utils.data.masks import annotated_size, decode_segmentation, union
 from utils.data.pickles import load_plain_pickle
 from utils.data.types import Recipe, ReferringSample, Sample, UnusableItemError
 
@@ -54,7 +53,7 @@ class ReferringDataset(Dataset):
     def __init__(self, dataset_dir: str | Path, split: str, split_by: str = "") -> None:
         self.split_by = split_by or next(iter(self.splits_by))
         if self.split_by not in self.splits_by:
-            raise ValueError(f"{self.name} has no splits by {split_by!r}; known: {', '.join(self.splits_by)}")
+            raise FlagError(f"{self.name} has no splits by {split_by!r}; known: {', '.join(self.splits_by)}")
         self.splits = self.splits_by[self.split_by]
         super().__init__(dataset_dir, split)
         root = locate(self.dataset_dir, (f"refer_seg/{self.name}",), self.name)
@@ -80,7 +79,7 @@ class ReferringDataset(Dataset):
                 return cls(dataset_dir, split)
             case [split_by, split]:
                 return cls(dataset_dir, split, split_by)
-        raise ValueError(f"write {cls.name}|SPLIT_BY|SPLIT, got {'|'.join((cls.name, *fields))}")
+        raise FlagError(f"write {cls.name}|SPLIT_BY|SPLIT, got {'|'.join((cls.name, *fields))}")
 
     def refs_file(self) -> str:
         return f"refs({self.split_by}).p"
@@ -91,9 +90,13 @@ class ReferringDataset(Dataset):
     def __len__(self) -> int:
         return len(self.items)
 
+    @property
+    def num_annotations(self) -> int:
+        return sum(len(item.expressions) for item in self.items)
+
     def __getitem__(self, index: int) -> ReferringSample:
         item = self.items[index]
-        image = self.read(item)
+        image = self.read_picture(item.path, item.size)
         return ReferringSample(
             image=image,
             expressions=tuple(expression.text for expression in item.expressions),
@@ -106,7 +109,7 @@ class ReferringDataset(Dataset):
         """One image with up to `num_expressions` of its expressions, each in a conversation of its own."""
         item = self.items[int(rng.integers(len(self.items)))]
         chosen = sample_up_to(rng, item.expressions, recipe.num_expressions)
-        image = self.read(item)
+        image = self.read_picture(item.path, item.size)
         conversations = tuple(
             referring_conversation(expression.text, bool(expression.ann_ids), rng, recipe.format)
             for expression in chosen
@@ -117,14 +120,6 @@ class ReferringDataset(Dataset):
             if not mask.any():
                 raise UnusableItemError(item.path, f"the mask of {expression.text!r} is empty")
         return Sample(image=image, conversations=conversations, masks=masks, source=str(item.path))
-
-    def read(self, item: ReferringItem) -> np.ndarray:
-        """The picture, (height, width, 3) uint8; UnusableItemError if not as large as annotated."""
-        with self.usable(item.path):
-            image = read_image(item.path, item.size)
-            if item.size and image.shape[:2] != item.size:
-                raise ValueError(f"is {image.shape[:2]}, annotated as {item.size}")
-        return image
 
     def masks(self, item: ReferringItem, expressions: Sequence[Expression], image: np.ndarray) -> np.ndarray:
         """(num_expressions, height, width) uint8: the union of each expression's annotations."""
@@ -188,13 +183,6 @@ def is_in_split(written: str, wanted: str) -> bool:
         return True
     both_lettered = len(wanted) > len("test") and wanted.startswith("test") and written.startswith("test")
     return both_lettered and wanted[-1] in written[len("test") :]
-
-
-def annotated_size(image: Mapping[str, Any]) -> tuple[int, int] | None:
-    """(height, width) that an `images` entry of a COCO file tells, if it does."""
-    if "height" in image and "width" in image:
-        return int(image["height"]), int(image["width"])
-    return None
 
 
 class RefCoco(ReferringDataset):

@@ -2,16 +2,19 @@
 
     --dataset "sem_seg||refer_seg||vqa||reason_seg"  --sample_rates "10,6,1,2"
     --sem_seg_data "cocostuff||ade20k||cityscapes"   --sem_seg_rates "6,3,2"
-    --refer_seg_data "refclef||refcoco"  --vqa_data llava_instruct_150k  --reason_seg_data "ReasonSeg|train"
+    --refer_seg_data "refclef||refcoco"  --refer_seg_rates "1,3"   (as for every source)
+    --vqa_data llava_instruct_150k  --reason_seg_data "ReasonSeg|train"
     --val_dataset_list "ReasonSeg|val,refcoco|unc|testA"
+    --dataset "sem_seg||own_sem:./my_data"  --val_dataset_list "own_sem:./my_data|val"
 
-Lists for training are split at `||`, the list for evaluation at commas, the fields of an entry at `|`.
+Lists for training are split at `||`, the list for evaluation at commas, the fields of an entry at `|`. Own data is a
+source of its own, with a path after a colon; see utils/data/own.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +24,15 @@ from utils.data.cityscapes import Cityscapes
 from utils.data.cocostuff import CocoStuff
 from utils.data.grefcoco import GRefCoco
 from utils.data.llava_instruct import LlavaInstruct
+from utils.data.mapillary import Mapillary
+from utils.data.openimages import OpenImages
+from utils.data.own_coco import OwnCoco
+from utils.data.own_jsonl import OwnJsonl
+from utils.data.own_sem import OwnSemantic
+from utils.data.paco_lvis import PacoLvis
+from utils.data.pascal_context import Pc59, Pc459
+from utils.data.pascal_part import PascalPart
+from utils.data.pascal_voc import Pas20
 from utils.data.reason_seg import ReasonSeg
 from utils.data.refer import RefClef, RefCoco, RefCocoG, RefCocoPlus
 
@@ -30,6 +42,13 @@ DATASETS: dict[str, type[Dataset]] = {
         Ade20k,
         CocoStuff,
         Cityscapes,
+        Mapillary,
+        OpenImages,
+        PascalPart,
+        PacoLvis,
+        Pc59,
+        Pc459,
+        Pas20,
         RefClef,
         RefCoco,
         RefCocoPlus,
@@ -40,9 +59,15 @@ DATASETS: dict[str, type[Dataset]] = {
     )
 }
 
-# The recipe's rates, taken where a flag states none.
+# Own data: written KIND:PATH, a source and a data set in one.
+OWN_DATASETS: dict[str, type[Dataset]] = {
+    dataset.name: dataset for dataset in (OwnSemantic, OwnCoco, OwnJsonl)
+}
+
+# The recipe's rates, taken where a flag states none. Own data counts as much as all semantic data sets.
 SOURCE_RATES = {"sem_seg": 10.0, "refer_seg": 6.0, "vqa": 1.0, "reason_seg": 2.0}
-SEM_SEG_RATES = {"cocostuff": 6.0, "ade20k": 3.0, "mapillary": 2.0, "cityscapes": 2.0, "openimage": 1.0}
+OWN_RATE = 10.0
+DATASET_RATES = {"cocostuff": 6.0, "ade20k": 3.0, "mapillary": 2.0, "cityscapes": 2.0, "openimage": 1.0}
 
 
 class DatasetFlags(Protocol):
@@ -53,8 +78,11 @@ class DatasetFlags(Protocol):
     sem_seg_data: str
     sem_seg_rates: str
     refer_seg_data: str
+    refer_seg_rates: str
     vqa_data: str
+    vqa_rates: str
     reason_seg_data: str
+    reason_seg_rates: str
 
 
 @dataclass(frozen=True)
@@ -66,11 +94,19 @@ class Entry:
     rate: float = 1.0  # share among the data sets of a training run; they add up to 1
 
     def __str__(self) -> str:
+        if self.is_own:
+            return f"{self.name}:{'|'.join(self.fields)}"
         return "|".join((self.name, *self.fields))
+
+    @property
+    def is_own(self) -> bool:
+        """Whether this is own data: its first field is then its path."""
+        return self.name in OWN_DATASETS
 
     def open(self, dataset_dir: str | Path, *, training: bool = False) -> Dataset:
         """The data set itself; FileNotFoundError when it is not under `dataset_dir`."""
-        return DATASETS[self.name].open(dataset_dir, self.fields, training=training)
+        dataset = (DATASETS | OWN_DATASETS)[self.name]
+        return dataset.open(dataset_dir, self.fields, training=training)
 
 
 def parse_dataset_flags(flags: DatasetFlags) -> tuple[Entry, ...]:
@@ -79,21 +115,26 @@ def parse_dataset_flags(flags: DatasetFlags) -> tuple[Entry, ...]:
     A data set's share is its source's rate times its own rate among the data sets of that source.
     """
     sources = split_list(flags.dataset, "--dataset")
+    own = {source: entry for source in sources if (entry := parse_own(source, "--dataset"))}
     for source in sources:
-        if source not in SOURCE_RATES:
-            raise ValueError(f"--dataset: unknown source {source!r}; known: {', '.join(SOURCE_RATES)}")
-    source_rates = parse_rates(flags.sample_rates, sources, SOURCE_RATES, "--sample_rates", "--dataset")
+        if source not in SOURCE_RATES and source not in own:
+            known = (*SOURCE_RATES, *(f"{kind}:PATH" for kind in OWN_DATASETS))
+            raise ValueError(f"--dataset: unknown source {source!r}; known: {', '.join(known)}")
+    recipe = SOURCE_RATES | dict.fromkeys(own, OWN_RATE)
+    source_rates = parse_rates(flags.sample_rates, sources, recipe, "--sample_rates", "--dataset")
 
     entries = []
     for source, source_rate in zip(sources, source_rates, strict=True):
+        if source in own:
+            entries.append(replace(own[source], rate=source_rate / sum(source_rates)))
+            continue
         flag = f"--{source}_data"
         members = [
             parse_entry(text, flag, source) for text in split_list(getattr(flags, f"{source}_data"), flag)
         ]
-        rates = [1.0] * len(members)
-        if source == "sem_seg":
-            names = [entry.name for entry in members]
-            rates = parse_rates(flags.sem_seg_rates, names, SEM_SEG_RATES, "--sem_seg_rates", flag)
+        names = [entry.name for entry in members]
+        text = getattr(flags, f"{source}_rates")
+        rates = parse_rates(text, names, DATASET_RATES, f"--{source}_rates", flag)
         for entry, rate in zip(members, rates, strict=True):
             share = source_rate / sum(source_rates) * rate / sum(rates)
             entries.append(Entry(entry.name, entry.fields, share))
@@ -117,11 +158,26 @@ def build_val_dataset(entry: str | Entry, dataset_dir: str | Path) -> Dataset:
 
 def parse_entry(text: str, flag: str, source: str | None = None) -> Entry:
     """`name|field|field`; the name must be known, and belong to `source` when that is given."""
+    if own := parse_own(text, flag):
+        if source is not None:
+            raise ValueError(f'{flag}: own data is a source; write --dataset "{source}||{text}"')
+        return own
     name, *fields = (part.strip() for part in text.split("|"))
     known = [known for known, dataset in DATASETS.items() if source is None or dataset.source == source]
     if name not in known:
         raise ValueError(f"{flag}: unknown data set {name!r}; known: {', '.join(known)}")
     return Entry(name, tuple(fields))
+
+
+def parse_own(text: str, flag: str) -> Entry | None:
+    """`own_sem:PATH|field|field`; None for what is not own data. The path may hold colons, but no bar."""
+    head, *fields = (part.strip() for part in text.split("|"))
+    kind, _, path = head.partition(":")
+    if kind not in OWN_DATASETS:
+        return None
+    if not path:
+        raise ValueError(f"{flag}: {kind} needs the path of the data: {kind}:PATH, got {text!r}")
+    return Entry(kind, (path, *fields))
 
 
 def split_list(text: str, flag: str, separator: str = "||") -> tuple[str, ...]:

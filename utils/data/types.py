@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,15 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-    from model.conversation import Conversation
+    from model.conversation import Conversation, Encoded
     from model.sequence import SequenceFormat
 
-IGNORE = 255  # class id of pixels that take part in neither training nor evaluation
+# Class id of pixels that take part in neither training nor evaluation. Class ids are 16 bits wide, because
+# lists of more than 255 classes exist; files that write "ignore" as 255 have an id table that says so.
+IGNORE = 65535
+# Class id of pixels that are known to belong to none of the classes: nothing is asked about them, but a mask that
+# claims them is wrong.
+NOTHING = 65534
 
 
 class UnusableItemError(ValueError):
@@ -61,11 +66,16 @@ class Sample:
     source: str  # the file it comes from, for messages
     dataset: str = ""  # the data set's name, for counting
     skipped: tuple[str, ...] = ()  # "path: reason" of unusable items that this one replaces
+    classes_left_out: int = 0  # absent classes that were not asked, so that the text fits
+    conversations_left_out: int = 0  # conversations that do not fit even so
+    encoded: tuple[Encoded, ...] = ()  # the conversations as ids, where their length was measured
 
     def __post_init__(self) -> None:
         check_image(self.image, self.source)
         if not self.conversations:
             raise ValueError(f"{self.source}: a sample needs at least one conversation")
+        if self.encoded and len(self.encoded) != len(self.conversations):
+            raise ValueError(f"{self.source}: {len(self.encoded)} encoded of {len(self.conversations)}")
         check_masks(self.masks, self.image, self.source)
         num_seg = sum(conversation.num_seg for conversation in self.conversations)
         if num_seg != len(self.masks):
@@ -80,6 +90,9 @@ class Batch:
     sources: tuple[str, ...]  # one a sample
     datasets: tuple[str, ...]  # one a sample
     skipped: tuple[str, ...]  # of all its samples
+    classes_left_out: int = 0  # of all its samples
+    conversations_left_out: int = 0  # of all its samples
+    num_shortened: int = 0  # samples of which something was left out
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device`."""
@@ -91,7 +104,7 @@ class Batch:
 
     def _map(self, function: Any) -> Batch:
         inputs = {name: _map_tensors(value, function) for name, value in self.inputs.items()}
-        return Batch(inputs=inputs, sources=self.sources, datasets=self.datasets, skipped=self.skipped)
+        return replace(self, inputs=inputs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,14 +112,17 @@ class SemanticSample:
     """One evaluation image with a class id for every pixel."""
 
     image: np.ndarray  # (height, width, 3) uint8 RGB
-    label: np.ndarray  # (height, width) uint8: index into classes, or IGNORE
+    label: np.ndarray  # (height, width) uint16: index into classes, IGNORE or NOTHING
     classes: Sequence[str]  # spoken names, the data set's whole list in its order
     source: str
 
     def __post_init__(self) -> None:
         check_image(self.image, self.source)
-        if self.label.shape != self.image.shape[:2]:
-            raise ValueError(f"{self.source}: label {self.label.shape}, image {self.image.shape[:2]}")
+        if self.label.shape != self.image.shape[:2] or self.label.dtype != np.uint16:
+            raise ValueError(
+                f"{self.source}: label must be {self.image.shape[:2]} uint16, "
+                f"got {self.label.shape} {self.label.dtype}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +135,7 @@ class ReferringSample:
     no_target: tuple[bool, ...]  # one an expression: true when the annotators say nothing matches
     source: str
     ignore: np.ndarray | None = None  # (height, width) bool: pixels left out of the metric
+    as_written: bool = False  # the expressions are whole questions already, to be asked in their own words
 
     def __post_init__(self) -> None:
         check_image(self.image, self.source)

@@ -32,6 +32,7 @@ from utils.toy import world
 from utils.visualize import read_curves, save_curves
 
 CONFIG = Path("configs/toy.yaml")
+LAYOUTS = "ade20k,coco,cityscapes,refer,reason"  # those that the configuration and the evaluation name
 VAL_DATASETS = "ade20k,refcoco|unc|val,grefcoco|unc|val,ReasonSeg|val,llava_instruct_150k"
 BASELINE_DATASETS = "ade20k,llava_instruct_150k"
 TARGETS = (
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     dataset, merged = out / "dataset", out / "lasagna-toy"
 
     run(world.main, "python -m utils.toy.world", "--out", dataset, "--num_images", args.num_images,
-        "--num_val", args.num_val)  # fmt: skip
+        "--num_val", args.num_val, "--layouts", LAYOUTS)  # fmt: skip
     train(out, dataset, shlex.split(args.train_flags))
     if not (merged / "config.json").is_file():
         run(merge_script.main, "python merge_lora_weights_and_save_hf_model.py", "--weight", out / "ckpt_model",

@@ -1,8 +1,11 @@
 """Write a toy world: cartoon scenes in the official on-disk layouts of the data sets, deterministic by seed.
 
     python -m utils.toy.world --out ./dataset --seed 0 --num_images 400
+    python -m utils.toy.world --out ./dataset --layouts ade20k,refer
 
-Every layout gets `num_images` scenes for training and `num_val` for validation, no scene twice.
+Every layout gets `num_images` scenes for training and `num_val` for validation, no scene twice (but PACO is about
+the pictures of COCO, as it is). Those in SECOND_CHOICE are what some people have instead; they are not written
+unless they are named.
 """
 
 import argparse
@@ -10,21 +13,52 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 from utils.toy.layouts.coco import write_coco
 from utils.toy.layouts.common import SEED_OF_SPLIT, SceneSource, scene_key, write_json
-from utils.toy.layouts.reason import write_reason
+from utils.toy.layouts.mapillary import write_mapillary, write_mapillary_1
+from utils.toy.layouts.openimages import write_openimage
+from utils.toy.layouts.own import write_own
+from utils.toy.layouts.parts import write_paco_lvis, write_pascal_part
+from utils.toy.layouts.reason import write_reason, write_reason_test
 from utils.toy.layouts.refer import write_refer
+from utils.toy.layouts.refer_more import write_refclef, write_refcoco_plus, write_refcocog
 from utils.toy.layouts.semantic import write_ade20k, write_cityscapes
+from utils.toy.layouts.voc import write_pascal_context, write_pascal_voc
 
 __all__ = ["WorldConfig", "main", "make_world", "scene_key"]
 
 VERSION = 2  # of what the same parameters give; a world of another version is made again
-WRITERS = (write_ade20k, write_coco, write_cityscapes, write_refer, write_reason)
+Writer = Callable[[Path, SceneSource], None]
+WRITERS: dict[str, Writer] = {
+    "ade20k": write_ade20k,
+    "coco": write_coco,  # with COCO-Stuff and LLaVA-Instruct
+    "cityscapes": write_cityscapes,
+    "refer": write_refer,  # refCOCO and gRefCOCO
+    "reason": write_reason,
+    "mapillary": write_mapillary,
+    "openimage": write_openimage,
+    "pascal_part": write_pascal_part,
+    "paco_lvis": write_paco_lvis,
+    "pascal_context": write_pascal_context,
+    "pascal_voc": write_pascal_voc,
+    "refclef": write_refclef,
+    "refcoco+": write_refcoco_plus,
+    "refcocog": write_refcocog,
+    "reason_test": write_reason_test,
+    "own": write_own,  # the three ways of own data
+}
+SECOND_CHOICE: dict[str, Writer] = {
+    "ade20k:ADEChallengeData2016": partial(write_ade20k, top="ADEChallengeData2016"),
+    "coco:stuffthingmaps": partial(write_coco, label_folder="coco/stuffthingmaps_trainval2017"),
+    "mapillary:v1.2": write_mapillary_1,
+    "pascal_context:tif": partial(write_pascal_context, converted=True),
+}
 MIN_VAL, VAL_SHARE = 4, 5
 
 
@@ -36,8 +70,13 @@ class WorldConfig:
     seed: int = 0  # another seed, another world
     num_images: int = 400  # training scenes of each layout
     num_val: int = 0  # validation scenes of each layout; 0: a fifth of num_images, at least 4
+    layouts: str = ""  # which to write, separated by commas; empty: all of WRITERS
 
     def __post_init__(self) -> None:
+        known = (*WRITERS, *SECOND_CHOICE)
+        for name in self.chosen:
+            if name not in known:
+                raise ValueError(f"--layouts: unknown layout {name!r}; known: {', '.join(known)}")
         if not 0 <= self.seed < SEED_OF_SPLIT["val"]:
             raise ValueError(
                 f"seed must be in 0..{SEED_OF_SPLIT['val'] - 1}, got {self.seed}; higher ones are held out"
@@ -48,30 +87,38 @@ class WorldConfig:
             )
 
     @property
+    def chosen(self) -> tuple[str, ...]:
+        """The layouts to write, each once."""
+        named = [name.strip() for name in self.layouts.split(",") if name.strip()]
+        return tuple(dict.fromkeys(named or WRITERS))
+
+    @property
     def source(self) -> SceneSource:
         num_val = self.num_val or max(self.num_images // VAL_SHARE, MIN_VAL)
         return SceneSource(self.seed, self.num_images, num_val)
 
 
 def make_world(config: WorldConfig) -> bool:
-    """Write the world, or keep the one that is there; returns whether it wrote.
+    """Write the world, or keep the one that is there when it has all layouts; returns whether it wrote.
 
     The folder appears complete or not at all. Raises ValueError when it holds something else.
     """
     out = Path(config.out)
-    parameters = {"version": VERSION, **asdict(config.source)}
+    parameters = {"version": VERSION, **asdict(config.source), "layouts": list(config.chosen)}
     if out.is_dir() and any(out.iterdir()):
         if not (out / "world.json").is_file():
             raise ValueError(f"{out} holds files but no world.json; pass an empty or new folder as --out")
         found = json.loads((out / "world.json").read_text(encoding="utf-8"))
-        if found == parameters:
+        if {**found, "layouts": None} == {**parameters, "layouts": None} and set(config.chosen) <= set(
+            found.get("layouts", ())
+        ):
             return False
         raise ValueError(f"{out} holds another world, {found}, not {parameters}; delete it or change --out")
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        for write in WRITERS:
-            write(unfinished, config.source)
+        for name in config.chosen:
+            (WRITERS | SECOND_CHOICE)[name](unfinished, config.source)
         write_json(unfinished / "world.json", parameters)
         unfinished.chmod(0o755)  # mkdtemp's folders are closed to others
         unfinished.replace(out)
@@ -93,6 +140,8 @@ def parse_arguments(argv: Sequence[str] | None) -> WorldConfig:
         "seed": "another seed gives another world",
         "num_images": "training scenes of each layout",
         "num_val": "validation scenes of each layout (0: a fifth of num_images, at least 4)",
+        "layouts": f"which to write, separated by commas (default: {','.join(WRITERS)}); also "
+        f"{', '.join(SECOND_CHOICE)}",
     }
     for field in fields(WorldConfig):
         required = field.name == "out"

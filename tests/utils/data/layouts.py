@@ -31,10 +31,9 @@ def save_json(path: Path, content: Any) -> Path:
 
 
 def blocks(values: list[int], height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
-    """(height, width) uint8 of upright stripes, one a value."""
-    return np.repeat(np.array(values, dtype=np.uint8), -(-width // len(values)))[None, :width].repeat(
-        height, 0
-    )
+    """(height, width) uint8, or uint16 where a value needs it, of upright stripes, one a value."""
+    stripes = np.array(values, dtype=np.uint8 if max(values) < 256 else np.uint16)
+    return np.repeat(stripes, -(-width // len(values)))[None, :width].repeat(height, 0)
 
 
 def write_ade20k(root: Path, labels: list[np.ndarray], split: str = "training") -> None:

@@ -2,10 +2,24 @@ import numpy as np
 import pytest
 
 from model.sequence import spoken
-from utils.data.class_lists import NO_CLASS, ClassList, load_class_list, load_id_table, normalize_name
+from utils.data.class_lists import (
+    NO_CLASS,
+    ClassList,
+    load_class_list,
+    load_id_table,
+    make_id_table,
+    normalize_name,
+)
 from utils.data.types import IGNORE
 
-SIZES = {"ade20k": 150, "cocostuff": 171, "cityscapes": 19}
+SIZES = {
+    "ade20k": 150,
+    "cocostuff": 171,
+    "cityscapes": 19,
+    "pascal_context_59": 59,
+    "pascal_context_459": 459,
+    "pascal_voc": 20,
+}
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -36,6 +50,16 @@ def test_lists_are_complete_and_without_duplicates(name):
         ("cityscapes", 0, "road", "road"),
         ("cityscapes", 8, "vegetation", "vegetation"),
         ("cityscapes", 18, "bicycle", "bicycle"),
+        ("pascal_context_59", 0, "aeroplane", "aeroplane"),
+        ("pascal_context_59", 39, "pottedplant", "potted plant"),
+        ("pascal_context_59", 58, "wood", "wood"),
+        ("pascal_context_459", 0, "accordion", "accordion"),
+        ("pascal_context_459", 258, "mountain", "mountain"),
+        ("pascal_context_459", 430, "unknown", "unknown"),
+        ("pascal_context_459", 458, "wool", "wool"),
+        ("pascal_voc", 0, "aeroplane", "aeroplane"),
+        ("pascal_voc", 10, "diningtable", "dining table"),
+        ("pascal_voc", 19, "tvmonitor", "tv monitor"),
     ],
 )
 def test_classes_stand_where_the_official_list_has_them(name, index, official, spoken_name):
@@ -55,6 +79,12 @@ def test_classes_stand_where_the_official_list_has_them(name, index, official, s
         ("cityscapes", 7, "road"),
         ("cityscapes", 26, "car"),
         ("cityscapes", 33, "bicycle"),
+        ("pascal_context_59", 1, "aeroplane"),
+        ("pascal_context_59", 59, "wood"),
+        ("pascal_context_459", 1, "accordion"),
+        ("pascal_context_459", 459, "wool"),
+        ("pascal_voc", 15, "person"),
+        ("pascal_voc", 20, "tvmonitor"),
     ],
 )
 def test_label_values_mean_the_official_class(name, value, official):
@@ -74,6 +104,24 @@ def test_values_without_a_class_are_ignored_or_unknown():
     assert [value for value in range(34) if city[value] == IGNORE] == [
         0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30,
     ]  # fmt: skip
+
+
+def test_the_59_classes_are_those_of_the_459_that_the_converted_labels_keep():
+    """The numbers among the 459 that the public converters of Pascal Context keep, in their order."""
+    kept = [
+        2, 9, 18, 19, 22, 23, 25, 31, 33, 34, 44, 45, 46, 59, 65, 68, 72, 80, 85, 98, 104, 105, 113, 115, 144, 158,
+        159, 162, 187, 189, 207, 220, 232, 258, 259, 260, 284, 295, 296, 308, 324, 326, 347, 349, 354, 355, 360,
+        366, 368, 397, 415, 416, 420, 424, 427, 440, 445, 454, 458,
+    ]  # fmt: skip
+    everything = load_class_list("pascal_context_459").official
+    assert tuple(everything[number - 1] for number in kept) == load_class_list("pascal_context_59").official
+
+
+def test_a_table_is_as_long_as_its_highest_value():
+    table = make_id_table([(3, 0), (65535, IGNORE)])
+    assert table.shape == (65536,)
+    assert (table[3], table[65535], table[4]) == (0, IGNORE, NO_CLASS)
+    assert len(make_id_table([])) == 256
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -5,9 +5,10 @@ import pytest
 import torch
 from transformers import CLIPImageProcessorPil
 
+from model.conversation import Conversation
 from model.processor import LasagnaProcessor
-from model.sequence import SequenceFormat
-from model.tokens import add_special_tokens, load_tokenizer
+from model.sequence import SequenceFormat, complex_conversation
+from model.tokens import Special, add_special_tokens, load_tokenizer
 from tests.utils.data.layouts import (
     HEIGHT,
     WIDTH,
@@ -24,7 +25,7 @@ from utils.data.collate import Collate, LengthLimit, build_loader
 from utils.data.llava_instruct import LlavaInstruct
 from utils.data.mixture import Mixture
 from utils.data.refer import RefCoco
-from utils.data.types import Batch, Recipe
+from utils.data.types import Batch, Recipe, Sample, UnusableItemError
 
 
 @pytest.fixture(scope="module")
@@ -99,14 +100,114 @@ def test_what_was_skipped_is_counted_in_the_batch(stream, processor, tmp_path):
     assert all("ADE_training_00000000.png" in reason for reason in batch.skipped)
 
 
-def test_samples_beyond_the_length_limit_are_replaced(stream, processor):
-    longest = max(
-        len(processor.encode(conversation).input_ids) - processor.num_image_tokens
-        for conversation in stream[0].conversations
+PRESENT, ABSENT = ["wall", "sky", "tree"], ["road", "sofa", "river", "house", "dog", "cat", "floor", "grass"]
+
+
+def complex_sample(seed: int = 0, present=PRESENT, **switches) -> Sample:
+    """A sample about all of PRESENT and ABSENT; the mask of class k of the answer is full of k + 1."""
+    format = SequenceFormat.named("paper", random_classes_list=False, **switches)
+    rng = np.random.default_rng(seed)
+    query, answered = complex_conversation(
+        present, ABSENT, rng, format, class_list=sorted([*PRESENT, *ABSENT])
     )
-    assert LengthLimit(processor, longest)(stream[0]) is None
-    reason = f"{longest} text tokens, more than --model_max_length {longest - 1}"
-    assert LengthLimit(processor, longest - 1)(stream[0]) == reason
+    masks = np.ones((len(answered), 4, 4), dtype=np.uint8) * (1 + np.arange(len(answered)))[:, None, None]
+    image = np.zeros((4, 4, 3), dtype=np.uint8)
+    return Sample(image=image, conversations=(query,), masks=masks.astype(np.uint8), source="a.jpg")
+
+
+def text_of(conversation: Conversation) -> tuple[str, str]:
+    question, answer = conversation.turns
+    return str(question), str(answer)
+
+
+def num_tokens(processor: LasagnaProcessor, conversation: Conversation) -> int:
+    return len(processor.encode(conversation).input_ids) - processor.num_image_tokens
+
+
+def test_a_sample_that_fits_stays_as_it_is_and_is_encoded_once(processor):
+    sample = complex_sample()
+    fitted = LengthLimit(processor, num_tokens(processor, sample.conversations[0]))(sample)
+    assert fitted.conversations == sample.conversations
+    assert (fitted.classes_left_out, fitted.conversations_left_out) == (0, 0)
+    assert fitted.encoded == (processor.encode(sample.conversations[0]),)
+
+
+@pytest.mark.parametrize("switches", [{}, {"order_following": False}, {"sequence_augmentation": False}])
+def test_a_long_query_asks_for_as_many_absent_classes_as_fit_and_all_present_ones(processor, switches):
+    sample = complex_sample(**switches)
+    query = sample.conversations[0]
+    lengths = [num_tokens(processor, query.with_spare(number)) for number in range(len(ABSENT) + 1)]
+    assert lengths == sorted(lengths)
+    for limit in range(lengths[0], lengths[-1]):
+        fitted = LengthLimit(processor, limit)(sample)
+        most = max(number for number, length in enumerate(lengths) if length <= limit)
+        assert fitted.conversations == (query.with_spare(most),)
+        assert fitted.classes_left_out == len(ABSENT) - most
+        assert np.array_equal(fitted.masks, sample.masks)
+        question, answer = text_of(fitted.conversations[0])
+        asked = question.removeprefix("Can you segment the ").removesuffix(" in this image?").split(", ")
+        assert asked == [name for name in sorted([*PRESENT, *ABSENT]) if name in asked], "order is kept"
+        assert set(PRESENT) <= set(asked)
+        assert answer.count("[SEG]") == len(PRESENT)
+        assert answer.count("[NEG]") == (0 if "sequence_augmentation" in switches else most)
+
+
+def test_which_absent_classes_stay_is_random_by_seed_and_nothing_else(processor):
+    limit = num_tokens(processor, complex_sample().conversations[0].with_spare(2))
+
+    def kept(seed: int) -> str:
+        return text_of(LengthLimit(processor, limit)(complex_sample(seed)).conversations[0])[0]
+
+    assert kept(3) == kept(3)
+    assert len({kept(seed) for seed in range(12)}) > 6
+
+
+def test_a_query_for_nothing_that_is_there_keeps_one_class(processor):
+    sample = complex_sample(present=[])
+    shortest = num_tokens(processor, sample.conversations[0].with_spare(1))
+    fitted = LengthLimit(processor, shortest)(sample)
+    assert text_of(fitted.conversations[0])[1].count("[NEG]") == 1
+    assert fitted.classes_left_out == len(ABSENT) - 1
+    with pytest.raises(
+        UnusableItemError, match=f"a.jpg: {shortest} text tokens, more than --model_max_length"
+    ):
+        LengthLimit(processor, shortest - 1)(sample)
+
+
+def test_a_conversation_that_does_not_fit_goes_with_its_masks(processor):
+    short = [Conversation.of("Where is the dog?", ("It is ", Special("[SEG]"), ".")) for _ in "ab"]
+    long = Conversation.of(
+        "Where is the cat, " * 9, ("They are ", Special("[SEG]"), " and ", Special("[SEG]"))
+    )
+    masks = np.arange(1, 5, dtype=np.uint8)[:, None, None] * np.ones((4, 2, 2), dtype=np.uint8)
+    sample = Sample(
+        image=np.zeros((2, 2, 3), dtype=np.uint8),
+        conversations=(short[0], long, short[1]),
+        masks=masks,
+        source="a.jpg",
+    )
+    fitted = LengthLimit(processor, num_tokens(processor, long) - 1)(sample)
+    assert fitted.conversations == tuple(short)
+    assert fitted.masks[:, 0, 0].tolist() == [1, 4]
+    assert (fitted.classes_left_out, fitted.conversations_left_out) == (0, 1)
+    batch = Collate(processor)([fitted, complex_sample()])
+    assert (batch.num_shortened, batch.conversations_left_out, batch.classes_left_out) == (1, 1, 0)
+
+
+def test_no_sequence_of_a_run_is_longer_than_the_limit(stream, processor):
+    """Sample i stays a function of seed and index."""
+    limit = 75
+    shortened = Mixture(
+        stream.sources, stream.rates, recipe=stream.recipe, seed=0, fit=LengthLimit(processor, limit)
+    )
+    samples = [shortened[index] for index in range(40)]
+    batch = Collate(processor)(samples)
+    lengths = batch.inputs["attention_mask"].sum(1) - processor.num_image_tokens
+    assert lengths.max() <= limit
+    assert batch.num_shortened > 0
+    assert [sample.conversations for sample in samples[::-1]] == [
+        shortened[index].conversations for index in reversed(range(40))
+    ]
 
 
 def test_moving_a_batch_moves_every_tensor_in_it(stream, processor):
@@ -116,8 +217,9 @@ def test_moving_a_batch_moves_every_tensor_in_it(stream, processor):
     assert batch.inputs["original_sizes"][0] in ((HEIGHT, WIDTH), (30, 20))
 
 
-def test_fast_resize_changes_sams_picture_by_two_grey_levels_at_most(stream, processor):
-    samples = [stream[0], stream[1]]
-    exact = Collate(processor)(samples).inputs["sam_images"].int()
-    fast = Collate(processor, fast_resize=True)(samples).inputs["sam_images"].int()
+@pytest.mark.parametrize("pictures", ["sam_images", "clip_images"])
+def test_fast_resize_changes_pictures_by_two_grey_levels_at_most(stream, processor, pictures):
+    samples = [stream[index] for index in range(8)]
+    exact = Collate(processor)(samples).inputs[pictures].int()
+    fast = Collate(processor, fast_resize=True)(samples).inputs[pictures].int()
     assert (exact - fast).abs().max() <= 2

@@ -41,6 +41,26 @@ def test_run_length_codes_round_trip():
         assert np.array_equal(decode_segmentation(code, HEIGHT, WIDTH), BLOB)
 
 
+def test_a_compressed_code_that_was_cut_off_is_refused_at_every_length():
+    """pycocotools would decode it to memory that nobody has set."""
+    counts = compressed_rle(BLOB)["counts"]
+    for length in range(len(counts)):
+        with pytest.raises(ValueError, match="run"):
+            decode_segmentation({"size": [HEIGHT, WIDTH], "counts": counts[:length]}, HEIGHT, WIDTH)
+    with pytest.raises(ValueError, match="other characters"):
+        decode_segmentation({"size": [HEIGHT, WIDTH], "counts": "\u00e9" + counts}, HEIGHT, WIDTH)
+    with pytest.raises(ValueError, match="too long"):
+        decode_segmentation({"size": [HEIGHT, WIDTH], "counts": "P" * 30 + "0"}, HEIGHT, WIDTH)
+
+
+def test_compressed_codes_of_any_shape_are_accepted():
+    rng = np.random.default_rng(1)
+    for _ in range(100):
+        height, width = (int(size) for size in rng.integers(1, 50, 2))
+        mask = rng.random((height, width)) < rng.choice([0, 0.02, 0.5, 0.98, 1])
+        assert np.array_equal(decode_segmentation(compressed_rle(mask), height, width), mask)
+
+
 def test_a_list_of_run_length_codes_is_their_union_and_overlaps_count_once():
     codes = [compressed_rle(BLOB), uncompressed_rle(BLOB), compressed_rle(~BLOB)]
     assert np.array_equal(decode_segmentation(codes[:2], HEIGHT, WIDTH), BLOB)
@@ -66,6 +86,10 @@ def test_nothing_and_degenerate_polygons_cover_nothing():
         ([{"counts": [1]}], "'counts' and 'size'"),
         ({"size": [2, 2], "counts": [4]}, r"size \(2, 2\), image of \(24, 32\)"),
         ({"size": [HEIGHT, WIDTH], "counts": [4]}, "add up to 4"),
+        ({"size": 24, "counts": [4]}, r"size 24, image of \(24, 32\)"),
+        ({"size": [HEIGHT, WIDTH], "counts": [-1, 769]}, "whole numbers from 0 on"),
+        ({"size": [HEIGHT, WIDTH], "counts": ["768"]}, "whole numbers from 0 on"),
+        ({"size": [HEIGHT, WIDTH], "counts": 768}, "'counts' is a string or a list"),
     ],
 )
 def test_malformed_segmentations_are_refused(segmentation, message):

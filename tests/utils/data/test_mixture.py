@@ -1,5 +1,5 @@
 import collections
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from tests.utils.data.layouts import (
     write_refer,
 )
 from utils.data.mixture import BatchIndices, Mixture, build_train_mixture
+from utils.data.types import UnusableItemError
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,11 @@ class Config:
     sem_seg_data: str = "cocostuff||ade20k"
     sem_seg_rates: str = "3,2"
     refer_seg_data: str = "refcoco"
+    refer_seg_rates: str = ""
     vqa_data: str = "llava_instruct_150k"
+    vqa_rates: str = ""
     reason_seg_data: str = "ReasonSeg|train"
+    reason_seg_rates: str = ""
     num_all_classes: int = 10
     num_expressions: int = 5
     num_questions: int = 3
@@ -88,14 +92,18 @@ def test_draws_follow_the_rates(root):
     assert "ade20k|train: 21.1% of the draws, 8 items" in stream.describe()
 
 
-@pytest.mark.parametrize("num_workers", [0, 1, 2])
-def test_workers_do_not_change_the_samples(root, num_workers):
-    stream = mixture(root)
-    indices = BatchIndices(batch_size=3, num_batches=4)
-    loader = DataLoader(stream, batch_sampler=indices, collate_fn=list, num_workers=num_workers)
-    drawn = [sample for batch in loader for sample in batch]
-    assert all(same(sample, stream[index]) for index, sample in enumerate(drawn))
-    assert len(drawn) == 12
+@pytest.mark.parametrize(("num_workers", "world_size"), [(0, 1), (1, 1), (1, 2), (2, 2), (4, 1), (1, 4)])
+def test_sample_i_is_the_same_with_any_number_of_workers_and_ranks(root, num_workers, world_size):
+    stream, drawn = mixture(root), {}
+    for rank in range(world_size):
+        indices = BatchIndices(batch_size=2, num_batches=8 // world_size, rank=rank, world_size=world_size)
+        # A stream of its own for each process, as on machines that share nothing but the seed.
+        loader = DataLoader(mixture(root), batch_sampler=indices, collate_fn=list, num_workers=num_workers)
+        for batch, numbers in zip(loader, indices, strict=True):
+            assert not drawn.keys() & set(numbers), "two ranks draw the same sample"
+            drawn |= dict(zip(numbers, batch, strict=True))
+    assert sorted(drawn) == list(range(16))
+    assert all(same(sample, stream[index]) for index, sample in drawn.items())
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
@@ -139,14 +147,17 @@ def test_a_data_set_without_any_usable_item_stops_the_run(root):
         stream[0]
 
 
-def test_samples_that_are_rejected_are_replaced(root):
-    def reject(sample):
-        return "not this one" if "ADE_training_00000001" in sample.source else None
+def test_samples_that_cannot_be_made_to_fit_are_replaced(root):
+    def fit(sample):
+        if "ADE_training_00000001" in sample.source:
+            raise UnusableItemError(sample.source, "not this one")
+        return replace(sample, classes_left_out=1)
 
-    stream = build_train_mixture(Config(str(root)), SequenceFormat.named("paper"), reject)
+    stream = build_train_mixture(Config(str(root)), SequenceFormat.named("paper"), fit)
     drawn = [stream[index] for index in range(60)]
     assert not any("ADE_training_00000001" in sample.source for sample in drawn)
     assert any("not this one" in reason for sample in drawn for reason in sample.skipped)
+    assert all(sample.classes_left_out == 1 for sample in drawn)
 
 
 def test_a_missing_data_set_is_an_error_before_the_first_draw(root):

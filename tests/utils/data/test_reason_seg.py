@@ -3,8 +3,8 @@ import pytest
 
 from model.tokens import SEG
 from tests.utils.data.layouts import HEIGHT, WIDTH, drawn, picture, save, save_json, write_reason_seg
-from utils.data.reason_seg import ReasonSeg, draw_shapes
-from utils.data.types import IGNORE, Recipe, UnusableItemError
+from utils.data.reason_seg import IGNORED, ReasonSeg, draw_shapes
+from utils.data.types import Recipe, UnusableItemError
 
 BIG = [[2, 2], [28, 2], [28, 20], [2, 20]]
 SMALL = [[8, 6], [16, 6], [16, 12], [8, 12]]
@@ -41,7 +41,7 @@ def test_evaluation_asks_the_first_question_and_leaves_ignored_pixels_out(tmp_pa
 def test_small_polygons_lie_on_top_whatever_their_order(order):
     shapes = [shape("target", BIG), shape("ignore", SMALL), shape("target", TINY)]
     label = draw_shapes([shapes[k] for k in order], HEIGHT, WIDTH)
-    expected = np.where(drawn(SMALL) > drawn(TINY), IGNORE, drawn(BIG))
+    expected = np.where(drawn(SMALL) > drawn(TINY), IGNORED, drawn(BIG))
     assert np.array_equal(label, expected)
 
 

@@ -13,8 +13,11 @@ class Flags:
     sem_seg_data: str = "cocostuff||ade20k||cityscapes"
     sem_seg_rates: str = "6,3,1"
     refer_seg_data: str = "refclef||refcoco||refcoco+||refcocog"
+    refer_seg_rates: str = ""
     vqa_data: str = "llava_instruct_150k"
+    vqa_rates: str = ""
     reason_seg_data: str = "ReasonSeg|train"
+    reason_seg_rates: str = ""
 
 
 def shares(**flags):
@@ -43,6 +46,19 @@ def test_rates_that_are_not_stated_are_the_recipes():
         "ade20k": 10 / 11 / 3,
         "cocostuff": 10 / 11 * 2 / 3,
     }
+
+
+def test_every_source_takes_rates_for_its_data_sets():
+    flags = {"dataset": "refer_seg||reason_seg", "sample_rates": "3,1", "refer_seg_data": "refcoco||grefcoco"}
+    assert shares(**flags, refer_seg_rates="1,2") == {
+        "refcoco": 3 / 4 / 3,
+        "grefcoco": 3 / 4 * 2 / 3,
+        "ReasonSeg|train": 1 / 4,
+    }
+    both = {"reason_seg_data": "ReasonSeg|train||ReasonSeg|val", "reason_seg_rates": "9,1"}
+    assert shares(**flags, **both)["ReasonSeg|val"] == 1 / 40
+    with pytest.raises(ValueError, match=r"--vqa_rates has 2 rates \(1,2\) for the 1 of --vqa_data"):
+        shares(vqa_rates="1,2")
 
 
 def test_sources_that_are_not_drawn_from_are_not_read():

@@ -16,6 +16,7 @@ from tests.utils.data.layouts import (
 from utils.data.ade20k import Ade20k
 from utils.data.cityscapes import Cityscapes
 from utils.data.cocostuff import CocoStuff
+from utils.data.semantic import values_in
 from utils.data.types import IGNORE, Recipe, UnusableItemError
 
 NOISE = np.random.default_rng(0).integers(0, 151, (HEIGHT, WIDTH), dtype=np.uint8)
@@ -178,3 +179,12 @@ def test_masks_line_up_with_a_rotated_picture(tmp_path, recipe):
 def test_unknown_splits_are_refused(tmp_path):
     with pytest.raises(ValueError, match="ade20k has no split 'test'; known: train, val"):
         Ade20k(tmp_path, "test")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("below", [None, 1, 150, 256, 5000])
+def test_values_in_a_label_are_those_that_sorting_finds(dtype, below):
+    labels = np.random.default_rng(0).integers(0, np.iinfo(dtype).max + 1, (7, 9)).astype(dtype)
+    labels[0] = (0, 1, 149, 150, 151, 255, np.iinfo(dtype).max, np.iinfo(dtype).max - 1, 0)
+    expected = [value for value in np.unique(labels).tolist() if below is None or value < below]
+    assert values_in(labels, below) == expected

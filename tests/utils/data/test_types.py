@@ -38,7 +38,9 @@ def test_shapes_are_checked_where_a_sample_is_made(image, mask_stack, message):
 
 def test_evaluation_samples_are_checked_too():
     with pytest.raises(ValueError, match="label"):
-        SemanticSample(image=picture(0), label=masks(1)[0][:3], classes=("a",), source="a.jpg")
+        SemanticSample(image=picture(0), label=np.zeros((3, 3), np.uint16), classes=("a",), source="a.jpg")
+    with pytest.raises(ValueError, match=r"label must be \(24, 32\) uint16, got \(24, 32\) uint8"):
+        SemanticSample(image=picture(0), label=masks(1)[0], classes=("a",), source="a.jpg")
     with pytest.raises(ValueError, match="2 expressions, 1 masks, 1 no-target"):
         ReferringSample(
             image=picture(0), expressions=("a", "b"), masks=masks(1), no_target=(False,), source="a.jpg"

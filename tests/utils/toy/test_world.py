@@ -192,7 +192,7 @@ def test_a_world_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
     def fail(root, source):
         raise OSError("disk full")
 
-    monkeypatch.setattr("utils.toy.world.WRITERS", (fail,))
+    monkeypatch.setattr("utils.toy.world.WRITERS", {"ade20k": fail})
     assert main(["--out", str(tmp_path / "world"), "--num_images", "1"]) == 2
     assert list(tmp_path.iterdir()) == []
 

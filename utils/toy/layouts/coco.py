@@ -14,7 +14,7 @@ DESCRIBED = 0.4  # share of the training pictures that also get a description
 DESCRIBE = ("describe the picture.", "what do you see in this image?", "give a description of the scene.")
 
 
-def write_coco(root: Path, source: SceneSource) -> None:
+def write_coco(root: Path, source: SceneSource, label_folder: str = "cocostuff") -> None:
     """coco/SPLIT/%012d.jpg, cocostuff/SPLIT/%012d.png (SPLIT: train2017, val2017) and llava_dataset/*.json.
 
     The held-out dialogues have short answers only, so that exact match means something.
@@ -22,14 +22,19 @@ def write_coco(root: Path, source: SceneSource) -> None:
     values = label_values("cocostuff")
     for split, file_name in DIALOGUES.items():
         images = folder(root / "coco" / f"{split}2017")
-        labels = folder(root / "cocostuff" / f"{split}2017")
+        labels = folder(root / label_folder / f"{split}2017")
         dialogues = []
         for drawn in source.scenes("coco", split):
-            stem = f"{FIRST_IMAGE_ID[split] + drawn.number:012d}"
+            stem = image_stem(split, drawn.number)
             write_jpg(images / f"{stem}.jpg", drawn.scene.image)
             write_png(labels / f"{stem}.png", values[drawn.scene.label])
             dialogues += dialogues_about(drawn, stem, described=split == "train")
         write_json(root / "llava_dataset" / file_name, dialogues)
+
+
+def image_stem(split: str, number: int) -> str:
+    """The name of a picture in coco/SPLIT2017, without its suffix."""
+    return f"{FIRST_IMAGE_ID[split] + number:012d}"
 
 
 def dialogues_about(drawn: Drawn, stem: str, *, described: bool) -> list[dict[str, Any]]:

@@ -13,8 +13,15 @@ from PIL import Image
 from utils.toy.scene import Scene, draw_scene
 
 # Splits live in seeds of their own, layouts in index ranges of their own: no scene is drawn twice.
-SEED_OF_SPLIT = {"train": 0, "val": 1_000_000, "testA": 2_000_000, "testB": 3_000_000}
-LAYOUTS = ("ade20k", "coco", "cityscapes", "refer", "reason")
+SEED_OF_SPLIT = {
+    "train": 0, "val": 1_000_000, "testA": 2_000_000, "testB": 3_000_000, "testC": 4_000_000, "test": 5_000_000,
+}  # fmt: skip
+# The place in this list decides which scenes a layout has: append only.
+LAYOUTS = (
+    "ade20k", "coco", "cityscapes", "refer", "reason", "mapillary", "openimage", "pascal_part", "pascal_context",
+    "pascal_voc", "refclef", "refcoco+", "refcocog",
+    "own",
+)  # fmt: skip
 INDICES_PER_LAYOUT = 1_000_000
 MAX_TRIES = 400  # for each scene wanted, before giving up on finding one that fits
 
@@ -48,7 +55,7 @@ class SceneSource:
     num_val: int
 
     def scenes(self, layout: str, split: str, fits: Callable[[Scene], bool] | None = None) -> Iterator[Drawn]:
-        """The first scenes of a layout's split, or the first that fit. testA and testB are as long as val."""
+        """The first scenes of a layout's split, or the first that fit. The tests are as long as val."""
         wanted = self.num_train if split == "train" else self.num_val
         number = 0
         for k in count():
@@ -71,6 +78,13 @@ def write_jpg(path: Path, image: np.ndarray) -> None:
 def write_png(path: Path, pixels: np.ndarray) -> None:
     """Write (height, width) or (height, width, 3) uint8 as PNG; lightly compressed, as many are written."""
     Image.fromarray(pixels).save(path, compress_level=1)
+
+
+def write_palette_png(path: Path, values: np.ndarray) -> None:
+    """Write (height, width) uint8 as PNG whose values are indices into a palette."""
+    picture = Image.fromarray(values)
+    picture.putpalette(np.random.default_rng(0).integers(0, 256, 768, dtype=np.uint8).tobytes())
+    picture.save(path, compress_level=1)
 
 
 def write_json(path: Path, content: Any) -> None:

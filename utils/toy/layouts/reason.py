@@ -1,5 +1,6 @@
 """ReasonSeg: implicit questions about a picture, and labelme polygons of what they mean."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +31,19 @@ def choose(drawn: Drawn) -> list[Reasoning]:
 
 def write_reason(root: Path, source: SceneSource) -> None:
     """reason_seg/ReasonSeg/{train,val}/*.{jpg,json} and explanatory/train.json."""
-    explanatory = []
-    for split in ("train", "val"):
+    explanations = write_splits(root, source, ("train", "val"))
+    write_json(root / "reason_seg" / "ReasonSeg" / "explanatory" / "train.json", explanations)
+
+
+def write_reason_test(root: Path, source: SceneSource) -> None:
+    """reason_seg/ReasonSeg/test/*.{jpg,json}."""
+    write_splits(root, source, ("test",))
+
+
+def write_splits(root: Path, source: SceneSource, splits: Sequence[str]) -> list[dict[str, str]]:
+    """Pictures and annotations of some splits; returns the explanations of some of the training pictures."""
+    explanations = []
+    for split in splits:
         target = folder(root / "reason_seg" / "ReasonSeg" / split)
         for drawn in source.scenes("reason", split):
             asked = choose(drawn)
@@ -47,5 +59,5 @@ def write_reason(root: Path, source: SceneSource) -> None:
             )
             if split == "train" and drawn.rng.random() < EXPLAINED:
                 query, outputs = asked[0].question, asked[0].explanation
-                explanatory.append({"image": name, "query": query, "outputs": outputs})
-    write_json(root / "reason_seg" / "ReasonSeg" / "explanatory" / "train.json", explanatory)
+                explanations.append({"image": name, "query": query, "outputs": outputs})
+    return explanations

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from utils.toy.language import absent_expressions, expressions, pair_expressions
 from utils.toy.layouts.common import Drawn, SceneSource, folder, write_jpg, write_json
 from utils.toy.layouts.polygons import coco_segmentation
@@ -27,20 +29,27 @@ def category_ids() -> dict[str, int]:
     return {name: value + 1 if value != 255 else next(own) for name, value in coco.items()}
 
 
-class _Book:
-    """The growing lists of one world's images, annotations, references and sentences, with their ids."""
+class Book:
+    """The growing lists of images, annotations, references and sentences, with their ids.
 
-    def __init__(self) -> None:
+    Each file of references has a list of its own in `refs`; they share the images and annotations.
+    """
+
+    def __init__(
+        self, names: Sequence[str], picture: str = "COCO_train2014_{:012d}.jpg", first_image: int = 1
+    ) -> None:
         self.categories = category_ids()
+        self.picture = picture  # file name, from the image id
+        self.first_image = first_image
         self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
-        self.refs: dict[str, list[dict[str, Any]]] = {"refcoco": [], "grefcoco": []}
+        self.refs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
         self.num_sentences = 0
 
     def add_image(self, scene: Scene) -> dict[str, Any]:
-        image_id = len(self.images) + 1
+        image_id = self.first_image + len(self.images)
         height, width = scene.label.shape
-        file_name = f"COCO_train2014_{image_id:012d}.jpg"
+        file_name = self.picture.format(image_id, folder=image_id // 1000)
         self.images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
         return self.images[-1]
 
@@ -49,10 +58,13 @@ class _Book:
         left, top, right, bottom = thing.box
         self.annotations.append({
             "id": ann_id, "image_id": image["id"], "category_id": self.categories[thing.name],
-            "segmentation": coco_segmentation(thing.mask, FORMS[ann_id % len(FORMS)]),
+            "segmentation": self.segmentation(thing.mask, ann_id),
             "bbox": [left, top, right - left, bottom - top], "area": int(thing.mask.sum()), "iscrowd": 0,
         })  # fmt: skip
         return ann_id
+
+    def segmentation(self, mask: np.ndarray, ann_id: int) -> Any:
+        return coco_segmentation(mask, FORMS[ann_id % len(FORMS)])
 
     def add_ref(
         self,
@@ -74,13 +86,21 @@ class _Book:
             ],
         })  # fmt: skip
 
+    def instances(self) -> dict[str, Any]:
+        """What instances.json holds."""
+        categories = [{"id": number, "name": name} for name, number in self.categories.items()]
+        return {
+            "info": {"description": "toy world"}, "licenses": [],
+            "images": self.images, "annotations": self.annotations, "categories": categories,
+        }  # fmt: skip
+
 
 def is_in_scope(split: str, thing: Thing) -> bool:
     """testA is about people, testB about all else, as in the real data."""
     return split not in ("testA", "testB") or (thing.name == "person") == (split == "testA")
 
 
-def _add_scene(book: _Book, split: str, image: dict[str, Any], drawn: Drawn) -> None:
+def _add_scene(book: Book, split: str, image: dict[str, Any], drawn: Drawn) -> None:
     scene, rng = drawn.scene, drawn.rng
     ann_ids = {id(thing): book.add_annotation(image, thing) for thing in scene.things}
     for thing in scene.things:
@@ -102,7 +122,7 @@ def _add_scene(book: _Book, split: str, image: dict[str, Any], drawn: Drawn) -> 
 def write_refer(root: Path, source: SceneSource) -> None:
     """refer_seg/{refcoco,grefcoco} with references and instances.json, and their shared pictures."""
     pictures = folder(root / "refer_seg" / "images" / "mscoco" / "images" / "train2014")
-    book = _Book()
+    book = Book(("refcoco", "grefcoco"))
     for split in SPLITS:
 
         def fits(scene: Scene, split: str = split) -> bool:
@@ -112,13 +132,13 @@ def write_refer(root: Path, source: SceneSource) -> None:
             image = book.add_image(drawn.scene)
             write_jpg(pictures / image["file_name"], drawn.scene.image)
             _add_scene(book, split, image, drawn)
-    instances = {
-        "info": {"description": "toy world"}, "licenses": [],
-        "images": book.images, "annotations": book.annotations,
-        "categories": [{"id": number, "name": name} for name, number in book.categories.items()],
-    }  # fmt: skip
     for name in book.refs:
-        write_json(root / "refer_seg" / name / "instances.json", instances)
-    with (root / "refer_seg" / "refcoco" / "refs(unc).p").open("wb") as file:
-        pickle.dump(book.refs["refcoco"], file, protocol=2)
+        write_json(root / "refer_seg" / name / "instances.json", book.instances())
+    write_refs(root / "refer_seg" / "refcoco" / "refs(unc).p", book.refs["refcoco"])
     write_json(root / "refer_seg" / "grefcoco" / "grefs(unc).json", book.refs["grefcoco"])
+
+
+def write_refs(path: Path, refs: list[dict[str, Any]]) -> None:
+    """A pickle as the REFER toolkit has it."""
+    with path.open("wb") as file:
+        pickle.dump(refs, file, protocol=2)

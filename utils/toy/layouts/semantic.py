@@ -1,4 +1,4 @@
-"""ADE20K and Cityscapes: pictures with a label picture each; and the toy classes in all three label lists."""
+"""ADE20K and Cityscapes: pictures with a label picture each; and the toy classes in all label lists."""
 
 from pathlib import Path
 
@@ -20,13 +20,24 @@ RENAMED: dict[str, dict[str, str | None]] = {
         "mountain": None, "sea": None, "sand": None, "boat": None, "airplane": None, "ball": None,
         "flag": None, "bench": None, "tent": None,
     },
+    "pascal_context_59": {
+        "sea": "water", "house": "building", "airplane": "aeroplane",
+        "sand": None, "ball": None, "flag": None, "streetlight": None, "tent": None,
+    },
+    "pascal_context_459": {"sea": "water", "house": "building", "airplane": "aeroplane", "streetlight": "light"},
+    "pascal_voc": {
+        **dict.fromkeys(CLASSES), "person": "person", "car": "car", "bus": "bus", "boat": "boat",
+        "airplane": "aeroplane",
+    },
 }  # fmt: skip
-UNLABELLED = {"ade20k": 0, "cocostuff": 255, "cityscapes": 0}
+UNLABELLED = {
+    "ade20k": 0, "cocostuff": 255, "cityscapes": 0, "pascal_context_59": 0, "pascal_context_459": 0, "pascal_voc": 0,
+}  # fmt: skip
 TOWNS = {"train": "toytown", "val": "toyport"}
 
 
 def label_values(name: str) -> np.ndarray:
-    """(20,) uint8: the value that a data set's label files have for each of the toy CLASSES."""
+    """(20,) uint8 or uint16: the value that a data set's label files have for each of the toy CLASSES."""
     official, id_table = load_class_list(name).official, load_id_table(name)
     values = []
     for toy_name in CLASSES:
@@ -35,15 +46,15 @@ def label_values(name: str) -> np.ndarray:
             values.append(UNLABELLED[name])
         else:
             values.append(int(np.flatnonzero(id_table == official.index(class_name))[0]))
-    return np.asarray(values, dtype=np.uint8)
+    return np.asarray(values, dtype=np.min_scalar_type(max(values)))
 
 
-def write_ade20k(root: Path, source: SceneSource) -> None:
+def write_ade20k(root: Path, source: SceneSource, top: str = "ade20k") -> None:
     """ade20k/{images,annotations}/{training,validation}/ADE_{train,val}_%08d.{jpg,png}."""
     values = label_values("ade20k")
     for split, name in (("train", "training"), ("val", "validation")):
-        images = folder(root / "ade20k" / "images" / name)
-        annotations = folder(root / "ade20k" / "annotations" / name)
+        images = folder(root / top / "images" / name)
+        annotations = folder(root / top / "annotations" / name)
         for drawn in source.scenes("ade20k", split):
             stem = f"ADE_{split}_{drawn.number + 1:08d}"
             write_jpg(images / f"{stem}.jpg", drawn.scene.image)

@@ -1,0 +1,296 @@
+"""The real sizes on a CPU: merged, loaded again, one image answered; peak memory and seconds of each step.
+
+    python -m benchmarks.full_scale --folder /a/disk/with/40/GB     # LLaMA-7B, CLIP ViT-L/14, SAM ViT-H in bfloat16
+    python -m benchmarks.full_scale --scale tiny                    # the same steps in seconds
+
+Weights are random and made shard by shard in the layouts that people have: an original LLaVA, a CLIP folder, a SAM
+file, and what zero_to_fp32.py makes of a run's trained weights. Each step is a process of its own; its peak is what
+the kernel counted as resident, mapped files included. Prints Markdown and writes runs/benchmarks/full_scale.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor, nn
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+import merge_lora_weights_and_save_hf_model as merge_script
+from model.config import LasagnaConfig
+from model.interop.training import SETTINGS_FOLDER
+from model.lasagna import LasagnaForConditionalGeneration
+from model.loading import load_model
+from model.lora import add_lora, mark_trainable
+from model.sam import SamSettings, build_sam
+from model.stored import write_shards
+from model.tokens import load_tokenizer, save_tokenizer
+from utils.config import TrainConfig
+from utils.sizes import CLIP_LARGE, LLAMA, LLAMA_VOCABULARY, model_config
+
+ROOT = Path(__file__).parents[1]
+TOKENIZER = ROOT / "assets" / "toy" / "llava"
+STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+GOAL_GIGABYTES, GOAL_MERGE = 20.0, 1.3  # in all steps; of the merged model's bytes while merging
+SHARD_SIZE = 2_000_000_000
+LORA_RANK = 8
+CLASSES = ("person", "tree", "dog")
+PICTURE = (480, 640)  # height, width
+
+# What the three parts are made of: LLaMA, CLIP, SAM.
+SCALES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "full": ({**LLAMA["7b"], "vocab_size": LLAMA_VOCABULARY}, {**CLIP_LARGE, "image_size": 224}, {}),
+    "tiny": (
+        {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "vocab_size": 1700},
+        {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2,
+         "image_size": 28, "patch_size": 14},
+        {"image_size": 64, "encoder_dim": 16, "encoder_depth": 2, "encoder_num_heads": 2, "encoder_mlp_dim": 32,
+         "encoder_global_blocks": (1,), "encoder_window_size": 3, "prompt_embed_dim": 32, "decoder_mlp_dim": 32,
+         "iou_head_dim": 16},
+    ),
+}  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------- random checkpoints
+
+
+def random_weight(name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Small normal values; scales of norms are one and biases zero, so that states neither vanish nor explode."""
+    if len(shape) < 2:
+        return (torch.zeros if name.endswith("bias") else torch.ones)(tuple(shape), dtype=dtype)
+    return torch.empty(tuple(shape), dtype=dtype).normal_(std=0.02)
+
+
+def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
+    with torch.device("meta"):
+        return build()
+
+
+def write_folder(folder: Path, shapes: dict[str, Sequence[int]], dtype: torch.dtype) -> None:
+    """Random weights of these shapes, one shard in memory at a time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes = {name: int(np.prod(shape)) * dtype.itemsize for name, shape in shapes.items()}
+    write_shards(folder, sizes, lambda name: random_weight(name, shapes[name], dtype), shard_size=SHARD_SIZE)
+
+
+def make(folder: Path, scale: str) -> None:
+    """The three parts and the trained weights."""
+    torch.manual_seed(0)
+    llama, clip, sam = SCALES[scale]
+    write_clip(folder / "clip", CLIPVisionConfig(**clip))
+    write_llava(folder / "llava", LlamaConfig(**llama), clip["hidden_size"])
+    write_sam(folder / "sam.pth", SamSettings(**sam))
+    write_training(folder)
+
+
+def write_clip(folder: Path, config: CLIPVisionConfig) -> None:
+    tower = on_meta(lambda: CLIPVisionModel(config))
+    write_folder(folder, {name: value.shape for name, value in tower.state_dict().items()}, torch.bfloat16)
+    config.save_pretrained(folder)
+    side = config.image_size
+    CLIPImageProcessorPil(
+        size={"shortest_edge": side}, crop_size={"height": side, "width": side}
+    ).save_pretrained(folder)
+
+
+def write_llava(folder: Path, config: LlamaConfig, clip_dim: int) -> None:
+    """An original LLaVA v1 with the toy tokenizer, filled up to the whole vocabulary."""
+    llama = on_meta(lambda: LlamaForCausalLM(config))
+    shapes: dict[str, Sequence[int]] = {name: value.shape for name, value in llama.state_dict().items()}
+    shapes["model.mm_projector.weight"] = (config.hidden_size, clip_dim)
+    shapes["model.mm_projector.bias"] = (config.hidden_size,)
+    write_folder(folder, shapes, torch.bfloat16)
+    content = {
+        **{name: getattr(config, name) for name in SCALES["full"][0]},
+        "architectures": ["LlavaLlamaForCausalLM"],
+        "model_type": "llava",
+        "hidden_act": config.hidden_act,
+        "rms_norm_eps": config.rms_norm_eps,
+        "max_position_embeddings": config.max_position_embeddings,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "torch_dtype": "bfloat16",
+        "mm_vision_select_layer": -2,
+    }
+    (folder / "config.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
+    tokenizer = load_tokenizer(TOKENIZER)
+    tokenizer.add_tokens([f"filler{index}" for index in range(config.vocab_size - len(tokenizer))])
+    save_tokenizer(tokenizer, folder)
+
+
+def write_sam(path: Path, settings: SamSettings) -> None:
+    """A SAM file; its buffers are computed, not random."""
+    sam = on_meta(lambda: build_sam(settings))
+    weights = {
+        name: random_weight(name, value.shape, torch.bfloat16) for name, value in sam.state_dict().items()
+    }
+    torch.save(weights, path)
+
+
+def write_training(folder: Path) -> None:
+    """Trained weights in float32, as zero_to_fp32.py writes them, and the run's settings beside them."""
+    model = on_meta(lambda: LasagnaForConditionalGeneration(shape_of(folder)))
+    model.vlm = add_lora(model.vlm, LORA_RANK)
+    names = set(mark_trainable(model))
+    weights = {
+        name: random_weight(name, value.shape, torch.float32)
+        for name, value in model.state_dict().items()
+        if name in names
+    }
+    torch.save(weights, folder / "pytorch_model.bin")
+    settings = folder / SETTINGS_FOLDER
+    settings.mkdir()
+    run = {
+        "version": str(folder / "llava"),
+        "vision_tower": str(folder / "clip"),
+        "vision_pretrained": str(folder / "sam.pth"),
+        "lora_r": LORA_RANK,
+        "lora_alpha": 16.0,
+    }
+    (settings / "run.yaml").write_text(yaml.safe_dump(run), encoding="utf-8")
+
+
+def shape_of(folder: Path) -> LasagnaConfig:
+    """The configuration of the model that the parts make."""
+    config = TrainConfig(
+        version=str(folder / "llava"),
+        vision_tower=str(folder / "clip"),
+        vision_pretrained=str(folder / "sam.pth"),
+    )
+    return model_config(config)
+
+
+# ------------------------------------------------------------------------------------------- the steps
+
+
+def merge(folder: Path) -> None:
+    """What a person types."""
+    code = merge_script.main(
+        ["--weight", str(folder / "pytorch_model.bin"), "--save_path", str(folder / "merged")]
+    )
+    if code:
+        raise SystemExit(code)
+
+
+def reload_and_answer(folder: Path) -> list[dict[str, Any]]:
+    """The merged folder is loaded as a user loads it; then one complex query about one image."""
+    steps: list[dict[str, Any]] = []
+    model = measured(steps, "load", lambda: load_model(folder / "merged")[0])
+    image = np.random.default_rng(0).integers(0, 256, (*PICTURE, 3), dtype=np.uint8)
+    found = measured(steps, "answer", lambda: model.segment(image, CLASSES))
+    assert len(found.present) == len(CLASSES)
+    return steps
+
+
+def measured(steps: list[dict[str, Any]], name: str, run: Callable[[], Any]) -> Any:
+    """Runs a step and appends its seconds and the peak of this process's memory meanwhile."""
+    if CLEAR_REFS.is_file():
+        CLEAR_REFS.write_text("5")  # the peak starts again from what is resident now
+    start = time.monotonic()
+    result = run()
+    steps.append({"step": name, "seconds": time.monotonic() - start, "peak_gigabytes": peak()})
+    return result
+
+
+def peak() -> float:
+    """The most that was resident, mapped files included, in GB (10^9 bytes)."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text())
+    return int(found[1]) * 1024 / 1e9 if found else float("nan")
+
+
+def run_step(step: str, folder: Path, scale: str) -> list[dict[str, Any]]:
+    """One step in this process."""
+    steps: list[dict[str, Any]] = []
+    if step == "make":
+        measured(steps, "make the random weights", lambda: make(folder, scale))
+    elif step == "merge":
+        measured(steps, "merge", lambda: merge(folder))
+    else:
+        steps = reload_and_answer(folder)
+    return steps
+
+
+def run_apart(step: str, folder: Path, scale: str, num_threads: int) -> list[dict[str, Any]]:
+    """One step in a process of its own, whose peak is not that of an earlier one."""
+    command = [sys.executable, "-m", "benchmarks.full_scale", "--step", step, "--folder", str(folder),
+               "--scale", scale, "--num_threads", str(num_threads)]  # fmt: skip
+    output = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+# ---------------------------------------------------------------------------------------------- output
+
+
+def to_table(steps: Sequence[dict[str, Any]], merged_gigabytes: float) -> str:
+    """Markdown."""
+    lines = ["| step | seconds | peak memory, GB | goal |", "|---|---:|---:|---|"]
+    for step in steps:
+        goal = f"<= {GOAL_GIGABYTES:g}"
+        if step["step"] == "merge":
+            goal = f"<= {GOAL_MERGE * merged_gigabytes:.1f} ({GOAL_MERGE:g} x the model)"
+        goal = "" if step["step"].startswith("make") else goal
+        lines.append(f"| {step['step']} | {step['seconds']:.1f} | {step['peak_gigabytes']:.2f} | {goal} |")
+    return "\n".join((*lines, f"\nThe merged folder holds {merged_gigabytes:.2f} GB of weights."))
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.full_scale", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--scale", default="full", choices=list(SCALES))
+    parser.add_argument(
+        "--folder", type=Path, default=None, help="where the checkpoints go; else a temporary one"
+    )
+    parser.add_argument("--num_threads", type=int, default=0, help="CPU threads; 0: torch's choice")
+    parser.add_argument("--in_process", action="store_true", help="all steps in this process; peaks add up")
+    parser.add_argument("--step", default="", choices=["", "make", "merge", "use"], help="one step only")
+    parser.add_argument("--out", default="runs/benchmarks/full_scale.json", help="JSON file to write")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
+    if arguments.num_threads:
+        torch.set_num_threads(arguments.num_threads)
+    if arguments.step:
+        print(json.dumps(run_step(arguments.step, arguments.folder, arguments.scale)))
+        return 0
+    if arguments.folder is not None:
+        arguments.folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="full-scale-", dir=arguments.folder) as place:
+        folder, steps = Path(place).resolve(), []
+        for step in ("make", "merge", "use"):
+            if arguments.in_process:
+                steps += run_step(step, folder, arguments.scale)
+            else:
+                steps += run_apart(step, folder, arguments.scale, arguments.num_threads)
+        size = sum(file.stat().st_size for file in (folder / "merged").glob("*.safetensors")) / 1e9
+    print(to_table(steps, size))
+    out = Path(arguments.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    content = {"scale": arguments.scale, "merged_gigabytes": size, "steps": steps, "torch": torch.__version__}
+    out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,216 @@
+"""How fast samples come out of one process, ours against the plain recipe of benchmarks/reference.py.
+
+    python -m benchmarks.loader                       # prints a Markdown table, writes runs/benchmarks/loader.json
+    python -m benchmarks.loader --sizes 640x480,640x427 --num_batches 20 --rounds 9
+
+Pictures are made on the spot: shapes, shading and grain, as JPEG files of 640x480 pixels, with labels of 150 classes
+in ADE20K's layout and polygons in RefCOCO's. Ways take turns, and each number is a median over the rounds. Time is
+CPU time of this process with one thread, so that other programs on the machine hardly count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from transformers import CLIPImageProcessorPil
+
+from benchmarks.reference import PlainLoader, num_bytes, path_of
+from model.processor import LasagnaProcessor
+from model.sequence import SequenceFormat
+from model.tokens import add_special_tokens, load_tokenizer
+from utils.data.ade20k import Ade20k
+from utils.data.base import Dataset
+from utils.data.collate import Collate, LengthLimit
+from utils.data.mixture import Mixture
+from utils.data.refer import RefCoco
+from utils.data.types import Recipe
+
+TOKENIZER = Path(__file__).parents[1] / "assets" / "toy" / "llava"
+SAM_SIZE, CLIP_SIZE, CLIP_PATCH = 1024, 224, 14  # as in the 7B recipe
+NUM_CLASSES, NUM_REGIONS, NUM_OBJECTS = 150, 10, 5
+JPEG_QUALITY = 92
+# Samples a second against the plain way, and bytes of a batch: what we promise for pictures of 640x480.
+GOAL_SIZE, GOAL_EXACT, GOAL_FAST, GOAL_BYTES = "640x480", 1.7, 3.0, 0.25
+WAYS = ("plain", "ours", "ours, --fast_resize")
+
+
+def make_picture(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """A picture (height, width, 3) uint8 and its label (height, width) uint8: 0 unlabelled, 1..150."""
+    fields = rng.random((NUM_REGIONS, 5, 6)).astype(np.float32)
+    fields = np.stack([cv2.resize(field, (width, height), interpolation=cv2.INTER_CUBIC) for field in fields])
+    region = fields.argmax(axis=0)  # (height, width)
+    colours = rng.uniform(30, 220, (NUM_REGIONS, 3))
+    shading = 40 * (fields.max(axis=0) - 0.5)[..., None]
+    grain = cv2.GaussianBlur(rng.normal(0, 25, (height, width, 3)), (0, 0), 0.8)
+    values = rng.permutation(NUM_CLASSES)[:NUM_REGIONS] + 1
+    values[0] = 0
+    return (colours[region] + shading + grain).clip(0, 255).astype(np.uint8), values[region].astype(np.uint8)
+
+
+def make_polygon(rng: np.random.Generator, height: int, width: int, num_points: int = 40) -> list[float]:
+    """An outline with bumps, x and y in turn."""
+    angles = np.linspace(0, 2 * np.pi, num_points, endpoint=False)
+    radius = rng.uniform(0.1, 0.3) * height * (1 + 0.2 * rng.normal(size=num_points))
+    x = rng.uniform(0.2, 0.8) * width + radius * np.cos(angles)
+    y = rng.uniform(0.2, 0.8) * height + radius * np.sin(angles)
+    return np.stack([x.clip(0, width), y.clip(0, height)], axis=1).round(2).ravel().tolist()
+
+
+def write_data(root: Path, height: int, width: int, num_images: int) -> None:
+    """`num_images` pictures as ADE20K and, with expressions, as RefCOCO."""
+    rng = np.random.default_rng(0)
+    refs, images, annotations = [], [], []
+    for number in range(num_images):
+        pixels, label = make_picture(rng, height, width)
+        stem = f"ADE_train_{number:08d}"
+        picture = Image.fromarray(pixels)
+        picture.save(path_of(root, "ade20k/images/training", f"{stem}.jpg"), quality=JPEG_QUALITY)
+        Image.fromarray(label).save(path_of(root, "ade20k/annotations/training", f"{stem}.png"))
+        file_name = f"COCO_train2014_{number:012d}.jpg"
+        folder = "refer_seg/images/mscoco/images/train2014"
+        picture.save(path_of(root, folder, file_name), quality=JPEG_QUALITY)
+        images.append({"id": number, "file_name": file_name, "height": height, "width": width})
+        for k in range(NUM_OBJECTS):
+            ann_id = number * NUM_OBJECTS + k
+            polygon = make_polygon(rng, height, width)
+            annotations.append(
+                {"id": ann_id, "image_id": number, "category_id": 1, "segmentation": [polygon]}
+            )
+            sentences = [{"sent": f"the {side} thing number {k}"} for side in ("left", "upper")]
+            refs.append(
+                {
+                    "ref_id": ann_id,
+                    "ann_id": ann_id,
+                    "image_id": number,
+                    "split": "train",
+                    "sentences": sentences,
+                }
+            )
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]}
+    path_of(root, "refer_seg/refcoco", "instances.json").write_text(json.dumps(content), encoding="utf-8")
+    path_of(root, "refer_seg/refcoco", "refs(unc).p").write_bytes(pickle.dumps(refs))
+
+
+def build_processor() -> LasagnaProcessor:
+    """The 7B recipe's picture sizes, with the toy tokenizer."""
+    format = SequenceFormat.named("paper")
+    tokenizer = load_tokenizer(TOKENIZER)
+    add_special_tokens(tokenizer, format)
+    clip = CLIPImageProcessorPil(
+        size={"shortest_edge": CLIP_SIZE}, crop_size={"height": CLIP_SIZE, "width": CLIP_SIZE}
+    )
+    return LasagnaProcessor(
+        tokenizer=tokenizer,
+        clip=clip,
+        sam_image_size=SAM_SIZE,
+        num_image_tokens=(CLIP_SIZE // CLIP_PATCH) ** 2,
+        format=format,
+    )
+
+
+def ways_of(dataset: Dataset, processor: LasagnaProcessor) -> dict[str, Callable[[Sequence[int]], Any]]:
+    """What makes a batch of samples, by way; ours goes through the mixture and the collation of training."""
+    recipe = Recipe(format=processor.format)
+    mixture = Mixture([dataset], [1.0], recipe=recipe, seed=0, fit=LengthLimit(processor, 1024))
+    plain = PlainLoader(dataset, processor, recipe)
+
+    def ours(fast_resize: bool) -> Callable[[Sequence[int]], Any]:
+        collate = Collate(processor, fast_resize=fast_resize, pack_rows=True)
+        return lambda indices: collate([mixture[index] for index in indices]).inputs
+
+    return dict(zip(WAYS, (plain.batch, ours(False), ours(True)), strict=True))
+
+
+def measure(dataset: Dataset, processor: LasagnaProcessor, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Samples a CPU second and bytes a sample of each way, and the ratios to the plain one, round by round."""
+    ways = ways_of(dataset, processor)
+    batches = [
+        range(start, start + arguments.batch_size)
+        for start in range(0, arguments.num_batches * arguments.batch_size, arguments.batch_size)
+    ]
+    num_samples = len(batches) * arguments.batch_size
+    total_bytes = {way: sum(num_bytes(make(batch)) for batch in batches) for way, make in ways.items()}
+    rates: dict[str, list[float]] = {way: [] for way in ways}
+    for turn in range(arguments.rounds):
+        for way in WAYS[turn % len(WAYS) :] + WAYS[: turn % len(WAYS)]:
+            start = time.process_time()
+            for batch in batches:
+                ways[way](batch)
+            rates[way].append(num_samples / (time.process_time() - start))
+    plain = np.array(rates["plain"])
+    return {
+        way: {
+            "samples_per_second": float(np.median(rates[way])),
+            "times_plain": float(np.median(np.array(rates[way]) / plain)),
+            "megabytes_per_sample": total_bytes[way] / num_samples / 1e6,
+            "bytes_of_plain": total_bytes[way] / total_bytes["plain"],
+        }
+        for way in ways
+    }
+
+
+def to_table(results: Sequence[dict[str, Any]]) -> str:
+    """Markdown; goals stand where there are any."""
+    lines = [
+        "| pictures | data set | way | samples/s | times plain | goal | MB a sample | of plain | goal |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for result in results:
+        goals = dict(zip(WAYS, (None, GOAL_EXACT, GOAL_FAST), strict=True))
+        for way, numbers in result["ways"].items():
+            goal = goals[way] if result["size"] == GOAL_SIZE else None
+            lines.append(
+                f"| {result['size']} | {result['dataset']} | {way} | {numbers['samples_per_second']:.1f} | "
+                f"{numbers['times_plain']:.2f} | {f'>= {goal}' if goal else ''} | "
+                f"{numbers['megabytes_per_sample']:.2f} | {numbers['bytes_of_plain']:.2f} | "
+                f"{f'<= {GOAL_BYTES}' if goal else ''} |"
+            )
+    return "\n".join(lines)
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.loader", description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", default="640x480,320x240,640x427", help="WIDTHxHEIGHT of the pictures")
+    parser.add_argument("--num_images", type=int, default=24, help="pictures of each size")
+    parser.add_argument("--batch_size", type=int, default=2)
+    parser.add_argument("--num_batches", type=int, default=12, help="batches of one round")
+    parser.add_argument("--rounds", type=int, default=7, help="medians are taken over so many rounds")
+    parser.add_argument("--out", default="runs/benchmarks/loader.json", help="JSON file to write")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    processor = build_processor()
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        for size in arguments.sizes.split(","):
+            width, height = (int(side) for side in size.split("x"))
+            root = Path(folder) / size
+            write_data(root, height, width, arguments.num_images)
+            for kind in (Ade20k, RefCoco):
+                ways = measure(kind(root, "train"), processor, arguments)
+                results.append({"size": size, "dataset": kind.name, "ways": ways})
+    print(to_table(results))
+    out = path_of(Path(arguments.out).parent, Path(arguments.out).name)
+    settings = {**vars(arguments), "torch": torch.__version__, "pillow": Image.__version__}
+    out.write_text(json.dumps({"settings": settings, "results": results}, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,200 @@
+"""How fast masks become numbers, ours against the dense way of the released evaluation.
+
+    python -m benchmarks.metrics                      # prints a Markdown table, writes runs/benchmarks/metrics.json
+    python -m benchmarks.metrics --cases 640x480x150,2048x1024x150,640x480x459 --num_masks 10 --rounds 9
+
+One image: the mask logits that a model predicted, with their classes, and the label picture. The dense way puts the
+masks into an array (classes, height, width), takes its arg-max and counts pairs of classes in a histogram. Ours puts
+them into a label map by a running maximum and counts that. Ways take turns; time is the median of CPU time of this
+process with one thread, ratios are medians of the rounds. Memory is the peak that a process grows by while it counts
+one image, from the system's account of it (Linux only); inputs are there before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import multiprocessing
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from utils.data.types import IGNORE
+from utils.metrics import ConfusionMatrix, label_map
+
+# What we promise: so many times faster, with this share of the memory.
+GOAL_SPEED, GOAL_MEMORY = 50, 1 / 20
+GOAL_MASKS = 10  # for as many masks as a picture of ADE20K has classes; more of them take longer to read
+CASES = "640x480x150,2048x1024x150,640x480x459"
+IGNORED_SHARE = 0.05
+STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+M_MMAP_THRESHOLD = -3  # of mallopt
+
+
+class Scene(NamedTuple):
+    """What is counted."""
+
+    masks: Tensor  # (num_masks, height, width) float32 logits
+    class_ids: list[int]  # of the masks
+    truth: np.ndarray  # (height, width) uint16, IGNORE where nobody is judged
+    num_classes: int
+
+
+def make_scene(height: int, width: int, num_classes: int, num_masks: int, *, seed: int = 0) -> Scene:
+    """Smooth random masks that overlap, as a mask decoder gives them, and a truth that mostly agrees."""
+    generator = torch.Generator().manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    coarse = torch.randn(1, num_masks, max(height // 40, 2), max(width // 40, 2), generator=generator)
+    masks = F.interpolate(coarse * 4, size=(height, width), mode="bilinear")[0].contiguous()
+    class_ids = rng.choice(num_classes, size=num_masks, replace=False).tolist()
+    truth = np.array(class_ids)[masks.argmax(dim=0).numpy()].astype(np.uint16)
+    truth[rng.random(truth.shape) < IGNORED_SHARE] = IGNORE
+    return Scene(masks=masks, class_ids=class_ids, truth=truth, num_classes=num_classes)
+
+
+def dense(scene: Scene) -> np.ndarray:
+    """(num_classes, num_classes) pixels by true and predicted class, the plain way.
+
+    As there, a pixel that no mask claims is the first class's.
+    """
+    planes = torch.zeros(scene.num_classes, *scene.masks.shape[1:])
+    for logits, class_id in zip(scene.masks, scene.class_ids, strict=True):
+        planes[class_id] = logits.clamp(min=0)
+    predicted = planes.max(dim=0)[1].numpy()
+    judged = scene.truth != IGNORE
+    pairs = scene.truth[judged].astype(np.int64) * scene.num_classes + predicted[judged]
+    counts = np.bincount(pairs, minlength=scene.num_classes**2)
+    return counts.reshape(scene.num_classes, scene.num_classes)
+
+
+def ours(scene: Scene) -> np.ndarray:
+    """(num_classes + 1, num_classes + 1) pixels, the last row and column for what no class and no mask claims."""
+    matrix = ConfusionMatrix(scene.num_classes)
+    matrix.add(scene.truth, label_map(scene.masks, scene.class_ids))
+    return matrix.counts
+
+
+WAYS: dict[str, Callable[[Scene], np.ndarray]] = {"dense": dense, "ours": ours}
+
+
+def measure(scene: Scene, rounds: int) -> dict[str, dict[str, float | None]]:
+    """Milliseconds and peak megabytes of each way, and how they compare to the dense one."""
+    peaks = {way: peak_bytes(count, scene) for way, count in WAYS.items()}
+    times: dict[str, list[float]] = {way: [] for way in WAYS}
+    names = list(WAYS)
+    for turn in range(rounds + 1):
+        for way in names[turn % 2 :] + names[: turn % 2]:
+            start = time.process_time()
+            WAYS[way](scene)
+            if turn:  # the first round warms up
+                times[way].append(time.process_time() - start)
+    slow = np.array(times["dense"])
+    results = {}
+    for way in names:
+        peak, most = peaks[way], peaks["dense"]
+        results[way] = {
+            "milliseconds": float(np.median(times[way]) * 1e3),
+            "times_faster": float(np.median(slow / np.array(times[way]))),
+            "megabytes": None if peak is None else peak / 1e6,
+            "share_of_memory": None if peak is None or not most else peak / most,
+        }
+    return results
+
+
+def peak_bytes(count: Callable[[Scene], np.ndarray], scene: Scene) -> int | None:
+    """Bytes that a process of its own grows by at most while it counts; None where the system does not say."""
+    if not STATUS.exists():
+        return None
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_report_peak, args=(count, scene, sender))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    finally:
+        process.join()
+
+
+def _report_peak(count: Callable[[Scene], np.ndarray], scene: Scene, sender: Connection) -> None:
+    count(make_scene(64, 64, 2, 2))  # loads what the first call loads
+    # Memory that is free but kept would be used unseen: it goes back, and arrays get pages of their own.
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_THRESHOLD, 1 << 16)
+    libc.malloc_trim(0)
+    RESET.write_text("5")  # the highest value so far is forgotten
+    before = _status("VmRSS")
+    count(scene)
+    sender.send(max(_status("VmHWM") - before, 1))
+
+
+def _status(field: str) -> int:
+    """A field of this process's account, in bytes."""
+    found = re.search(rf"{field}:\s+(\d+) kB", STATUS.read_text())
+    assert found, f"{STATUS} has no {field}"
+    return int(found[1]) * 1024
+
+
+def to_table(results: Sequence[dict[str, Any]]) -> str:
+    """Markdown, with what was promised."""
+    lines = [
+        "| image | classes | masks | way | ms | times faster | goal | MB at most | of dense | goal |",
+        "|---|---:|---:|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for result in results:
+        for way, numbers in result["ways"].items():
+            has_goal = way == "ours" and result["num_masks"] <= GOAL_MASKS
+            goals = (f">= {GOAL_SPEED}", f"<= {GOAL_MEMORY}") if has_goal else ("", "")
+            lines.append(
+                f"| {result['size']} | {result['num_classes']} | {result['num_masks']} | {way} | "
+                f"{_show(numbers['milliseconds'], 2)} | {_show(numbers['times_faster'], 1)} | {goals[0]} | "
+                f"{_show(numbers['megabytes'], 1)} | {_show(numbers['share_of_memory'], 4)} | {goals[1]} |"
+            )
+    return "\n".join(lines)
+
+
+def _show(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.metrics", description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", default=CASES, help="WIDTHxHEIGHTxCLASSES, separated by commas")
+    parser.add_argument(
+        "--num_masks", default="10,30", help="predicted masks of the image, each a case of its own"
+    )
+    parser.add_argument("--rounds", type=int, default=7, help="medians are taken over so many rounds")
+    parser.add_argument("--out", default="runs/benchmarks/metrics.json", help="JSON file to write")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
+    torch.set_num_threads(1)
+    results = []
+    for case in arguments.cases.split(","):
+        width, height, num_classes = (int(number) for number in case.split("x"))
+        for num_masks in (int(number) for number in arguments.num_masks.split(",")):
+            scene = make_scene(height, width, num_classes, min(num_masks, num_classes))
+            about = {"size": f"{width}x{height}", "num_classes": num_classes, "num_masks": len(scene.masks)}
+            results.append({**about, "ways": measure(scene, arguments.rounds)})
+    print(to_table(results))
+    out = Path(arguments.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    settings = {**vars(arguments), "torch": torch.__version__, "numpy": np.__version__}
+    out.write_text(json.dumps({"settings": settings, "results": results}, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,541 @@
+"""The merge shard by shard: equal to the merge in memory, small, whole or not there at all."""
+
+from __future__ import annotations
+
+import copy
+import json
+import resource
+import shutil
+from collections import namedtuple
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import model.merging as merging
+import model.stored as stored
+import utils.hub as hub
+from merge_lora_weights_and_save_hf_model import main
+from model.interop.training import apply_training_weights
+from model.interop.write_released import write_released
+from model.loading import load_model
+from model.lora import add_lora, mark_trainable, merge
+from model.merging import open_merge, save
+from model.sequence import SequenceFormat
+from model.stored import StoredWeights, plan_shards, verify, write_shards
+from tests.tiny_weights import write_base
+from tests.training_runs import trainable, trained_model, write_run
+from utils.report import Report, Result
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, llama_tokenizer_folder):
+    return write_base(tmp_path_factory.mktemp("base"), llama_tokenizer_folder)
+
+
+@pytest.fixture(scope="module")
+def trained(folders):
+    return trained_model(folders)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, trained, folders):
+    """Weights of a run with its settings beside them."""
+    return write_run(tmp_path_factory.mktemp("run"), trained, folders)
+
+
+def merge_in_memory(base, weights, *, dtype, alpha=None, **flags):
+    model, _ = load_model(base, dtype=dtype, **flags)
+    return apply_training_weights(model, weights, lora_alpha=alpha)
+
+
+def content(file):
+    """Bytes; of a configuration what it says of the model, without where that was."""
+    if file.name != "config.json":
+        return file.read_bytes()
+    values = json.loads(file.read_text())
+    values.get("vlm_config", {}).pop("_name_or_path", None)
+    return {key: value for key, value in values.items() if key not in ("architectures", "dtype")}
+
+
+def assert_same_folder(written, expected):
+    """Every file, weights compared as a whole whatever their shards."""
+    files = {file.name for file in expected.iterdir() if "safetensors" not in file.name}
+    assert files == {
+        file.name for file in written.iterdir() if "safetensors" not in file.name and file.name != "README.md"
+    }
+    for name in files:
+        assert content(written / name) == content(expected / name), name
+    ours = {k: v for file in written.glob("*.safetensors") for k, v in load_file(file).items()}
+    theirs = load_file(expected / "model.safetensors")
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert ours[name].dtype == value.dtype, name
+        assert torch.equal(ours[name], value), name
+
+
+def base_folder(kind, folders, trained, place):
+    """The same base in another layout: (folder, flags)."""
+    if kind == "original LLaVA":
+        return folders.llava, folders.flags
+    plain, _ = load_model(folders.llava, dtype=torch.float32, **folders.flags)
+    if kind == "Hugging Face LLaVA":
+        plain.vlm.save_pretrained(place / "hf")
+        plain.processor.save_pretrained(place / "hf")
+        (place / "hf" / "processor_config.json").unlink()
+        return place / "hf", {"vision_pretrained": folders.flags["vision_pretrained"]}
+    if kind == "ours":
+        merge_copy(trained).save_pretrained(place / "ours")
+        return place / "ours", {}
+    write_released(merge_copy(trained), place / "released")
+    return place / "released", {}
+
+
+def merge_copy(trained):
+    model = copy.deepcopy(trained).eval()
+    model.processor = trained.processor
+    return merge(model)
+
+
+# ---------------------------------------------------------------------------------------------- equality
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", ["original LLaVA", "Hugging Face LLaVA", "ours", "released LaSagnA or LISA"])
+def test_shard_by_shard_equals_the_merge_in_memory(kind, precision, folders, trained, tmp_path, monkeypatch):
+    base, flags = base_folder(kind, folders, trained, tmp_path)
+    started = trained_model(folders, base=(base, flags))
+    torch.save(trainable(started), tmp_path / "weights.bin")
+    expected = merge_in_memory(base, tmp_path / "weights.bin", dtype=DTYPES[precision], alpha=32, **flags)
+    expected.save_pretrained(tmp_path / "expected")
+    monkeypatch.setattr(stored, "RELEASE_AFTER", 2000)  # files are opened again and again
+    merged = open_merge(
+        str(base), tmp_path / "weights.bin", scratch=tmp_path, dtype=DTYPES[precision], lora_alpha=32, **flags
+    )
+    save(merged, tmp_path / "merged", card="", shard_size=20_000)
+    assert len(list((tmp_path / "merged").glob("model-*.safetensors"))) > 3
+    assert_same_folder(tmp_path / "merged", tmp_path / "expected")
+    saved = json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert saved["architectures"] == ["LasagnaForConditionalGeneration"]
+    assert saved["dtype"] == str(DTYPES[precision]).removeprefix("torch.")
+    assert str(tmp_path) not in (tmp_path / "merged" / "config.json").read_text()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_rank_and_targets_come_from_the_checkpoint(folders, tmp_path):
+    pattern = r".*language_model.*\.(k_proj|o_proj|down_proj)"
+    model = trained_model(folders, rank=3, pattern=pattern)
+    weights = write_run(tmp_path / "run", model, folders, lora_r=8, lora_target_modules="q_proj")
+    assert main(["--weight", str(weights), "--save_path", str(tmp_path / "m"), "--precision=fp32"]) == 0
+    merged, expected = load_model(tmp_path / "m")[0].state_dict(), merge_copy(model).state_dict()
+    before = load_model(folders.llava, dtype=torch.float32, **folders.flags)[0].state_dict()
+    layer = "vlm.model.language_model.layers.1."
+    for name in (layer + "self_attn.k_proj.weight", layer + "mlp.down_proj.weight"):
+        torch.testing.assert_close(merged[name], expected[name], rtol=0, atol=1e-6)
+        assert not torch.equal(merged[name], before[name])
+    assert torch.equal(merged[layer + "self_attn.q_proj.weight"], before[layer + "self_attn.q_proj.weight"])
+
+
+def test_the_released_codes_checkpoint_merges_to_its_own_merged_model(golden, tmp_path):
+    folder = golden / "checkpoints"
+    tower = str(folder / "clip-vit-tiny-patch14")
+    merged = open_merge(
+        str(folder / "llava-tiny-base"),
+        folder / "lora_weight" / "pytorch_model.bin",
+        scratch=tmp_path,
+        vision_tower=tower,
+        vision_pretrained=str(folder / "sam_tiny.pth"),
+        dtype=torch.float32,
+        format="release",
+        lora_alpha=16,
+    )
+    save(merged, tmp_path / "merged", card="")
+    ours = load_model(tmp_path / "merged")[0]
+    theirs = load_model(folder / "lasagna-tiny", vision_tower=tower, dtype=torch.float32)[0].state_dict()
+    for name, value in ours.state_dict().items():
+        num_rows = ours.config.image_token_id if len(value) > ours.config.image_token_id else None
+        error = (value[:num_rows] - theirs[name][:num_rows]).abs().max()
+        assert error <= 1e-4 * theirs[name].abs().max(), name
+
+
+def test_a_peft_folder_is_merged_as_in_memory(folders, trained, tmp_path):
+    trained.vlm.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    flags = [f"--{key}={value}" for key, value in folders.flags.items()]
+    base = ["--version", str(folders.llava), *flags, "--precision=fp32"]
+    assert main(["--weight", str(tmp_path / "adapter"), *base, "--save_path", str(tmp_path / "m")]) == 0
+    expected = merge_in_memory(folders.llava, tmp_path / "adapter", dtype=torch.float32, **folders.flags)
+    merged = load_model(tmp_path / "m")[0].state_dict()
+    assert all(torch.equal(merged[name], value) for name, value in expected.state_dict().items())
+    name = "vlm.model.language_model.layers.0.self_attn.q_proj.weight"
+    torch.testing.assert_close(merged[name], merge_copy(trained).state_dict()[name], rtol=0, atol=1e-6)
+
+
+def test_frozen_weights_in_the_checkpoint_win_over_the_base(folders, trained, tmp_path):
+    weights = dict(trained.state_dict())
+    name = "vlm.base_model.model.model.language_model.layers.0.mlp.up_proj.weight"
+    weights[name] = weights[name] + 1
+    torch.save(weights, tmp_path / "all.bin")
+    merged = open_merge(
+        str(folders.llava),
+        tmp_path / "all.bin",
+        scratch=tmp_path,
+        dtype=torch.float32,
+        lora_alpha=32,
+        **folders.flags,
+    )
+    assert torch.equal(merged.read("vlm.model.language_model.layers.0.mlp.up_proj.weight"), weights[name])
+    expected = merge_in_memory(
+        folders.llava, tmp_path / "all.bin", dtype=torch.float32, alpha=32, **folders.flags
+    )
+    assert all(torch.equal(merged.read(name), value) for name, value in expected.state_dict().items())
+
+
+def test_the_released_layout_is_written_as_from_memory(folders, run, tmp_path):
+    target = tmp_path / "lisa"
+    assert main(["--weight", str(run), "--save_path", str(target), "--format=lisa", "--precision=fp32"]) == 0
+    model = merge_in_memory(folders.llava, run, dtype=torch.float32, **folders.flags)
+    write_released(model, tmp_path / "expected")
+    ours, theirs = (
+        torch.load(target / "pytorch_model.bin"),
+        torch.load(tmp_path / "expected/pytorch_model.bin"),
+    )
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    for file in (tmp_path / "expected").rglob("*"):
+        other = target / file.relative_to(tmp_path / "expected")
+        assert other.exists(), file
+        if file.suffix in (".json", ".model"):
+            assert content(other) == content(file), file
+    again = load_model(target)[0].state_dict()
+    assert all(torch.equal(again[k], v) for k, v in model.state_dict().items() if len(v) < 700)
+
+
+# ------------------------------------------------------------------------------------------------ memory
+
+
+def test_no_more_than_a_shard_is_held_and_every_weight_is_written_once(folders, run, tmp_path, monkeypatch):
+    held = []
+
+    def record(tensors, path, metadata=None):
+        held.append(sum(value.nbytes for value in tensors.values()))
+        save_file(tensors, path, metadata)
+
+    merged = open_merge(str(folders.llava), run, scratch=tmp_path, dtype=torch.float32, **folders.flags)
+    monkeypatch.setattr(stored, "save_file", record)
+    seen = []
+    save(merged, tmp_path / "m", card="", shard_size=100_000, progress=seen.append)
+    assert max(held) <= max(100_000, max(merged.sizes.values()))
+    assert len(held) > 3
+    assert sum(held) == sum(merged.sizes.values()) == sum(seen) / 2
+    index = json.loads((tmp_path / "m" / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(held)
+    assert list(index["weight_map"]) == sorted(merged.sizes)
+
+
+def test_shards_keep_the_order_and_hold_what_they_may():
+    assert plan_shards({"a": 3, "b": 3, "c": 5, "d": 1, "e": 9}, 6) == [["a", "b"], ["c", "d"], ["e"]]
+    assert plan_shards({}, 6) == []
+
+
+def test_weights_are_read_by_name_from_every_kind_of_file(tmp_path):
+    weights = {f"w{i}": torch.randn(4, i + 1) for i in range(5)}
+    save_file(weights, tmp_path / "a.safetensors")
+    torch.save(weights, tmp_path / "b.bin")
+    torch.save({"state_dict": weights}, tmp_path / "c.bin", _use_new_zipfile_serialization=False)
+    for name in ("a.safetensors", "b.bin", "c.bin"):
+        source = StoredWeights(tmp_path / name)
+        assert source.shapes == {key: value.shape for key, value in weights.items()}
+        assert all(torch.equal(source.read(key), value) for key, value in weights.items())
+
+
+# --------------------------------------------------------------------------------------------- accidents
+
+
+@pytest.fixture
+def arguments(run, tmp_path):
+    """A merge that works; what is asked of it is in the tests."""
+    (tmp_path / "out").mkdir()
+    return ["--weight", str(run), "--save_path", str(tmp_path / "out" / "merged")]
+
+
+def assert_nothing_left(tmp_path):
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_too_little_room_is_said_before_anything_is_written(arguments, tmp_path, capsys, monkeypatch):
+    usage = namedtuple("usage", "total used free")(10**9, 10**9 - 1000, 1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "are free" in error
+    assert "another --save_path" in error
+    assert_nothing_left(tmp_path)
+
+
+def test_a_disk_that_fills_up_leaves_no_half_folder(arguments, tmp_path, capsys, monkeypatch):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def write(*values, **keywords):  # the kernel refuses what goes beyond, as a full disk does
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+        try:
+            return write_shards(*values, **keywords)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    monkeypatch.setattr(merging, "write_shards", write)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "cannot be written" in error
+    assert "nothing is left of it" in error
+    assert_nothing_left(tmp_path)
+
+
+def test_an_interrupted_merge_leaves_no_half_folder(arguments, tmp_path, monkeypatch):
+    def interrupt(*values, **keywords):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(merging, "verify", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        main(arguments)
+    assert_nothing_left(tmp_path)
+
+
+def test_a_weight_that_reads_back_differently_is_found(arguments, tmp_path, capsys, monkeypatch):
+    def spoil(tensors, path, metadata=None):
+        save_file(tensors, path, metadata)
+        with open(path, "r+b") as file:
+            file.seek(-1, 2)
+            last = file.read(1)
+            file.seek(-1, 2)
+            file.write(bytes([last[0] ^ 1]))
+
+    original = merging.write_shards
+
+    def write(*values, **keywords):
+        monkeypatch.setattr(stored, "save_file", spoil)
+        return original(*values, **keywords)
+
+    monkeypatch.setattr(merging, "write_shards", write)
+    assert main(arguments) == 2
+    assert "not what was written" in capsys.readouterr().err
+    assert_nothing_left(tmp_path)
+
+
+def test_verify_finds_missing_and_left_over_weights(tmp_path):
+    hashes = write_shards(tmp_path, {"a": 8, "b": 8}, lambda name: torch.zeros(2))
+    verify(tmp_path, hashes)
+    for other in ({"a": hashes["a"]}, {**hashes, "c": hashes["a"]}, {**hashes, "b": "0"}):
+        with pytest.raises(ValueError, match="not what was written"):
+            verify(tmp_path, other)
+
+
+def test_a_folder_that_exists_is_not_overwritten(arguments, tmp_path, capsys):
+    target = tmp_path / "out" / "merged"
+    target.mkdir()
+    (target / "mine.txt").touch()
+    assert main(arguments) == 2
+    assert "exists" in capsys.readouterr().err
+    assert [file.name for file in target.iterdir()] == ["mine.txt"]
+    (target / "mine.txt").unlink()
+    assert main(arguments) == 0  # an empty folder is filled
+    assert (target / "config.json").is_file()
+
+
+def test_a_run_of_another_base_stops_with_a_table(folders, run, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(folders.llava, other)
+    weights = torch.load(other / "pytorch_model.bin")
+    wide = {name: value for name, value in weights.items() if "layers.1." not in name}
+    torch.save(wide, other / "pytorch_model.bin")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    arguments = ["--weight", str(run), "--version", str(other), "--save_path", str(tmp_path / "out" / "m")]
+    assert main(arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    table = [line.split() for line in lines if line.startswith("  ")]
+    assert table[0] == ["name", "expected", "found"]
+    assert any("layers.1.self_attn.q_proj.lora_A" in row[0] and row[1] == "-" for row in table[1:])
+    assert "--version" in lines[-1]
+    assert_nothing_left(tmp_path)
+
+
+def test_adapters_of_another_width_stop_with_a_table(trained, folders, tmp_path, capsys):
+    weights = trainable(trained)
+    name = "vlm.base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_A.default.weight"
+    weights[name] = torch.zeros(4, 99)
+    torch.save(weights, tmp_path / "weights.bin")
+    flags = [f"--{key}={value}" for key, value in folders.flags.items()]
+    base = ["--version", str(folders.llava), *flags, "--save_path", str(tmp_path / "m")]
+    assert main(["--weight", str(tmp_path / "weights.bin"), *base]) == 2
+    error = capsys.readouterr().err
+    assert name in error
+    assert "(4, 32)" in error
+    assert "(4, 99)" in error
+
+
+def test_a_base_with_a_layer_missing_stops_with_a_table(folders, run, tmp_path, capsys):
+    shutil.copytree(folders.llava, tmp_path / "short")
+    weights = torch.load(tmp_path / "short" / "pytorch_model.bin")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    torch.save(weights, tmp_path / "short" / "pytorch_model.bin")
+    arguments = [
+        "--weight",
+        str(run),
+        "--version",
+        str(tmp_path / "short"),
+        "--save_path",
+        str(tmp_path / "m"),
+    ]
+    assert main(arguments) == 2
+    assert "layers.1.mlp.up_proj.weight" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--version", "clip", "--vision_tower"),
+        ("--version", "sam", "pass the folder"),
+        ("--version", "weights", "pass the folder"),
+        ("--version", "nowhere", "--version"),
+        ("--weight", "llava", "--weight"),
+        ("--weight", "clip", "--weight"),
+        ("--weight", "nowhere", "--weight"),
+        ("--vision_tower", "llava", "--vision_tower"),
+        ("--vision_pretrained", "clip", "--vision_pretrained"),
+        ("--vision_pretrained", "weights", "--vision_pretrained"),
+        ("--report", "nowhere", "test_sem.py"),
+        ("--lora_alpha", "-1", "--lora_alpha"),
+        ("--format", "gguf", "lisa"),
+    ],
+)
+def test_a_flag_with_another_kind_of_folder_is_named(
+    flag, value, message, arguments, folders, run, tmp_path, capsys
+):
+    kinds = {"clip": folders.clip, "llava": folders.llava, "sam": folders.sam, "weights": run}
+    kinds["nowhere"] = tmp_path / "nowhere"
+    assert main([*arguments, flag, str(kinds.get(value, value))]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert ".frame-" not in error  # nobody needs to know of the copy
+    assert_nothing_left(tmp_path)
+
+
+# ------------------------------------------------------------------------------------ the card, the hub
+
+
+def test_the_card_says_base_data_recipe_numbers_and_licences(trained, folders, tmp_path):
+    changes = {
+        "dataset": "sem_seg||own_sem:/home/somebody/mine",
+        "sem_seg_data": "ade20k||cocostuff",
+        "lr": 0.0003,
+        "epochs": 7,
+        "dataset_dir": "/home/somebody/data",
+    }
+    run = write_run(tmp_path / "run", trained, folders, **changes)
+    result = Result(
+        dataset="refcoco|unc|val", task="referring", num_samples=9, sections={"referring": {"ciou": 0.75}}
+    )
+    Report(model="x", protocol={"answers": "generated"}, results=(result,)).save(tmp_path / "report")
+    arguments = [
+        "--weight",
+        str(run),
+        "--save_path",
+        str(tmp_path / "m"),
+        "--report",
+        str(tmp_path / "report"),
+    ]
+    assert main(arguments) == 0
+    card = (tmp_path / "m" / "README.md").read_text()
+    for part in (
+        "| Base model | llava |",
+        "| sem_seg_data | `ade20k\\|\\|cocostuff` |",
+        "| dataset | `sem_seg\\|\\|own_sem:mine` |",
+        "| lr | `0.0003` |",
+        "| epochs | `7` |",
+        "| referring.ciou | refcoco\\|unc\\|val | 9 | 0.750 |",
+        "answers: generated",
+        "Llama 2 Community License",
+        "CC BY-NC 4.0",
+        "Apache License 2.0",
+        "license: other",
+    ):
+        assert part in card, part
+    assert "somebody" not in card
+    assert str(tmp_path) not in card
+
+
+def test_a_card_without_settings_and_numbers_says_so(folders, trained, tmp_path):
+    torch.save(trainable(trained), tmp_path / "weights.bin")
+    flags = [f"--{key}={value}" for key, value in folders.flags.items()]
+    base = ["--version", str(folders.llava), *flags, "--lora_alpha=32"]
+    assert main(["--weight", str(tmp_path / "weights.bin"), *base, "--save_path", str(tmp_path / "m")]) == 0
+    card = (tmp_path / "m" / "README.md").read_text()
+    assert "did not come with its weights" in card
+    assert "No evaluation" in card
+
+
+class FakeHub:
+    """HfApi without a network."""
+
+    uploads: list[tuple[str, list[str], bool]]
+    logged_in = True
+    full = False
+
+    def whoami(self):
+        if not self.logged_in:
+            raise hub.LocalTokenNotFoundError("no token")
+        return {"name": "somebody"}
+
+    def create_repo(self, name, *, private, exist_ok):
+        self.private = private
+        return namedtuple("RepoUrl", "repo_id")(f"somebody/{name}")
+
+    def upload_folder(self, *, repo_id, folder_path, commit_message):
+        if self.full:
+            raise OSError("no space on the hub")
+        self.uploads.append((repo_id, sorted(file.name for file in folder_path.iterdir()), self.private))
+
+
+@pytest.fixture
+def fake_hub(monkeypatch):
+    monkeypatch.setattr(FakeHub, "uploads", [], raising=False)
+    monkeypatch.setattr(hub, "HfApi", FakeHub)
+    return FakeHub
+
+
+def test_the_folder_is_uploaded_to_a_private_repository(fake_hub, arguments, capsys):
+    assert main([*arguments, "--push_to_hub", "lasagna-tiny"]) == 0
+    [(name, files, private)] = fake_hub.uploads
+    assert name == "somebody/lasagna-tiny"
+    assert private
+    assert {"config.json", "model.safetensors", "README.md", "tokenizer.json"} <= set(files)
+    assert "uploaded" in capsys.readouterr().out
+
+
+def test_who_is_not_logged_in_hears_it_before_the_merge(fake_hub, arguments, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(FakeHub, "logged_in", False)
+    assert main([*arguments, "--push_to_hub", "lasagna-tiny"]) == 2
+    assert "hf auth login" in capsys.readouterr().err
+    assert_nothing_left(tmp_path)
+
+
+def test_a_failed_upload_keeps_the_folder(fake_hub, arguments, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(FakeHub, "full", True)
+    assert main([*arguments, "--push_to_hub", "lasagna-tiny"]) == 2
+    error = capsys.readouterr().err
+    assert "no space on the hub" in error
+    assert "is complete" in error
+    assert (tmp_path / "out" / "merged" / "config.json").is_file()
+
+
+def test_a_format_that_the_run_was_trained_with_is_kept(folders, tmp_path):
+    format = SequenceFormat.named("lisa")
+    model, _ = load_model(folders.llava, dtype=torch.float32, format=format, **folders.flags)
+    model.vlm = add_lora(model.vlm, rank=2, alpha=4)
+    mark_trainable(model)
+    run = write_run(tmp_path / "run", model, folders)
+    assert main(["--weight", str(run), "--save_path", str(tmp_path / "m")]) == 0
+    assert load_model(tmp_path / "m")[1].format == format

@@ -1,0 +1,75 @@
+"""Data sets with a mask for some classes of an image: masks may overlap, and not every class is decided."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+from model.sequence import complex_conversation
+from utils.data.base import Dataset
+from utils.data.class_lists import ClassList
+from utils.data.types import Recipe, Sample, UnusableItemError
+
+
+class ClassMaskDataset(Dataset):
+    """Base of training sets that are not labelled exhaustively; a subclass reads masks and knows what is absent.
+
+    Evaluation needs a class for every pixel, which these do not have.
+    """
+
+    source = "sem_seg"
+    splits = ("train",)
+    val_split = None
+    classes: ClassList  # spoken names, in the order of the annotation file
+
+    @abstractmethod
+    def read(self, index: int) -> tuple[np.ndarray, Mapping[int, np.ndarray]]:
+        """Image (height, width, 3) uint8, and class index -> mask (height, width) uint8 of 0 and 1.
+
+        A class of which only some instances are annotated must be left out: its mask would be wrong.
+        """
+
+    @abstractmethod
+    def absent_classes(self, index: int) -> list[int]:
+        """The classes that annotators looked for in an image and did not find; nothing else is known absent."""
+
+    @abstractmethod
+    def source_path(self, index: int) -> Path:
+        """The image file, for messages."""
+
+    def __getitem__(self, index: int) -> NoReturn:
+        raise ValueError(f"{self.name} is for training only: it does not label every pixel")
+
+    def spoken_classes(self, rng: np.random.Generator) -> Sequence[str]:
+        """How each class is called in one sample."""
+        return self.classes
+
+    def draw(self, rng: np.random.Generator, recipe: Recipe) -> Sample:
+        """One image with one complex query: classes that have a mask, and classes known to be absent."""
+        index = int(rng.integers(len(self)))
+        image, masks = self.read(index)
+        present = sorted(class_id for class_id, mask in masks.items() if mask.any())
+        absent = sorted(set(self.absent_classes(index)) - masks.keys())
+        if not present and not absent:
+            raise UnusableItemError(self.source_path(index), "no class has a mask")
+        names = self.spoken_classes(rng)
+        conversation, answered = complex_conversation(
+            [names[class_id] for class_id in present],
+            [names[class_id] for class_id in absent],
+            rng,
+            recipe.format,
+            recipe.num_all_classes,
+            class_list=names,
+        )
+        class_of = {names[class_id]: class_id for class_id in present}
+        chosen = [masks[class_of[name]] for name in answered]
+        return Sample(
+            image=image,
+            conversations=(conversation,),
+            masks=np.stack(chosen) if chosen else np.zeros((0, *image.shape[:2]), dtype=np.uint8),
+            source=str(self.source_path(index)),
+        )

@@ -1,0 +1,90 @@
+"""How the data of a run fared: samples, items that could not be used, samples that had to be shortened."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from utils.data.types import Batch
+
+# The share of unusable items is one of so many draws at least: one bad file among the first ten stops no run.
+MIN_DRAWS = 1000
+MAX_NAMED = 5  # unusable items that are remembered by name, the first ones
+
+
+@dataclass
+class DataCounts:
+    """Totals of a run, over all its processes and starts.
+
+    `add` counts what this process saw; `gather` brings all processes' counts into the totals, the same on each.
+    """
+
+    samples: int = 0
+    unusable: int = 0  # draws that were replaced by another
+    shortened: int = 0  # samples of which something was left out, so that the text fits
+    classes_left_out: int = 0
+    conversations_left_out: int = 0
+    first: list[str] = field(default_factory=list)  # "path: reason" of the first unusable items
+    _new: list[dict[str, Any]] = field(default_factory=list, repr=False)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> DataCounts:
+        """The inverse of `state`; no totals without one."""
+        return cls(**state)
+
+    def state(self) -> dict[str, Any]:
+        """The totals as plain values, for a checkpoint."""
+        return {name: value for name, value in asdict(self).items() if name != "_new"}
+
+    def add(self, batch: Batch) -> None:
+        self._new.append(
+            {
+                "samples": len(batch.sources),
+                "unusable": len(batch.skipped),
+                "shortened": batch.num_shortened,
+                "classes_left_out": batch.classes_left_out,
+                "conversations_left_out": batch.conversations_left_out,
+                "first": list(batch.skipped[:MAX_NAMED]),
+            }
+        )
+
+    def gather(self) -> None:
+        """Take what was added since the last time into the totals. A collective call."""
+        everyone = [self._new]
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            everyone *= dist.get_world_size()
+            dist.all_gather_object(everyone, self._new)
+        for seen in (entry for process in everyone for entry in process):
+            for name, value in seen.items():
+                setattr(self, name, getattr(self, name) + value)
+        self.first = list(dict.fromkeys(self.first))[:MAX_NAMED]
+        self._new = []
+
+    def check(self, max_bad_fraction: float) -> None:
+        """ValueError when a larger share of the draws than `max_bad_fraction` could not be used."""
+        draws = self.samples + self.unusable
+        if self.unusable > max_bad_fraction * max(draws, MIN_DRAWS):
+            raise ValueError(
+                f"{self.unusable} of {draws} draws could not be used, more than --max_bad_fraction "
+                f"{max_bad_fraction:g} (of {MIN_DRAWS} draws at least); first: {'; '.join(self.first)}. "
+                "`python -m utils.data.check --all` finds all such files; mend or remove them, or raise the limit"
+            )
+
+    def describe(self) -> str:
+        """One line, and one for each of the first unusable items."""
+        share = self.unusable / max(self.samples + self.unusable, 1)
+        text = f"{self.samples} samples; {self.unusable} unusable items replaced ({share:.2%})"
+        if self.shortened:
+            text += (
+                f"; {self.shortened} samples shortened to --model_max_length, by {self.classes_left_out} absent "
+                f"classes and {self.conversations_left_out} conversations"
+            )
+        return "\n".join((text, *(f"  unusable: {item}" for item in self.first)))
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(self.state(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

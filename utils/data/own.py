@@ -1,0 +1,147 @@
+"""What the three kinds of own data share: the path and the options of their flag, their pictures, their masks.
+
+    own_sem:PATH      a folder of images, label PNGs and classes.txt          utils/data/own_sem.py
+    own_coco:PATH     a COCO instances json with its images                   utils/data/own_coco.py
+    own_jsonl:PATH    a line for each image: conversations and their masks    utils/data/own_jsonl.py
+
+PATH may be followed by a split and by options: `own_coco:./boats|val|exhaustive=true`. The layouts are described in
+docs/own_data.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.data.base import FlagError
+from utils.data.files import FolderListing, names_in
+from utils.data.masks import decode_segmentation
+
+TRUTH = {"true": True, "false": False}
+WHOLE = "all"  # the split of data that is not divided
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnFlag:
+    """One flag entry of own data, taken apart."""
+
+    kind: str  # own_sem, own_coco or own_jsonl
+    path: str
+    split: str = ""  # empty: not stated
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What logs and counts call the data set; two folders are two names."""
+        return f"{self.kind}:{self.path}"
+
+    @classmethod
+    def parse(cls, kind: str, fields: Sequence[str], known_options: Collection[str]) -> OwnFlag:
+        """From ("PATH", "SPLIT", "KEY=VALUE", ...); split and options may come in any order, or not at all."""
+        path, *rest = fields
+        name, split, options = f"{kind}:{path}", "", {}
+        for text in rest:
+            key, equals, value = (part.strip() for part in text.partition("="))
+            if not equals and (split or not key):
+                raise FlagError(f"{name} takes one split, got {'|'.join(rest)!r}; write {name}|val")
+            if equals and (key not in known_options or key in options):
+                raise FlagError(
+                    f"{name}: option {text!r} is unknown or stated twice; known: {', '.join(known_options)}"
+                )
+            if equals:
+                options[key] = value
+            else:
+                split = key
+        return cls(kind=kind, path=path, split=split, options=options)
+
+    def is_exhaustive(self, default: bool) -> bool:
+        """Whether a class that is not labelled in an image is known to be absent from it."""
+        text = self.options.get("exhaustive")
+        if text is None:
+            return default
+        if text not in TRUTH:
+            raise FlagError(f"{self.name}: exhaustive is true or false, got {text!r}")
+        return TRUTH[text]
+
+
+def find_path(path: str, dataset_dir: str | Path, wanted_by: str) -> Path:
+    """`path` from the working directory; where nothing is there, below `dataset_dir`."""
+    given = Path(path).expanduser()
+    candidates = list(dict.fromkeys((given, Path(dataset_dir) / given)))  # one, when it is absolute
+    for candidate in candidates:
+        if candidate.exists():
+            return candidate
+    tried = " or ".join(str(candidate.absolute()) for candidate in candidates)
+    raise FileNotFoundError(f"{wanted_by} needs {tried}; neither a folder nor a file is there")
+
+
+def find_split_file(flag: OwnFlag, dataset_dir: str | Path, default: str, suffix: str) -> tuple[Path, str]:
+    """The annotation file and its split: PATH itself, or SPLIT`suffix` in the folder PATH.
+
+    A file is a split of its own, so none can be asked for; of a folder `default` is taken when none is.
+    """
+    path = find_path(flag.path, dataset_dir, flag.name)
+    if path.is_dir():
+        split = flag.split or default
+        if not (path / f"{split}{suffix}").is_file():
+            raise FileNotFoundError(
+                f"{flag.name} needs {path / split}{suffix} for its split {split!r}; {path} holds {names_in(path)}"
+            )
+        return path / f"{split}{suffix}", split
+    if flag.split not in ("", WHOLE):
+        raise FlagError(
+            f"{flag.name}|{flag.split}: a file has no splits; name the file of the split instead, or a folder "
+            f"with {flag.split}{suffix}"
+        )
+    return path, WHOLE
+
+
+def find_pictures(
+    flag: OwnFlag, annotations: Path, names: Collection[str], dataset_dir: str | Path
+) -> FolderListing:
+    """The folder that the file names in an annotation file are relative to: the first that has one of them.
+
+    That is where `images=FOLDER` says; without it beside the file, in images/ beside it, or one folder higher.
+    """
+    if "images" in flag.options:
+        candidates = [find_path(flag.options["images"], dataset_dir, f"{flag.name}|images=")]
+    else:
+        folder = annotations.parent
+        candidates = [folder, folder / "images", folder.parent / "images"]
+    for candidate in candidates:
+        listing = FolderListing(candidate)
+        if any(name in listing for name in names):
+            return listing
+    example = next(iter(names), "")
+    raise FileNotFoundError(
+        f"{annotations}: no picture of it, such as {example!r}, is in {', '.join(map(str, candidates))}; "
+        f"say where they are: {flag.name}|images=FOLDER"
+    )
+
+
+def decode_own_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
+    """As `decode_segmentation`, but whatever covers no pixel is a ValueError: its owner can mend it."""
+    mask = decode_segmentation(segmentation, height, width)
+    for part in segmentation if isinstance(segmentation, list) else ():
+        if isinstance(part, list):
+            _check_polygon(part, height, width)
+    if not mask.any():
+        raise ValueError("the mask covers no pixel; remove it, or draw it again")
+    return mask
+
+
+def _check_polygon(polygon: list[float], height: int, width: int) -> None:
+    if len(polygon) < 6:
+        raise ValueError(
+            f"a polygon of {len(polygon) // 2} points {polygon}; it needs three to cover anything"
+        )
+    x, y = polygon[::2], polygon[1::2]
+    if min(x) >= width or max(x) <= 0 or min(y) >= height or max(y) <= 0:
+        raise ValueError(
+            f"a polygon with x {min(x):g} to {max(x):g}, y {min(y):g} to {max(y):g} lies outside the image, which is "
+            f"{width} wide and {height} high; are its coordinates pixels of this image?"
+        )

@@ -1,0 +1,132 @@
+"""Own semantic data: a folder of images, label PNGs and classes.txt.
+
+    PATH/classes.txt                line n, counted from 0, names the class of label value n
+    PATH/images/*, labels/*.png     pairs by stem; or PATH/{train,val}/{images,labels}/
+
+Two lines of classes.txt are no classes: pixels of a value `ignore` are neither taught nor judged (255, in 16-bit
+PNGs 65535, is such a value too when the list is shorter); pixels of a value `nothing` show none of the classes.
+After a tab a line may tell another name to speak: `bldg<TAB>building`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from utils.data.class_lists import ClassList, make_id_table
+from utils.data.files import names_in, read_text
+from utils.data.own import WHOLE, OwnFlag, find_path
+from utils.data.semantic import SemanticDataset
+from utils.data.types import IGNORE, NOTHING, UnusableItemError
+
+logger = logging.getLogger(__name__)
+
+MEANING_OF_LINE = {"ignore": IGNORE, "nothing": NOTHING}
+BACKGROUND = ("background", "_background_", "__background__")
+IGNORED_VALUES = (255, 65535)  # of 8-bit and of 16-bit labels, where no class has them
+
+
+class OwnSemantic(SemanticDataset):
+    """`own_sem:PATH|SPLIT|exhaustive=true`: labels are exhaustive unless told otherwise.
+
+    A folder that is divided has one folder for each split, whatever they are called; without a split in the flag,
+    train/ is trained on and val/ evaluated. A folder that is not divided is used whole.
+    """
+
+    name = "own_sem"
+    source = "own_sem"
+
+    def __init__(self, dataset_dir: str | Path, flag: OwnFlag, *, training: bool = False) -> None:
+        self.name = flag.name
+        self.exhaustive = flag.is_exhaustive(default=True)
+        self.root = find_path(flag.path, dataset_dir, flag.name)
+        self.classes, self.id_table = read_classes(self.root / "classes.txt")
+        split = find_split(self.root, flag, self.train_split if training else self.val_split)
+        self.splits = (split,)
+        super().__init__(self.root, split)
+
+    @classmethod
+    def open(cls, dataset_dir: str | Path, fields: Sequence[str], *, training: bool = False) -> OwnSemantic:
+        """From the path and the fields after it: ("./my_data", "val", "exhaustive=false")."""
+        return cls(dataset_dir, OwnFlag.parse(cls.name, fields, ("exhaustive",)), training=training)
+
+    def find_pairs(self) -> Iterator[tuple[Path, Path]]:
+        folder = self.root if self.split == WHOLE else self.root / self.split
+        images, labels = folder / "images", folder / "labels"
+        for wanted in (images, labels):
+            if not wanted.is_dir():
+                raise FileNotFoundError(
+                    f"{self.name} needs the folder {wanted}; {folder} holds {names_in(folder)}"
+                )
+        with_image = set()
+        for image_path, label_path in self.pair_by_stem(images, labels):
+            with_image.add(label_path)
+            yield image_path, label_path
+        for label_path in sorted(labels.iterdir()):
+            if label_path.suffix.lower() == ".png" and label_path not in with_image:
+                self.drop(label_path, f"no image {label_path.stem}.* in {images}")
+
+    def absent_classes(self, present: Sequence[int]) -> list[int]:
+        return super().absent_classes(present) if self.exhaustive else []
+
+    def class_ids(self, values: np.ndarray, path: Path) -> np.ndarray:
+        try:
+            return super().class_ids(values, path)
+        except UnusableItemError as problem:
+            cure = f"value n is line n, counted from 0, of {self.root / 'classes.txt'}; add lines, or mend the label"
+            raise UnusableItemError(path, f"{problem.reason}; {cure}") from None
+
+
+def find_split(root: Path, flag: OwnFlag, default: str) -> str:
+    """The split that a flag means, `default` when it states none; WHOLE for a folder that is not divided."""
+    divided = any((root / name).is_dir() for name in ("train", "val"))
+    if not divided and flag.split in ("", WHOLE):
+        return WHOLE
+    split = flag.split or default
+    if not (root / split).is_dir():
+        hint = "" if divided else f"; it is not divided: leave out |{split} to use it whole"
+        raise FileNotFoundError(
+            f"{flag.name}|{split} needs the folder {root / split}; {root} holds {names_in(root)}{hint}"
+        )
+    return split
+
+
+def read_classes(path: Path) -> tuple[ClassList, np.ndarray]:
+    """The classes of a classes.txt, and the id table of label values.
+
+    Raises FileNotFoundError, and ValueError for an empty list, a name that comes twice or a blank line inside.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist; write the name of a class a line: the first line is that of label value 0"
+        )
+    lines = read_text(path).rstrip().splitlines()
+    names: list[list[str]] = []
+    meanings: list[tuple[int, int]] = []
+    for value, line in enumerate(lines):
+        columns = [column.strip() for column in line.split("\t")]
+        if not columns[-1] or line.startswith("#"):
+            raise ValueError(
+                f"{path}, line {value + 1}: {line.strip()!r} names no class for label value {value}; write "
+                "'ignore' or 'nothing' for a value without one, and no comments"
+            )
+        if len(columns) == 1 and line.strip() in MEANING_OF_LINE:
+            meanings.append((value, MEANING_OF_LINE[line.strip()]))
+        else:
+            if columns[-1].lower() in BACKGROUND:
+                logger.warning(
+                    "%s, line %d: %r will be asked like any other class; write 'nothing' if it is none",
+                    path,
+                    value + 1,
+                    columns[-1],
+                )
+            meanings.append((value, len(names)))
+            names.append(columns)
+    if not names:
+        raise ValueError(f"{path}: no classes; write one a line")
+    meanings += [(value, IGNORE) for value in IGNORED_VALUES if value >= len(lines)]
+    classes = ClassList([columns[0] for columns in names], [columns[-1] for columns in names], str(path))
+    return classes, make_id_table(meanings)

@@ -1,0 +1,52 @@
+"""Pascal VOC, and what all data sets have in common whose files lie in a VOCdevkit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+from utils.data.class_lists import load_class_list, load_id_table
+from utils.data.files import FolderListing, locate, read_text
+from utils.data.semantic import SemanticDataset
+
+
+class VocDataset(SemanticDataset):
+    """Base of the VOCdevkit data sets, which are evaluated on only."""
+
+    splits = ("val",)
+    train_split = None
+    roots: ClassVar[tuple[str, ...]]  # the year's folder
+    label_folders: ClassVar[tuple[str, ...]]  # below a root
+    list_files: ClassVar[tuple[str, ...]]  # below a root: names of the split's images, one a line
+    label_suffix: ClassVar[str] = ".png"
+
+    def find_pairs(self) -> Iterator[tuple[Path, Path]]:
+        candidates = {f"{root}/{folder}": root for folder in self.label_folders for root in self.roots}
+        labels = locate(self.dataset_dir, tuple(candidates), self.name)
+        root = candidates[labels.relative_to(self.dataset_dir).as_posix()]
+        return self.listed_pairs(self.dataset_dir / root, labels)
+
+    def listed_pairs(self, root: Path, labels: Path) -> Iterator[tuple[Path, Path]]:
+        """The pairs that the split's list names; what is not on disk is dropped."""
+        names = locate(root, self.list_files, self.name)
+        images = locate(root, ("JPEGImages",), self.name)
+        pictures, label_files = FolderListing(images), FolderListing(labels)
+        for name in read_text(names).split():
+            if f"{name}.jpg" not in pictures:
+                self.drop(images / f"{name}.jpg", f"not there, but in {names}")
+            elif f"{name}{self.label_suffix}" not in label_files:
+                self.drop(images / f"{name}.jpg", f"no label {name}{self.label_suffix} in {labels}")
+            else:
+                yield images / f"{name}.jpg", labels / f"{name}{self.label_suffix}"
+
+
+class Pas20(VocDataset):
+    """Pascal VOC 2012: 20 things. Background (0) and the borders of objects (255) are ignored."""
+
+    name = "pas20"
+    classes = load_class_list("pascal_voc")
+    id_table = load_id_table("pascal_voc")
+    roots = ("VOCdevkit/VOC2012", "VOC2012")
+    label_folders = ("SegmentationClass",)
+    list_files = ("ImageSets/Segmentation/val.txt",)

@@ -1,0 +1,205 @@
+"""What is wrong, and how much there is, in one data set: found by drawing from it as training does.
+
+utils/data/check.py prints it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from model.processor import LasagnaProcessor
+from utils.data.base import Dataset, FlagError
+from utils.data.collate import LengthLimit
+from utils.data.mixture import Mixture
+from utils.data.registry import DATASETS, Entry
+from utils.data.semantic import SemanticDataset, values_in
+from utils.data.types import Recipe, Sample, UnusableItemError
+
+NO_LIMIT = 2**31
+
+
+@dataclass(kw_only=True)
+class Finding:
+    """One data set, as it was found. What was not measured is None or empty."""
+
+    name: str  # as in a flag, with its split
+    training: bool  # drawn from, or walked for evaluation
+    problem: str = ""  # why it cannot be opened or gives no sample
+    is_missing: bool = False  # the problem is that files are not there
+    num_images: int | None = None
+    num_annotations: int | None = None
+    num_classes: int | None = None
+    label_range: tuple[int, int] | None = None  # of the values in label files
+    num_read: int = 0  # items that were tried
+    num_bad: int = 0  # those that cannot be used
+    bad: list[str] = field(default_factory=list)  # "path: reason" of these, each once
+    dropped: list[str] = field(default_factory=list)  # "path: reason", known from the index
+    tokens: list[int] = field(default_factory=list)  # longest conversation of each sample, text tokens
+    num_shortened: int = 0
+    num_too_long: int = 0
+    samples_per_second: float | None = None
+
+    def is_usable(self, max_bad_fraction: float) -> bool:
+        """Whether a run can use it: it opens, and no larger share of what was read is bad."""
+        return not self.problem and self.num_bad <= max_bad_fraction * self.num_read
+
+
+class Pointing(np.random.Generator):
+    """A generator whose first whole number is given: a draw's first random number chooses its item."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__(np.random.PCG64(index))
+        self.index: int | None = index
+        self.num_items: int | None = None  # how many there were to choose from
+
+    def integers(self, low: int, *args: object, **options: object) -> object:  # type: ignore[override]
+        if self.index is None:
+            return super().integers(low, *args, **options)  # type: ignore[call-overload]
+        chosen, self.index, self.num_items = self.index, None, low
+        return chosen % low
+
+
+def draw_each(dataset: Dataset, recipe: Recipe) -> Iterator[tuple[str, int]]:
+    """Draw every item once, with all that is said about it: "" or what is wrong, and how many items there are."""
+    everything = replace(recipe, num_all_classes=NO_LIMIT, num_expressions=NO_LIMIT, num_questions=NO_LIMIT)
+    index, num_items = 0, 1
+    while index < num_items:
+        rng, problem = Pointing(index), ""
+        try:
+            dataset.draw(rng, everything)
+        except UnusableItemError as error:
+            problem = str(error)
+        num_items = rng.num_items or 0
+        index += 1
+        yield problem, num_items
+
+
+def walk(dataset: Dataset, most: int | None) -> Iterator[tuple[str, int]]:
+    """Read the evaluation items, at most `most` of them, evenly spread; yields as `draw_each`."""
+    num_items = len(dataset) if most is None else min(most, len(dataset))
+    for index in np.linspace(0, len(dataset) - 1, num_items).round().astype(int):
+        problem = ""
+        try:
+            dataset[int(index)]
+        except (OSError, ValueError) as error:
+            problem = str(error)
+        yield problem, num_items
+
+
+def watch_labels(dataset: Dataset) -> set[int]:
+    """The values of all label files that `dataset` reads from now on."""
+    seen: set[int] = set()
+    if isinstance(dataset, SemanticDataset):
+        read = dataset.read_values
+
+        def read_and_note(path: Path) -> np.ndarray:
+            values = read(path)
+            seen.update(values_in(values))
+            return values
+
+        dataset.read_values = read_and_note  # type: ignore[method-assign]
+    return seen
+
+
+def full_name(entry: Entry, training: bool) -> str:
+    """An entry with the split that it stands for."""
+    if entry.fields:
+        return str(entry)
+    dataset = DATASETS[entry.name]
+    return f"{entry}|{dataset.train_split if training else dataset.val_split}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surveyor:
+    """How thoroughly to look at data sets, one after another."""
+
+    dataset_dir: str | Path
+    recipe: Recipe
+    seed: int
+    num_samples: int  # drawn from each
+    read_all: bool  # and every item besides
+    max_length: int
+    processor: LasagnaProcessor | None  # without one, tokens are not counted
+
+    def open(self, entry: Entry, *, training: bool) -> tuple[Finding, Dataset | None]:
+        """What the index alone tells. Raises FlagError when the entry makes no sense, whatever is on disk."""
+        finding = Finding(name=full_name(entry, training), training=training)
+        try:
+            dataset = entry.open(self.dataset_dir, training=training)
+        except FlagError:
+            raise
+        except (OSError, ValueError) as problem:
+            finding.problem = str(problem)
+            finding.is_missing = isinstance(problem, FileNotFoundError)
+            return finding, None
+        classes = getattr(dataset, "classes", None)
+        finding.num_images, finding.num_annotations = dataset.num_images, dataset.num_annotations
+        finding.num_classes = None if classes is None else len(classes)
+        finding.dropped = list(dataset.dropped)
+        return finding, dataset
+
+    def look(self, finding: Finding, dataset: Dataset) -> None:
+        """Draw samples or walk through evaluation items, and note what comes out."""
+        seen = watch_labels(dataset)
+        try:
+            if finding.training:
+                self.draw(finding, dataset)
+            if not finding.training or self.read_all:
+                self.read(finding, dataset)
+        except ValueError as problem:  # of a mixture that finds nothing usable
+            finding.problem = str(problem)
+        finding.bad = list(dict.fromkeys(finding.bad))
+        finding.label_range = (min(seen), max(seen)) if seen else None
+
+    def draw(self, finding: Finding, dataset: Dataset) -> None:
+        """Samples as training gets them: how fast, and how long."""
+        encode = None if self.processor is None else LengthLimit(self.processor, NO_LIMIT)
+        mixture = Mixture([dataset], [1.0], recipe=self.recipe, seed=self.seed, fit=encode)
+        seconds = 0.0
+        for index in range(self.num_samples):
+            start = time.perf_counter()
+            sample = mixture[index]
+            seconds += time.perf_counter() - start
+            finding.bad += sample.skipped
+            if not self.read_all:  # otherwise each item is read, and counted, once
+                finding.num_read += 1 + len(sample.skipped)
+                finding.num_bad += len(sample.skipped)
+            self.measure(finding, sample)
+        finding.samples_per_second = self.num_samples / seconds
+
+    def measure(self, finding: Finding, sample: Sample) -> None:
+        """Note a sample's length, and what --model_max_length would make of it."""
+        if self.processor is None:
+            return
+        finding.tokens.append(max(encoded.num_text_tokens for encoded in sample.encoded))
+        try:
+            fitted = LengthLimit(self.processor, self.max_length)(sample)
+        except UnusableItemError:
+            finding.num_too_long += 1
+        else:
+            finding.num_shortened += bool(fitted.classes_left_out or fitted.conversations_left_out)
+
+    def read(self, finding: Finding, dataset: Dataset) -> None:
+        """Every item of a training set, or some or all of an evaluation set."""
+        if finding.training:
+            items = draw_each(dataset, self.recipe)
+        else:
+            items = walk(dataset, None if self.read_all else self.num_samples)
+        start = time.perf_counter()
+        with tqdm(
+            desc=finding.name, unit="item", leave=False, disable=None if self.read_all else True
+        ) as bar:
+            for problem, num_items in items:
+                bar.total = num_items
+                bar.update()
+                finding.num_read += 1
+                finding.num_bad += bool(problem)
+                finding.bad += [problem] if problem else []
+        if not finding.training:
+            finding.samples_per_second = finding.num_read / (time.perf_counter() - start)

@@ -1,0 +1,24 @@
+"""Divisions and means that know the difference between nothing measured and a bad result."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+
+def ratio(part: float, whole: float) -> float:
+    """part / whole, NaN when whole is 0."""
+    return float(part) / float(whole) if whole else math.nan
+
+
+def safe_divide(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """part / whole, float64, NaN where whole is 0; shapes broadcast."""
+    part, whole = np.broadcast_arrays(part, whole)
+    return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+
+
+def known_mean(values: np.ndarray) -> np.ndarray:
+    """Mean over the last axis without its NaNs; NaN where nothing else is there."""
+    known = np.isfinite(values)
+    return safe_divide(np.where(known, values, 0.0).sum(axis=-1), known.sum(axis=-1))

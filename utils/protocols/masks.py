@@ -1,0 +1,167 @@
+"""One mask a question: referring, generalised referring, reasoning."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from model.sequence import reasoning_query, referring_query
+from utils.asking import MaskAnswer, ask_for_masks
+from utils.data.types import ReasonSample, ReferringSample
+from utils.metrics import (
+    NO_TARGET_PIXELS,
+    Overlap,
+    generalized_measures,
+    generalized_scores,
+    generalized_sums,
+    intervals,
+    mask_measures,
+    mask_scores,
+    mask_sums,
+    overlap,
+)
+from utils.protocols.base import Protocol, Sections
+from utils.visualize import SheetRow, mask_row
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskRecord:
+    overlap: Overlap
+    no_target: bool
+
+
+class ReferringProtocol(Protocol):
+    """Every expression of every image is a sample of its own; confidence intervals are by image."""
+
+    task = "referring"
+
+    def predict(
+        self, model: Any, processor: Any, samples: Sequence[ReferringSample]
+    ) -> list[list[MaskAnswer]]:
+        queries = [
+            [(text,) if sample.as_written else referring_query(text) for text in sample.expressions]
+            for sample in samples
+        ]
+        return ask_for_masks(model, processor, [sample.image for sample in samples], queries, self.settings)
+
+    def record(self, sample: ReferringSample, prediction: Sequence[MaskAnswer]) -> list[MaskRecord]:
+        return [
+            MaskRecord(overlap=overlap(answer.mask, mask, sample.ignore), no_target=no_target)
+            for answer, mask, no_target in zip(prediction, sample.masks, sample.no_target, strict=True)
+        ]
+
+    def sections(self, records: Sequence[Sequence[MaskRecord]]) -> Sections:
+        by_image = [[entry.overlap for entry in record] for record in records]
+        flat = [each for of_image in by_image for each in of_image]
+        bounds = _mask_intervals(by_image, self.settings.seed)
+        return {"referring": {**mask_scores(flat), **bounds, "num_expressions": len(flat)}}
+
+    def score(self, record: Sequence[MaskRecord]) -> float:
+        """Mean IoU of the image's expressions."""
+        return mask_scores(entry.overlap for entry in record)["giou"]
+
+    def picture(self, sample: ReferringSample, prediction: Sequence[MaskAnswer]) -> SheetRow:
+        # One of the expressions: another for each image, the same in every run.
+        number = zlib.crc32(sample.source.encode()) % len(sample.expressions)
+        return mask_row(
+            sample.image,
+            sample.masks[number],
+            prediction[number].mask,
+            question=sample.expressions[number],
+            answer=prediction[number].text,
+            iou=overlap(prediction[number].mask, sample.masks[number], sample.ignore).iou,
+        )
+
+
+class GeneralizedProtocol(ReferringProtocol):
+    """gRefCOCO, by two rules: an empty answer says "no target", or one of fewer than 50 pixels does."""
+
+    task = "generalized"
+
+    def sections(self, records: Sequence[Sequence[MaskRecord]]) -> Sections:
+        flat = [entry for record in records for entry in record]
+        overlaps, no_target = [entry.overlap for entry in flat], [entry.no_target for entry in flat]
+        generalized: dict[str, float] = {}
+        nothing: dict[str, float] = {}
+        for ending, min_pixels in (("", 1), ("_50px", NO_TARGET_PIXELS)):
+            scores = generalized_scores(overlaps, no_target, min_pixels=min_pixels)
+            generalized |= {f"{name}{ending}": value for name, value in scores.items()}
+            nothing[f"accuracy{ending}"] = scores["n_acc"]
+        sums = [
+            generalized_sums([e.overlap for e in record], [e.no_target for e in record]) for record in records
+        ]
+        bounds = intervals(
+            np.array(sums, dtype=np.float64).reshape(len(sums), 8),
+            generalized_measures,
+            seed=self.settings.seed,
+        )
+        counts = {"num_expressions": len(flat), "num_no_target": sum(no_target)}
+        nothing |= {name.replace("n_acc", "accuracy"): bounds[name] for name in bounds if "n_acc" in name}
+        return {"generalized": {**generalized, **bounds, **counts}, "no_target": {**nothing, **counts}}
+
+    def score(self, record: Sequence[MaskRecord]) -> float:
+        """As gIoU: a true no-target is 1 if predicted so, else 0."""
+        return generalized_scores([e.overlap for e in record], [e.no_target for e in record])["giou"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReasonRecord:
+    overlap: Overlap
+    is_sentence: bool
+
+
+class ReasoningProtocol(Protocol):
+    """One question an image; ignored pixels are left out. Short and long questions also apart."""
+
+    task = "reasoning"
+
+    def predict(self, model: Any, processor: Any, samples: Sequence[ReasonSample]) -> list[MaskAnswer]:
+        queries = [[reasoning_query(sample.question, sample.is_sentence)] for sample in samples]
+        answers = ask_for_masks(
+            model, processor, [sample.image for sample in samples], queries, self.settings
+        )
+        return [answer for (answer,) in answers]
+
+    def record(self, sample: ReasonSample, prediction: MaskAnswer) -> ReasonRecord:
+        counts = overlap(prediction.mask, sample.mask, sample.ignore)
+        return ReasonRecord(overlap=counts, is_sentence=bool(sample.is_sentence))
+
+    def sections(self, records: Sequence[ReasonRecord]) -> Sections:
+        """All questions; phrases (`short`) and whole sentences (`long`), where the split has both."""
+        kinds = {
+            "reasoning": [r.overlap for r in records],
+            "reasoning_short": [r.overlap for r in records if not r.is_sentence],
+            "reasoning_long": [r.overlap for r in records if r.is_sentence],
+        }
+        has_both = kinds["reasoning_short"] and kinds["reasoning_long"]
+        return {
+            name: {
+                **mask_scores(overlaps),
+                **_mask_intervals([[each] for each in overlaps], self.settings.seed),
+                "num_questions": len(overlaps),
+            }
+            for name, overlaps in kinds.items()
+            if name == "reasoning" or has_both
+        }
+
+    def score(self, record: ReasonRecord) -> float:
+        return record.overlap.iou
+
+    def picture(self, sample: ReasonSample, prediction: MaskAnswer) -> SheetRow:
+        return mask_row(
+            sample.image,
+            sample.mask,
+            prediction.mask,
+            question=sample.question,
+            answer=prediction.text,
+            iou=overlap(prediction.mask, sample.mask, sample.ignore).iou,
+        )
+
+
+def _mask_intervals(by_image: Sequence[Sequence[Overlap]], seed: int) -> dict[str, float]:
+    sums = [mask_sums(overlaps) for overlaps in by_image]
+    return intervals(np.array(sums, dtype=np.float64).reshape(len(sums), 4), mask_measures, seed=seed)
