@@ -52,6 +52,8 @@ class LasagnaConfig(PreTrainedConfig):
         if isinstance(vlm_config, dict):
             fields = dict(vlm_config)
             vlm_config = CONFIG_MAPPING[fields.pop("model_type", "llava")](**fields)
+        for part in (vlm_config, vlm_config.text_config, vlm_config.vision_config):
+            part._name_or_path = ""  # the folder that it was read from says nothing on another machine
         self.vlm_config = vlm_config
         self.sam_config = SamSettings(**(sam_config or {})).to_dict()
         self.sequence_format = sequence_format

@@ -96,8 +96,6 @@ def full_config(frame: LasagnaForConditionalGeneration, text_config: PreTrainedC
     for name in PER_LAYER:
         if hasattr(text_config, name):
             setattr(config.vlm_config.text_config, name, getattr(text_config, name))
-    for part in (config.vlm_config, config.vlm_config.text_config, config.vlm_config.vision_config):
-        part._name_or_path = ""  # a folder of this machine
     config.architectures = [type(frame).__name__]
     config.dtype = str(frame.dtype).removeprefix("torch.")
     return config

@@ -100,6 +100,8 @@ def test_a_hugging_face_llava_is_read(tiny_folders, tiny_model, tmp_path):
     tiny_model.processor.tokenizer.save_pretrained(folder)
     model, _ = load(folder, tiny_folders, vision_tower=None)
     torch.testing.assert_close(states_of(model), states_of(tiny_model))
+    model.save_pretrained(tmp_path / "ours")
+    assert str(tmp_path) not in (tmp_path / "ours" / "config.json").read_text()  # a folder of this machine
 
 
 def test_our_folder_needs_nothing_else_and_gives_the_same_answers(tiny_model, tmp_path):
