@@ -83,7 +83,7 @@ def open_checkpoint(config: MergeConfig, settings: RunSettings, target: Path) ->
         config.weight,
         scratch=target.parent,
         vision_tower=config.vision_tower or settings.run.get("vision_tower") or None,
-        vision_pretrained=config.vision_pretrained or settings.run.get("vision_pretrained") or None,
+        sam=config.vision_pretrained or settings.run.get("vision_pretrained") or None,
         dtype=dtype_of(config.precision),
         format=SequenceFormat.from_dict(stored_format) if stored_format else None,
         prompt=settings.config.get("prompt"),

@@ -108,7 +108,7 @@ def build_model(config: TrainConfig) -> tuple[LasagnaForConditionalGeneration, L
     model, processor = load_model(
         config.version,
         vision_tower=config.vision_tower or None,
-        vision_pretrained=config.vision_pretrained or None,
+        sam=config.vision_pretrained or None,
         dtype=dtype_of(config.precision),
         attn_implementation=config.attn_implementation,
         format=config.sequence_format,

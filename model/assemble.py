@@ -33,7 +33,7 @@ def as_format(format: SequenceFormat | str) -> SequenceFormat:
 def assemble(
     parts: Parts,
     *,
-    vision_pretrained: str | None,
+    sam: str | None,
     format: SequenceFormat | str | None,
     prompt: str | None,
     seed: int,
@@ -41,8 +41,8 @@ def assemble(
     """Puts a LLaVA, a SAM, a projection and a tokenizer together; what is missing is made new, and said."""
     if parts.sam is not None:
         settings, sam_weights = parts.sam
-    elif vision_pretrained:
-        settings, sam_weights = read_sam(vision_pretrained)
+    elif sam:
+        settings, sam_weights = read_sam(sam)
     else:
         raise FileNotFoundError(
             f"{parts.folder} has no SAM inside; pass --vision_pretrained sam_vit_h_4b8939.pth"

@@ -101,17 +101,11 @@ def full_config(frame: LasagnaForConditionalGeneration, text_config: PreTrainedC
     return config
 
 
-def check_space(
-    place: Path, stored: StoredWeights, vision_pretrained: str | None, dtype: torch.dtype | None
-) -> None:
+def check_space(place: Path, stored: StoredWeights, sam: str | None, dtype: torch.dtype | None) -> None:
     """Raises a ValueError when the merged model and the copy of the frame will not fit on the disk."""
     layers = set(layer_names(stored).values())
     width = dtype.itemsize if dtype else LARGEST_ITEM
     total = sum(shape.numel() for shape in stored.shapes.values())
     frame = sum(shape.numel() for name, shape in stored.shapes.items() if name not in layers)
-    sam = (
-        Path(vision_pretrained).stat().st_size
-        if vision_pretrained and Path(vision_pretrained).is_file()
-        else 0
-    )
+    sam = Path(sam).stat().st_size if sam and Path(sam).is_file() else 0
     require_space(place, total * width + frame * LARGEST_ITEM + sam)

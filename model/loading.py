@@ -1,6 +1,6 @@
 """ONE door: `load_model(path)` recognises every checkpoint layout and returns a model with its processor.
 
-A LLaVA alone (a base to train from) gets SAM from `vision_pretrained` and a fresh projection; a folder that
+A LLaVA alone (a base to train from) gets SAM from `sam` and a fresh projection; a folder that
 has them keeps them. What a training run left is put on top of its base, adapters merged. Loading is strict: a
 weight that is missing, left over or of another shape is an error.
 """
@@ -53,7 +53,7 @@ def load_model(
     path: str | Path,
     *,
     vision_tower: str | None = None,
-    vision_pretrained: str | None = None,
+    sam: str | None = None,
     base: str | Path | None = None,
     lora_alpha: float | None = None,
     tag: str | None = None,
@@ -71,7 +71,7 @@ def load_model(
         path: a whole model in any known layout, or the name of a repository on the Hugging Face hub; or what a
             training run left: its folder, a DeepSpeed checkpoint, output of zero_to_fp32.py, a PEFT folder.
         vision_tower: CLIP folder, for layouts that have no CLIP inside.
-        vision_pretrained: SAM file, for layouts that have no SAM inside.
+        sam: SAM file, for layouts that have no SAM inside.
         base, lora_alpha, tag: of a training run: the model that it started from and LoRA's alpha, where its
             settings do not say so; which save of it, if not the newest.
         dtype: of the weights; as stored if not given.
@@ -90,7 +90,7 @@ def load_model(
         place = local_folder(path, flag="--version")
     layout = recognise(place, tag)
     attn_implementation = choose_attention(attn_implementation, dtype)
-    told = {"vision_pretrained": vision_pretrained, "format": format, "prompt": prompt, "seed": seed}
+    told = {"sam": sam, "format": format, "prompt": prompt, "seed": seed}
     if layout not in LAYOUTS:
         if quantization:
             raise ValueError(f"{place} is not a merged model; merge it before --load_in_{quantization}")
@@ -120,7 +120,7 @@ def load_whole(
     layout: str,
     options: ReadOptions,
     *,
-    vision_pretrained: str | None,
+    sam: str | None,
     format: SequenceFormat | str | None,
     prompt: str | None,
     seed: int,
@@ -131,7 +131,7 @@ def load_whole(
     if isinstance(read, LasagnaForConditionalGeneration):
         logger.info("projection and mask decoder: trained, from the folder")
         return with_settings(read, format, prompt)
-    return assemble(read, vision_pretrained=vision_pretrained, format=format, prompt=prompt, seed=seed)
+    return assemble(read, sam=sam, format=format, prompt=prompt, seed=seed)
 
 
 def load_trained(
@@ -142,7 +142,7 @@ def load_trained(
     lora_alpha: float | None,
     tag: str | None,
     vision_tower: str | None,
-    vision_pretrained: str | None,
+    sam: str | None,
     format: SequenceFormat | str | None,
     prompt: str | None,
     **told: Any,
@@ -168,7 +168,7 @@ def load_trained(
     model, _ = load_model(
         base,
         vision_tower=vision_tower or settings.run.get("vision_tower"),
-        vision_pretrained=vision_pretrained or settings.run.get("vision_pretrained"),
+        sam=sam or settings.run.get("vision_pretrained"),
         format=format,
         prompt=prompt or settings.config.get("prompt"),
         **told,

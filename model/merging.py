@@ -146,7 +146,7 @@ def open_merge(
     *,
     scratch: Path,
     vision_tower: str | None = None,
-    vision_pretrained: str | None = None,
+    sam: str | None = None,
     dtype: torch.dtype | None = None,
     format: SequenceFormat | str | None = None,
     prompt: str | None = None,
@@ -174,11 +174,11 @@ def open_merge(
     weights = read_training_weights(weight, tag)
     format = format or released.training_format(weights, folder)
     stored = StoredWeights(folder)
-    check_space(scratch, stored, vision_pretrained, dtype)
+    check_space(scratch, stored, sam, dtype)
     with tempfile.TemporaryDirectory(prefix=".frame-", dir=scratch) as place:
         copy = Path(place) / folder.name
         write_frame(folder, stored, copy)
-        told = {"vision_tower": vision_tower, "vision_pretrained": vision_pretrained, "format": format}
+        told = {"vision_tower": vision_tower, "sam": sam, "format": format}
         try:
             with only_warnings("model"):  # what is loaded is not the model that the user gets
                 frame, processor = load_model(copy, dtype=dtype, prompt=prompt, **told)

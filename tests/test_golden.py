@@ -177,7 +177,7 @@ def test_the_merge_script_makes_the_weights_of_the_released_one(shared_model, me
 def test_merged_and_adapter_masks_equal_the_released_code(golden, merged_model, path, monkeypatch):
     monkeypatch.setattr(training, "merge", lambda model: model)
     files = golden / "checkpoints"
-    adapted = load("llava-tiny-base", vision_pretrained=str(files / "sam_tiny.pth"), format="release")
+    adapted = load("llava-tiny-base", sam=str(files / "sam_tiny.pth"), format="release")
     apply_training_weights(adapted, files / "lora_weight" / "pytorch_model.bin", lora_alpha=16)
     assert adapted.llava is not adapted.vlm
     for index in range(len(TrainCase(path, merged_model.processor).images)):

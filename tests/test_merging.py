@@ -79,13 +79,13 @@ def assert_same_folder(written, expected):
 def base_folder(kind, folders, trained, place):
     """The same base in another layout: (folder, flags)."""
     if kind == "original LLaVA":
-        return folders.llava, folders.flags
-    plain, _ = load_model(folders.llava, dtype=torch.float32, **folders.flags)
+        return folders.llava, folders.parts
+    plain, _ = load_model(folders.llava, dtype=torch.float32, **folders.parts)
     if kind == "Hugging Face LLaVA":
         plain.vlm.save_pretrained(place / "hf")
         plain.processor.save_pretrained(place / "hf")
         (place / "hf" / "processor_config.json").unlink()
-        return place / "hf", {"vision_pretrained": folders.flags["vision_pretrained"]}
+        return place / "hf", {"sam": folders.parts["sam"]}
     if kind == "ours":
         merge_copy(trained).save_pretrained(place / "ours")
         return place / "ours", {}
@@ -130,7 +130,7 @@ def test_rank_and_targets_come_from_the_checkpoint(folders, tmp_path):
     weights = write_run(tmp_path / "run", model, folders, lora_r=8, lora_target_modules="q_proj")
     assert main(["--weight", str(weights), "--save_path", str(tmp_path / "m"), "--precision=fp32"]) == 0
     merged, expected = load_model(tmp_path / "m")[0].state_dict(), merge_copy(model).state_dict()
-    before = load_model(folders.llava, dtype=torch.float32, **folders.flags)[0].state_dict()
+    before = load_model(folders.llava, dtype=torch.float32, **folders.parts)[0].state_dict()
     layer = "vlm.model.language_model.layers.1."
     for name in (layer + "self_attn.k_proj.weight", layer + "mlp.down_proj.weight"):
         torch.testing.assert_close(merged[name], expected[name], rtol=0, atol=1e-6)
@@ -146,7 +146,7 @@ def test_the_released_codes_checkpoint_merges_to_its_own_merged_model(golden, tm
         folder / "lora_weight" / "pytorch_model.bin",
         scratch=tmp_path,
         vision_tower=tower,
-        vision_pretrained=str(folder / "sam_tiny.pth"),
+        sam=str(folder / "sam_tiny.pth"),
         dtype=torch.float32,
         format="release",
         lora_alpha=16,
@@ -165,7 +165,7 @@ def test_a_peft_folder_is_merged_as_in_memory(folders, trained, tmp_path):
     flags = [f"--{key}={value}" for key, value in folders.flags.items()]
     base = ["--version", str(folders.llava), *flags, "--precision=fp32"]
     assert main(["--weight", str(tmp_path / "adapter"), *base, "--save_path", str(tmp_path / "m")]) == 0
-    expected = merge_in_memory(folders.llava, tmp_path / "adapter", dtype=torch.float32, **folders.flags)
+    expected = merge_in_memory(folders.llava, tmp_path / "adapter", dtype=torch.float32, **folders.parts)
     merged = load_model(tmp_path / "m")[0].state_dict()
     assert all(torch.equal(merged[name], value) for name, value in expected.state_dict().items())
     name = "vlm.model.language_model.layers.0.self_attn.q_proj.weight"
@@ -183,11 +183,11 @@ def test_frozen_weights_in_the_checkpoint_win_over_the_base(folders, trained, tm
         scratch=tmp_path,
         dtype=torch.float32,
         lora_alpha=32,
-        **folders.flags,
+        **folders.parts,
     )
     assert torch.equal(merged.read("vlm.model.language_model.layers.0.mlp.up_proj.weight"), weights[name])
     expected = merge_in_memory(
-        folders.llava, tmp_path / "all.bin", dtype=torch.float32, alpha=32, **folders.flags
+        folders.llava, tmp_path / "all.bin", dtype=torch.float32, alpha=32, **folders.parts
     )
     assert all(torch.equal(merged.read(name), value) for name, value in expected.state_dict().items())
 
@@ -195,7 +195,7 @@ def test_frozen_weights_in_the_checkpoint_win_over_the_base(folders, trained, tm
 def test_the_released_layout_is_written_as_from_memory(folders, run, tmp_path):
     target = tmp_path / "lisa"
     assert main(["--weight", str(run), "--save_path", str(target), "--format=lisa", "--precision=fp32"]) == 0
-    model = merge_in_memory(folders.llava, run, dtype=torch.float32, **folders.flags)
+    model = merge_in_memory(folders.llava, run, dtype=torch.float32, **folders.parts)
     write_released(model, tmp_path / "expected")
     ours, theirs = (
         torch.load(target / "pytorch_model.bin"),
@@ -222,7 +222,7 @@ def test_no_more_than_a_shard_is_held_and_every_weight_is_written_once(folders, 
         held.append(sum(value.nbytes for value in tensors.values()))
         save_file(tensors, path, metadata)
 
-    merged = open_merge(str(folders.llava), run, scratch=tmp_path, dtype=torch.float32, **folders.flags)
+    merged = open_merge(str(folders.llava), run, scratch=tmp_path, dtype=torch.float32, **folders.parts)
     monkeypatch.setattr(stored, "save_file", record)
     seen = []
     save(merged, tmp_path / "m", card="", shard_size=100_000, progress=seen.append)
@@ -533,7 +533,7 @@ def test_a_failed_upload_keeps_the_folder(fake_hub, arguments, tmp_path, capsys,
 
 def test_a_format_that_the_run_was_trained_with_is_kept(folders, tmp_path):
     format = SequenceFormat.named("lisa")
-    model, _ = load_model(folders.llava, dtype=torch.float32, format=format, **folders.flags)
+    model, _ = load_model(folders.llava, dtype=torch.float32, format=format, **folders.parts)
     model.vlm = add_lora(model.vlm, rank=2, alpha=4)
     mark_trainable(model)
     run = write_run(tmp_path / "run", model, folders)

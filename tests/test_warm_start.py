@@ -14,7 +14,7 @@ from tests.commands import SMALL_RUN, run
 from utils.config import TrainConfig
 from utils.settings import parse_config
 
-TOY = {"vision_tower": "assets/toy/clip", "vision_pretrained": "assets/toy/sam_toy.pth"}
+TOY = {"vision_tower": "assets/toy/clip", "sam": "assets/toy/sam_toy.pth"}
 
 
 def trained_parts(model):

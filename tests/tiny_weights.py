@@ -39,8 +39,13 @@ class TinyFolders:
     sam: Path
 
     @property
-    def flags(self) -> dict[str, str]:
+    def parts(self) -> dict[str, str]:
         """What `load_model` needs besides the LLaVA."""
+        return {"vision_tower": str(self.clip), "sam": str(self.sam)}
+
+    @property
+    def flags(self) -> dict[str, str]:
+        """The same as flags of the scripts, as a run remembers them."""
         return {"vision_tower": str(self.clip), "vision_pretrained": str(self.sam)}
 
 

@@ -29,7 +29,7 @@ def trained_model(
 
     `base` is another model to start from, with the flags that it needs.
     """
-    folder, flags = base or (folders.llava, folders.flags)
+    folder, flags = base or (folders.llava, folders.parts)
     model, _ = load_model(folder, dtype=dtype, **flags)
     model.vlm = add_lora(model.vlm, rank=rank, alpha=ALPHA, dropout=0.1, target_pattern=pattern)
     mark_trainable(model)

@@ -21,5 +21,5 @@ def tiny_folders(tmp_path_factory: pytest.TempPathFactory, llama_tokenizer_folde
 @pytest.fixture
 def tiny_model(tiny_folders: TinyFolders) -> LasagnaForConditionalGeneration:
     """A fresh model for every test, float32, its processor attached."""
-    model, _ = load_model(tiny_folders.llava, dtype=torch.float32, **tiny_folders.flags)
+    model, _ = load_model(tiny_folders.llava, dtype=torch.float32, **tiny_folders.parts)
     return model

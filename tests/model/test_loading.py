@@ -16,7 +16,7 @@ def copy_of(folder, tmp_path):
 
 
 def load(folder, folders, **kwargs):
-    return load_model(folder, dtype=torch.float32, **{**folders.flags, **kwargs})
+    return load_model(folder, dtype=torch.float32, **{**folders.parts, **kwargs})
 
 
 def states_of(model):
@@ -173,9 +173,9 @@ def test_our_folder_with_a_missing_weight_is_refused(tiny_model, tmp_path):
 
 def test_errors_say_which_flag_to_change(tiny_folders, tmp_path):
     for change, message in (
-        ({"vision_pretrained": None}, "--vision_pretrained"),
-        ({"vision_pretrained": str(tmp_path / "no.pth")}, r"no\.pth"),
-        ({"vision_pretrained": str(tiny_folders.llava / "pytorch_model.bin")}, "not a SAM"),
+        ({"sam": None}, "--vision_pretrained"),
+        ({"sam": str(tmp_path / "no.pth")}, r"no\.pth"),
+        ({"sam": str(tiny_folders.llava / "pytorch_model.bin")}, "not a SAM"),
         ({"vision_tower": None}, "--vision_tower"),
         ({"vision_tower": str(tmp_path / "no_clip")}, "no_clip"),
     ):

@@ -22,7 +22,7 @@ SIZES = ((40, 60), (64, 48), (33, 33), (20, 71), (50, 50))
 def model_and_processor(tmp_path_factory, llama_tokenizer_folder):
     folders = write_base(tmp_path_factory.mktemp("tiny"), llama_tokenizer_folder)
     # In float32 the rounding of another batch size decides a tie of two masks here and there.
-    return load_model(folders.llava, dtype=torch.float64, **folders.flags)
+    return load_model(folders.llava, dtype=torch.float64, **folders.parts)
 
 
 def samples_of(kind: str) -> list:
@@ -119,7 +119,7 @@ def _predict(model, processor, sample, **settings):
 
 def test_a_model_of_a_format_without_neg_is_evaluated_by_free_answers(tmp_path, llama_tokenizer_folder):
     folders = write_base(tmp_path / "tiny", llama_tokenizer_folder)
-    model, processor = load_model(folders.llava, dtype=torch.float32, format="lisa", **folders.flags)
+    model, processor = load_model(folders.llava, dtype=torch.float32, format="lisa", **folders.parts)
     protocol = SemanticProtocol(EvaluationSettings(classes_per_query=4), CLASSES)
     samples = samples_of("semantic")[:2]
     with torch.no_grad():

@@ -112,9 +112,7 @@ def write_untrained(folder: Path) -> Path:
     """The model before its first step, as a folder: what the baseline is measured on."""
     if not (folder / "config.json").is_file():
         config = parse_config(TrainConfig, ["--config", str(CONFIG)])
-        model, _ = load_model(
-            config.version, vision_tower=config.vision_tower, vision_pretrained=config.vision_pretrained
-        )
+        model, _ = load_model(config.version, vision_tower=config.vision_tower, sam=config.vision_pretrained)
         model.save_pretrained(folder)
     return folder
 

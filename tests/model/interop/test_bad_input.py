@@ -29,7 +29,7 @@ def llava(tiny_folders, tmp_path):
 
 
 def load(folder, folders, **kwargs):
-    return load_model(folder, dtype=torch.float32, **{**folders.flags, **kwargs})
+    return load_model(folder, dtype=torch.float32, **{**folders.parts, **kwargs})
 
 
 def edit_weights(folder, change):
@@ -69,13 +69,13 @@ def test_the_wrong_thing_as_tower_or_sam(tiny_folders, ours, tmp_path):
         ({"vision_tower": str(tiny_folders.llava)}, "--vision_tower .* is not a CLIP.*'llava'"),
         ({"vision_tower": str(ours)}, "--vision_tower .* is not a CLIP.*'lasagna'"),
         ({"vision_tower": str(tiny_folders.sam)}, "--vision_tower .*sam.pth is a file"),
-        ({"vision_pretrained": str(tiny_folders.clip)}, "--vision_pretrained .* is a folder"),
+        ({"sam": str(tiny_folders.clip)}, "--vision_pretrained .* is a folder"),
         (
-            {"vision_pretrained": str(tiny_folders.llava / "pytorch_model.bin")},
+            {"sam": str(tiny_folders.llava / "pytorch_model.bin")},
             "--vision_pretrained .* not a SAM",
         ),
         (
-            {"vision_pretrained": str(tiny_folders.llava / "tokenizer.model")},
+            {"sam": str(tiny_folders.llava / "tokenizer.model")},
             "tokenizer.model is not a readable",
         ),
     ):
@@ -110,7 +110,7 @@ def test_a_truncated_shard_is_named(tiny_folders, llava, ours, tmp_path):
         load_model(ours)
     cut(shutil.copy(tiny_folders.sam, tmp_path / "s.pth"))
     with pytest.raises(ValueError, match=r"s\.pth is not a readable checkpoint"):
-        load(tiny_folders.llava, tiny_folders, vision_pretrained=str(tmp_path / "s.pth"))
+        load(tiny_folders.llava, tiny_folders, sam=str(tmp_path / "s.pth"))
 
 
 class Payload:
@@ -131,7 +131,7 @@ def test_a_file_that_holds_code_is_refused_and_not_run(tiny_folders, tiny_model,
         torch.save(code, llava / "pytorch_model.bin")
     elif kind == "sam":
         torch.save(code, tmp_path / "sam.pth")
-        told = {"vision_pretrained": str(tmp_path / "sam.pth")}
+        told = {"sam": str(tmp_path / "sam.pth")}
     elif kind == "clip":
         clip = shutil.copytree(tiny_folders.clip, tmp_path / "clip")
         (clip / "model.safetensors").unlink()

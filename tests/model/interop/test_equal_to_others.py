@@ -116,7 +116,7 @@ def test_text_logits_equal_hugging_face_s_llava(tiny_folders, tmp_path, projecto
         weights["model.mm_projector.2.bias"] = torch.randn(HIDDEN_DIM)
         torch.save(weights, folder / "pytorch_model.bin")
     edit_json(folder / "config.json", mm_projector_type=projector, image_aspect_ratio=aspect)
-    model, processor = load_model(folder, dtype=torch.float32, **tiny_folders.flags)
+    model, processor = load_model(folder, dtype=torch.float32, **tiny_folders.parts)
     stock = LlavaForConditionalGeneration(model.config.vlm_config).eval()
     stock.load_state_dict(model.vlm.state_dict(), strict=True)
     pictures = [picture(40, 60, seed=1), picture(50, 30, seed=2)]

@@ -131,7 +131,7 @@ def assert_the_same(model, expected):
 @pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__.removeprefix("write_"))
 def test_every_layout_gives_every_parameter_and_buffer(write, tiny_folders, tiny_model, tmp_path):
     write(tiny_model, tiny_folders, tmp_path / "folder")
-    told = dict(tiny_folders.flags)
+    told = dict(tiny_folders.parts)
     if write is write_original_with_its_tower:
         shutil.copytree(tiny_folders.clip, tmp_path / "openai" / "clip-vit-large-patch14-336")
         del told["vision_tower"]
@@ -167,7 +167,7 @@ def test_both_projectors_and_both_picture_sizes_of_llava(tiny_folders, tmp_path,
             weights[original_name(LINEAR_2 + kind, projector)] = getattr(second, kind).detach()
     torch.save(weights, folder / "pytorch_model.bin")
     edit_json(folder / "config.json", mm_projector_type=projector)
-    told = {**tiny_folders.flags, "vision_tower": str(tmp_path / "clip")}
+    told = {**tiny_folders.parts, "vision_tower": str(tmp_path / "clip")}
     model, processor = load_model(folder, dtype=torch.float32, **told)
     assert processor.num_image_tokens == (side // 14) ** 2
     pixels = torch.from_numpy(processor.clip_image(picture())).unsqueeze(0)
@@ -200,9 +200,7 @@ def test_a_tower_inside_needs_no_folder_for_its_sizes(tiny_folders, tmp_path):
     weights |= {prefix + name.removeprefix("vision_model."): value for name, value in tower.items()}
     weights["model.mm_projector.weight"] = torch.randn(HIDDEN_DIM, 128)
     torch.save(weights, folder / "pytorch_model.bin")
-    model, processor = load_model(
-        folder, dtype=torch.float32, vision_pretrained=tiny_folders.flags["vision_pretrained"]
-    )
+    model, processor = load_model(folder, dtype=torch.float32, sam=tiny_folders.parts["sam"])
     found = model.config.vlm_config.vision_config
     for name in (
         "hidden_size",
@@ -228,7 +226,7 @@ def test_a_tower_inside_needs_no_folder_for_its_sizes(tiny_folders, tmp_path):
 def test_what_was_recognised_is_said_in_one_line(write, said, tiny_folders, tiny_model, tmp_path, caplog):
     write(tiny_model, tiny_folders, tmp_path / "folder")
     with caplog.at_level(logging.INFO, logger="model"):
-        load_model(tmp_path / "folder", **tiny_folders.flags)
+        load_model(tmp_path / "folder", **tiny_folders.parts)
     assert [line for line in caplog.messages if said in line] == [
         f"{tmp_path}/folder: {said}; attention: sdpa"
     ]

@@ -72,7 +72,7 @@ def test_without_its_settings_a_run_needs_its_base(trained, tiny_folders, tmp_pa
         base=tiny_folders.llava,
         lora_alpha=ALPHA,
         dtype=torch.float32,
-        **tiny_folders.flags,
+        **tiny_folders.parts,
     )
     assert_merged(model, trained)
 

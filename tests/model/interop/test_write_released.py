@@ -33,7 +33,7 @@ def assert_same_model(model, expected):
 @pytest.mark.parametrize("format", ["release", "lisa", "paper"])
 @pytest.mark.parametrize("shard_bytes", [5_000_000_000, 40_000])
 def test_a_model_of_ours_comes_back_from_the_released_layout(tiny_folders, tmp_path, format, shard_bytes):
-    model, _ = load_model(tiny_folders.llava, dtype=torch.float32, format=format, **tiny_folders.flags)
+    model, _ = load_model(tiny_folders.llava, dtype=torch.float32, format=format, **tiny_folders.parts)
     write_released(model, tmp_path / "out", shard_bytes=shard_bytes)
     assert len(list((tmp_path / "out").glob("*.bin"))) > 1 or shard_bytes > 40_000
     again, _ = load_model(tmp_path / "out")
@@ -71,7 +71,7 @@ def test_the_released_model_comes_back_key_by_key(golden, tmp_path):
 
 def test_a_folder_for_other_tools_alone_is_read_too(tiny_folders, tmp_path):
     """Without lasagna/ and vision_tower/, as the authors' own script writes it."""
-    model, _ = load_model(tiny_folders.llava, dtype=torch.float32, format="release", **tiny_folders.flags)
+    model, _ = load_model(tiny_folders.llava, dtype=torch.float32, format="release", **tiny_folders.parts)
     write_released(model, tmp_path / "out")
     shutil.rmtree(tmp_path / "out" / "lasagna")
     shutil.rmtree(tmp_path / "out" / "vision_tower")
@@ -82,7 +82,7 @@ def test_a_folder_for_other_tools_alone_is_read_too(tiny_folders, tmp_path):
 def test_a_language_model_with_scaled_positions_keeps_its_settings(tiny_folders, tmp_path):
     folder = shutil.copytree(tiny_folders.llava, tmp_path / "copy")
     edit_json(folder / "config.json", rope_scaling={"type": "linear", "factor": 4.0}, rope_theta=50000.0)
-    model, _ = load_model(folder, dtype=torch.float32, **tiny_folders.flags)
+    model, _ = load_model(folder, dtype=torch.float32, **tiny_folders.parts)
     write_released(model, tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["rope_scaling"] == {"type": "linear", "factor": 4.0}
