@@ -60,6 +60,16 @@ def test_evaluation_gives_each_image_with_all_its_expressions(tmp_path, reader, 
     assert first.source.endswith("COCO_train2014_000000000001.jpg")
 
 
+def test_an_image_without_references_is_neither_drawn_nor_evaluated(tmp_path, recipe):
+    """instances.json lists all pictures of COCO; most of them nobody refers to, which is no fault."""
+    write_refer(tmp_path, "refcoco", [reference(0, 11, 1, "train", "the left box")], SEGMENTATIONS, [1, 2])
+    dataset = RefCoco(tmp_path, "train")
+    assert len(dataset) == 1
+    assert dataset.dropped == []
+    drawn = {dataset.draw(np.random.default_rng(seed), recipe).source for seed in range(8)}
+    assert drawn == {dataset[0].source}
+
+
 def test_splits_come_from_the_references(tmp_path):
     write_refcoco(tmp_path)
     assert [sample.expressions for sample in RefCoco(tmp_path, "testA")] == [("right",)]
