@@ -153,11 +153,11 @@ def train(
             torch.manual_seed(seed_of_step(config.seed, step))  # dropout
             train_step(engine, batches, config.grad_accumulation_steps, meters, counts)
             log_step(step, engine, meters, bar, writer, config)
-            is_last = step % config.steps_per_epoch == 0
-            if is_last or step % COUNT_EVERY == 0:
+            ends_epoch = step % config.steps_per_epoch == 0
+            if ends_epoch or step % COUNT_EVERY == 0:
                 counts.gather()
                 counts.check(config.max_bad_fraction)
-            if is_last:
+            if ends_epoch:
                 # First, so that nothing is lost if the validation fails.
                 save_checkpoint(engine, config, step, counts.state())
                 report = validate(engine, datasets, config)

@@ -100,8 +100,8 @@ class PartDataset(ClassMaskDataset):
                 if not isinstance(file_name, str):
                     raise TypeError(f"'file_name': {file_name!r}")
                 # Some instances of these are not annotated: neither present as they are, nor absent.
-                partly = self._classes_in(image, "not_exhaustive_category_ids")
-                absent = self._classes_in(image, "neg_category_ids")
+                partly = classes_in(image, "not_exhaustive_category_ids", self.class_of)
+                absent = classes_in(image, "neg_category_ids", self.class_of)
             except (KeyError, TypeError, ValueError) as problem:
                 self.drop(f"{path}, image {position}", f"misses or spoils {problem}")
                 continue
@@ -115,9 +115,10 @@ class PartDataset(ClassMaskDataset):
                 items.append(PartItem(self.image_folder / file_name, size, whole, tuple(sorted(absent))))
         return items
 
-    def _classes_in(self, image: Mapping[str, Any], key: str) -> set[int]:
-        """LVIS's lists of categories about one image; ids of categories that are not in this file say nothing."""
-        return {self.class_of[category] for category in image.get(key) or () if category in self.class_of}
+
+def classes_in(image: Mapping[str, Any], key: str, class_of: Mapping[Any, int]) -> set[int]:
+    """LVIS's lists of categories about one image; ids of categories that are not in this file say nothing."""
+    return {class_of[category] for category in image.get(key) or () if category in class_of}
 
 
 def read_categories(categories: Any, path: Path) -> tuple[list[tuple[str, str]], dict[Any, int]]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from utils.data.class_lists import ClassList
 from utils.data.class_masks import ClassMaskDataset
-from utils.data.coco_parts import speakable
+from utils.data.coco_parts import classes_in, speakable
 from utils.data.files import FolderListing, read_json
 from utils.data.masks import annotated_size
 from utils.data.own import OwnFlag, decode_own_mask, find_pictures, find_split_file
@@ -155,11 +155,10 @@ class OwnCoco(ClassMaskDataset):
         objects: tuple[tuple[int, Any], ...],
         class_of: Mapping[Any, int],
     ) -> CocoItem:
-        def classes(key: str) -> set[int]:
-            return {class_of[category] for category in image.get(key) or () if category in class_of}
-
-        partly = classes("not_exhaustive_category_ids")
-        absent = set(class_of.values()) if self.exhaustive else classes("neg_category_ids")
+        partly = classes_in(image, "not_exhaustive_category_ids", class_of)
+        absent = (
+            set(class_of.values()) if self.exhaustive else classes_in(image, "neg_category_ids", class_of)
+        )
         absent -= partly | {class_id for class_id, _ in objects}
         return CocoItem(
             path=path,
