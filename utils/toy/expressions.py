@@ -53,6 +53,7 @@ class Description:
 
     text: str
     test: Test
+    kind: str = "name"  # how it tells things apart: by name, colour, order, size, place, ground or neighbour
 
 
 class Group(NamedTuple):
@@ -191,17 +192,19 @@ def _describe(
 ) -> Iterator[Description]:
     """Candidates for a thing of a name (and colour); not yet proved."""
     noun, kind = _noun(name, colour, rng), is_kind(name, colour)
-    yield Description(noun, kind)
+    yield Description(noun, kind, "name" if colour is None else "colour")
     if sum(bool(kind(other)) for other in scene.things) > 1:
         for words, axis, direction in EXTREMES:
-            yield Description(f"{pick(rng, words)} {noun}", most(scene, kind, axis, direction))
+            yield Description(f"{pick(rng, words)} {noun}", most(scene, kind, axis, direction), "order")
         for words, biggest in ((("biggest", "largest"), True), (("smallest",), False)):
-            yield Description(f"{pick(rng, words)} {noun}", sized(scene, kind, biggest))
+            yield Description(f"{pick(rng, words)} {noun}", sized(scene, kind, biggest), "size")
     for phrase in REGIONS:
-        yield Description(f"{noun} {phrase}", _all(kind, in_region(scene, phrase)))
+        yield Description(f"{noun} {phrase}", _all(kind, in_region(scene, phrase)), "place")
     if name != "building" and thing.on in ON_STUFF:
         yield Description(
-            f"{noun} {pick(rng, ON_STUFF[thing.on])}", _all(kind, lambda other: other.on == thing.on)
+            f"{noun} {pick(rng, ON_STUFF[thing.on])}",
+            _all(kind, lambda other: other.on == thing.on),
+            "ground",
         )
     landmarks = [item for item in _landmarks(scene, thing) if item[1].name != name]
     for index in rng.permutation(len(landmarks))[:2]:
@@ -211,10 +214,9 @@ def _describe(
             def test(this: Thing, other: Thing = other, direction: int = direction) -> bool | None:
                 return beside(scene, 0, direction, this, other)
 
-            yield Description(f"{noun} {pick(rng, words)} {landmark}", _all(kind, test))
-        yield Description(
-            f"{noun} {pick(rng, ('next to', 'near', 'close to'))} {landmark}", _all(kind, near(scene, other))
-        )
+            yield Description(f"{noun} {pick(rng, words)} {landmark}", _all(kind, test), "neighbour")
+        words = pick(rng, ("next to", "near", "close to"))
+        yield Description(f"{noun} {words} {landmark}", _all(kind, near(scene, other)), "neighbour")
 
 
 def descriptions(scene: Scene, thing: Thing, rng: np.random.Generator) -> list[Description]:

@@ -9,7 +9,7 @@ from utils.toy.expressions import EXTREMES, ON_STUFF, REGIONS
 from utils.toy.pretrain.attributes import NUM_ATTRIBUTES, NUM_RELATIONS, NUM_SIMPLE, attributes
 from utils.toy.pretrain.clip import PATCH, SIDE, ClipStudent, pad_to_square
 from utils.toy.pretrain.common import HELD_OUT_SEED, batches, patch_histogram
-from utils.toy.pretrain.grounding import Words, places_of
+from utils.toy.pretrain.grounding import Places, Words, places_of
 from utils.toy.pretrain.sam import SamStudent
 from utils.toy.pretrain.talk import Spoken
 from utils.toy.scene import CLASSES, STUFF, THINGS, Scene, Thing, draw_scene
@@ -57,7 +57,10 @@ def test_attributes_are_what_a_listener_would_say(meadow):
 
 BALL, CAR, PERSON, RED, GREEN, IN, LEFT_WORD, YES = range(100, 108)
 WORDS = Words(
-    names={BALL: "ball", CAR: "car", PERSON: "person"}, colours={RED: "red", GREEN: "green"}, answers={YES}
+    names={BALL: "ball", CAR: "car", PERSON: "person"},
+    colours={RED: "red", GREEN: "green"},
+    answers={YES},
+    heard=(CAR, PERSON, RED, LEFT_WORD),
 )
 
 
@@ -72,11 +75,11 @@ def test_places_are_at_names_expressions_and_on_to_the_answer(meadow):
     said = {(LEFT_WORD, CAR): target}
     early = places_of(tokens, square, said, WORDS, to_answer=False)
     assert sorted(early) == [1, 4]
-    np.testing.assert_array_equal(early[1].share, share_of(square, 3))
-    assert early[4] is target  # not all cars
+    np.testing.assert_array_equal(early[1].spoken.share, share_of(square, 3))
+    assert early[4].spoken is target  # not all cars
     late = places_of(tokens, square, said, WORDS, to_answer=True)
     assert sorted(late) == [1, 4, 5, 6]
-    assert late[5] is late[6] is target
+    assert late[5].spoken is late[6].spoken is target
     assert target.share.sum() * PATCH**2 == pytest.approx((20 * SIDE / 200) ** 2)
 
 
@@ -87,9 +90,21 @@ def test_a_name_after_its_colour_speaks_of_that_colour_only(meadow):
     expected = {0: (1, 2), 2: (1,), 4: (), 6: (3,)}
     assert places.keys() == expected.keys()
     for position, numbers in expected.items():
-        np.testing.assert_array_equal(places[position].share, share_of(square, *numbers))
+        np.testing.assert_array_equal(places[position].spoken.share, share_of(square, *numbers))
     dressed = places_of([PERSON, IN, RED, IN, GREEN], square, {}, WORDS, to_answer=False)
     assert sorted(dressed) == [0, 2]  # "person in red", not "in red in green"
+
+
+def test_positions_tell_the_words_of_their_phrase(meadow):
+    """A name that never hears of the colour before it looks at all of its kind, whatever was asked."""
+    square = pad_to_square(meadow)
+    tokens = [RED, CAR, 1, LEFT_WORD, CAR, 2, PERSON, IN, RED]
+    said = {(LEFT_WORD, CAR): Spoken(share_of(square, 1), np.zeros(4, np.float32))}
+    places = Places.of([{}, places_of(tokens, square, said, WORDS, to_answer=False)], WORDS)
+    found = dict(zip(places.columns.tolist(), places.heard.tolist(), strict=True))
+    #                  car person red left
+    assert found == {1: [1, 0, 1, 0], 4: [1, 0, 0, 1], 6: [0, 1, 0, 0], 8: [0, 1, 1, 0]}
+    assert places.rows.tolist() == [1] * 4
 
 
 @pytest.mark.parametrize("stage", ["clip", "sam", "language"])

@@ -102,12 +102,19 @@ def train(
     batch_size: int,
     lr: float,
     num_held_out: int,
+    weight_decay: float = 0.02,
     evaluate_every: int = 250,
     when_evaluated: Callable[[], None] = lambda: None,
 ) -> None:
-    """AdamW on `module.losses`, resumable: the state is saved with each evaluation and read on start."""
+    """AdamW on `module.losses`, resumable: the state is saved with each evaluation and read on start.
+
+    Weights decay but for embeddings, norms and biases.
+    """
     parameters = [p for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.02)
+    kept = [p for name, p in module.named_parameters() if p.requires_grad and (p.ndim < 2 or "embed" in name)]
+    decayed = [p for p in parameters if all(p is not other for other in kept)]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
     state_file = folder / f"{name}.state.pt"
     step, seconds = 0, 0.0
     if state_file.exists():

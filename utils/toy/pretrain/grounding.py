@@ -13,6 +13,24 @@ from utils.toy.scene import CLASSES
 
 
 @dataclass(frozen=True)
+class Words:
+    """The tokens that say what is spoken of."""
+
+    names: dict[int, str]  # first token of a class name -> the class
+    colours: dict[int, str]
+    answers: set[int]  # with which short answers begin
+    heard: tuple[int, ...]  # names and what else tells one thing from another
+
+
+@dataclass(frozen=True)
+class Place:
+    """A position that speaks of something."""
+
+    spoken: Spoken
+    phrase: tuple[int, ...]  # the tokens, up to here, that say of what
+
+
+@dataclass(frozen=True)
 class Places:
     """N positions in the texts of a batch, and what is spoken of there."""
 
@@ -20,14 +38,18 @@ class Places:
     columns: Tensor  # (N,) int64
     shares: Tensor  # (N, patches) float32, the share of each patch
     boxes: Tensor  # (N, 4) float32, (left, top, right, bottom) as fractions of the square; NaN: not one thing
+    heard: Tensor  # (N, words) float32, 1 for each of `Words.heard` that the phrase has so far
 
     @classmethod
-    def of(cls, found: list[dict[int, Spoken]]) -> "Places":
+    def of(cls, found: list[dict[int, Place]], words: Words) -> "Places":
         """Collect the positions of each text."""
         flat = [
-            (row, column, spoken) for row, places in enumerate(found) for column, spoken in places.items()
+            (row, column, place.spoken)
+            for row, places in enumerate(found)
+            for column, place in places.items()
         ]
         nowhere = np.full(4, np.nan, np.float32)
+        phrases = [place.phrase for places in found for place in places.values()]
         return cls(
             torch.tensor([row for row, _, _ in flat]),
             torch.tensor([column for _, column, _ in flat]),
@@ -35,16 +57,8 @@ class Places:
             torch.from_numpy(
                 np.stack([nowhere if spoken.box is None else spoken.box for _, _, spoken in flat])
             ),
+            torch.tensor([[float(word in phrase) for word in words.heard] for phrase in phrases]),
         )
-
-
-@dataclass(frozen=True)
-class Words:
-    """The tokens that say what is spoken of."""
-
-    names: dict[int, str]  # first token of a class name -> the class
-    colours: dict[int, str]
-    answers: set[int]  # with which short answers begin
 
 
 def places_of(
@@ -54,7 +68,7 @@ def places_of(
     words: Words,
     *,
     to_answer: bool,
-) -> dict[int, Spoken]:
+) -> dict[int, Place]:
     """What is spoken of at positions of one text.
 
     At a class name all of its kind, or all of its kind and colour when that was said; at the end of an expression
@@ -68,27 +82,30 @@ def places_of(
     for position in range(len(tokens)):
         kind = _kind_at(tokens, position, words)
         if kind is not None:
-            places[position] = Spoken(_share_of_kind(square, *kind))
+            name, colour = words.names[kind[0]], words.colours[kind[1]] if kind[1:] else None
+            share = _share_of_kind(square, name, colour)
+            places[position] = Place(Spoken(share), kind)
     for text, spoken in said.items():
         for start in range(len(tokens) - len(text) + 1):
             if tuple(tokens[start : start + len(text)]) == text:
                 position = start + len(text) - 1
-                places[position] = spoken
+                places[position] = Place(spoken, text)
                 while to_answer and position + 1 < len(tokens) and tokens[position + 1] not in words.answers:
                     position += 1
-                    places[position] = spoken
+                    places[position] = Place(spoken, text)
     return places
 
 
-def _kind_at(tokens: list[int], position: int, words: Words) -> tuple[str, str | None] | None:
-    """The class, and colour if it was said, that a position completes: "red car", "person in (a) red"."""
+def _kind_at(tokens: list[int], position: int, words: Words) -> tuple[int, ...] | None:
+    """Tokens of the class, and of its colour if said, that a position completes: "red car", "person in red"."""
     token = tokens[position]
     if token in words.names:
-        return words.names[token], words.colours.get(tokens[position - 1]) if position else None
+        before = tokens[position - 1] if position else token
+        return (token, before) if before in words.colours else (token,)
     if token in words.colours:
-        before = {words.names.get(earlier) for earlier in tokens[max(position - 3, 0) : position - 1]}
-        if "person" in before:
-            return "person", words.colours[token]
+        for earlier in tokens[max(position - 3, 0) : max(position - 1, 0)]:
+            if words.names.get(earlier) == "person":
+                return earlier, token
     return None
 
 

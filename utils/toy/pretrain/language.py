@@ -48,6 +48,11 @@ SIZES = {
     "max_position_embeddings": 2048,
     "rms_norm_eps": 1e-6,
 }
+# Beside the names: what expressions are made of.
+DISTINCTIONS = (
+    *COLOURS, *WALLS, "left", "leftmost", "right", "rightmost", "upper", "top", "lower", "bottom", "biggest",
+    "largest", "smallest", "far", "middle", "on", "in", "at", "of", "to", "next", "near", "close",
+)  # fmt: skip
 LOOKUP_LAYER, LOOKUP_HEADS = 2, 2  # the third of four layers learns to look names and expressions up
 
 
@@ -60,6 +65,7 @@ class LanguageStudent(Student):
         self.tower = [tower.eval().requires_grad_(False)]  # in a list: not a part of what is saved
         self.llama = LlamaForCausalLM(LlamaConfig(vocab_size=VOCAB_SIZE + 2, **SIZES))
         self.projector = nn.Linear(tower.config.hidden_size, SIZES["hidden_size"])
+        self._start_looking()
         self.names = [self._ids(name)[0] for name in CLASSES]
         self.colours = [self._ids(colour)[0] for colour in COLOURS]
         self.aligned = nn.Parameter(torch.tensor(1.0))  # log of the scale of the auxiliary logits
@@ -68,8 +74,11 @@ class LanguageStudent(Student):
             names=dict(zip(self.names, CLASSES, strict=True)),
             colours={self._ids(colour)[0]: colour for colour in (*COLOURS, *WALLS)},
             answers={self._ids(word)[0] for word in ("yes", "no", "3")} | {tokenizer.eos_token_id},
+            heard=tuple(self._ids(word)[0] for word in (*CLASSES, *DISTINCTIONS)),
         )
         dim = SIZES["hidden_size"]
+        self.heard = nn.Linear(dim, len(self.words.heard))
+        nn.init.constant_(self.heard.bias, -3.0)  # few words are said
         self.places = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, GRID**2)) for _ in range(2)
         )
@@ -77,6 +86,15 @@ class LanguageStudent(Student):
             nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, 4))
             for _ in range(2)
         )
+
+    def _start_looking(self) -> None:
+        """First values: words weigh as much as patches, and the lookup's heads look at what is like themselves."""
+        nn.init.normal_(self.llama.get_input_embeddings().weight, std=0.3)
+        attention = self.llama.model.layers[LOOKUP_LAYER].self_attn
+        rows = LOOKUP_HEADS * attention.head_dim
+        with torch.no_grad():
+            attention.q_proj.weight[:rows].normal_(std=0.05)
+            attention.k_proj.weight[:rows].copy_(attention.q_proj.weight[:rows])
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False).input_ids
@@ -105,7 +123,7 @@ class LanguageStudent(Student):
             "colours": _shares(
                 squares, lambda square: colours_of_things(square.scene)[square.thing], len(COLOURS) + 1
             ),
-            "places": (Places.of(early), Places.of(late)),
+            "places": (Places.of(early, self.words), Places.of(late, self.words)),
         }
 
     def losses(self, prepared: dict[str, Any]) -> dict[str, Tensor]:
@@ -135,15 +153,16 @@ class LanguageStudent(Student):
                 self.places, self.boxes, (states[len(states) // 2], hidden), prepared["places"], strict=True
             )
         ]
-        looked_loss = self._lookup(states[LOOKUP_LAYER].float(), is_image, prepared["places"][0])
+        heard_loss, looked_loss = self._lookup(states[LOOKUP_LAYER].float(), is_image, prepared["places"][0])
         right = logits.argmax(-1) == targets
-        grounding_loss = sum(5 * place + box for place, box in grounded) + 0.5 * looked_loss
+        grounding_loss = sum(5 * place + box for place, box in grounded) + 0.5 * (looked_loss + heard_loss)
         return {
             "loss": text_loss + 0.2 * aligned_loss + grounding_loss,
             "text": text_loss,
             "aligned": aligned_loss,
             "place": grounded[-1][0],
             "box": grounded[-1][1],
+            "heard": heard_loss,
             "looked": looked_loss,
             "tokens right": right.float().mean(),
         } | self._answer_scores(targets, right)
@@ -166,15 +185,19 @@ class LanguageStudent(Student):
         box = torch.tensor([int(t) in digits for t in targets])
         return {"yes/no": right[polar].float().mean(), "digits": right[box].float().mean()}
 
-    def _lookup(self, states: Tensor, is_image: Tensor, places: Places) -> Tensor:
-        """How far the first heads of one layer are from looking at what the text speaks of.
+    def _lookup(self, states: Tensor, is_image: Tensor, places: Places) -> tuple[Tensor, Tensor]:
+        """How far a layer is from knowing what is asked, and its first heads from looking at what that speaks of.
 
-        Cross-entropy of their attention, from the end of names and expressions, against the patches of the target;
-        against the first token where there is no such thing. `states` (B, length, hidden) enter the layer.
+        At the end of names and expressions: binary cross-entropy of the words that they are made of, summed over
+        words, read from what enters the layer's attention (else a name never hears of the colour before it);
+        cross-entropy of the heads' attention against the patches of the target, or against the first token where
+        there is no such thing. `states` (B, length, hidden) enter the layer.
         """
         layer = self.llama.model.layers[LOOKUP_LAYER]
         attention, dim = layer.self_attn, layer.self_attn.head_dim
         normed = layer.input_layernorm(states)
+        heard = self.heard(normed[places.rows, places.columns])
+        heard_loss = F.binary_cross_entropy_with_logits(heard, places.heard, reduction="none").sum(1).mean()
         columns = torch.arange(states.shape[1])
         cos, sin = self.llama.model.rotary_emb(states, columns[None])
         width = LOOKUP_HEADS * dim
@@ -190,7 +213,8 @@ class LanguageStudent(Student):
         total = places.shares.sum(1, keepdim=True)
         wanted[is_image[places.rows]] = (places.shares / total.clamp(min=1e-6)).flatten()
         wanted[:, 0] = (total[:, 0] == 0).float()
-        return -(wanted[:, None] * log_attention.masked_fill(later[:, None], 0)).sum(-1).mean()
+        looked_loss = -(wanted[:, None] * log_attention.masked_fill(later[:, None], 0)).sum(-1).mean()
+        return heard_loss, looked_loss
 
     def _alignment(self, patches: Tensor, shares: Tensor, words: list[int]) -> Tensor:
         """Each patch read with the embeddings of words: cross-entropy where one of them covers a part of it."""
@@ -236,5 +260,6 @@ def pretrain_language(out: Path, clip: Path, work: Path, *, num_steps: int, batc
     tokenizer.add_tokens([IMAGE], special_tokens=True)
     tower = CLIPVisionModel.from_pretrained(clip, dtype=torch.float32)
     student = LanguageStudent(tokenizer, tower)
-    train(student, folder=work, name="language", num_steps=num_steps, batch_size=batch_size,
-          lr=1.5e-3, num_held_out=48, when_evaluated=lambda: write_llava_v1(student, out))  # fmt: skip
+    # The strong decay keeps weights, and so the states of words, small: grown large, they drown what attention adds.
+    train(student, folder=work, name="language", num_steps=num_steps, batch_size=batch_size, lr=1.5e-3,
+          weight_decay=0.3, num_held_out=48, when_evaluated=lambda: write_llava_v1(student, out))  # fmt: skip

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from model.conversation import Conversation
+from utils.toy.expressions import descriptions
 from utils.toy.language import absent_expressions, caption, expressions, questions, reasoning_questions
 from utils.toy.pretrain.clip import PATCH, SIDE
 from utils.toy.pretrain.common import NUM_LABELS, Square, patch_histogram
@@ -64,9 +65,12 @@ def _box_turns(
 ) -> list[tuple[str, str]]:
     """Boxes of things as left, top, right, bottom in cells of the patch grid, given an expression."""
     turns = []
-    for number in rng.permutation(len(scene.things))[:6]:
+    names = [thing.name for thing in scene.things]
+    # First those that a name alone does not single out.
+    order = sorted(rng.permutation(len(names)), key=lambda number: names.count(names[number]) == 1)
+    for number in order[:6]:
         thing: Thing = scene.things[number]
-        for text in expressions(scene, thing, rng)[:2]:
+        for text in _of_two_kinds(scene, thing, rng):
             request = BOX_REQUESTS[int(rng.integers(len(BOX_REQUESTS)))]
             said[text] = _spoken(square, int(number))
             box = (np.array(thing.box) - [0, 0, 1, 1]) * square.scale + np.array(square.offset * 2)
@@ -74,6 +78,14 @@ def _box_turns(
             answer = BOX_ANSWERS[int(rng.integers(len(BOX_ANSWERS)))]
             turns.append((request.format(text), answer.format("".join(str(cell) for cell in cells))))
     return turns
+
+
+def _of_two_kinds(scene: Scene, thing: Thing, rng: np.random.Generator) -> list[str]:
+    """Up to two expressions; each way of telling things apart is as likely as another, however many texts it has."""
+    of_kind = {item.kind: item.text for item in descriptions(scene, thing, rng)}
+    kinds = list(of_kind)
+    texts = [of_kind[kinds[k]] for k in rng.permutation(len(kinds))[:2]]
+    return [text if rng.random() < 0.25 else f"the {text}" for text in texts]
 
 
 def _spoken(square: Square, number: int) -> Spoken:
