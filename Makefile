@@ -2,12 +2,13 @@
 #   make demo    train, merge, evaluate and chat on the toy world (runs/demo); again: continues or skips
 #   make test    the tests
 #   make lint    ruff
+#   make bench   the claims of speed (runs/benchmarks/results.md), about ten minutes; nothing else should run meanwhile
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test lint bench setup clean
 
 demo: $(READY)
 	$(BIN)/python -m utils.toy.demo
@@ -18,6 +19,9 @@ test: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+bench: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
 
 setup: $(READY)
 

@@ -25,9 +25,9 @@ from model.lasagna import LasagnaForConditionalGeneration
 from model.loading import load_model
 from model.sequence import spoken
 from utils.colours import MASK_COLOURS, Colour, class_colour
-from utils.config import ChatConfig
 from utils.data.images import read_image
 from utils.distributed import device_of, dtype_of
+from utils.inference_config import ChatConfig
 from utils.logs import one_line, start_logging
 from utils.metrics import label_map
 from utils.settings import parse_config

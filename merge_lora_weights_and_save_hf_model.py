@@ -21,9 +21,9 @@ from model.interop.training import RunSettings, read_run_settings, read_training
 from model.merging import MergedModel, open_merge, save
 from model.sequence import SequenceFormat
 from model.weights import MisfitError
-from utils.config import MergeConfig
 from utils.distributed import dtype_of
 from utils.hub import check_login, push_folder
+from utils.inference_config import MergeConfig
 from utils.logs import one_line, start_logging
 from utils.model_card import model_card
 from utils.report import Report, read_report

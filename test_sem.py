@@ -27,9 +27,9 @@ from model.lasagna import LasagnaForConditionalGeneration
 from model.loading import load_model
 from model.processor import LasagnaProcessor
 from utils.asking import EvaluationSettings
-from utils.config import TestConfig
 from utils.distributed import device_of, distributed, dtype_of
 from utils.evaluate import NUM_SHOWN, Outputs, evaluate_datasets
+from utils.inference_config import TestConfig
 from utils.logs import one_line, start_logging
 from utils.predict import find_images, predict_images, read_class_file
 from utils.predictions import file_stems, writable_folder

@@ -4,6 +4,7 @@
         --vision_pretrained=PATH_TO_SAM --dataset_dir=./dataset --exp_name=LaSagnA-7b
     deepspeed train_ds.py --config configs/lasagna_7b.yaml --lr 1e-4     # a flag wins over the file
     python train_ds.py --config configs/toy.yaml                         # one process, no launcher
+    python train_ds.py --config configs/toy.yaml --profile               # where the time goes: runs/EXP/profile
 
 Started again, a run continues where it stopped. Weights go to runs/EXP/ckpt_model, the best to runs/EXP/ckpt_best;
 losses to runs/EXP/losses.jsonl and, for TensorBoard, to runs/EXP; what became of the samples to runs/EXP/data.json.
@@ -11,49 +12,44 @@ losses to runs/EXP/losses.jsonl and, for TensorBoard, to runs/EXP; what became o
 
 from __future__ import annotations
 
-import json
-import math
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import deepspeed
 import torch
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
+from torch.profiler import record_function
 
 from model.lasagna import LasagnaForConditionalGeneration
 from model.loading import load_model
 from model.lora import add_lora, mark_trainable
 from model.processor import LasagnaProcessor
 from utils.asking import EvaluationSettings
-from utils.checkpoint import check_run, forget_after, resume, save_best, save_checkpoint
+from utils.checkpoint import check_run, resume, save_best, save_checkpoint
+from utils.compiling import check_compiler, compile_blocks
 from utils.config import TrainConfig
+from utils.costs import CostModel
 from utils.data.base import Dataset
 from utils.data.collate import LengthLimit, build_loader
 from utils.data.counts import DataCounts
 from utils.data.mixture import Mixture, build_train_mixture
 from utils.data.registry import parse_val_list
+from utils.data.types import Batch
 from utils.deepspeed_config import deepspeed_config
 from utils.distributed import dtype_of, is_main_process, seed_of_step, set_launch_environment, world_size
 from utils.evaluate import evaluate_datasets, open_datasets
 from utils.logs import one_line, start_logging
-from utils.meters import Meters
-from utils.report import Report, Result
+from utils.meters import Meters, peak_memory
+from utils.profiling import StepProfiler
+from utils.report import Report
+from utils.sam_cache import SamCache, check_folder
 from utils.settings import parse_config
+from utils.train_log import deciding_score, log_step, log_validation, open_log
 
-LOSSES_FILE = "losses.jsonl"
+PROFILE_FOLDER = "profile"
 SUMMARY_FILE = "data.json"  # what became of the samples
 COUNT_EVERY = 10  # steps between two looks at all processes' unusable items
-# The number that a data set is judged by: the first of these that it has.
-SCORES = (
-    ("semantic", "miou"),
-    ("referring", "ciou"),
-    ("generalized", "ciou"),
-    ("reasoning", "giou"),
-    ("vqa", "exact_match"),
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,10 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         mixture = build_train_mixture(
             config, config.sequence_format, LengthLimit(processor, config.model_max_length)
         )
+        sam_cache = open_sam_cache(config, model)
         engine = start_deepspeed(config, model)
         step, best_score, counted = resume(engine, config)
         say(f"{mixture.describe()}\nsteps {step} to {config.num_steps}, {count_trainable(model)}")
-        train(engine, mixture, datasets, config, step, best_score, DataCounts.from_state(counted))
+        train(engine, mixture, datasets, config, step, best_score, DataCounts.from_state(counted), sam_cache)
     except (ValueError, FileNotFoundError) as problem:
         print(f"train_ds.py: {one_line(problem)}", file=sys.stderr)
         return 2
@@ -87,6 +84,10 @@ def start_processes(config: TrainConfig) -> None:
         # at the first; only its inference engine uses those, training goes through gloo.
         deepspeed.ops.__compatible_ops__ = {}
     deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+    if config.compile:
+        check_compiler()
+    if config.sam_cache:
+        check_folder(config.sam_cache)
     if config.zero_stage == 3 and world_size() > 1 and not config.no_eval:
         raise ValueError(
             "--zero_stage 3 cannot validate on several processes, whose answers differ in length; add --no_eval and "
@@ -123,7 +124,24 @@ def build_model(config: TrainConfig) -> tuple[LasagnaForConditionalGeneration, L
     mark_trainable(model)
     if config.gradient_checkpointing:
         model.llava.model.language_model.activation_checkpointing_enable({"use_reentrant": False})
+    if config.compile:
+        compile_blocks(model)
     return model.train(), processor
+
+
+def open_sam_cache(config: TrainConfig, model: LasagnaForConditionalGeneration) -> SamCache | None:
+    """Where SAM's embeddings are kept; asked before ZeRO-3 divides the weights that name them."""
+    if not config.sam_cache:
+        return None
+    cache = SamCache.of(
+        model.sam,
+        config.sam_cache,
+        max_gb=config.sam_cache_gb,
+        num_writers=world_size(),
+        together=config.zero_stage == 3 and world_size() > 1,
+    )
+    say(cache.describe())
+    return cache
 
 
 def start_deepspeed(config: TrainConfig, model: LasagnaForConditionalGeneration) -> Any:
@@ -144,15 +162,22 @@ def train(
     start: int,
     best_score: float | None,
     counts: DataCounts,
+    sam_cache: SamCache | None,
 ) -> None:
     """The loop: optimizer steps from `start` on, and after each epoch validation and a checkpoint."""
-    batches = iter(open_loader(mixture, engine, config, start))
-    meters = Meters()
-    with open_logs(config, start) as writer, open_bar(config, start) as bar:
+    meters, costs = Meters(), CostModel.of(config, engine.module.config, on_gpu=engine.device.type == "cuda")
+    # Here and not in a step: an iterator that is made draws a number, which the dropout of its step would miss.
+    loaded = iter(open_loader(mixture, engine, config, start, sam_cache))
+    batches = on_device(loaded, engine, sam_cache, meters, costs)
+    profiler = StepProfiler(config.profile if is_main_process() else 0, config.run_dir / PROFILE_FOLDER)
+    with open_log(config, start) as log, profiler:
         for step in range(start + 1, config.num_steps + 1):
+            started = time.perf_counter()
             torch.manual_seed(seed_of_step(config.seed, step))  # dropout
             train_step(engine, batches, config.grad_accumulation_steps, meters, counts)
-            log_step(step, engine, meters, bar, writer, config)
+            meters.peak({"memory": peak_memory(engine.device)})
+            log_step(step, log, meters, engine.get_lr()[0], started)
+            profiler.step()
             ends_epoch = step % config.steps_per_epoch == 0
             if ends_epoch or step % COUNT_EVERY == 0:
                 counts.gather()
@@ -161,31 +186,21 @@ def train(
                 # First, so that nothing is lost if the validation fails.
                 save_checkpoint(engine, config, step, counts.state())
                 report = validate(engine, datasets, config)
-                log_validation(step, report, writer)
+                log_validation(step, report, log)
                 score = deciding_score(report)
                 if score is not None and (best_score is None or score > best_score):
                     best_score = score
                     save_best(engine, config, step, score)
     if is_main_process():
         counts.save(config.run_dir / SUMMARY_FILE)
+        if config.profile:
+            say(profiler.describe())
     say(counts.describe())
 
 
-def open_logs(config: TrainConfig, start: int) -> AbstractContextManager[SummaryWriter | None]:
-    """The run's logs, without what an interrupted start wrote of the steps that come again."""
-    if not is_main_process():
-        return nullcontext()
-    forget_after(config.run_dir / LOSSES_FILE, start)
-    # Resolved, as the writer's thread opens its file again and again.
-    return SummaryWriter(str(config.run_dir.resolve()), purge_step=start + 1)
-
-
-def open_bar(config: TrainConfig, start: int) -> tqdm:
-    """Optimizer steps done and left, on the first process."""
-    return tqdm(total=config.num_steps, initial=start, desc="training", disable=not is_main_process())
-
-
-def open_loader(mixture: Mixture, engine: Any, config: TrainConfig, start: int) -> Any:
+def open_loader(
+    mixture: Mixture, engine: Any, config: TrainConfig, start: int, sam_cache: SamCache | None
+) -> Any:
     """The micro-batches of this process that are left."""
     accumulation = config.grad_accumulation_steps
     if config.pack and not engine.module.can_pack_rows:
@@ -202,42 +217,42 @@ def open_loader(mixture: Mixture, engine: Any, config: TrainConfig, start: int) 
         fast_resize=config.fast_resize,
         pack_rows=config.pack and engine.module.can_pack_rows,
         pin_memory=engine.device.type == "cuda",
+        sam_cache=sam_cache,
+        max_length=config.model_max_length,
     )
 
 
-def train_step(engine: Any, batches: Any, accumulation: int, meters: Meters, counts: DataCounts) -> None:
+def on_device(
+    loaded: Iterator[Batch], engine: Any, sam_cache: SamCache | None, meters: Meters, costs: CostModel
+) -> Iterator[Batch]:
+    """The loader's batches on this process's device, their work counted, with what the cache knows of SAM."""
+    while True:
+        with record_function("loader"):
+            batch = next(loaded, None)
+        if batch is None:
+            return
+        meters.count(costs.of_batch(batch.inputs))
+        batch = batch.to(engine.device)
+        if sam_cache is not None:
+            with record_function("sam encoder"):
+                batch = sam_cache.complete(batch, engine.module.sam)
+        yield batch
+
+
+def train_step(
+    engine: Any, batches: Iterator[Batch], accumulation: int, meters: Meters, counts: DataCounts
+) -> None:
     """One optimizer step; its losses go into the meters."""
     engine.train()
     for _ in range(accumulation):
-        batch = next(batches).to(engine.device)
+        batch = next(batches)
         output = engine(**batch.inputs)
-        engine.backward(output.loss)
-        engine.step()
+        with record_function("backward"):
+            engine.backward(output.loss)
+        with record_function("optimizer"):
+            engine.step()
         counts.add(batch)
         meters.add(vars(output.losses) | {"skipped": len(batch.skipped), "shortened": batch.num_shortened})
-
-
-def log_step(
-    step: int, engine: Any, meters: Meters, bar: tqdm, writer: SummaryWriter | None, config: TrainConfig
-) -> None:
-    """Averages over one step and all processes: progress bar, TensorBoard, losses.jsonl."""
-    losses = meters.means()
-    meters.reset()
-    bar.update()
-    if writer is None:
-        return
-    shown = {
-        "loss": losses["total"],
-        "ce": losses["cross_entropy"],
-        "bce": losses["mask_bce"],
-        "dice": losses["dice"],
-    }
-    bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()}, refresh=False)
-    losses["lr"] = engine.get_lr()[0]
-    for name, value in losses.items():
-        writer.add_scalar(f"train/{name}", value, step)
-    with (config.run_dir / LOSSES_FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": step, **losses}) + "\n")
 
 
 def validate(engine: Any, datasets: dict[str, Dataset], config: TrainConfig) -> Report | None:
@@ -253,34 +268,6 @@ def validate(engine: Any, datasets: dict[str, Dataset], config: TrainConfig) -> 
     return evaluate_datasets(
         engine.module, engine.module.processor, datasets, settings, name=config.exp_name, show_progress=False
     )
-
-
-def score_of(result: Result) -> tuple[str, float] | None:
-    """The name and the value of a data set's number."""
-    for section, metric in SCORES:
-        if section in result.sections:
-            return f"{section}.{metric}", float(result.sections[section][metric])
-    return None
-
-
-def deciding_score(report: Report | None) -> float | None:
-    """The number of the first data set: the weights with the highest are kept as the best."""
-    score = score_of(report.results[0]) if report else None
-    return None if score is None or math.isnan(score[1]) else score[1]
-
-
-def log_validation(step: int, report: Report | None, writer: SummaryWriter | None) -> None:
-    """Every number to TensorBoard, one of each data set to the terminal."""
-    if report is None or writer is None:
-        return
-    shown = []
-    for result in report.results:
-        for section, numbers in result.sections.items():
-            for name, value in numbers.items():
-                writer.add_scalar(f"val/{result.dataset}/{section}/{name}", value, step)
-        if score := score_of(result):
-            shown.append(f"{result.dataset} {score[0]} {score[1]:.3f}")
-    tqdm.write(f"step {step}: {', '.join(shown)}")
 
 
 def count_trainable(model: torch.nn.Module) -> str:

@@ -1,13 +1,14 @@
 """Constrained decoding of complex queries: exact greedy answers in a few passes instead of one per token.
 
 Given the query, the answer's text is fixed but for SEG or NEG after each class name. So a whole answer is
-drafted, run in one pass on top of the cached prompt, and every choice is read at once; the choices read are
-the next draft. Up to and including the first choice that differs from its draft, everything was computed from
-final tokens and is final; so the fixed point is the answer that greedy decoding gives, token by token, when
-end tokens and names are forced and a choice is the larger of two logits. At least one choice becomes final in
-each pass, hence at most as many passes as classes; a trained model needs two to four.
+drafted, run in one pass, and every choice is read at once; the choices read are the next draft. Up to and
+including the first choice that differs from its draft, everything was computed from final tokens and is final;
+so the fixed point is the answer that greedy decoding gives, token by token, when end tokens and names are forced
+and a choice is the larger of two logits. At least one choice of every open row becomes final in each pass, hence
+at most as many passes as classes; a trained model needs two to four.
 
-How the model calls it, with the prompt's embeddings (image features in place) padded left:
+The first pass runs the prompt too, the others only what stands behind the first choice that is not final. How
+the model calls it, with the prompt's embeddings (image features in place) padded left:
 
     plans = [plan_answer(tokenizer, classes, format, prompt=...) for classes in queries]
     answers = decode_choices(vlm.model.language_model, vlm.lm_head, prompt_embeds, prompt_mask, plans,
@@ -94,6 +95,7 @@ def decode_choices(
     *,
     seg_id: int,
     neg_id: int,
+    cache: DynamicCache | None = None,
     presence_threshold: float | None = None,
     rethreshold: float | None = None,
 ) -> list[ComplexAnswer]:
@@ -103,10 +105,12 @@ def decode_choices(
         language_model: a Hugging Face decoder without its head, as `LlavaModel.language_model`. It is called
             with `inputs_embeds`, `attention_mask`, `position_ids`, `past_key_values` and `use_cache`, and
             returns `last_hidden_state` (with the final norm).
-        head: states (n, hidden) -> logits (n, vocabulary); only the two columns of the choice are read.
+        head: states (n, hidden) -> logits (n, vocabulary), of which the two columns of the choice are read. It is
+            called as a whole, because its weight may be divided among processes until it is.
         prompt_embeds: (rows, prompt, hidden), padded left.
-        prompt_mask: (rows, prompt), 1 where a token stands.
+        prompt_mask: (rows, cached + prompt), 1 where a token stands.
         plans: one for each row.
+        cache: keys and values of what stands before `prompt_embeds`, for every row; used up.
         presence_threshold: probability from which a class counts as present, in [0, 1]; None is 0.5, the
             larger logit. It acts while decoding, so later choices see what it decided.
         rethreshold: judges the finished probabilities once more: a class is present from this one on, whatever
@@ -117,27 +121,24 @@ def decode_choices(
     margin_needed = _logit(0.5 if presence_threshold is None else presence_threshold)
     if rethreshold is not None and not 0 <= rethreshold <= 1:
         raise ValueError(f"rethreshold must be in [0, 1], got {rethreshold}")
-    reader = _AnswerReader(language_model, prompt_embeds, prompt_mask, plans, neg_id)
+    cache = DynamicCache() if cache is None else cache
+    reader = _AnswerReader(language_model, prompt_embeds, prompt_mask, plans, cache, neg_id=neg_id)
     rows = [_Row(plan) for plan in plans]
-    num_passes, start = 0, 0
-    while any(not row.finished for row in rows):
-        reader.run(start)
+    num_passes = 0
+    while open_rows := [index for index, row in enumerate(rows) if not row.finished]:
+        choices = [(index, position) for index in open_rows for position in rows[index].open_positions]
+        states = reader.run(open_rows, min(rows[index].start for index in open_rows), choices)
         num_passes += 1
-        # All open choices of the batch are read with one product.
-        where = [(r, k) for r, row in enumerate(rows) for k in range(row.num_settled, len(row.present))]
-        states = reader.states_before([(r, plans[r].positions[k]) for r, k in where])
+        # All open choices of the batch are read with one product, and the host waits once.
         logits = head(states)[:, [seg_id, neg_id]]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         margins = (logits[:, 0] - logits[:, 1]).tolist()
-        for r, row in enumerate(rows):
-            row.take(
-                margins=[margin for margin, (owner, _) in zip(margins, where, strict=True) if owner == r],
-                states=[state for state, (owner, _) in zip(states, where, strict=True) if owner == r],
-                margin_needed=margin_needed,
-            )
-            reader.write(r, row.present, seg_id=seg_id, neg_id=neg_id)
-        open_rows = [row for row in rows if not row.finished]
-        start = min((row.plan.positions[row.num_settled - 1] for row in open_rows), default=0)
+        first = 0
+        for index in open_rows:
+            last = first + len(rows[index].open_positions)
+            rows[index].take(margins[first:last], states[first:last], margin_needed)
+            reader.write(index, [seg_id if present else neg_id for present in rows[index].present])
+            first = last
     return [row.answer(num_passes, rethreshold) for row in rows]
 
 
@@ -156,44 +157,55 @@ class _Row:
         self.plan = plan
         self.present = [False] * len(plan.names)
         self.margins = [0.0] * len(plan.names)
-        self.states: list[Tensor | None] = [None] * len(plan.names)
+        self.states: list[Tensor] = []  # that decided, (n, hidden) each, of settled choices in order
         self.num_settled = 0
 
     @property
     def finished(self) -> bool:
         return self.num_settled == len(self.present)
 
-    def take(self, *, margins: list[float], states: list[Tensor], margin_needed: float) -> None:
-        """Take over what a pass says about the choices that are not settled.
+    @property
+    def start(self) -> int:
+        """Position of the first token that has to be run: the last settled choice, new since the last pass."""
+        return self.plan.positions[self.num_settled - 1] if self.num_settled else 0
+
+    @property
+    def open_positions(self) -> tuple[int, ...]:
+        """Positions of the choices that are not settled."""
+        return self.plan.positions[self.num_settled :]
+
+    def take(self, margins: list[float], states: Tensor, margin_needed: float) -> None:
+        """Take over what a pass says about the choices that are not settled; states are (n, hidden).
 
         Settled ones are not compared again: in half precision a pass of another length may differ in the
         last bit, and a near-tie must not flip for ever.
         """
         first = self.num_settled
         drafted = self.present[first:]
+        self.margins[first:] = margins
         self.present[first:] = [margin >= margin_needed for margin in margins]
-        self.margins[first:], self.states[first:] = margins, states
         changed = [k for k, old in enumerate(drafted, first) if self.present[k] != old]
         self.num_settled = changed[0] + 1 if changed else len(self.present)
+        self.states.append(states[: self.num_settled - first])
 
     def answer(self, num_passes: int, rethreshold: float | None) -> ComplexAnswer:
         probabilities = torch.tensor(self.margins, dtype=torch.float64).sigmoid().tolist()
         present = list(self.present)
         if rethreshold is not None:
             present = [probability >= rethreshold for probability in probabilities]
-        chosen = [state for state, is_present in zip(self.states, present, strict=True) if is_present]
-        empty = self.states[0].new_zeros(0, len(self.states[0]))
+        states = torch.cat(self.states)
+        chosen = [index for index, is_present in enumerate(present) if is_present]
         return ComplexAnswer(
             names=self.plan.names,
             present=present,
             probabilities=probabilities,
-            seg_states=torch.stack(chosen) if chosen else empty,
+            seg_states=states[torch.tensor(chosen, dtype=torch.long, device=states.device)],
             num_passes=num_passes,
         )
 
 
 class _AnswerReader:
-    """Runs drafted answers on top of the cached prompts: prompts are padded left, answers right."""
+    """Runs prompts with drafted answers behind them: prompts are padded left, answers right."""
 
     def __init__(
         self,
@@ -201,58 +213,70 @@ class _AnswerReader:
         prompt_embeds: Tensor,
         prompt_mask: Tensor,
         plans: Sequence[AnswerPlan],
+        cache: DynamicCache,
+        *,
         neg_id: int,
     ) -> None:
         self.model = language_model
         self.plans = plans
-        device = prompt_embeds.device
+        self.prompt = prompt_embeds
+        self.cache = cache
+        self.rows = list(range(len(plans)))  # that the cache holds
+        self.num_run = 0  # tokens of the answers in the cache
         # The token of the last choice decides nothing any more, so it is never run.
-        self.length = max(plan.positions[-1] for plan in plans)
-        ids = torch.zeros(len(plans), self.length + 1, dtype=torch.long)
-        mask = torch.zeros(len(plans), self.length, dtype=prompt_mask.dtype)
+        length = max(plan.positions[-1] for plan in plans)
+        self.ids = torch.zeros(len(plans), length + 1, dtype=torch.long)  # on the CPU, where the choices are
+        mask = torch.zeros(len(plans), length, dtype=prompt_mask.dtype)
         for row, plan in enumerate(plans):
-            ids[row, : len(plan.token_ids)] = torch.tensor(plan.token_ids)
-            ids[row, list(plan.positions)] = neg_id
+            self.ids[row, : len(plan.token_ids)] = torch.tensor(plan.token_ids)
+            self.write(row, [neg_id] * len(plan.positions))
             mask[row, : plan.positions[-1]] = 1
-        self.ids = ids  # on the CPU, where the choices are
-        self.mask = torch.cat([prompt_mask, mask.to(device)], dim=1)  # (rows, prompt + answer)
-        self.num_prompt = prompt_mask.sum(dim=1, keepdim=True)  # (rows, 1) tokens without padding
-        self.cache = DynamicCache()
-        self.num_cached = 0  # tokens of the answers in the cache
-        output = language_model(
-            inputs_embeds=prompt_embeds,
-            attention_mask=prompt_mask,
-            position_ids=(prompt_mask.long().cumsum(dim=1) - 1).clamp(min=0),
+        self.num_before = prompt_mask.shape[1]  # columns before the answers
+        self.mask = torch.cat([prompt_mask, mask.to(prompt_mask.device)], dim=1)
+        self.positions = (self.mask.long().cumsum(dim=1) - 1).clamp(min=0)
+
+    def run(self, rows: list[int], start: int, choices: Sequence[tuple[int, int]]) -> Tensor:
+        """Run the answers of `rows`, some of the rows of the pass before, from the token `start` on.
+
+        Returns:
+            (n, hidden) states that predict the n choices, each (row, position in the answer). After the first
+            pass, which starts with the prompt, positions are behind `start`.
+        """
+        end = max(self.plans[row].positions[-1] for row in rows)
+        self._forget(rows, start)
+        device = self.mask.device
+        embeds = self.model.get_input_embeddings()(self.ids[rows, start:end].to(device)).to(self.prompt.dtype)
+        first_predicted = start + 1
+        if not self.num_run:
+            embeds = torch.cat([self.prompt, embeds], dim=1)
+            first_predicted -= self.prompt.shape[1]
+        columns = self.num_before + end
+        mask, positions = self.mask[:, :columns], self.positions[:, columns - embeds.shape[1] : columns]
+        if len(rows) < len(self.plans):
+            chosen = torch.tensor(rows, device=device)
+            mask, positions = mask[chosen], positions[chosen]
+        states = self.model(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=positions,
             past_key_values=self.cache,
             use_cache=True,
-        )
-        # states[:, p] predicts the answer's token p; the first is the last state of the prompt.
-        last = output.last_hidden_state[:, -1:]
-        self.states = torch.cat([last, last.new_zeros(len(plans), self.length, last.shape[-1])], dim=1)
+        ).last_hidden_state
+        self.num_run = end
+        place_of = {row: place for place, row in enumerate(rows)}
+        return states[
+            [place_of[row] for row, _ in choices], [position - first_predicted for _, position in choices]
+        ]
 
-    def run(self, start: int) -> None:
-        """Compute the states behind the tokens from `start` on; what is before `start` is kept."""
-        if start == self.length:
-            return  # only with answers that begin with their only choice: the prompt has decided it
-        self.cache.crop(start - self.num_cached)
-        device = self.states.device
-        embeds = self.model.get_input_embeddings()(self.ids[:, start : self.length].to(device))
-        output = self.model(
-            inputs_embeds=embeds.to(self.states.dtype),
-            attention_mask=self.mask,
-            position_ids=self.num_prompt + torch.arange(start, self.length, device=device),
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        self.states[:, start + 1 :] = output.last_hidden_state
-        self.num_cached = self.length
-
-    def states_before(self, where: Sequence[tuple[int, int]]) -> Tensor:
-        """(n, hidden) states that predict the tokens at (row, position in the answer)."""
-        rows, positions = zip(*where, strict=True)
-        return self.states[list(rows), list(positions)]
-
-    def write(self, row: int, present: Sequence[bool], *, seg_id: int, neg_id: int) -> None:
+    def write(self, row: int, token_ids: Sequence[int]) -> None:
         """Put a row's choices into its draft."""
-        choices = torch.tensor([seg_id if p else neg_id for p in present])
-        self.ids[row, list(self.plans[row].positions)] = choices
+        self.ids[row, list(self.plans[row].positions)] = torch.tensor(token_ids)
+
+    def _forget(self, rows: list[int], start: int) -> None:
+        """Take out of the cache the tokens of answers from `start` on, and rows that are finished."""
+        if self.num_run:
+            self.cache.crop(start - self.num_run)
+        if rows != self.rows:
+            kept = [self.rows.index(row) for row in rows]
+            self.cache.batch_select_indices(torch.tensor(kept, device=self.mask.device))
+            self.rows = rows

@@ -1,13 +1,13 @@
 """Speaking with the model: complex queries, referring, reasoning, chat. Nothing here is used by training.
 
-Complex queries are decoded under the constraint of their format (`model/decoding.py`), the rest greedily.
+Complex queries are decoded under the constraint of their format (`model/decoding.py`), the rest greedily. What is
+asked about one image shares its beginning (`model/prompts.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,14 +16,14 @@ from transformers import DynamicCache
 
 from model.conversation import Conversation
 from model.decoding import decode_choices
-from model.outputs import ChatAnswer, EncodedImages, Segmentation
+from model.outputs import ChatAnswer, Segmentation
 from model.processor import LasagnaProcessor
+from model.prompts import read_prompts
 from model.sequence import DEFAULT_NUM_ALL_CLASSES, spoken
 from model.tokens import Text
 
 DEFAULT_NEW_TOKENS = 512
 TOKENS_PER_CLASS = 16  # enough for any class name with its choice, where an answer is generated freely
-IMAGE_ARGUMENTS = ("clip_images", "sam_images", "resized_sizes", "original_sizes")
 
 
 class InferenceMixin:
@@ -133,56 +133,58 @@ class InferenceMixin:
         processor = processor or self._own_processor()
         owners = list(range(len(images))) if image_of_row is None else list(image_of_row)
         with self._evaluating():
-            encoded, prompt, mask = self._prompts(images, conversations, owners, processor)
-            tokens, states = self._greedy(prompt, mask, processor.token_ids.eos, max_new_tokens)
+            prompts = read_prompts(self, processor, images, conversations, owners)
+            eos = processor.token_ids.eos
+            tokens, states = self._greedy(
+                prompts.embeddings, prompts.mask, eos, max_new_tokens, cache=prompts.cache
+            )
             seg = processor.token_ids.seg
             chosen = [
                 state[[position for position, token in enumerate(row) if token == seg]]
                 for row, state in zip(tokens, states, strict=True)
             ]
-            masks = self.decode_masks(chosen, encoded, owners)
+            masks = self.decode_masks(chosen, prompts.images, owners)
         return [
             ChatAnswer(text=processor.decode(row), masks=row_masks, token_ids=row)
             for row, row_masks in zip(tokens, masks, strict=True)
         ]
 
-    def _prompts(
-        self,
-        images: Sequence[np.ndarray],
-        conversations: Sequence[Conversation],
-        owners: list[int],
-        processor: LasagnaProcessor,
-    ) -> tuple[EncodedImages, Tensor, Tensor]:
-        """Encoded images; embeddings (N, T, hidden_dim) and attention mask (N, T) of prompts padded left."""
-        batch = processor.collate(images, conversations, owners, padding_side="left")
-        batch = move_batch(batch, self.device)
-        encoded = self.encode_images(**{name: batch[name] for name in IMAGE_ARGUMENTS})
-        prompt = self.embed(batch["input_ids"], encoded.features[batch["image_of_row"]])
-        return encoded, prompt, batch["attention_mask"]
-
     def _greedy(
-        self, prompt: Tensor, mask: Tensor, eos: int, max_new_tokens: int
+        self,
+        prompt: Tensor,
+        mask: Tensor,
+        eos: int,
+        max_new_tokens: int,
+        *,
+        cache: DynamicCache | None = None,
     ) -> tuple[list[list[int]], list[Tensor]]:
-        """For each row its new tokens and the states (num_new, hidden_dim) that decided on them."""
-        cache = DynamicCache(config=self.config.vlm_config.text_config)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        states, steps, rows = [], [], [[] for _ in range(len(prompt))]
-        step = prompt
-        while len(states) < max_new_tokens:
+        """For each row its new tokens and the states (num_new, hidden_dim) that decided on them.
+
+        prompt, mask, cache: as in `model.prompts.Prompts`; the cache is used up.
+        """
+        cache = DynamicCache() if cache is None else cache
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -prompt.shape[1] :]
+        tokens: list[list[int]] = [[] for _ in range(len(prompt))]
+        states: list[list[Tensor]] = [[] for _ in range(len(prompt))]
+        step, open_rows = prompt, list(range(len(prompt)))
+        for _ in range(max_new_tokens):
             state = self.language_states(step, mask, positions, cache)[:, -1]
             token = self.text_logits(state).argmax(-1)
-            states.append(state)
-            steps.append(token)
-            for row, new in zip(rows, to_host(token), strict=True):
-                if not row or row[-1] != eos:
-                    row.append(new)
-            if all(row[-1] == eos for row in rows):
+            for row, new, deciding in zip(open_rows, to_host(token), state, strict=True):
+                tokens[row].append(new)
+                states[row].append(deciding)
+            going_on = [place for place, row in enumerate(open_rows) if tokens[row][-1] != eos]
+            if not going_on:
                 break
-            step = self.embed(token.unsqueeze(1))
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             positions = positions[:, -1:] + 1
-        stacked = torch.stack(states, dim=1) if states else prompt[:, :0]
-        return rows, [row_states[: len(row)] for row_states, row in zip(stacked, rows, strict=True)]
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            if len(going_on) < len(open_rows):  # a finished row is not computed any more
+                open_rows = [open_rows[place] for place in going_on]
+                kept = torch.tensor(going_on, device=mask.device)
+                cache.batch_select_indices(kept)
+                token, mask, positions = token[kept], mask[kept], positions[kept]
+            step = self.embed(token.unsqueeze(1))
+        return tokens, [torch.stack(row) if row else prompt[0, :0] for row in states]
 
     def _segment_constrained(
         self,
@@ -194,28 +196,31 @@ class InferenceMixin:
     ) -> list[Segmentation]:
         owners = [owner for owner, _ in queries]
         conversations, plans = zip(*(processor.plan(names) for _, names in queries), strict=True)
-        encoded, prompt, mask = self._prompts(images, conversations, owners, processor)
+        prompts = read_prompts(self, processor, images, conversations, owners)
         answers = decode_choices(
             self.llava.model.language_model,
             self.text_logits,
-            prompt,
-            mask,
+            prompts.embeddings,
+            prompts.mask,
             plans,
+            cache=prompts.cache,
             seg_id=processor.token_ids.seg,
             neg_id=processor.token_ids.neg,
             presence_threshold=presence_threshold,
             rethreshold=rethreshold,
         )
-        masks = self.decode_masks([answer.seg_states for answer in answers], encoded, owners)
+        rows_of = rows_of_images(owners, len(images))
+        states = [torch.cat([answers[i].seg_states for i in rows]) for rows in rows_of]
+        masks = self.decode_masks(states, prompts.images, range(len(images)))
         return [
             Segmentation(
                 names=tuple(name for i in rows for name in answers[i].names),
                 present=[present for i in rows for present in answers[i].present],
                 probabilities=[p for i in rows for p in answers[i].probabilities],
-                masks=torch.cat([masks[i] for i in rows]),
+                masks=of_image,
                 num_passes=max(answers[i].num_passes for i in rows),
             )
-            for rows in rows_of_images(owners, len(images))
+            for rows, of_image in zip(rows_of, masks, strict=True)
         ]
 
     def _segment_freely(
@@ -283,16 +288,3 @@ def rows_of_images(owners: Sequence[int], num_images: int) -> list[list[int]]:
 def to_host(tokens: Tensor) -> list[int]:
     """The one place where generation waits for the device."""
     return tokens.tolist()
-
-
-def move_batch(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The tensors of a batch, also those in lists, on `device`; sizes and indices stay on the CPU."""
-
-    def move(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value.to(device, non_blocking=True)
-        if isinstance(value, list) and value and isinstance(value[0], Tensor):
-            return [move(item) for item in value]
-        return value
-
-    return {name: move(value) for name, value in batch.items()}

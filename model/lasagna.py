@@ -17,18 +17,28 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 from transformers import AutoModelForImageTextToText, Cache, PreTrainedModel
 
 from model.config import LasagnaConfig
 from model.inference import InferenceMixin
 from model.interop.parts import local_folder
-from model.losses import segmentation_losses
+from model.losses import (
+    LOGITS_PER_CHUNK,
+    learned_positions,
+    mask_losses,
+    segmentation_losses,
+    text_cross_entropy,
+)
 from model.outputs import EncodedImages, LasagnaOutput, Size
-from model.packing import packed_attention
+from model.packing import packed_attention, packed_blocks
 from model.processor import FILE_NAME as PROCESSOR_FILE
 from model.processor import LasagnaProcessor
 from model.sam import SamSegmenter
+from model.vision import clip_patches
 from model.weights import ExactBuffers, check_loading_info
+
+CHUNKS_OF_DIVIDED_HEAD = 8  # pieces of the text loss under ZeRO-3, however long it is
 
 
 class LasagnaForConditionalGeneration(InferenceMixin, ExactBuffers, PreTrainedModel):
@@ -42,6 +52,7 @@ class LasagnaForConditionalGeneration(InferenceMixin, ExactBuffers, PreTrainedMo
     _keep_in_fp32_modules_strict = ["pe_layer"]  # noqa: RUF012, SAM's position matrix
     _supports_sdpa = True
     _supports_flash_attn = True
+    _supports_flex_attn = True
 
     def __init__(self, config: LasagnaConfig) -> None:
         super().__init__(config)
@@ -92,7 +103,12 @@ class LasagnaForConditionalGeneration(InferenceMixin, ExactBuffers, PreTrainedMo
     @property
     def can_pack_rows(self) -> bool:
         """Whether the attention takes a mask of its own for each row; flash attention's kernels do not."""
-        return self.llava.config.text_config._attn_implementation in ("sdpa", "eager")
+        return self._attention in ("sdpa", "eager", "flex_attention")
+
+    @property
+    def _attention(self) -> str:
+        """What the language model computes attention with."""
+        return self.llava.config.text_config._attn_implementation
 
     def get_input_embeddings(self) -> nn.Module:
         return self.llava.get_input_embeddings()
@@ -102,32 +118,33 @@ class LasagnaForConditionalGeneration(InferenceMixin, ExactBuffers, PreTrainedMo
 
     def image_features(self, clip_images: Tensor) -> Tensor:
         """(B, 3, S, S) uint8 -> (B, num_image_tokens, hidden_dim): CLIP's patches after LLaVA's projector."""
-        llava, config = self.llava.model, self.config.vlm_config
-        mean = torch.tensor(self.config.clip_mean, device=clip_images.device).view(3, 1, 1)
-        std = torch.tensor(self.config.clip_std, device=clip_images.device).view(3, 1, 1)
-        pixels = (clip_images.float() / 255 - mean) / std
-        layers = config.vision_feature_layer
-        with torch.no_grad():  # the tower is frozen
-            states = llava.vision_tower(
-                pixels.to(next(llava.vision_tower.parameters()).dtype), output_hidden_states=True
-            ).hidden_states
-            chosen = [states[layer] for layer in ([layers] if isinstance(layers, int) else layers)]
-            if config.vision_feature_select_strategy == "default":  # patches without the class token
-                chosen = [state[:, 1:] for state in chosen]
-            patches = torch.cat(chosen, dim=-1)  # (B, num_patches, clip_dim)
-        return llava.multi_modal_projector(patches)
+        llava = self.llava.model
+        return llava.multi_modal_projector(clip_patches(llava.vision_tower, clip_images, self.config))
 
     def encode_images(
         self,
         clip_images: Tensor,
-        sam_images: Tensor,
         resized_sizes: Sequence[Size],
         original_sizes: Sequence[Size],
+        sam_images: Tensor | None = None,
+        sam_embeddings: Tensor | None = None,
     ) -> EncodedImages:
-        """Both encoders on a batch of images; arguments as in `forward`."""
+        """Both encoders on a batch of images; arguments as in `forward`.
+
+        Raises:
+            ValueError: both or none of `sam_images` and `sam_embeddings` are given.
+        """
+        if (sam_images is None) == (sam_embeddings is None):
+            given = "none" if sam_images is None else "both"
+            raise ValueError(f"give either sam_images or sam_embeddings, exactly one of them; got {given}")
+        if sam_embeddings is None:
+            with record_function("sam encoder"):
+                sam_embeddings = self.sam.encode(sam_images, resized_sizes)
+        with record_function("clip"):
+            features = self.image_features(clip_images)
         return EncodedImages(
-            features=self.image_features(clip_images),
-            embeddings=self.sam.encode(sam_images, resized_sizes),
+            features=features,
+            embeddings=sam_embeddings,
             resized_sizes=[tuple(size) for size in resized_sizes],
             original_sizes=[tuple(size) for size in original_sizes],
         )
@@ -173,16 +190,25 @@ class LasagnaForConditionalGeneration(InferenceMixin, ExactBuffers, PreTrainedMo
         Returns:
             For each group (n_i, height, width) float32 logits at the original size of its image.
         """
-        sizes = [images.original_sizes[owner] for owner in owners]
+        return self._at_original_size(self._decode_low_res(states, images, owners), images, owners)
+
+    def _decode_low_res(
+        self, states: Sequence[Tensor], images: EncodedImages, owners: Sequence[int]
+    ) -> Sequence[Tensor]:
+        """As `decode_masks`, but (n_i, 4 * grid, 4 * grid) as SAM's decoder gives them."""
         counts = [len(group) for group in states]
-        if not any(counts):
-            return [images.embeddings.new_zeros((0, *size), dtype=torch.float32) for size in sizes]
         image_of_mask = [owner for owner, count in zip(owners, counts, strict=True) for _ in range(count)]
-        prompts = self.seg_projector(torch.cat(list(states)))
-        low_res = self.sam.decode(prompts, images.embeddings, image_of_mask)
+        prompts = torch.cat(list(states))
+        if image_of_mask:
+            prompts = self.seg_projector(prompts)
+        return self.sam.decode(prompts, images.embeddings, image_of_mask).split(counts)
+
+    def _at_original_size(
+        self, low_res: Sequence[Tensor], images: EncodedImages, owners: Sequence[int]
+    ) -> list[Tensor]:
         return [
-            self.sam.resize_masks(group, images.resized_sizes[owner], size)
-            for group, owner, size in zip(low_res.split(counts), owners, sizes, strict=True)
+            self.sam.resize_masks(masks, images.resized_sizes[owner], images.original_sizes[owner])
+            for masks, owner in zip(low_res, owners, strict=True)
         ]
 
     def forward(
@@ -191,55 +217,89 @@ class LasagnaForConditionalGeneration(InferenceMixin, ExactBuffers, PreTrainedMo
         input_ids: Tensor,
         attention_mask: Tensor,
         clip_images: Tensor,
-        sam_images: Tensor,
         resized_sizes: Sequence[Size],
         original_sizes: Sequence[Size],
         image_of_row: Tensor,
         seg_rows: Tensor,
         seg_columns: Tensor,
         seg_images: list[int],
+        sam_images: Tensor | None = None,
+        sam_embeddings: Tensor | None = None,
         labels: Tensor | None = None,
         gt_masks: Sequence[Tensor] | None = None,
+        learned_rows: Tensor | None = None,
+        learned_columns: Tensor | None = None,
         position_ids: Tensor | None = None,
         segment_ids: Tensor | None = None,
+        return_predictions: bool = False,
     ) -> LasagnaOutput:
-        """One pass over N conversations about B images; with `labels`, the losses.
+        """One pass over N conversations about B images: logits and masks or, with `labels`, the losses.
 
         Args:
             input_ids, attention_mask: (N, T); the text holds one `<image>` token per image feature.
             clip_images: (B, 3, S, S) uint8.
-            sam_images: (B, 3, h, w) uint8, longest side resized, zero-padded right and bottom.
             resized_sizes, original_sizes: (height, width) of each image for SAM, and as it was.
             image_of_row: (N,) index of each conversation's image.
             seg_rows, seg_columns: (n,) positions of the [SEG]s in `input_ids`, by image, row and column.
             seg_images: for each [SEG] the index of its image, on the CPU.
+            sam_images: (B, 3, h, w) uint8, longest side resized, zero-padded right and bottom.
+            sam_embeddings: instead of them (B, prompt_embed_dim, grid, grid), as `SamSegmenter.encode` returns.
             labels: (N, T), -100 where nothing is learned.
             gt_masks: per image (n_i, height, width), in the order of its [SEG]s.
+            learned_rows, learned_columns: (n,) positions of the learned tokens in `labels`. A batch of the
+                processor has them; else they are searched for, and the host waits for the device.
             position_ids, segment_ids: (N, T), where rows hold several conversations; see model/packing.py.
+            return_predictions: logits and masks beside the losses, which need neither as a whole.
         """
-        images = self.encode_images(clip_images, sam_images, resized_sizes, original_sizes)
+        images = self.encode_images(
+            clip_images, resized_sizes, original_sizes, sam_images=sam_images, sam_embeddings=sam_embeddings
+        )
         embeddings = self.embed(input_ids, images.features[image_of_row])
         if segment_ids is not None:
-            attention_mask = packed_attention(segment_ids)
-        states = self.language_states(embeddings, attention_mask, position_ids)
-        logits = self.text_logits(states)
+            in_blocks = self._attention == "flex_attention"
+            attention_mask = packed_blocks(segment_ids) if in_blocks else packed_attention(segment_ids)
+        with record_function("language model"):
+            states = self.language_states(embeddings, attention_mask, position_ids)
         # The state at t predicts token t + 1, and the prompt to SAM is the state that decided on [SEG].
         deciding = states[seg_rows, seg_columns - 1].split([seg_images.count(i) for i in range(len(images))])
-        masks = self.decode_masks(deciding, images, range(len(images)))
-        output = LasagnaOutput(logits=logits, masks=masks, last_hidden_state=states)
+        with record_function("mask decoder"):
+            low_res = self._decode_low_res(deciding, images, range(len(images)))
+        # Here and not later: under ZeRO-3 all processes must call the parts in the same order.
+        untouched = self._untouched_parts(states, images) if labels is not None and not seg_images else 0.0
+        output = LasagnaOutput(last_hidden_state=states)
+        if labels is None or return_predictions:
+            output.logits = self.text_logits(states)
+            output.masks = self._at_original_size(low_res, images, range(len(images)))
         if labels is not None:
-            has_masks = gt_masks is not None
-            output.losses = segmentation_losses(
-                logits,
-                labels,
-                masks if has_masks else [],
-                gt_masks if has_masks else [],
-                self.config.loss_weights,
-            )
-            output.loss = output.losses.total
-            if len(seg_images) == 0:
-                output.loss = output.loss + self._untouched_parts(states, images)
+            if learned_rows is None or learned_columns is None:
+                learned_rows, learned_columns = learned_positions(labels)
+            with record_function("losses"):
+                output.losses = segmentation_losses(
+                    self._text_loss(states, labels, learned_rows, learned_columns),
+                    *self._mask_losses(low_res, images, gt_masks),
+                    self.config.loss_weights,
+                )
+            output.loss = output.losses.total + untouched
         return output
+
+    def _text_loss(self, states: Tensor, labels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        # ZeRO-3 gathers the head's weight whenever it is called, which all processes must do equally often.
+        is_divided = any(hasattr(weight, "ds_id") for weight in self.llava.lm_head.parameters())
+        num_logits = len(rows) * self.config.image_token_id
+        num_chunks = CHUNKS_OF_DIVIDED_HEAD if is_divided else max(1, -(-num_logits // LOGITS_PER_CHUNK))
+        return text_cross_entropy(
+            states[rows, columns - 1], labels[rows, columns], self.text_logits, num_chunks
+        )
+
+    def _mask_losses(
+        self, low_res: Sequence[Tensor], images: EncodedImages, gt_masks: Sequence[Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
+        if gt_masks is None:
+            nothing = torch.zeros(0, device=images.embeddings.device)
+            return nothing, nothing
+        sizes = zip(images.resized_sizes, images.original_sizes, strict=True)
+        resizes = [self.sam.mask_resize(*size, images.embeddings.device) for size in sizes]
+        return mask_losses(low_res, resizes, gt_masks)
 
     def _untouched_parts(self, states: Tensor, images: EncodedImages) -> Tensor:
         """Zero, with a gradient path through projection and mask decoder.

@@ -210,7 +210,15 @@ def recognise(path: Path, tag: str | None = None) -> str:
 
 
 def choose_attention(name: str, dtype: torch.dtype | None) -> str:
-    """ "auto" becomes flash attention where it is installed, there is a GPU and the dtype fits; else SDPA."""
+    """ "auto" becomes flash attention where it is installed, there is a GPU and the dtype fits; else SDPA.
+
+    Raises:
+        ValueError: flex attention on a machine without a GPU.
+    """
+    if name == "flex_attention" and not torch.cuda.is_available():
+        raise ValueError(
+            "--attn_implementation flex_attention needs a GPU: on a CPU it cannot train; take sdpa"
+        )
     if name != "auto":
         return name
     flash = torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None

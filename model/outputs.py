@@ -27,7 +27,10 @@ class EncodedImages:
 
 @dataclass
 class LasagnaOutput(ModelOutput):
-    """Outputs of `LasagnaForConditionalGeneration.forward`; B images, N conversations of T tokens."""
+    """Outputs of `LasagnaForConditionalGeneration.forward`; B images, N conversations of T tokens.
+
+    With labels there are losses, and no logits and masks unless they are asked for.
+    """
 
     loss: Tensor | None = None
     losses: Losses | None = None

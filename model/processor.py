@@ -7,7 +7,7 @@ normalised and padded in the model, on its device.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase
 from model.conversation import IGNORE_INDEX, PROMPTS, Conversation, Encoded, encode_conversation
 from model.decoding import AnswerPlan, plan_answer
 from model.images import channels_first, resize_bilinear, resize_fast
-from model.packing import PADDING, PackedRow, pack
+from model.losses import learned_positions
+from model.packing import PADDING, PackedRow, pack_within
 from model.sequence import SequenceFormat
 from model.tokens import TokenIds, decode_text, load_tokenizer, save_tokenizer, token_ids
 
@@ -140,6 +141,8 @@ class LasagnaProcessor:
         padding_side: str = "right",
         fast_resize: bool = False,
         pack_rows: bool = False,
+        max_length: int | None = None,
+        sam_needs: Collection[int] | None = None,
     ) -> dict[str, Any]:
         """The keyword arguments of `LasagnaForConditionalGeneration.forward`, on the CPU.
 
@@ -149,7 +152,11 @@ class LasagnaProcessor:
             masks: for each picture (number of its [SEG], height, width) uint8, in the order of rows and of
                 [SEG] in them; without masks there are no labels either.
             padding_side: "right" to train, "left" to generate.
-            pack_rows: one row for each image, which its conversations share; see model/packing.py.
+            pack_rows: the conversations of an image share a row; see model/packing.py.
+            max_length: text tokens of such a row, image features not counted; what is longer takes several rows.
+                None: one row for each image.
+            sam_needs: `sam_images` holds only these pictures, in this order, because the embeddings of the others
+                are known; none: it is None. By default, all.
         """
         if len(conversations) != len(image_of_row):
             raise ValueError(
@@ -162,19 +169,26 @@ class LasagnaProcessor:
         if pack_rows:
             if padding_side != "right":
                 raise ValueError(f"packed rows are padded at the right, got padding_side={padding_side!r}")
-            owners = sorted(set(owners))
-            rows = [
-                [row for row, o in zip(encoded, image_of_row, strict=True) if o == owner] for owner in owners
+            packed = [
+                (owner, row)
+                for owner in sorted(set(owners))
+                for row in pack_within(
+                    [each for each, o in zip(encoded, image_of_row, strict=True) if o == owner],
+                    self.token_ids.image,
+                    max_length,
+                )
             ]
-            batch = self._pad_packed([pack(row, self.token_ids.image) for row in rows])
+            owners = [owner for owner, _ in packed]
+            batch = self._pad_packed([row for _, row in packed])
         else:
             batch = self._pad_rows(encoded, padding_side)
-        batch |= self._pad_images(images, fast_resize)
+        batch |= self._pad_images(images, fast_resize, sam_needs)
         batch["image_of_row"] = torch.tensor(owners, dtype=torch.long)
         batch |= self._find_segs(batch["input_ids"], owners)
         if masks is None:
             batch |= {"labels": None, "gt_masks": None}
         else:
+            batch["learned_rows"], batch["learned_columns"] = learned_positions(batch["labels"])
             batch["gt_masks"] = [torch.from_numpy(np.ascontiguousarray(mask)) for mask in masks]
             _check_masks(masks, images, batch["seg_images"])
         return batch
@@ -210,20 +224,29 @@ class LasagnaProcessor:
             "segment_ids": segments,
         }
 
-    def _pad_images(self, images: Sequence[np.ndarray], fast_resize: bool) -> dict[str, Any]:
+    def _pad_images(
+        self, images: Sequence[np.ndarray], fast_resize: bool, sam_needs: Collection[int] | None = None
+    ) -> dict[str, Any]:
+        needed = range(len(images)) if sam_needs is None else sam_needs
+        return {
+            "clip_images": torch.from_numpy(
+                np.stack([self.clip_image(image, fast=fast_resize) for image in images])
+            ),
+            "sam_images": self._pad_sam_images([images[index] for index in needed], fast_resize),
+            "resized_sizes": [longest_side_size(*image.shape[:2], self.sam_image_size) for image in images],
+            "original_sizes": [tuple(image.shape[:2]) for image in images],
+        }
+
+    def _pad_sam_images(self, images: Sequence[np.ndarray], fast_resize: bool) -> Tensor | None:
+        """(B, 3, h, w) uint8, zeros at the right and the bottom; None for no images."""
+        if not images:
+            return None
         resized = [self.sam_image(image, fast=fast_resize) for image in images]
         height, width = (max(image.shape[axis] for image in resized) for axis in (1, 2))
         padded = np.zeros((len(images), 3, height, width), dtype=np.uint8)
         for index, image in enumerate(resized):
             padded[index, :, : image.shape[1], : image.shape[2]] = image
-        return {
-            "clip_images": torch.from_numpy(
-                np.stack([self.clip_image(image, fast=fast_resize) for image in images])
-            ),
-            "sam_images": torch.from_numpy(padded),
-            "resized_sizes": [tuple(image.shape[1:]) for image in resized],
-            "original_sizes": [tuple(image.shape[:2]) for image in images],
-        }
+        return torch.from_numpy(padded)
 
     def _find_segs(self, input_ids: Tensor, image_of_row: list[int]) -> dict[str, Any]:
         """Positions of [SEG], ordered by image, then row, then position."""

@@ -18,6 +18,8 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from model.resize import MaskResize
+from model.sam_attention import use_fused_attention
 from model.weights import ExactBuffers
 
 # Masks decoded in one call: 64 prompts of ViT-H's 64 x 64 grid are 256 MB in bfloat16 for each activation.
@@ -170,6 +172,7 @@ class SamSegmenter(ExactBuffers):
     def __init__(self, settings: SamSettings) -> None:
         super().__init__()
         sam = build_sam(settings)
+        use_fused_attention(sam.image_encoder)
         self.settings = settings
         self.image_encoder = sam.image_encoder
         self.prompt_encoder = sam.prompt_encoder
@@ -189,8 +192,10 @@ class SamSegmenter(ExactBuffers):
         side = self.settings.image_size
         if max(images.shape[-2:]) > side:
             raise ValueError(f"images of {tuple(images.shape[-2:])} pixels are larger than SAM's {side}")
-        mean = torch.tensor(self.settings.pixel_mean, device=images.device).view(3, 1, 1)
-        std = torch.tensor(self.settings.pixel_std, device=images.device).view(3, 1, 1)
+        mean, std = (
+            torch.tensor(values).to(images.device, non_blocking=True).view(3, 1, 1)
+            for values in (self.settings.pixel_mean, self.settings.pixel_std)
+        )
         normalized = (images.float() - mean) / std
         # SAM pads with zeros after normalising: padding is the mean colour, not black.
         for image, (height, width) in zip(normalized, resized_sizes, strict=True):
@@ -221,7 +226,8 @@ class SamSegmenter(ExactBuffers):
         if not len(prompts):
             sides = (4 * side for side in self.settings.grid_size)
             return image_embeddings.new_zeros((0, *sides), dtype=torch.float32)
-        owners = torch.tensor(list(image_of_mask), device=image_embeddings.device)
+        # Without blocking: a copy from the host would wait for all that the device has still to do.
+        owners = torch.tensor(list(image_of_mask)).to(image_embeddings.device, non_blocking=True)
         positions = self.dense_positions(image_embeddings)
         no_mask = self.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1).expand_as(positions)
         masks = []
@@ -242,13 +248,12 @@ class SamSegmenter(ExactBuffers):
     def resize_masks(
         self, low_res: Tensor, resized_size: tuple[int, int], original_size: tuple[int, int]
     ) -> Tensor:
-        """Logits (n, 4 * grid, 4 * grid) -> (n, height, width) of the original image, float32.
+        """Logits (n, 4 * grid, 4 * grid) -> (n, height, width) of the original image, float32."""
+        return self.mask_resize(resized_size, original_size, low_res.device).enlarge(low_res.float())
 
-        As `Sam.postprocess_masks`: enlarge to the padded square, cut the padding, resize to the original.
-        """
-        side = (self.settings.image_size,) * 2
-        masks = F.interpolate(low_res.float().unsqueeze(1), side, mode="bilinear", align_corners=False)
-        masks = masks[..., : resized_size[0], : resized_size[1]]
-        if tuple(masks.shape[-2:]) != tuple(original_size):
-            masks = F.interpolate(masks, tuple(original_size), mode="bilinear", align_corners=False)
-        return masks.squeeze(1)
+    def mask_resize(
+        self, resized_size: tuple[int, int], original_size: tuple[int, int], device: torch.device
+    ) -> MaskResize:
+        """The way of one image's masks to its original size; (height, width) each."""
+        side = self.settings.image_size
+        return MaskResize.between(4 * self.settings.grid_size[0], side, resized_size, original_size, device)

@@ -175,6 +175,8 @@ def complex_conversation(
     num_all_classes: int = DEFAULT_NUM_ALL_CLASSES,
     *,
     class_list: Sequence[str] | None = None,
+    likely: Sequence[str] = (),
+    likely_share: float = 0.0,
 ) -> tuple[ComplexQuery, list[str]]:
     """One complex query with its answer, and the class names of its `[SEG]` tokens in their order.
 
@@ -184,10 +186,12 @@ def complex_conversation(
         num_all_classes: most classes that one random query names; at least 1.
         class_list: the data set's whole list, in its order; needed when `random_classes_list` is off, and
             then the query names all of it that is known to be present or absent.
+        likely, likely_share: absent classes that one could expect here, and which share of the absent classes of
+            a random query is drawn from them, as far as there are so many.
     """
     _check_classes(classes_present, classes_absent, num_all_classes)
     if format.random_classes_list:
-        asked = _random_subset(classes_present, classes_absent, rng, num_all_classes)
+        asked = _random_subset(classes_present, classes_absent, rng, num_all_classes, likely, likely_share)
     elif class_list is None:
         raise ValueError("without random_classes_list a query names the whole list: pass class_list")
     else:
@@ -217,7 +221,12 @@ def _check_classes(present: Sequence[str], absent: Sequence[str], num_all_classe
 
 
 def _random_subset(
-    present: Sequence[str], absent: Sequence[str], rng: np.random.Generator, num_all_classes: int
+    present: Sequence[str],
+    absent: Sequence[str],
+    rng: np.random.Generator,
+    num_all_classes: int,
+    likely: Sequence[str],
+    likely_share: float,
 ) -> list[str]:
     """All present classes (at most `num_all_classes`) and a random number of absent ones, shuffled.
 
@@ -227,7 +236,11 @@ def _random_subset(
     most = min(len(absent), num_all_classes - len(chosen))
     least = 0 if chosen else 1
     num_absent = int(rng.integers(min(least, most), most + 1))
-    chosen += [absent[i] for i in rng.permutation(len(absent))[:num_absent]]
+    drawn = [absent[i] for i in rng.permutation(len(absent))]
+    if likely:
+        preferred = [name for name in drawn if name in set(likely)][: round(likely_share * num_absent)]
+        drawn = list(dict.fromkeys([*preferred, *drawn]))
+    chosen += drawn[:num_absent]
     return [chosen[i] for i in rng.permutation(len(chosen))]
 
 

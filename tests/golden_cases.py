@@ -99,7 +99,7 @@ def trained_once(path, model):
     case, model = TrainCase(path, model.processor), copy.deepcopy(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("vision_tower" not in name and "image_encoder" not in name)
-    output = model(**case.batch)
+    output = model(**case.batch, return_predictions=True)
     output.loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return case, model, output, gradients

@@ -18,8 +18,8 @@ import test_sem as evaluation_script
 from model.outputs import ChatAnswer, Segmentation
 from model.sequence import SequenceFormat
 from tests.commands import REPOSITORY
-from utils.config import TestConfig
 from utils.data.types import SemanticSample
+from utils.inference_config import TestConfig
 
 CLASSES = ("sky", "grass", "dog")
 

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from model.lasagna import LasagnaForConditionalGeneration
 from model.processor import LasagnaProcessor
 from tests.commands import README, REPOSITORY, SMALL_RUN, Command, blocks, fill_in, run, shell_commands
-from utils.config import ChatConfig, MergeConfig, TestConfig, TrainConfig
+from utils.config import TrainConfig
+from utils.inference_config import ChatConfig, MergeConfig, TestConfig
 from utils.settings import parse_config
 
 CONFIG_OF_SCRIPT = {

@@ -21,6 +21,7 @@ from model.interop.training import read_training_weights
 from model.lora import TRAINABLE_PATTERN
 from tests.commands import REPOSITORY, SMALL_RUN, complaint, run
 from utils.config import TrainConfig
+from utils.profiling import PARTS
 from utils.settings import parse_config
 
 BASE = (
@@ -250,19 +251,30 @@ def test_the_best_checkpoint_is_kept_by_validation_over_a_restart(at_work, tmp_p
     assert read_training_weights(tmp_path / "best" / "ckpt_best")
 
 
-def test_the_first_data_set_decides_which_weights_are_the_best():
-    from utils.report import Report, Result
+# ----------------------------------------------------------------------------- speed, and profiles
 
-    def result(name, **sections):
-        return Result(dataset=name, task="", num_samples=1, sections=sections)
 
-    reasoning = result("ReasonSeg|val", reasoning={"giou": 0.25, "ciou": 0.9})
-    semantic = result("ade20k", semantic={"miou": 0.5}, presence={"accuracy": 1.0})
-    report = Report(model="", protocol={}, results=(reasoning, semantic))
-    assert train_ds.deciding_score(report) == 0.25
-    assert train_ds.deciding_score(None) is None
-    unknown = Report(model="", protocol={}, results=(result("ade20k", semantic={"miou": math.nan}),))
-    assert train_ds.deciding_score(unknown) is None
+def test_speed_goes_to_tensorboard_and_a_profile_to_its_folder(at_work, tmp_path, capsys):
+    assert run("train_ds", *QUICK, f"--log_base_dir={tmp_path}", "--exp_name=fast", "--profile=1") == 0
+    folder = tmp_path / "fast"
+    board = EventAccumulator(str(folder)).Reload()
+    for name in ("images_per_second", "text_tokens_per_second", "model_tflops_per_second", "memory_gb"):
+        points = board.Scalars(f"speed/{name}")
+        assert [point.step for point in points] == [1, 2, 3, 4]
+        assert all(point.value > 0 for point in points)
+    assert not any("second" in name or "memory" in name for name in losses_of(folder)[0])
+    table = (folder / "profile" / "table.txt").read_text()
+    for part in PARTS:
+        assert table.count(f"\n{part} ") == 1, part
+    assert json.loads((folder / "profile" / "trace.json").read_text())["traceEvents"]
+    assert "profile: " in capsys.readouterr().out
+
+
+def test_compiling_without_a_compiler_is_one_line(at_work, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert run("train_ds", *QUICK, f"--log_base_dir={tmp_path / 'runs'}", "--compile") == 2
+    complaint(capsys, "--compile needs a C++ compiler", "no-such-compiler")
+    assert not (tmp_path / "runs").exists()
 
 
 # ------------------------------------------------------------------------------ ZeRO, and processes

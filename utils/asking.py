@@ -10,7 +10,8 @@ import numpy as np
 from torch import Tensor
 
 from model.conversation import Conversation
-from model.inference import TOKENS_PER_CLASS, move_batch
+from model.inference import TOKENS_PER_CLASS
+from model.prompts import move_batch
 from model.sequence import DEFAULT_NUM_ALL_CLASSES, SequenceFormat
 from model.tokens import Text
 from utils.matching import DEFAULT_MATCH_DISTANCE, FreeAnswer, NameMatcher, read_answer
@@ -234,7 +235,7 @@ def _read_answers(
     """The given text and the (1, height, width) mask logits of its [SEG], for every query."""
     answer = processor.format.found()
     conversations = [Conversation.of(query, answer) for query in queries]
-    batch = processor.collate(images, conversations, image_of_row)
+    batch = processor.collate(images, conversations, image_of_row, pack_rows=model.can_pack_rows)
     masks = model(**move_batch(batch, model.device)).masks
     # Each row has one [SEG], and rows of an image follow each other.
     yield from (("".join(answer), mask[None]) for masks_of_image in masks for mask in masks_of_image)

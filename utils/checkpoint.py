@@ -33,9 +33,10 @@ BEST_FOLDER = "ckpt_best"
 # What a run may continue with another value of: how long it goes on, where things are, what only costs time,
 # and what is measured. Everything else decides the weights, and stays as it was.
 FREE = (
-    "epochs", "dataset_dir", "fast_resize", "workers", "attn_implementation", "gradient_checkpointing",
-    "num_threads", "local_rank", "max_bad_fraction", "val_dataset_list", "val_dataset", "no_eval", "val_batch_size",
-    "max_val_samples", "classes_per_query", "log_base_dir", "exp_name", "auto_resume",
+    "epochs", "dataset_dir", "fast_resize", "workers", "sam_cache", "sam_cache_gb", "attn_implementation",
+    "gradient_checkpointing", "compile", "num_threads", "profile", "local_rank", "max_bad_fraction",
+    "val_dataset_list", "val_dataset", "no_eval", "val_batch_size", "max_val_samples", "classes_per_query",
+    "log_base_dir", "exp_name", "auto_resume",
 )  # fmt: skip
 
 

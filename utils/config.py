@@ -1,8 +1,8 @@
-"""Settings of the scripts: a field is a flag is a YAML key, declared once with type, default and meaning.
+"""Settings of training: a field is a flag is a YAML key, declared once with type, default and meaning.
 
     config = parse_config(TrainConfig)        # defaults < --config FILE.yaml < flags
 
-A boolean that is on by default has a switch --no_NAME.
+A boolean that is on by default has a switch --no_NAME. Those of the other scripts: utils/inference_config.py.
 """
 
 from __future__ import annotations
@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from model.sequence import TOKENS_OF_FORMAT, SequenceFormat
-from utils.matching import DEFAULT_MATCH_DISTANCE
 from utils.settings import check_choices, require_not_negative, require_positive, setting
 
 PRECISIONS = ("fp32", "bf16", "fp16")
-ATTENTION = ("auto", "sdpa", "eager", "flash_attention_2")
-MERGE_FORMATS = ("lasagna", "lisa")
+ATTENTION = ("auto", "sdpa", "eager", "flash_attention_2", "flex_attention")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +48,9 @@ class DataConfig:
     reason_seg_rates: str = setting("", "a rate for each of them; empty: all alike")
     explanatory: float = setting(0.1, "share of reasoning samples that are answered with an explanation")
     num_all_classes: int = setting(80, "most classes that one complex query names")
+    likely_negatives: float = setting(
+        0.0, "share of a query's absent classes drawn among those of another image; the rest evenly"
+    )
     num_expressions: int = setting(5, "referring expressions of one image")
     num_questions: int = setting(3, "reasoning questions of one image")
     max_bad_fraction: float = setting(
@@ -61,7 +62,7 @@ class DataConfig:
         check_choices(self)
         require_positive(self, "num_all_classes", "model_max_length", "num_expressions", "num_questions")
         require_not_negative(self, "seed")
-        for name in ("explanatory", "max_bad_fraction"):
+        for name in ("explanatory", "likely_negatives", "max_bad_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name} is a share, 0 to 1, got {getattr(self, name)}")
 
@@ -90,6 +91,14 @@ class TrainConfig(DataConfig):
         True, "conversations of one image share its prefix in one row: same losses, fewer tokens"
     )
     workers: int = setting(4, "processes that load data, for each training process")
+    sam_cache: str = setting(
+        "",
+        "folder for SAM's image embeddings, so that a picture is encoded once: 2.1 MB each (ViT-H, 16 bits)",
+    )
+    sam_cache_gb: float = setting(
+        0.0,
+        "largest size of that folder in 10^9 bytes, 210 for 100,000 pictures; then nothing is added; 0: any",
+    )
     # recipe
     epochs: int = setting(36, "number of epochs")
     steps_per_epoch: int = setting(500, "optimizer steps between two validations")
@@ -112,9 +121,17 @@ class TrainConfig(DataConfig):
     precision: str = setting("bf16", "number format of weights and activations", PRECISIONS)
     zero_stage: int = setting(2, "what DeepSpeed's ZeRO divides among processes", (0, 1, 2, 3))
     gradient_checkpointing: bool = setting(
-        True, "recompute activations of the language model: less memory, slower"
+        True,
+        "recompute the language model's activations on the way back (non-reentrant): less memory, slower",
+    )
+    compile: bool = setting(
+        False,
+        "torch.compile for the language model's layers and SAM's blocks; needs a compiler, takes minutes",
     )
     num_threads: int = setting(0, "CPU threads of each process; 0: torch's choice")
+    profile: int = setting(
+        0, "write a profile of so many steps after warm-up to runs/EXP/profile; alone: 3 steps", alone=3
+    )
     local_rank: int = setting(-1, "set by the launcher")
     # validation and output
     val_dataset_list: str = setting(
@@ -131,23 +148,31 @@ class TrainConfig(DataConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _fold_alias(self)
+        fold_alias(self)
         require_positive(
             self, "epochs", "steps_per_epoch", "batch_size", "grad_accumulation_steps", "lr", "val_batch_size",
             "grad_clip", "lora_alpha",
         )  # fmt: skip
         require_not_negative(
-            self, "workers", "warmup_steps", "lora_r", "max_val_samples", "weight_decay", "num_threads",
-            "classes_per_query", "ce_loss_weight", "bce_loss_weight", "dice_loss_weight",
+            self, "workers", "sam_cache_gb", "warmup_steps", "lora_r", "max_val_samples", "weight_decay",
+            "num_threads", "classes_per_query", "ce_loss_weight", "bce_loss_weight", "dice_loss_weight",
         )  # fmt: skip
         if not 0 <= self.lora_dropout <= 1:
             raise ValueError(f"--lora_dropout is a share, 0 to 1, got {self.lora_dropout}")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be in [0, 1), got {getattr(self, name)}")
+        if self.sam_cache_gb and not self.sam_cache:
+            raise ValueError(
+                f"--sam_cache_gb {self.sam_cache_gb:g} needs --sam_cache: the folder that it limits"
+            )
         if self.exp_name in ("", ".", ".."):
             raise ValueError(
                 f"--exp_name {self.exp_name!r} names no folder of its own in {self.log_base_dir}"
+            )
+        if self.compile and self.zero_stage == 3:
+            raise ValueError(
+                "--compile does not go with --zero_stage 3, which gathers weights around every layer; leave one out"
             )
         if not self.version:
             raise ValueError("--version says which model to start from: the folder of a LLaVA")
@@ -176,143 +201,8 @@ class TrainConfig(DataConfig):
         return Path(self.log_base_dir) / self.exp_name
 
 
-@dataclass(frozen=True, kw_only=True)
-class TestConfig:
-    """What test_sem.py can be told."""
-
-    __test__ = False  # not a test class, whatever pytest thinks of its name
-
-    version: str = setting("", "model folder: what the merge script wrote")
-    precision: str = setting("bf16", "number format of weights and activations", PRECISIONS)
-    num_threads: int = setting(0, "CPU threads of each process; 0: torch's choice")
-    local_rank: int = setting(-1, "set by the launcher")
-    # what is evaluated
-    dataset_dir: str = setting("./dataset", "root of the data sets")
-    val_dataset_list: str = setting(
-        "ade20k",
-        'data sets: "ade20k,refcoco|unc|val,grefcoco|unc|val,ReasonSeg|val"; all: every one that is there',
-    )
-    val_dataset: str = setting("", "one entry; another name for --val_dataset_list")
-    eval_only: bool = setting(True, "accepted for older command lines; this script only evaluates")
-    max_samples: int | None = setting(None, "only so many samples of each data set")
-    val_batch_size: int = setting(1, "images of a batch")
-    workers: int = setting(0, "processes that read samples ahead, for each evaluating process")
-    seed: int = setting(0, "draws the pairs of the presence test and the images of the confidence intervals")
-    # how the model is asked
-    classes_per_query: int | None = setting(None, "classes that one query names; longer lists are split")
-    presence_threshold: float | None = setting(
-        None, "a class is there from this probability on, decided while decoding; empty: arg-max"
-    )
-    rethreshold: float | None = setting(
-        None, "a class is there from this probability on, decided when all are known; empty: as decoded"
-    )
-    calibrate: bool = setting(False, "find the threshold of finished probabilities with the best F1")
-    oracle_classes: bool = setting(False, "ask each image only for the classes that it shows")
-    free_generation: bool = setting(False, "complex queries without the constraint of their format")
-    match_distance: float = setting(
-        DEFAULT_MATCH_DISTANCE, "largest share of wrong letters in a freely generated class name"
-    )
-    teacher_forced: bool = setting(False, "the older protocol: referring and reasoning with the answer given")
-    max_new_tokens: int = setting(128, "longest generated answer")
-    # what is written
-    report_dir: str = setting("", "where the report goes, and finished samples while it runs")
-    resume: bool = setting(False, "continue the evaluation that was killed, from what --report_dir holds")
-    vis_save_path: str = setting("", "where pictures of some samples go")
-    save_predictions: str = setting("", "folder for label pictures and masks, for other programs")
-    # pictures without ground truth
-    images: str = setting("", "predict these pictures instead of evaluating: 'photos/*.jpg', or a folder")
-    classes: str = setting("", "what to look for in them: a text file, one class a line")
-
-    def __post_init__(self) -> None:
-        _fold_alias(self)
-        check_choices(self)
-        require_positive(self, "val_batch_size", "classes_per_query", "max_samples", "max_new_tokens")
-        require_not_negative(self, "num_threads", "workers", "seed")
-        _require_version(self.version)
-        if bool(self.images) != bool(self.classes):
-            raise ValueError("--images and --classes belong together: pictures, and what to look for in them")
-        if self.images:
-            self._check_prediction()
-
-    def _check_prediction(self) -> None:
-        """Settings that mean nothing without ground truth, or without a report."""
-        if not self.save_predictions:
-            raise ValueError("--images needs --save_predictions: the folder that the results go to")
-        unused = (
-            "report_dir", "resume", "vis_save_path", "calibrate", "oracle_classes", "free_generation",
-            "teacher_forced", "max_samples",
-        )  # fmt: skip
-        if given := [f"--{name}" for name in unused if getattr(self, name)]:
-            raise ValueError(f"{', '.join(given)} means nothing with --images, which are only predicted")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChatConfig:
-    """What chat.py can be told."""
-
-    version: str = setting("", "model folder: what the merge script wrote")
-    image: str = setting("", "picture for one answer; without it, a conversation starts")
-    prompt: str = setting("", "question for one answer")
-    classes: str = setting("", 'classes for one complex query: "person, tree, dog"')
-    vis_save_path: str = setting("./vis_output", "where masks and overlays go")
-    classes_per_query: int | None = setting(None, "classes that one query names; longer lists are split")
-    presence_threshold: float | None = setting(
-        None, "a class is there from this probability on; empty: arg-max"
-    )
-    max_new_tokens: int = setting(256, "longest answer")
-    precision: str = setting("bf16", "number format of weights and activations", PRECISIONS)
-    load_in_8bit: bool = setting(False, "language model in 8 bit; needs a GPU and bitsandbytes")
-    load_in_4bit: bool = setting(False, "language model in 4 bit; needs a GPU and bitsandbytes")
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        require_positive(self, "max_new_tokens", "classes_per_query")
-        _require_version(self.version)
-        _check_quantization(self)
-
-    @property
-    def quantization(self) -> str | None:
-        """As `load_model` takes it."""
-        return "8bit" if self.load_in_8bit else "4bit" if self.load_in_4bit else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class MergeConfig:
-    """What merge_lora_weights_and_save_hf_model.py can be told."""
-
-    version: str = setting("", "model that training started from; empty: as the run says")
-    weight: str = setting("", "checkpoint folder of the run, or what zero_to_fp32.py made of it")
-    save_path: str = setting("", "folder to write; must not exist")
-    vision_tower: str = setting("", "CLIP folder; empty: as the run says")
-    vision_pretrained: str = setting("", "SAM file; empty: as the run says")
-    lora_alpha: float | None = setting(None, "only where the run's settings are not beside the weights")
-    tag: str | None = setting(None, "which save of a checkpoint folder; empty: the newest")
-    precision: str = setting("bf16", "number format of the weights written", PRECISIONS)
-    format: str = setting("lasagna", "layout to write: ours, or that of the released code", MERGE_FORMATS)
-    report: str = setting("", "report.json of test_sem.py, whose numbers go into the model card")
-    push_to_hub: str = setting("", "NAME/MODEL: upload to this private repository of the Hugging Face hub")
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        require_positive(self, "lora_alpha")
-        if self.push_to_hub and self.push_to_hub.count("/") > 1:
-            raise ValueError(f"--push_to_hub {self.push_to_hub} must read NAME/MODEL, or MODEL for your own")
-        if not self.weight:
-            raise ValueError("--weight says which weights to merge: the ckpt_model folder of a run")
-
-
-def _fold_alias(config: Any) -> None:
+def fold_alias(config: Any) -> None:
     """--val_dataset is another name; settings that are saved hold the list alone, so that a flag can win."""
     if config.val_dataset:
         object.__setattr__(config, "val_dataset_list", config.val_dataset)
         object.__setattr__(config, "val_dataset", "")
-
-
-def _check_quantization(config: Any) -> None:
-    if config.load_in_8bit and config.load_in_4bit:
-        raise ValueError("--load_in_8bit and --load_in_4bit exclude each other; choose one")
-
-
-def _require_version(version: str) -> None:
-    if not version:
-        raise ValueError("--version says which model to load: the folder that the merge script wrote")

@@ -10,6 +10,7 @@ published sizes are taken (utils/sizes.py). Formulas and their sources: docs/che
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from model.config import LasagnaConfig
 from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import add_lora, mark_trainable
-from model.losses import segmentation_losses
+from model.losses import LOGITS_PER_CHUNK, PIXELS_PER_CHUNK, mask_losses
 from utils.config import TrainConfig
 from utils.distributed import dtype_of
 from utils.logs import one_line
@@ -175,9 +176,12 @@ def activation_bytes(model: LasagnaForConditionalGeneration, config: TrainConfig
     layers = text.num_hidden_layers * (state if config.gradient_checkpointing else layer)
     if config.gradient_checkpointing:
         layers += layer
-    # Logits in the model's dtype and their gradient; float32 logits, log-probabilities and gradient in the loss.
-    logits = num_tokens * text.vocab_size * (2 * dtype_of(config.precision).itemsize + 3 * 4)
-    return layers + logits + config.batch_size * num_masks * mask_bytes(model)
+    # Of one piece of the text loss: logits in the model's dtype and their gradient; in float32 logits,
+    # log-probabilities and gradient. Of one piece of the mask losses: logits, targets and two arrays on the way.
+    num_logits = min(num_tokens * text.vocab_size, LOGITS_PER_CHUNK)
+    logits = num_logits * (2 * dtype_of(config.precision).itemsize + 3 * 4)
+    pixels = max(PIXELS_PER_CHUNK, math.prod(PICTURE_SIZE)) * 4 * 4
+    return layers + max(logits, pixels) + config.batch_size * num_masks * mask_bytes(model)
 
 
 def layer_bytes(model: LasagnaForConditionalGeneration, num_tokens: int) -> int:
@@ -194,7 +198,7 @@ def layer_bytes(model: LasagnaForConditionalGeneration, num_tokens: int) -> int:
 
 
 def mask_bytes(model: LasagnaForConditionalGeneration) -> int:
-    """What one [SEG] keeps: projection, mask decoder, resizing to a picture of 480 x 640, losses."""
+    """What one [SEG] keeps: projection, mask decoder, derivatives of the losses for a picture of 480 x 640."""
     settings = model.config.sam_settings
     height, width = (round(side * settings.image_size / max(PICTURE_SIZE)) for side in PICTURE_SIZE)
     parts = nn.ModuleList((model.seg_projector, model.sam))
@@ -205,10 +209,9 @@ def mask_bytes(model: LasagnaForConditionalGeneration) -> int:
 
         def draw() -> Tensor:
             low_res = model.sam.decode(model.seg_projector(state), embedding, [0])
-            mask = model.sam.resize_masks(low_res, (height, width), PICTURE_SIZE)
-            text, labels = torch.zeros(1, 2, 1), torch.zeros(1, 2, dtype=torch.long)
+            resize = model.sam.mask_resize((height, width), PICTURE_SIZE, low_res.device)
             target = torch.zeros(1, *PICTURE_SIZE, dtype=torch.uint8)
-            return segmentation_losses(text, labels, [mask], [target]).total
+            return mask_losses([low_res], [resize], [target])[0].sum()
 
         return saved_bytes(parts, draw) - embedding.nbytes
 

@@ -18,7 +18,7 @@ DATA = (
 RECIPE = (
     "epochs", "steps_per_epoch", "batch_size", "grad_accumulation_steps", "lr", "warmup_steps", "beta1", "beta2",
     "weight_decay", "grad_clip", "ce_loss_weight", "bce_loss_weight", "dice_loss_weight", "lora_r", "lora_alpha",
-    "lora_dropout", "lora_target_modules", "num_all_classes", "num_expressions", "num_questions",
+    "lora_dropout", "lora_target_modules", "num_all_classes", "likely_negatives", "num_expressions", "num_questions",
     "random_classes_list", "sequence_augmentation", "order_following", "model_max_length", "precision", "seed",
 )  # fmt: skip
 UNKNOWN = "The settings of the training run did not come with its weights."

@@ -17,9 +17,11 @@ from transformers import HfArgumentParser
 Config = TypeVar("Config")
 
 
-def setting(default: Any, help: str, choices: Sequence[Any] | None = None) -> Any:
-    """A field of a settings class."""
-    metadata = {"help": help} | ({"choices": list(choices)} if choices else {})
+def setting(default: Any, help: str, choices: Sequence[Any] | None = None, *, alone: Any = None) -> Any:
+    """A field of a settings class; `alone` is the value of a flag that is given without one."""
+    metadata: dict[str, Any] = {"help": help} | ({"choices": list(choices)} if choices else {})
+    if alone is not None:
+        metadata |= {"nargs": "?", "const": alone}
     return field(default=default, metadata=metadata)
 
 

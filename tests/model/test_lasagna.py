@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from model.conversation import Conversation
 from model.lora import add_lora, mark_trainable
@@ -35,7 +36,7 @@ def mixed_batch(model):
 
 
 def test_every_seg_gets_a_mask_of_its_image_s_size(tiny_model):
-    output = tiny_model(**mixed_batch(tiny_model))
+    output = tiny_model(**mixed_batch(tiny_model), return_predictions=True)
     assert [tuple(masks.shape) for masks in output.masks] == [(3, 40, 60), (1, 50, 30)]
     assert all(masks.dtype == torch.float32 for masks in output.masks)
     assert output.loss.isfinite()
@@ -43,7 +44,7 @@ def test_every_seg_gets_a_mask_of_its_image_s_size(tiny_model):
 
 def test_a_batch_gives_what_each_conversation_gives_alone(tiny_model):
     with torch.no_grad():
-        together = tiny_model(**mixed_batch(tiny_model)).masks
+        together = tiny_model(**mixed_batch(tiny_model), return_predictions=True).masks
         alone = [
             tiny_model(**tiny_model.processor.collate([IMAGES[owner]], [row], [0])).masks[0]
             for row, owner in zip(ROWS, OWNERS, strict=True)
@@ -67,7 +68,7 @@ def test_a_mask_comes_from_the_state_before_its_seg(tiny_model):
 
 
 def test_image_token_has_no_logit(tiny_model):
-    output = tiny_model(**mixed_batch(tiny_model))
+    output = tiny_model(**mixed_batch(tiny_model), return_predictions=True)
     image = tiny_model.processor.token_ids.image
     assert image == tiny_model.config.image_token_id == len(tiny_model.get_input_embeddings().weight) - 1
     assert output.logits.shape[-1] == image
@@ -87,7 +88,7 @@ def test_a_batch_without_seg_still_gives_every_trained_weight_a_gradient(tiny_mo
     tiny_model.vlm = add_lora(tiny_model.vlm)
     mark_trainable(tiny_model)
     batch = tiny_model.processor.collate(IMAGES, [PLAIN, PLAIN], [0, 1], masks=masks_for([0, 0]))
-    output = tiny_model(**batch)
+    output = tiny_model(**batch, return_predictions=True)
     output.loss.backward()
     assert [len(masks) for masks in output.masks] == [0, 0]
     assert output.loss == output.losses.total
@@ -103,6 +104,59 @@ def test_a_batch_with_seg_gives_every_trained_weight_a_gradient(tiny_model):
     tiny_model(**mixed_batch(tiny_model)).loss.backward()
     missing = [n for n, p in tiny_model.named_parameters() if p.requires_grad and p.grad is None]
     assert missing == []
+
+
+def test_losses_are_those_of_the_logits_and_masks_that_are_made_when_asked_for(tiny_model):
+    batch = mixed_batch(tiny_model)
+    with torch.no_grad():
+        plain = tiny_model(**batch)
+        output = tiny_model(**batch, return_predictions=True)
+    assert (plain.logits, plain.masks) == (None, None)
+    torch.testing.assert_close(vars(output.losses), vars(plain.losses), rtol=0, atol=0)
+    predicted, labels = output.logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()
+    torch.testing.assert_close(
+        plain.losses.cross_entropy, F.cross_entropy(predicted, labels), rtol=1e-6, atol=0
+    )
+    each = [
+        F.binary_cross_entropy_with_logits(mask, truth.float())
+        for masks, given in zip(output.masks, batch["gt_masks"], strict=True)
+        for mask, truth in zip(masks, given, strict=True)
+    ]
+    torch.testing.assert_close(plain.losses.mask_bce, 2.0 * torch.stack(each).mean(), rtol=1e-5, atol=0)
+
+
+def test_learned_positions_are_searched_for_when_they_are_not_given(tiny_model):
+    batch = mixed_batch(tiny_model)
+    with torch.no_grad():
+        expected = tiny_model(**batch).losses
+        found = tiny_model(**{**batch, "learned_rows": None, "learned_columns": None}).losses
+    torch.testing.assert_close(vars(found), vars(expected), rtol=0, atol=0)
+
+
+def test_parts_that_processes_divide_are_called_alike_whatever_a_batch_holds(tiny_model):
+    """Each call gathers weights from all processes; they would wait for ever if one of them called another part."""
+    mark_trainable(tiny_model)
+    head, calls = tiny_model.llava.lm_head, []
+    for name, part in {
+        "head": head,
+        "projector": tiny_model.seg_projector,
+        "sam": tiny_model.sam.mask_decoder,
+    }.items():
+        part.register_forward_hook(lambda *_, name=name: calls.append(name))
+    longer = Conversation.of(*["What is it?", "A house and a river."] * 3)
+    for row in (PLAIN, longer, referring("dog"), referring("dog", "cat")):
+        batch = tiny_model.processor.collate(
+            IMAGES[:1], [row], [0], masks=masks_for([row.num_seg, row.num_seg])[:1]
+        )
+        whole = tiny_model(**batch).losses.cross_entropy
+        calls.clear()
+        head.weight.ds_id = 0  # as DeepSpeed marks a divided weight
+        output = tiny_model(**batch)
+        output.loss.backward()
+        del head.weight.ds_id
+        # On the way back, the pieces of the text loss are made again.
+        assert calls == ["projector", "sam", *["head"] * 16]
+        torch.testing.assert_close(output.losses.cross_entropy, whole, rtol=1e-6, atol=0)
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(tiny_model):
@@ -123,9 +177,36 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny_model):
         torch.testing.assert_close(checkpointed[name], gradient, rtol=1e-5, atol=1e-7)
 
 
+def test_finished_sam_embeddings_give_the_same_loss_and_gradients_as_pictures(tiny_model):
+    mark_trainable(tiny_model)
+    batch = mixed_batch(tiny_model)
+    embeddings = tiny_model.sam.encode(batch["sam_images"], batch["resized_sizes"])
+
+    def run(**given):
+        tiny_model.zero_grad()
+        output = tiny_model(**{**batch, **given}, return_predictions=True)
+        output.loss.backward()
+        return output, {n: p.grad.clone() for n, p in tiny_model.named_parameters() if p.requires_grad}
+
+    from_pictures, expected = run()
+    from_embeddings, gradients = run(sam_images=None, sam_embeddings=embeddings)
+    torch.testing.assert_close(vars(from_embeddings.losses), vars(from_pictures.losses), rtol=0, atol=0)
+    torch.testing.assert_close(from_embeddings.masks, from_pictures.masks, rtol=0, atol=0)
+    torch.testing.assert_close(gradients, expected, rtol=0, atol=0)
+
+
+def test_pictures_and_their_embeddings_are_not_given_together_nor_both_left_out(tiny_model):
+    batch = mixed_batch(tiny_model)
+    embeddings = tiny_model.sam.encode(batch["sam_images"], batch["resized_sizes"])
+    with pytest.raises(ValueError, match=r"exactly one of them; got both"):
+        tiny_model(**batch, sam_embeddings=embeddings)
+    with pytest.raises(ValueError, match=r"exactly one of them; got none"):
+        tiny_model(**{**batch, "sam_images": None})
+
+
 def test_bfloat16_trains_and_answers(tiny_model):
     model = tiny_model.to(torch.bfloat16)
-    output = model(**mixed_batch(model))
+    output = model(**mixed_batch(model), return_predictions=True)
     output.loss.backward()
     assert output.loss.isfinite()
     assert output.masks[0].dtype == torch.float32

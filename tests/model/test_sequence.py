@@ -161,6 +161,21 @@ def test_a_class_named_twice_or_no_class_is_an_error():
         complex_conversation(PRESENT, [], rng(), PAPER, 0)
 
 
+def test_absent_classes_that_one_could_expect_get_their_share():
+    likely = ABSENT[-3:]
+
+    def absent_of(seed, **more):
+        query, _ = complex_conversation(PRESENT, ABSENT, rng(seed), PAPER, 12, **more)
+        return [name for name, there in PAPER.parse(written(query)[1]) if not there]
+
+    for seed in range(20):
+        even, half = absent_of(seed), absent_of(seed, likely=likely, likely_share=0.5)
+        assert len(half) == len(even)  # as many as without, and of them at least half if there are so many
+        assert len(set(half) & set(likely)) >= min(round(len(half) / 2), len(likely))
+        assert absent_of(seed, likely=likely, likely_share=0.0) == even
+        assert len(set(half)) == len(half)
+
+
 def test_a_query_with_only_absent_classes_is_answered_with_neg():
     conversation, names = complex_conversation([], ABSENT, rng(), PAPER, 4)
     assert names == []

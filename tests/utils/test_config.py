@@ -6,7 +6,8 @@ import dataclasses
 
 import pytest
 
-from utils.config import ChatConfig, MergeConfig, TestConfig, TrainConfig
+from utils.config import TrainConfig
+from utils.inference_config import ChatConfig, MergeConfig, TestConfig
 from utils.settings import parse_config, save_config
 
 REQUIRED = {

@@ -33,6 +33,8 @@ def image_of(seed: int, height: int = 24, width: int = 32) -> np.ndarray:
 class ToldModel(torch.nn.Module):
     """Answers from a table; keeps what it was asked."""
 
+    can_pack_rows = True
+
     def __init__(self) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
@@ -86,7 +88,7 @@ class ToldModel(torch.nn.Module):
 class FakeProcessor:
     format: SequenceFormat = field(default_factory=lambda: SequenceFormat.named("paper"))
 
-    def collate(self, images, conversations, image_of_row):
+    def collate(self, images, conversations, image_of_row, pack_rows):
         return {"images": images, "conversations": conversations, "image_of_row": image_of_row}
 
 

@@ -48,6 +48,13 @@ class ClassMaskDataset(Dataset):
         """How each class is called in one sample."""
         return self.classes
 
+    def likely_absent(self, absent: Sequence[int], rng: np.random.Generator, recipe: Recipe) -> list[int]:
+        """Those of the absent classes that another image has, drawn only if the recipe wants some."""
+        if not recipe.likely_negatives:
+            return []
+        _, masks = self.read(int(rng.integers(len(self))))
+        return sorted(masks.keys() & set(absent))
+
     def draw(self, rng: np.random.Generator, recipe: Recipe) -> Sample:
         """One image with one complex query: classes that have a mask, and classes known to be absent."""
         index = int(rng.integers(len(self)))
@@ -64,6 +71,8 @@ class ClassMaskDataset(Dataset):
             recipe.format,
             recipe.num_all_classes,
             class_list=names,
+            likely=[names[class_id] for class_id in self.likely_absent(absent, rng, recipe)],
+            likely_share=recipe.likely_negatives,
         )
         class_of = {names[class_id]: class_id for class_id in present}
         chosen = [masks[class_of[name]] for name in answered]

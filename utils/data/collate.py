@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
+import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from model.conversation import Conversation, Encoded
@@ -14,6 +16,8 @@ from model.processor import LasagnaProcessor
 from model.sequence import ComplexQuery
 from utils.data.mixture import BatchIndices, Mixture
 from utils.data.types import Batch, Sample, UnusableItemError
+from utils.sam_cache import SamCache
+from utils.sam_keys import image_key
 
 
 @dataclass(frozen=True)
@@ -23,17 +27,27 @@ class Collate:
     processor: LasagnaProcessor
     fast_resize: bool = False  # pictures within two grey levels, in less time
     pack_rows: bool = False  # conversations of one image share a row of the language model
+    sam_cache: SamCache | None = None  # pictures that it knows are not resized for SAM
+    max_length: int | None = None  # text tokens of a shared row; what is longer takes several
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
+        images = [sample.image for sample in samples]
+        keys, known = self.look_up(images)
+        missing = tuple(index for index, embedding in enumerate(known) if embedding is None)
         inputs = self.processor.collate(
-            images=[sample.image for sample in samples],
+            images=images,
             conversations=[row for sample in samples for row in sample.encoded or sample.conversations],
             image_of_row=[index for index, sample in enumerate(samples) for _ in sample.conversations],
             masks=[sample.masks for sample in samples],
             padding_side="right",
             fast_resize=self.fast_resize,
             pack_rows=self.pack_rows,
+            max_length=self.max_length,
+            sam_needs=missing,
         )
+        if len(missing) < len(samples):
+            # The copy out of the mapped files, made here and not by the process that trains.
+            inputs["sam_embeddings"] = torch.stack([found for found in known if found is not None])
         return Batch(
             inputs=inputs,
             sources=tuple(sample.source for sample in samples),
@@ -44,15 +58,26 @@ class Collate:
             num_shortened=sum(
                 bool(sample.classes_left_out or sample.conversations_left_out) for sample in samples
             ),
+            sam_keys=keys,
+            sam_missing=missing if keys else (),
         )
+
+    def look_up(self, images: Sequence[np.ndarray]) -> tuple[tuple[str, ...], list[Tensor | None]]:
+        """The images' keys in the cache of SAM's embeddings, and what it holds of them."""
+        if self.sam_cache is None:
+            return (), [None] * len(images)
+        size = self.processor.sam_image_size
+        keys = tuple(image_key(image, size, fast_resize=self.fast_resize) for image in images)
+        return keys, [self.sam_cache.load(key) for key in keys]
 
 
 @dataclass(frozen=True)
 class LengthLimit:
     """Makes a sample fit: absent classes are left out first, then whole conversations; no text is cut.
 
-    The limit is one of each conversation, packed or not: packed conversations have positions of their own. Which
-    absent classes stay was drawn with the sample, so that a sample still depends on seed and index alone.
+    The limit is one of each conversation here; a row of packed conversations that passes it is split, and loses
+    nothing. Which absent classes stay was drawn with the sample, so that a sample still depends on seed and index
+    alone.
     """
 
     processor: LasagnaProcessor
@@ -118,10 +143,13 @@ def build_loader(
     fast_resize: bool = False,
     pack_rows: bool = False,
     pin_memory: bool = False,
+    sam_cache: SamCache | None = None,
+    max_length: int | None = None,
 ) -> DataLoader[Batch]:
     """The micro-batches `start` to `start + num_batches` of one rank, in order; see BatchIndices.
 
-    The same batches come out whatever the number of workers; `start` is where a resumed run goes on.
+    The same batches come out whatever the number of workers; `start` is where a resumed run goes on. Those that come
+    with a `sam_cache` have to be completed by it.
     """
     indices = BatchIndices(
         batch_size=batch_size, num_batches=num_batches, start=start, rank=rank, world_size=world_size
@@ -129,7 +157,7 @@ def build_loader(
     return DataLoader(
         mixture,  # type: ignore[arg-type]  # a map-style data set without an end
         batch_sampler=indices,
-        collate_fn=Collate(processor, fast_resize, pack_rows),
+        collate_fn=Collate(processor, fast_resize, pack_rows, sam_cache, max_length),
         num_workers=num_workers,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,

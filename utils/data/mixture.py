@@ -86,6 +86,7 @@ class MixtureSettings(DatasetFlags, Protocol):
     num_expressions: int
     num_questions: int
     explanatory: float
+    likely_negatives: float
     seed: int
 
 
@@ -110,6 +111,7 @@ def recipe_of(config: MixtureSettings, format: SequenceFormat) -> Recipe:
         num_expressions=config.num_expressions,
         num_questions=config.num_questions,
         explanatory=config.explanatory,
+        likely_negatives=config.likely_negatives,
     )
 
 

@@ -64,6 +64,8 @@ class SemanticDataset(Dataset):
             recipe.format,
             recipe.num_all_classes,
             class_list=self.classes,
+            likely=[self.classes[class_id] for class_id in self.likely_absent(absent, rng, recipe)],
+            likely_share=recipe.likely_negatives,
         )
         class_ids = [self.classes.spoken.index(name) for name in answered]
         # Compared in the label's own type, which is nine times as fast as in int64.
@@ -72,6 +74,19 @@ class SemanticDataset(Dataset):
         return Sample(
             image=image, conversations=(conversation,), masks=masks, source=str(self.pairs[index][0])
         )
+
+    def likely_absent(self, absent: Sequence[int], rng: np.random.Generator, recipe: Recipe) -> list[int]:
+        """Those of the absent classes that another image has, drawn only if the recipe wants some.
+
+        Of a long list most classes are rare: drawn evenly, absent classes would hardly ever be ones that the data
+        set often has, and a model learns to tell common from rare rather than present from absent.
+        """
+        if not recipe.likely_negatives:
+            return []
+        label_path = self.pairs[int(rng.integers(len(self)))][1]
+        with self.usable(label_path):
+            label = self.class_ids(self.read_values(label_path), label_path)
+        return sorted({*absent}.intersection(values_in(label, len(self.classes))))
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Image (height, width, 3) uint8 and class ids (height, width) uint16.

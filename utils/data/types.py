@@ -47,13 +47,15 @@ class Recipe:
     num_expressions: int = 5  # most referring expressions taken from one image, a conversation each
     num_questions: int = 3  # most reasoning questions taken from one image, a conversation each
     explanatory: float = 0.1  # share of explained reasoning images that are answered by text alone
+    likely_negatives: float = 0.0  # share of a query's absent classes that another image of the data set has
 
     def __post_init__(self) -> None:
         for field in ("num_all_classes", "num_expressions", "num_questions"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} must be >= 1, got {getattr(self, field)}")
-        if not 0 <= self.explanatory <= 1:
-            raise ValueError(f"explanatory is a probability, 0 to 1; got {self.explanatory}")
+        for field in ("explanatory", "likely_negatives"):
+            if not 0 <= getattr(self, field) <= 1:
+                raise ValueError(f"{field} is a share, 0 to 1; got {getattr(self, field)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,13 +88,17 @@ class Sample:
 class Batch:
     """What one forward pass takes, and where it came from."""
 
-    inputs: Mapping[str, Any]  # keyword arguments of LasagnaForConditionalGeneration.forward
+    # Keyword arguments of LasagnaForConditionalGeneration.forward. With a cache of SAM's embeddings, `sam_images`
+    # holds the samples in `sam_missing`, `sam_embeddings` the others, until SamCache.complete makes them one.
+    inputs: Mapping[str, Any]
     sources: tuple[str, ...]  # one a sample
     datasets: tuple[str, ...]  # one a sample
     skipped: tuple[str, ...]  # of all its samples
     classes_left_out: int = 0  # of all its samples
     conversations_left_out: int = 0  # of all its samples
     num_shortened: int = 0  # samples of which something was left out
+    sam_keys: tuple[str, ...] = ()  # one a sample, where there is a cache
+    sam_missing: tuple[int, ...] = ()  # samples that are not in it
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device`."""

@@ -77,6 +77,21 @@ def test_mask_k_belongs_to_seg_k_of_the_token_ids(stream, processor):
     assert places == sorted(places)
 
 
+def test_packed_rows_keep_to_the_limit_and_lose_nothing(stream, processor):
+    samples = [stream[index] for index in range(12)]
+    texts = [processor.encode(row).num_text_tokens for sample in samples for row in sample.conversations]
+    limit = max(texts) + 5
+    whole, split = (
+        Collate(processor, pack_rows=True, max_length=length)(samples).inputs for length in (None, limit)
+    )
+    assert whole["image_of_row"].tolist() == list(range(12))
+    assert 12 < len(split["input_ids"]) < len(texts)
+    is_text = split["attention_mask"].bool() & (split["input_ids"] != processor.token_ids.image)
+    assert is_text.sum(1).max() <= limit
+    assert split["seg_images"] == whole["seg_images"]
+    assert (split["labels"] != -100).sum() == (whole["labels"] != -100).sum() == len(split["learned_rows"])
+
+
 def flat(batch: Batch) -> list:
     tensors = {name: value for name, value in batch.inputs.items() if name != "gt_masks"}
     masks = [mask.tolist() for mask in batch.inputs["gt_masks"]]

@@ -39,6 +39,7 @@ class Config:
     num_expressions: int = 5
     num_questions: int = 3
     explanatory: float = 0.1
+    likely_negatives: float = 0.0
     seed: int = 0
 
 
@@ -170,7 +171,8 @@ def test_a_missing_data_set_is_an_error_before_the_first_draw(root):
     [
         ({"seed": -1}, "seed must be >= 0"),
         ({"num_all_classes": 0}, "num_all_classes must be >= 1"),
-        ({"explanatory": 1.5}, "explanatory is a probability"),
+        ({"explanatory": 1.5}, "explanatory is a share"),
+        ({"likely_negatives": -0.5}, "likely_negatives is a share"),
     ],
 )
 def test_settings_are_checked(root, settings, message):

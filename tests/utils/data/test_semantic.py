@@ -93,6 +93,21 @@ def test_no_neg_for_a_class_that_the_label_does_not_rule_out(tmp_path, recipe):
             assert len(choices(sample, recipe.format)) <= wanted.num_all_classes
 
 
+def test_likely_negatives_are_classes_of_other_images(tmp_path, recipe):
+    write_ade20k(tmp_path, [blocks([1, 2]), blocks([149, 150])])
+    dataset = Ade20k(tmp_path, "train")
+    wanted = Recipe(format=recipe.format, num_all_classes=4, likely_negatives=1.0)
+    names = {dataset.classes[k] for k in (0, 1, 148, 149)}
+    asked = [
+        {name for name, _ in choices(dataset.draw(np.random.default_rng(seed), wanted), recipe.format)}
+        for seed in range(20)
+    ]
+    # Whenever the image that lends its classes is the other one, no class is asked that neither has.
+    assert sum(classes <= names for classes in asked) > 5
+    evenly = dataset.draw(np.random.default_rng(1), recipe)
+    assert not {name for name, _ in choices(evenly, recipe.format)} <= names
+
+
 def test_samples_depend_on_the_rng_alone(tmp_path, recipe):
     write_ade20k(tmp_path, [blocks([1, 2]), blocks([3, 4]), blocks([5])])
     dataset = Ade20k(tmp_path, "train")

@@ -1,0 +1,117 @@
+"""The models that the benchmarks run: "tiny", the base weights of the toy world, and "medium", random weights.
+
+    model, processor = build("medium", lora=True)
+
+Medium is LLaMA 512 wide with 8 layers and 32,000 tokens, CLIP ViT-L/14 at 224 pixels (256 patches) and SAM ViT-B at
+1024 pixels: the towers have the work of real ones, the language model still fits a measurement on one core. Random
+weights take the time of trained ones; what depends on weights, as the number of decoding passes, is measured on tiny.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, PreTrainedTokenizerBase
+
+from benchmarks import ROOT
+from model.assemble import DEFAULT_FORMAT, build_processor
+from model.config import LasagnaConfig
+from model.lasagna import LasagnaForConditionalGeneration
+from model.loading import load_model
+from model.lora import add_lora, mark_trainable
+from model.processor import LasagnaProcessor
+from model.sequence import SequenceFormat
+from model.tokens import add_special_tokens, load_tokenizer, token_ids
+from utils.sizes import CLIP_LARGE, LLAMA_VOCABULARY, SAM
+
+TOY = ROOT / "assets" / "toy"
+MEDIUM_LLAMA = {
+    "hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8, "num_attention_heads": 8,
+}  # fmt: skip
+SIZES = ("tiny", "medium")
+# A 150-class query and its answer, behind the image.
+MAX_POSITIONS = 4096
+
+
+def build(
+    size: str, *, lora: bool = False, seed: int = 0
+) -> tuple[LasagnaForConditionalGeneration, LasagnaProcessor]:
+    """A model in float32 on the CPU with its processor.
+
+    Args:
+        size: one of `SIZES`.
+        lora: with adapters (without dropout) and what else the recipe trains, in training mode; else frozen, in
+            evaluation mode.
+        seed: of weights that are random: all of medium, the projection and the adapters of tiny.
+
+    Raises:
+        ValueError: there is no such size.
+    """
+    if size not in SIZES:
+        raise ValueError(f"unknown size {size!r}; known: {', '.join(SIZES)}")
+    torch.manual_seed(seed)
+    model = load_tiny(seed) if size == "tiny" else make_medium()
+    if lora:
+        model.vlm = add_lora(model.vlm, dropout=0.0)
+        mark_trainable(model)
+    else:
+        model.requires_grad_(False)
+    return model.train(lora), model.processor
+
+
+def load_tiny(seed: int) -> LasagnaForConditionalGeneration:
+    """The toy base, as a run starts from it."""
+    parts = {"vision_tower": str(TOY / "clip"), "sam": str(TOY / "sam_toy.pth")}
+    model, _ = load_model(TOY / "llava", dtype=torch.float32, attn_implementation="sdpa", seed=seed, **parts)
+    return model
+
+
+def make_medium() -> LasagnaForConditionalGeneration:
+    """Random weights of the medium sizes, from torch's global generator."""
+    format = SequenceFormat.named(DEFAULT_FORMAT)
+    tokenizer = medium_tokenizer(format)
+    ids = token_ids(tokenizer, format)
+    vision = CLIPVisionConfig(**CLIP_LARGE, image_size=224)
+    text = LlamaConfig(
+        **MEDIUM_LLAMA,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=MAX_POSITIONS,
+        pad_token_id=ids.pad,
+        bos_token_id=ids.bos,
+        eos_token_id=ids.eos,
+    )
+    config = LasagnaConfig(
+        vlm_config=LlavaConfig(
+            text_config=text,
+            vision_config=vision,
+            image_token_index=ids.image,
+            image_seq_length=(vision.image_size // vision.patch_size) ** 2,
+        ),
+        sam_config=SAM["vit_b"],
+        sequence_format=format.to_dict(),
+        image_token_id=ids.image,
+        seg_token_id=ids.seg,
+        neg_token_id=ids.neg,
+    )
+    config._attn_implementation = "sdpa"
+    model = LasagnaForConditionalGeneration(config).float()
+    fill_positions(model.sam.image_encoder)
+    model.processor = build_processor(config, tokenizer, clip={})
+    return model
+
+
+def medium_tokenizer(format: SequenceFormat) -> PreTrainedTokenizerBase:
+    """The toy tokenizer with names that nobody says, up to LLaMA's number of tokens, and the special tokens."""
+    tokenizer: Any = load_tokenizer(TOY / "llava")
+    tokenizer.add_tokens([f"filler{index}" for index in range(LLAMA_VOCABULARY - len(tokenizer))])
+    add_special_tokens(tokenizer, format)
+    return tokenizer
+
+
+@torch.no_grad()
+def fill_positions(encoder: torch.nn.Module) -> None:
+    """Small random positions: segment_anything starts them at zero, where a mistake in them would not show."""
+    for name, parameter in encoder.named_parameters():
+        if "pos_embed" in name or "rel_pos" in name:
+            parameter.normal_(std=0.02)

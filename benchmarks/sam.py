@@ -1,0 +1,138 @@
+"""SAM's image encoder, ours against segment_anything's own, on the same weights: seconds and peak memory.
+
+    python -m benchmarks.sam            # ViT-B at 1024 pixels: prints Markdown, writes runs/benchmarks/sam.json
+    python -m benchmarks.sam --quick    # the toy world's SAM: seconds
+
+One picture, float32, one thread. "Encoder" is all of it. "Global attention" is that of one block that sees the whole
+picture, in both ways of `model.sam_attention`: in pieces, as a CPU runs it, and folded, as on a GPU. Ways take turns,
+each number is a median over the rounds. Memory is what this process grows by at most, from the system's account of
+it; weights and the picture are there before. All ways compute the same numbers, which is checked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from benchmarks.measure import Claim, Runs, claims_table, take_turns, write_results
+from benchmarks.models import SIZES, TOY, fill_positions
+from model.interop.sam import read_sam
+from model.sam import SamSegmenter, SamSettings, build_sam
+from model.sam_attention import attend_folded
+from utils.sizes import SAM
+
+EAGER, OURS, FOLDED = "segment_anything", "ours", "ours, folded as on a GPU"
+TOLERANCE = 1e-5  # of the largest value
+
+
+def settings_of(size: str) -> SamSettings:
+    """Of the toy world's SAM, or of ViT-B."""
+    return read_sam(TOY / "sam_toy.pth")[0] if size == "tiny" else SamSettings(**SAM["vit_b"])
+
+
+class Bench:
+    """Both encoders with the same random weights, and a picture."""
+
+    def __init__(self, settings: SamSettings, *, seed: int = 0) -> None:
+        torch.manual_seed(seed)
+        reference = build_sam(settings)
+        fill_positions(reference.image_encoder)
+        ours = SamSegmenter(settings)
+        # One copy of the weights; names are the same.
+        ours.load_state_dict(reference.state_dict(), assign=True)
+        self.eager, self.ours = reference.image_encoder.eval(), ours.image_encoder.eval()
+        self.picture = torch.randn(1, 3, settings.image_size, settings.image_size)
+        self.block = settings.encoder_global_blocks[0]
+        self.tokens = torch.randn(1, *settings.grid_size, settings.encoder_dim)
+
+    def encoders(self) -> dict[str, Callable[[], Tensor]]:
+        """Picture -> (1, prompt_embed_dim, grid, grid)."""
+        return {EAGER: lambda: self.eager(self.picture), OURS: lambda: self.ours(self.picture)}
+
+    def attentions(self) -> dict[str, Callable[[], Tensor]]:
+        """Tokens of a global block -> the same shape."""
+        eager, ours = (encoder.blocks[self.block].attn for encoder in (self.eager, self.ours))
+        return {
+            EAGER: lambda: eager(self.tokens),
+            OURS: lambda: ours(self.tokens),
+            FOLDED: lambda: ours(self.tokens, attend_folded),
+        }
+
+
+@torch.no_grad()
+def compare(ways: Mapping[str, Callable[[], Tensor]], rounds: int) -> dict[str, Runs]:
+    """Ways to one result, in turns; a run of each before, which is checked, warms up."""
+    expected = ways[EAGER]()
+    for name, way in ways.items():
+        difference = float((way() - expected).abs().max() / expected.abs().max()) if name != EAGER else 0.0
+        assert difference < TOLERANCE, f"{name} is off by {difference:.1e} of the largest value"
+    return take_turns(ways, rounds, warm_up=0)
+
+
+def to_claims(size: str, encoder: Mapping[str, Runs]) -> list[Claim]:
+    """What was promised for ViT-B; the toy world's SAM is shown without bars."""
+    is_promised = size == "medium"
+    about = f"SAM {'ViT-B 1024' if is_promised else 'of the toy world'}, one image, against segment_anything"
+    ours, eager = encoder[OURS], encoder[EAGER]
+    speed = {"bar": 1.2, "goal": 1.6} if is_promised else {}
+    claims = [Claim(name=f"{about}, times faster", value=ours.times_faster(eager), **speed)]
+    if ours.peak_bytes is not None and eager.peak_bytes:
+        memory = {"bar": 1 / 2, "goal": 1 / 4} if is_promised else {}
+        share = ours.peak_bytes / eager.peak_bytes
+        claims.append(
+            Claim(name=f"{about}, share of extra peak memory", value=share, at_least=False, **memory)
+        )
+    return claims
+
+
+def runs_table(parts: Mapping[str, Mapping[str, Runs]]) -> str:
+    """Markdown: seconds and memory of every way."""
+    lines = [
+        "| part | way | seconds | times faster | extra peak memory, MB | share |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for part, runs in parts.items():
+        eager = runs[EAGER]
+        for name, run in runs.items():
+            peak, share = "-", "-"
+            if run.peak_bytes is not None and eager.peak_bytes:
+                peak, share = f"{run.peak_bytes / 1e6:.0f}", f"{run.peak_bytes / eager.peak_bytes:.3f}"
+            lines.append(
+                f"| {part} | {name} | {run.median:.3f} | {run.times_faster(eager):.2f} | {peak} | {share} |"
+            )
+    return "\n".join(lines)
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sam", description=__doc__.splitlines()[0])
+    parser.add_argument("--size", default="medium", choices=SIZES, help="medium is ViT-B at 1024 pixels")
+    parser.add_argument("--rounds", type=int, default=3, help="medians are taken over so many rounds")
+    parser.add_argument("--quick", action="store_true", help="the toy world's SAM")
+    parser.add_argument("--out", default="runs/benchmarks/sam.json", help="JSON file to write")
+    arguments = parser.parse_args(argv)
+    if arguments.quick:
+        arguments.size = "tiny"
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
+    torch.set_num_threads(1)
+    bench = Bench(settings_of(arguments.size))
+    parts = {
+        "encoder": compare(bench.encoders(), arguments.rounds),
+        "global attention": compare(bench.attentions(), arguments.rounds),
+    }
+    claims = to_claims(arguments.size, parts["encoder"])
+    print(f"{claims_table(claims)}\n\n{runs_table(parts)}")
+    results = {part: {name: run.to_dict() for name, run in runs.items()} for part, runs in parts.items()}
+    write_results(arguments.out, vars(arguments), claims, results=results)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

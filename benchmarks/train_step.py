@@ -1,0 +1,301 @@
+"""A training step, ours against the released recipe's, on the same weights: seconds and peak memory.
+
+    python -m benchmarks.train_step            # medium: prints Markdown, writes runs/benchmarks/train_step.json
+    python -m benchmarks.train_step --quick    # tiny: seconds
+
+The batch is 2 pictures of 640x480 with 5 referring conversations each, as RefCOCO's are. A step is forward, backward
+and AdamW's update, in float32 with one thread; the batch is there before. Ours packs the conversations of a picture
+into one row; with the cache it reads SAM's embeddings from files. "Language" is CLIP and LLaMA alone, forward and
+backward. Growth is ours with one picture and 1 or 10 conversations. Ways take turns and each number is a median over
+the rounds. A round of medium takes minutes, most of them the reference's: one is the default there, and its numbers
+have no spread, so `--rounds 3` is for what is to be published.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.measure import Claim, Runs, claims_table, take_turns, write_results
+from benchmarks.models import SIZES, build
+from benchmarks.reference_model import PlainModel, plain_batch
+from model.conversation import Conversation
+from model.losses import learned_positions, text_cross_entropy
+from model.packing import packed_attention
+from model.processor import LasagnaProcessor
+from model.sam import SamSegmenter
+from model.sequence import referring_conversation
+from utils.sam_cache import SamCache
+
+HEIGHT, WIDTH = 480, 640
+# RefCOCO's expressions are three to four words long on average, RefCOCOg's eight.
+EXPRESSIONS = (
+    "left man", "the red car near the house", "woman in a blue shirt", "the biggest tree", "dog on the right",
+    "the small boat that is on the lake", "second chair from left", "white cat", "the person behind the table",
+    "bird in the middle",
+)  # fmt: skip
+LOSS_TOLERANCE = 1e-4  # relative; all ways compute the same loss
+PARTS = ("step", "language", "growth")
+REFERENCE, OURS, CACHED = "reference", "ours", "ours, embeddings from the cache"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """Pictures with conversations about them, and a mask for each."""
+
+    images: list[np.ndarray]  # (height, width, 3) uint8
+    conversations: list[Conversation]
+    owners: list[int]  # for each conversation the index of its picture
+    masks: list[np.ndarray]  # for each picture (num_conversations, height, width) uint8
+
+
+def make_scene(
+    processor: LasagnaProcessor, num_images: int, num_conversations: int, *, seed: int = 0
+) -> Scene:
+    """Smooth random pictures; every conversation is about an ellipse."""
+    rng = np.random.default_rng(seed)
+    images, conversations, masks = [], [], []
+    for _ in range(num_images):
+        coarse = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+        images.append(cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC))
+        drawn = np.zeros((num_conversations, HEIGHT, WIDTH), dtype=np.uint8)
+        for number, mask in enumerate(drawn):
+            centre = int(rng.integers(100, WIDTH - 100)), int(rng.integers(100, HEIGHT - 100))
+            cv2.ellipse(mask, centre, (int(rng.integers(20, 100)), 60), 0, 0, 360, 1, -1)
+            expression = EXPRESSIONS[number % len(EXPRESSIONS)]
+            conversations.append(referring_conversation(expression, True, rng, processor.format))
+        masks.append(drawn)
+    owners = [image for image in range(num_images) for _ in range(num_conversations)]
+    return Scene(images=images, conversations=conversations, owners=owners, masks=masks)
+
+
+class Bench:
+    """One model and the optimizer that all ways share."""
+
+    def __init__(self, size: str, *, seed: int = 0) -> None:
+        self.model, self.processor = build(size, lora=True, seed=seed)
+        self.plain = PlainModel(self.model)
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        # All the work of a step, but the weights stay, so that all ways have the same loss.
+        self.optimizer = torch.optim.AdamW(trained, lr=0.0, betas=(0.9, 0.95), weight_decay=0.0)
+
+    def inputs(self, scene: Scene, *, packed: bool) -> dict[str, Any]:
+        """Arguments of the model's forward pass."""
+        return self.processor.collate(
+            scene.images, scene.conversations, scene.owners, masks=scene.masks, pack_rows=packed
+        )
+
+    def step(self, loss: Tensor, *, update: bool = True) -> float:
+        """Backward and update behind a forward pass; the loss."""
+        loss.backward()
+        if update:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    def our_loss(self, inputs: dict[str, Any], embeddings: Tensor | None = None) -> Tensor:
+        """Of the model's forward pass, with SAM's pixels or with its embeddings."""
+        if embeddings is not None:
+            inputs = {**inputs, "sam_images": None, "sam_embeddings": embeddings}
+        return self.model(**inputs).loss
+
+    def our_language_loss(self, inputs: dict[str, Any]) -> Tensor:
+        """CLIP and the language model alone, with the parts and the order of `forward`."""
+        model = self.model
+        features = model.image_features(inputs["clip_images"])
+        embeddings = model.embed(inputs["input_ids"], features[inputs["image_of_row"]])
+        mask = packed_attention(inputs["segment_ids"])
+        states = model.language_states(embeddings, mask, inputs["position_ids"])
+        rows, columns = learned_positions(inputs["labels"])
+        return text_cross_entropy(
+            states[rows, columns - 1], inputs["labels"][rows, columns], model.text_logits
+        )
+
+
+def compare_steps(
+    bench: Bench, scene: Scene, embeddings: Tensor, rounds: int, warm_up: int
+) -> dict[str, Runs]:
+    """The whole step in the reference's way, in ours, and in ours with SAM's embeddings from files."""
+    packed = bench.inputs(scene, packed=True)
+    plain = plain_batch(bench.model, bench.inputs(scene, packed=False))
+    with tempfile.TemporaryDirectory() as folder:
+        read = stored_embeddings(bench.model.sam, folder, embeddings)
+        ways = {
+            REFERENCE: lambda: bench.step(bench.plain.losses(plain)["total"]),
+            OURS: lambda: bench.step(bench.our_loss(packed)),
+            CACHED: lambda: bench.step(bench.our_loss(packed, read())),
+        }
+        return compare(ways, rounds, warm_up)
+
+
+def compare_language(bench: Bench, scene: Scene, rounds: int, warm_up: int) -> dict[str, Runs]:
+    """CLIP and the language model, forward and backward."""
+    packed = bench.inputs(scene, packed=True)
+    plain = plain_batch(bench.model, bench.inputs(scene, packed=False))
+    ways = {
+        REFERENCE: lambda: bench.step(bench.plain.language_loss(plain), update=False),
+        OURS: lambda: bench.step(bench.our_language_loss(packed), update=False),
+    }
+    return compare(ways, rounds, warm_up)
+
+
+def compare(ways: Mapping[str, Callable[[], float]], rounds: int, warm_up: int) -> dict[str, Runs]:
+    """Ways to one loss, in turns."""
+    losses: dict[str, float] = {}
+    runs = take_turns(
+        {name: lambda name=name, way=way: losses.update({name: way()}) for name, way in ways.items()},
+        rounds,
+        warm_up=warm_up,
+    )
+    for name, loss in losses.items():
+        difference = abs(loss / losses[REFERENCE] - 1)
+        assert difference < LOSS_TOLERANCE, f"{name} computes another loss: {losses}"
+    return runs
+
+
+def compare_growth(
+    bench: Bench, counts: Sequence[int], embeddings: Tensor, rounds: int, warm_up: int
+) -> dict[str, Runs]:
+    """Our step for one picture with so many conversations, SAM's encoder in it and not.
+
+    Args:
+        embeddings: (1, prompt_embed_dim, grid, grid), of any picture: its values do not change the time.
+    """
+    ways = {}
+    for count in counts:
+        inputs = bench.inputs(make_scene(bench.processor, 1, count), packed=True)
+        ways[growth_name(count)] = lambda i=inputs: bench.step(bench.our_loss(i))
+        ways[growth_name(count, encoded=True)] = lambda i=inputs: bench.step(bench.our_loss(i, embeddings))
+    return take_turns(ways, rounds, warm_up=warm_up)
+
+
+def growth_name(count: int, *, encoded: bool = False) -> str:
+    return f"conversations: {count}{', image encoded before' if encoded else ''}"
+
+
+def encode(bench: Bench, scene: Scene) -> Tensor:
+    """(B, prompt_embed_dim, grid, grid) of SAM's encoder."""
+    inputs = bench.inputs(scene, packed=True)
+    return bench.model.sam.encode(inputs["sam_images"], inputs["resized_sizes"])
+
+
+def stored_embeddings(sam: SamSegmenter, folder: str, embeddings: Tensor) -> Callable[[], Tensor]:
+    """Puts embeddings into a cache of training; what comes back reads them from its files, and checks them."""
+    cache = SamCache.of(sam, folder)
+    keys = [f"{index:040x}" for index in range(len(embeddings))]
+    for key, embedding in zip(keys, embeddings, strict=True):
+        cache.store(key, embedding)
+    return lambda: torch.stack([cache.load(key) for key in keys])
+
+
+# ---------------------------------------------------------------------------------------------- output
+
+
+def to_claims(
+    size: str, shape: str, parts: Mapping[str, Mapping[str, Runs]], counts: Sequence[int]
+) -> list[Claim]:
+    """What was promised for the medium size, of the parts that were measured; other sizes are shown without bars."""
+
+    def claim(name: str, value: float, bar: float, goal: float, *, at_least: bool = True) -> Claim:
+        promised = {"bar": bar, "goal": goal} if size == "medium" else {}
+        return Claim(name=f"{name}, {size}", value=value, at_least=at_least, **promised)
+
+    claims = []
+    if steps := parts.get("step"):
+        ours, cached = (steps[way].times_faster(steps[REFERENCE]) for way in (OURS, CACHED))
+        claims += [
+            claim(f"training step, {shape}, times faster", ours, 1.7, 2.5),
+            claim("the same step with SAM embeddings from the cache, times faster", cached, 5, 8),
+        ]
+    if language := parts.get("language"):
+        ratio = language[OURS].times_faster(language[REFERENCE])
+        claims.append(claim("language part alone, forward and backward, times faster", ratio, 2.5, 3.5))
+    if growth := parts.get("growth"):
+        whole, encoded = (
+            growth[growth_name(counts[0], encoded=e)].times_faster(growth[growth_name(counts[1], encoded=e)])
+            for e in (False, True)
+        )
+        about = f"step time, {counts[0]} -> {counts[1]} conversations of an image"
+        claims += [
+            claim(f"growth of {about}", whole, 2, 1.5, at_least=False),
+            Claim(name=f"the same without SAM's encoder, {size}", value=encoded, at_least=False),
+        ]
+    return claims
+
+
+def runs_table(parts: Mapping[str, Mapping[str, Runs]]) -> str:
+    """Markdown: seconds and memory of every way."""
+    lines = ["| part | way | seconds | rounds | peak growth, MB |", "|---|---|---:|---:|---:|"]
+    for part, runs in parts.items():
+        for name, run in runs.items():
+            peak = "-" if run.peak_bytes is None else f"{run.peak_bytes / 1e6:.0f}"
+            lines.append(f"| {part} | {name} | {run.median:.3f} | {len(run.seconds)} | {peak} |")
+    return "\n".join(lines)
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.train_step", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--size", default="medium", choices=SIZES)
+    parser.add_argument("--num_images", type=int, default=2)
+    parser.add_argument("--num_conversations", type=int, default=5, help="of each picture")
+    parser.add_argument("--growth", type=int, nargs=2, default=(1, 10), help="conversations of one picture")
+    parser.add_argument("--parts", default=",".join(PARTS), help="what to measure, separated by commas")
+    parser.add_argument("--rounds", type=int, default=1, help="medians are taken over so many rounds")
+    parser.add_argument("--warm_up", type=int, default=0, help="rounds before that are not counted")
+    parser.add_argument(
+        "--quick", action="store_true", help="the tiny size, three rounds after one to warm up"
+    )
+    parser.add_argument("--out", default="runs/benchmarks/train_step.json", help="JSON file to write")
+    arguments = parser.parse_args(argv)
+    if unknown := set(arguments.parts.split(",")) - set(PARTS):
+        parser.error(f"--parts: unknown {', '.join(sorted(unknown))}; known: {', '.join(PARTS)}")
+    if arguments.quick:
+        arguments.size, arguments.rounds, arguments.warm_up = "tiny", 3, 1
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    bench = Bench(arguments.size)
+    scene = make_scene(bench.processor, arguments.num_images, arguments.num_conversations)
+    wanted = arguments.parts.split(",")
+    embeddings = None if wanted == ["language"] else encode(bench, scene)
+    turns = arguments.rounds, arguments.warm_up
+    measured: dict[str, Callable[[], dict[str, Runs]]] = {
+        "step": lambda: compare_steps(bench, scene, embeddings, *turns),
+        "language": lambda: compare_language(bench, scene, *turns),
+        "growth": lambda: compare_growth(bench, arguments.growth, embeddings[:1], *turns),
+    }
+    parts = {part: measured[part]() for part in wanted}
+    shape = f"{arguments.num_images} images x {arguments.num_conversations} referring conversations"
+    claims = to_claims(arguments.size, shape, parts, arguments.growth)
+    print(f"{claims_table(claims)}\n\n{runs_table(parts)}")
+    results = {part: {name: run.to_dict() for name, run in runs.items()} for part, runs in parts.items()}
+    write_results(arguments.out, vars(arguments), claims, results=results, tokens=count_tokens(bench, scene))
+    return 0
+
+
+def count_tokens(bench: Bench, scene: Scene) -> dict[str, int]:
+    """Of the language model: those of the image, and in the rows of either side, padding among them."""
+    sizes = {
+        name: bench.inputs(scene, packed=packed)["input_ids"].numel()
+        for name, packed in ((REFERENCE, False), (OURS, True))
+    }
+    return {"image": bench.processor.num_image_tokens, **sizes}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

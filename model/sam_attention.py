@@ -1,0 +1,136 @@
+"""Attention of SAM's image encoder through PyTorch's fused kernels, the same numbers as segment_anything's.
+
+A score is q . k / sqrt(d) + rel_h[q, row of k] + rel_w[q, column of k] (decomposed relative positions of MViTv2,
+arXiv 2112.01526). segment_anything holds the scores of all heads at once, several times: for ViT-B's 4096 tokens
+800 MB each. Two exact ways need far less:
+
+- *In pieces* (`attend_in_pieces`): the bias is the mask of `scaled_dot_product_attention`, for so few queries at a
+  time that it stays in the processor's cache. Costs hardly more than attention without a bias on a CPU. A mask rules
+  out flash kernels on a GPU, and pieces would leave it idle.
+- *Folded* (`attend_folded`): rel_h and rel_w are appended to q, one-hot row and column to k, so that one longer dot
+  product is the whole score, and no array of tokens x tokens exists. Flash kernels take it: ViT-H's 80 + 64 + 64
+  dimensions are below their 256, and a multiple of 8. It multiplies two to three times as much as the pieces, which
+  a CPU feels; a GPU is spared a mask that is written and read. Its backward pass is fused as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from segment_anything.modeling import ImageEncoderViT
+from segment_anything.modeling.image_encoder import Attention
+from torch import Tensor, nn
+
+# Entries of the bias that exist at once for each thread: 4 MB in float32, about a core's share of the last cache.
+ENTRIES_PER_THREAD = 1 << 20
+# Fused kernels on a GPU want head dimensions that are a multiple of it.
+HEAD_DIM_MULTIPLE = 8
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]  # (q, k, v, rel_h, rel_w)
+
+
+class FusedAttention(nn.Module):
+    """Takes over the weights of an `Attention` of segment_anything, under their names."""
+
+    def __init__(self, eager: Attention) -> None:
+        super().__init__()
+        assert eager.use_rel_pos, "an encoder without relative positions needs no attention of its own"
+        self.num_heads = eager.num_heads
+        self.qkv, self.proj = eager.qkv, eager.proj
+        self.rel_pos_h, self.rel_pos_w = eager.rel_pos_h, eager.rel_pos_w
+
+    def forward(self, x: Tensor, attend: Attend | None = None) -> Tensor:
+        """(n, height, width, dim) -> the same shape; n counts images, or the windows of all images.
+
+        Args:
+            attend: `attend_in_pieces` or `attend_folded`; None takes pieces on a CPU where nothing learns.
+        """
+        n, height, width, dim = x.shape
+        qkv = self.qkv(x).view(n, height * width, 3, self.num_heads, dim // self.num_heads)
+        # A copy: kernels read a head fastest when its tokens are neighbours.
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).contiguous().unbind(0)  # (n, heads, height * width, head_dim)
+        del qkv
+        grid = q.unflatten(2, (height, width))
+        rel_h = torch.einsum("nmhwc,hkc->nmhwk", grid, relative_table(self.rel_pos_h, height))
+        rel_w = torch.einsum("nmhwc,wkc->nmhwk", grid, relative_table(self.rel_pos_w, width))
+        if attend is None:
+            learns = torch.is_grad_enabled() and (q.requires_grad or rel_h.requires_grad)
+            attend = attend_in_pieces if x.device.type == "cpu" and not learns else attend_folded
+        attended = attend(q, k, v, rel_h, rel_w)
+        return self.proj(attended.transpose(1, 2).reshape(n, height, width, dim))
+
+
+def use_fused_attention(encoder: ImageEncoderViT) -> None:
+    """Replaces the attention of every block, windowed or global; names and values of the weights stay."""
+    for block in encoder.blocks:
+        block.attn = FusedAttention(block.attn)
+
+
+def relative_table(table: Tensor, side: int) -> Tensor:
+    """Embeddings (side, side, head_dim) of the relative positions [query, key] along an axis of `side` tokens.
+
+    Args:
+        table: (2 * side - 1, head_dim), row by row for query - key from 1 - side to side - 1. One of another length
+            is interpolated, as segment_anything does.
+    """
+    length = 2 * side - 1
+    if len(table) != length:
+        table = F.interpolate(table.t().unsqueeze(0), size=length, mode="linear").squeeze(0).t()
+    positions = torch.arange(side, device=table.device)
+    return table[positions[:, None] - positions + (side - 1)]
+
+
+def attend_in_pieces(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
+    """Attention with the bias as a mask, made for some heads and rows of queries at a time; without gradient.
+
+    Args:
+        q, k, v: (n, heads, height * width, head_dim), contiguous.
+        rel_h, rel_w: (n, heads, height, width, height) and (n, heads, height, width, width), the bias of a query
+            for each row and each column of keys.
+
+    Returns:
+        (n, heads, height * width, head_dim).
+    """
+    height, width = rel_h.shape[-1], rel_w.shape[-1]
+    num_tokens, shape = height * width, q.shape
+    q, k, v, rel_h, rel_w = (part.flatten(0, 1).contiguous() for part in (q, k, v, rel_h, rel_w))
+    entries = ENTRIES_PER_THREAD * torch.get_num_threads()
+    num_heads = max(1, entries // num_tokens**2)
+    num_rows = max(1, min(height, entries // (width * num_tokens)))
+    attended = torch.empty_like(q)
+    # One array for all pieces: fresh memory costs more than the sum that is written into it.
+    bias = q.new_empty(min(num_heads, len(q)), num_rows, width, height, width)
+    for first in range(0, len(q), num_heads):
+        heads = slice(first, first + num_heads)
+        for row in range(0, height, num_rows):
+            rows, tokens = slice(row, row + num_rows), slice(row * width, (row + num_rows) * width)
+            parts = rel_h[heads, rows, :, :, None], rel_w[heads, rows, :, None, :]
+            mask = bias[: len(parts[0]), : parts[0].shape[1]]
+            torch.add(*parts, out=mask)
+            # Fused kernels take four dimensions.
+            attended[heads, tokens] = F.scaled_dot_product_attention(
+                q[None, heads, tokens],
+                k[None, heads],
+                v[None, heads],
+                attn_mask=mask.flatten(3).flatten(1, 2).unsqueeze(0),
+            )[0]
+    return attended.view(shape)
+
+
+def attend_folded(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
+    """Attention with the bias folded into the dot product; arguments and result as `attend_in_pieces`."""
+    height, width = rel_h.shape[-1], rel_w.shape[-1]
+    head_dim = q.shape[-1]
+    options = {"dtype": k.dtype, "device": k.device}
+    rows = torch.eye(height, **options)[:, None].expand(-1, width, -1).flatten(0, 1)
+    columns = torch.eye(width, **options)[None].expand(height, -1, -1).flatten(0, 1)
+    padding = -(head_dim + height + width) % HEAD_DIM_MULTIPLE
+    where = F.pad(torch.cat([rows, columns], dim=1), (0, padding)).expand(*k.shape[:2], -1, -1)
+    bias = torch.cat([rel_h.flatten(2, 3), rel_w.flatten(2, 3)], dim=-1)
+    # Only q . k is scaled, the bias is not.
+    queries = torch.cat([q * head_dim**-0.5, F.pad(bias, (0, padding))], dim=-1)
+    keys = torch.cat([k, where], dim=-1)
+    values = F.pad(v, (0, keys.shape[-1] - head_dim))
+    return F.scaled_dot_product_attention(queries, keys, values, scale=1.0)[..., :head_dim]

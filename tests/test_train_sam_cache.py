@@ -1,0 +1,144 @@
+"""train_ds.py with --sam_cache on the toy world: every picture is encoded once, and nothing else changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from model.sam import SamSegmenter
+from tests.commands import REPOSITORY, SMALL_RUN, complaint, run
+
+BASE = (
+    "--version=assets/toy/llava",
+    "--vision_tower=assets/toy/clip",
+    "--vision_pretrained=assets/toy/sam_toy.pth",
+    "--dataset_dir=./dataset",
+)
+# Eight draws of as many pictures, so that some come twice.
+FLAGS = (*BASE, *SMALL_RUN, "--no_eval", "--dataset=sem_seg", "--sem_seg_data=ade20k", "--num_all_classes=4",
+         "--batch_size=1", "--epochs=1", "--steps_per_epoch=8")  # fmt: skip
+LOSSES = ("total", "cross_entropy", "mask_bce", "dice")
+
+
+@pytest.fixture
+def train(workspace, tmp_path, monkeypatch) -> Callable[..., tuple[list[list[float]], int]]:
+    """Starts a run; gives the losses of its steps and how many pictures SAM encoded."""
+    monkeypatch.chdir(workspace)
+
+    def start(name: str, *flags: str) -> tuple[list[list[float]], int]:
+        encoded = []
+        encode = SamSegmenter.encode
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                SamSegmenter,
+                "encode",
+                lambda self, images, sizes: encoded.append(len(images)) or encode(self, images, sizes),
+            )
+            assert run("train_ds", *FLAGS, *flags, f"--log_base_dir={tmp_path}", f"--exp_name={name}") == 0
+        return losses_of(tmp_path / name), sum(encoded)
+
+    return start
+
+
+def losses_of(folder: Path) -> list[list[float]]:
+    lines = [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
+    return [[line[loss] for loss in LOSSES] for line in lines]
+
+
+def entries(folder: Path) -> set[str]:
+    return {path.name for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_each_picture_is_encoded_once_and_the_losses_stay_the_same(train, precision, tmp_path, capsys):
+    cache = f"--sam_cache={tmp_path / 'cache'}"
+    plain, encoded = train("plain", f"--precision={precision}")
+    assert encoded == 8
+    filling, encoded = train("filling", f"--precision={precision}", cache)
+    assert filling == plain
+    assert encoded == len(entries(tmp_path / "cache")) < 8
+    assert "embeddings of 0 pictures" in capsys.readouterr().out
+    filled, encoded = train(
+        "filled", f"--precision={precision}", cache, "--workers=2"
+    )  # keys of other processes
+    assert filled == plain
+    assert encoded == 0
+    assert "embeddings of" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:.*all_gather_into_tensor.*")
+def test_zero_3_names_the_entries_as_the_other_stages_do(train, tmp_path):
+    short = ("--precision=fp32", "--steps_per_epoch=2", "--lora_dropout=0")
+    expected, _ = train("two", *short, f"--sam_cache={tmp_path / 'cache_2'}")
+    ours, encoded = train("three", *short, "--zero_stage=3", f"--sam_cache={tmp_path / 'cache_3'}")
+    assert encoded == len(entries(tmp_path / "cache_3"))
+    assert entries(tmp_path / "cache_3") == entries(tmp_path / "cache_2")
+    for one, other in zip(ours, expected, strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
+
+
+@pytest.mark.launcher
+def test_two_processes_under_zero_3_encode_together_what_one_of_them_misses(train, tmp_path):
+    """A process that went on alone would wait for the others' weights without end."""
+    half = (
+        "--precision=fp32",
+        "--lora_dropout=0",
+        f"--sam_cache={tmp_path / 'cache'}",
+        "--steps_per_epoch=4",
+    )
+    # The launcher sets these for its processes; here they may be those of this process.
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launcher = [Path(sys.executable).parent / "deepspeed", "--num_accelerators=2", f"--master_port={port}"]
+    flags = [*FLAGS, *half, "--zero_stage=3", f"--log_base_dir={tmp_path}", "--exp_name=two"]
+    two = subprocess.run(
+        [*launcher, REPOSITORY / "train_ds.py", *flags],
+        env={**environment, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert two.returncode == 0, two.stderr[-2000:]
+    one, encoded = train("one", *half, "--grad_accumulation_steps=2")
+    assert encoded == 0  # the two have left everything
+    for ours, theirs in zip(losses_of(tmp_path / "two"), one, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-4)
+
+
+def test_a_full_cache_is_used_as_it_is(train, tmp_path):
+    # An entry is 128 x 16 x 16 numbers of 4 bytes, and a header.
+    flags = ("--precision=fp32", f"--sam_cache={tmp_path / 'cache'}", "--sam_cache_gb=0.00045")
+    first, _ = train("first", *flags)
+    again, encoded = train("again", *flags)
+    assert again == first
+    assert len(entries(tmp_path / "cache")) == 3
+    assert 0 < encoded < 8
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        (["--sam_cache_gb=5"], ["--sam_cache_gb 5 needs --sam_cache"]),
+        (["--sam_cache=c", "--sam_cache_gb=-1"], ["--sam_cache_gb must be >= 0, got -1"]),
+        (["--sam_cache=c", "--sam_cache_gb=much"], ["--sam_cache_gb", "much"]),
+        (["--sam_cache=FILE"], ["--sam_cache", "file is not a folder", "give a folder"]),
+        (["--sam_cache=FILE/below"], ["--sam_cache", "file is not a folder", "give a folder"]),
+    ],
+)
+def test_a_mistake_is_one_line(flags, parts, workspace, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(workspace)
+    (tmp_path / "file").write_text("")
+    flags = [flag.replace("FILE", str(tmp_path / "file")) for flag in flags]
+    assert run("train_ds", *FLAGS, *flags, f"--log_base_dir={tmp_path / 'runs'}") == 2
+    assert complaint(capsys, *parts).startswith("train_ds.py: ")
+    assert not (tmp_path / "runs").exists()

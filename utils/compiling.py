@@ -1,0 +1,48 @@
+"""torch.compile for the blocks that a training step spends its time in.
+
+The blocks of a stack are alike, so that each kind is compiled once, in seconds to minutes; the model as a whole, with
+its lists of pictures and masks, is not.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+
+import torch
+from torch import nn
+
+from model.lasagna import LasagnaForConditionalGeneration
+
+
+def check_compiler() -> None:
+    """Whether torch.compile can work here: Triton on a GPU, a C++ compiler on a CPU.
+
+    Raises:
+        ValueError: what it needs is missing.
+    """
+    if torch.cuda.is_available():
+        if importlib.util.find_spec("triton") is None:
+            raise ValueError("--compile needs Triton on a GPU; pip install triton, or leave --compile out")
+        return
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise ValueError(
+            f"--compile needs a C++ compiler on a CPU and {compiler} is not there; install it, name another one in "
+            "CXX, or leave --compile out"
+        )
+
+
+def compiled_blocks(model: LasagnaForConditionalGeneration) -> list[nn.Module]:
+    """The decoder layers of the language model and the blocks of SAM's image encoder."""
+    return [*model.llava.model.language_model.layers, *model.sam.image_encoder.blocks]
+
+
+def compile_blocks(model: LasagnaForConditionalGeneration, backend: str = "inductor") -> None:
+    """Has the blocks compiled when they first run; names of the weights stay.
+
+    Rows differ in length from batch to batch: the second length that comes is compiled for all lengths.
+    """
+    for block in compiled_blocks(model):
+        block.compile(backend=backend)
