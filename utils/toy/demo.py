@@ -91,7 +91,7 @@ def train(out: Path, dataset: Path, flags: list[str]) -> None:
         return
     command = [
         "deepspeed", "--num_accelerators", "1", "train_ds.py", "--config", str(CONFIG), "--dataset_dir", str(dataset),
-        "--log_base_dir", str(out.parent), "--exp_name", out.name, *flags,
+        "--log_base_dir", str(out.parent), "--exp_name", out.name, "--sam_cache", str(out / "sam_cache"), *flags,
     ]  # fmt: skip
     console.print(f"\n[bold]$ {shlex.join(command)}[/bold]", highlight=False)
     # The launcher of this environment, also when the environment is not activated.
