@@ -51,7 +51,9 @@ def read_torch_file(path: str | Path) -> dict[str, object]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip(path))
     except READ_ERRORS as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        # Torch's refusal begins with the advice to run the file's code, and says at its end what was refused.
+        refused = str(error).rpartition("WeightsUnpickler error:")[2].strip()
+        reason = next(iter(refused.splitlines()), type(error).__name__)
         raise ValueError(
             f"{path} is not a readable checkpoint of tensors (cut off, or it holds code): {reason}"
         ) from error

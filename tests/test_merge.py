@@ -13,6 +13,7 @@ from model.interop.deepspeed import read_checkpoint, safe_globals
 from model.interop.training import apply_training_weights, read_training_weights
 from model.loading import load_model
 from model.lora import add_lora, mark_trainable, merge
+from model.weights import read_torch_file
 from tests.tiny_weights import picture, write_base, write_shards
 from tests.training_runs import save_settings, trainable, trained_model
 
@@ -121,7 +122,35 @@ def test_a_checkpoint_with_code_in_it_is_not_run(trained, tmp_path):
     torch.save({"optimizer_state_dict": print}, next(tmp_path.glob("*/*optim*")))
     with pytest.raises(ValueError, match="not a readable checkpoint"):
         read_checkpoint(tmp_path)
-    assert len(safe_globals()) == 4
+
+
+class _Getattr:
+    """Pickled as `getattr(owner, name)`, as Python 3.11.2 writes the member of an enumeration."""
+
+    def __init__(self, owner, name):
+        self.call = getattr, (owner, name)
+
+    def __reduce__(self):
+        return self.call
+
+
+def test_members_of_enumerations_are_read_however_python_writes_them_and_nothing_else_is_got(tmp_path):
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    def read(owner, name):
+        torch.save({"stage": _Getattr(owner, name)}, tmp_path / "file.pt")
+        with torch.serialization.safe_globals(safe_globals()):
+            return read_torch_file(tmp_path / "file.pt")["stage"]
+
+    assert read(ZeroStageEnum, "gradients") is ZeroStageEnum.gradients
+    for owner, name in ((ZeroStageEnum, "mro"), (LossScaler, "backward")):
+        with pytest.raises(ValueError, match=name):
+            read(owner, name)
+
+
+def test_what_may_be_called_while_reading_is_a_short_list():
+    assert len(safe_globals()) == 5
 
 
 def test_every_form_of_the_same_weights_is_read(trained, tmp_path):

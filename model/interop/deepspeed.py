@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -85,12 +86,25 @@ def read_checkpoint(folder: str | Path, tag: str | None = None) -> dict[str, Ten
 
 
 def safe_globals() -> list[Any]:
-    """The four classes in DeepSpeed's files besides tensors and containers; constructing them is harmless."""
+    """What is in DeepSpeed's files besides tensors and containers: four classes that are harmless to construct.
+
+    Early releases of Python 3.11 write the member of an enumeration as a call of `getattr`, which would give access
+    to anything; `_zero_stage` stands in for it.
+    """
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
-    return [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
+    return [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address, (_zero_stage, "builtins.getattr")]
+
+
+def _zero_stage(owner: Any, name: str) -> Any:
+    """`getattr` of ZeRO's stages, and of nothing else."""
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    if owner is not ZeroStageEnum or name not in ZeroStageEnum.__members__:
+        raise UnpicklingError(f"getattr({owner!r}, {name!r}) is not a stage of ZeRO")
+    return ZeroStageEnum[name]
 
 
 def tag_folder(folder: Path, tag: str | None) -> Path:
