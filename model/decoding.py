@@ -234,6 +234,8 @@ class _AnswerReader:
         self.num_before = prompt_mask.shape[1]  # columns before the answers
         self.mask = torch.cat([prompt_mask, mask.to(prompt_mask.device)], dim=1)
         self.positions = (self.mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        # Without a mask, attention is causal, and kernels leave out what lies behind each query.
+        self.is_padded = len(plans) > 1 or not bool(prompt_mask.all())
 
     def run(self, rows: list[int], start: int, choices: Sequence[tuple[int, int]]) -> Tensor:
         """Run the answers of `rows`, some of the rows of the pass before, from the token `start` on.
@@ -257,7 +259,7 @@ class _AnswerReader:
             mask, positions = mask[chosen], positions[chosen]
         states = self.model(
             inputs_embeds=embeds,
-            attention_mask=mask,
+            attention_mask=mask if self.is_padded else None,
             position_ids=positions,
             past_key_values=self.cache,
             use_cache=True,

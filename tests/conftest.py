@@ -105,6 +105,14 @@ class TrainedRun:
     module: torch.nn.Module  # the model in memory after the last step
 
 
+@pytest.fixture(autouse=True)
+def _own_linear_layers() -> Iterator[None]:
+    """DeepSpeed's ZeRO-3 puts a linear function of its own into torch and leaves it there."""
+    linear = torch.nn.functional.linear
+    yield
+    torch.nn.functional.linear = linear
+
+
 @pytest.fixture(scope="session")
 def trained_run(workspace: Path) -> TrainedRun:
     """The README's first training command on the toy world: four steps, two validations, defaults otherwise."""

@@ -57,6 +57,18 @@ def stop_before(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(train_ds, "log_step", log_or_stop)
 
 
+def check_same_weights(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    """Weights of two runs that add the same numbers in another order.
+
+    Softmax does not feel the bias of attention's keys: its gradient is zero but for rounding, and Adam, which divides
+    a gradient by its size, makes whole steps of that.
+    """
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        if not name.endswith("k_proj.bias"):
+            torch.testing.assert_close(ours[name], value, rtol=0, atol=1e-4)
+
+
 # ------------------------------------------------------------------------------------- one whole run
 
 
@@ -306,9 +318,7 @@ def test_every_zero_stage_trains_saves_and_resumes_like_the_others(stage, stage_
     losses, weights = train_with_stage(workspace, tmp_path, stage)
     for ours, theirs in zip(losses, stage_0[0], strict=True):
         assert ours == pytest.approx(theirs, abs=1e-4)
-    assert weights.keys() == stage_0[1].keys()
-    for name, value in weights.items():
-        torch.testing.assert_close(value, stage_0[1][name], rtol=0, atol=1e-4)
+    check_same_weights(weights, stage_0[1])
 
 
 def test_zero_3_on_several_processes_does_not_validate(at_work, tmp_path, capsys, monkeypatch):
@@ -339,8 +349,7 @@ def test_two_processes_train_like_one_that_accumulates_two_micro_batches(at_work
     for ours, theirs in zip(losses_of(tmp_path / "two"), losses_of(tmp_path / "one"), strict=True):
         assert ours == pytest.approx(theirs, abs=1e-4)
     ours, theirs = (read_training_weights(tmp_path / name / "ckpt_model") for name in ("two", "one"))
-    for name, value in theirs.items():
-        torch.testing.assert_close(ours[name], value, rtol=0, atol=1e-4)
+    check_same_weights(ours, theirs)
 
 
 # ------------------------------------------------------------------------------------------ bad input
