@@ -238,7 +238,8 @@ def _random_subset(
     num_absent = int(rng.integers(min(least, most), most + 1))
     drawn = [absent[i] for i in rng.permutation(len(absent))]
     if likely:
-        preferred = [name for name in drawn if name in set(likely)][: round(likely_share * num_absent)]
+        expected = set(likely)
+        preferred = [name for name in drawn if name in expected][: round(likely_share * num_absent)]
         drawn = list(dict.fromkeys([*preferred, *drawn]))
     chosen += drawn[:num_absent]
     return [chosen[i] for i in rng.permutation(len(chosen))]

@@ -110,9 +110,10 @@ def train(
 
     Weights decay but for embeddings, norms and biases.
     """
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    kept = [p for name, p in module.named_parameters() if p.requires_grad and (p.ndim < 2 or "embed" in name)]
-    decayed = [p for p in parameters if all(p is not other for other in kept)]
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    parameters = [p for _, p in named]
+    kept = [p for name, p in named if p.ndim < 2 or "embed" in name]
+    decayed = [p for name, p in named if p.ndim >= 2 and "embed" not in name]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
     state_file = folder / f"{name}.state.pt"

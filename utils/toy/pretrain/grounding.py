@@ -44,20 +44,19 @@ class Places:
     def of(cls, found: list[dict[int, Place]], words: Words) -> "Places":
         """Collect the positions of each text."""
         flat = [
-            (row, column, place.spoken)
+            (row, column, place.spoken, place.phrase)
             for row, places in enumerate(found)
             for column, place in places.items()
         ]
         nowhere = np.full(4, np.nan, np.float32)
-        phrases = [place.phrase for places in found for place in places.values()]
         return cls(
-            torch.tensor([row for row, _, _ in flat]),
-            torch.tensor([column for _, column, _ in flat]),
-            torch.from_numpy(np.stack([spoken.share for _, _, spoken in flat])),
+            torch.tensor([row for row, *_ in flat]),
+            torch.tensor([column for _, column, *_ in flat]),
+            torch.from_numpy(np.stack([spoken.share for _, _, spoken, _ in flat])),
             torch.from_numpy(
-                np.stack([nowhere if spoken.box is None else spoken.box for _, _, spoken in flat])
+                np.stack([nowhere if spoken.box is None else spoken.box for _, _, spoken, _ in flat])
             ),
-            torch.tensor([[float(word in phrase) for word in words.heard] for phrase in phrases]),
+            torch.tensor([[float(word in phrase) for word in words.heard] for *_, phrase in flat]),
         )
 
 
