@@ -7,8 +7,12 @@ so the fixed point is the answer that greedy decoding gives, token by token, whe
 and a choice is the larger of two logits. At least one choice of every open row becomes final in each pass, hence
 at most as many passes as classes; a trained model needs two to four.
 
-The first pass runs the prompt too, the others only what stands behind the first choice that is not final. How
-the model calls it, with the prompt's embeddings (image features in place) padded left:
+The first pass runs the prompt too, the others only what stands behind the first choice that is not final. On a
+CPU, where time is the number of tokens that are run, a long answer is run in pieces: a wrong draft then costs the
+rest of its piece once more, not the rest of the answer. On a GPU a pass over few tokens takes nearly as long as one
+over many, and whole answers need the fewest passes.
+
+How the model calls it, with the prompt's embeddings (image features in place) padded left:
 
     plans = [plan_answer(tokenizer, classes, format, prompt=...) for classes in queries]
     answers = decode_choices(vlm.model.language_model, vlm.lm_head, prompt_embeds, prompt_mask, plans,
@@ -18,6 +22,7 @@ the model calls it, with the prompt's embeddings (image features in place) padde
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -27,6 +32,9 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from model.conversation import Conversation, encode_conversation
 from model.sequence import SequenceFormat
+
+# Some 30 names. Anything from 64 to 256 took the same time within a tenth, tiny and medium models on one core.
+CPU_PIECE_TOKENS = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +106,7 @@ def decode_choices(
     cache: DynamicCache | None = None,
     presence_threshold: float | None = None,
     rethreshold: float | None = None,
+    piece_tokens: int | None = None,
 ) -> list[ComplexAnswer]:
     """Greedy constrained answers to a batch of complex queries.
 
@@ -115,15 +124,19 @@ def decode_choices(
             larger logit. It acts while decoding, so later choices see what it decided.
         rethreshold: judges the finished probabilities once more: a class is present from this one on, whatever
             the later choices have seen. None: as decoded.
+        piece_tokens: passes run over pieces of about so many tokens of the answers, one piece after the other.
+            None: `CPU_PIECE_TOKENS` on a CPU, elsewhere the whole answer.
     """
     if not len(plans) == len(prompt_embeds) == len(prompt_mask):
         raise ValueError(f"{len(plans)} plans for {len(prompt_embeds)} prompts")
     margin_needed = _logit(0.5 if presence_threshold is None else presence_threshold)
     if rethreshold is not None and not 0 <= rethreshold <= 1:
         raise ValueError(f"rethreshold must be in [0, 1], got {rethreshold}")
+    if piece_tokens is None:
+        piece_tokens = CPU_PIECE_TOKENS if prompt_embeds.device.type == "cpu" else sys.maxsize
     cache = DynamicCache() if cache is None else cache
     reader = _AnswerReader(language_model, prompt_embeds, prompt_mask, plans, cache, neg_id=neg_id)
-    rows = [_Row(plan) for plan in plans]
+    rows = [_Row(plan, piece_tokens) for plan in plans]
     num_passes = 0
     while open_rows := [index for index, row in enumerate(rows) if not row.finished]:
         choices = [(index, position) for index in open_rows for position in rows[index].open_positions]
@@ -153,8 +166,9 @@ def _logit(probability: float) -> float:
 class _Row:
     """The choices of one query. The first `num_settled` are final, the others a draft."""
 
-    def __init__(self, plan: AnswerPlan) -> None:
+    def __init__(self, plan: AnswerPlan, piece_tokens: int) -> None:
         self.plan = plan
+        self.piece_ends = _piece_ends(plan.positions, piece_tokens)  # numbers of choices
         self.present = [False] * len(plan.names)
         self.margins = [0.0] * len(plan.names)
         self.states: list[Tensor] = []  # that decided, (n, hidden) each, of settled choices in order
@@ -171,21 +185,26 @@ class _Row:
 
     @property
     def open_positions(self) -> tuple[int, ...]:
-        """Positions of the choices that are not settled."""
-        return self.plan.positions[self.num_settled :]
+        """Positions of the choices of the current piece that are not settled."""
+        return self.plan.positions[self.num_settled : self._end]
+
+    @property
+    def _end(self) -> int:
+        """Number of choices to the end of the current piece."""
+        return next(end for end in self.piece_ends if end > self.num_settled)
 
     def take(self, margins: list[float], states: Tensor, margin_needed: float) -> None:
-        """Take over what a pass says about the choices that are not settled; states are (n, hidden).
+        """Take over what a pass says about the n choices that were open; states are (n, hidden).
 
         Settled ones are not compared again: in half precision a pass of another length may differ in the
         last bit, and a near-tie must not flip for ever.
         """
-        first = self.num_settled
-        drafted = self.present[first:]
-        self.margins[first:] = margins
-        self.present[first:] = [margin >= margin_needed for margin in margins]
+        first, end = self.num_settled, self._end
+        drafted = self.present[first:end]
+        self.margins[first:end] = margins
+        self.present[first:end] = [margin >= margin_needed for margin in margins]
         changed = [k for k, old in enumerate(drafted, first) if self.present[k] != old]
-        self.num_settled = changed[0] + 1 if changed else len(self.present)
+        self.num_settled = changed[0] + 1 if changed else end
         self.states.append(states[: self.num_settled - first])
 
     def answer(self, num_passes: int, rethreshold: float | None) -> ComplexAnswer:
@@ -202,6 +221,13 @@ class _Row:
             seg_states=states[torch.tensor(chosen, dtype=torch.long, device=states.device)],
             num_passes=num_passes,
         )
+
+
+def _piece_ends(positions: Sequence[int], piece_tokens: int) -> list[int]:
+    """How many choices there are to the end of each piece; `positions` are theirs in the answer."""
+    pieces = [position // piece_tokens for position in positions]
+    inner = [k for k in range(1, len(positions)) if pieces[k] != pieces[k - 1]]
+    return [*inner, len(positions)]
 
 
 class _AnswerReader:
@@ -244,7 +270,7 @@ class _AnswerReader:
             (n, hidden) states that predict the n choices, each (row, position in the answer). After the first
             pass, which starts with the prompt, positions are behind `start`.
         """
-        end = max(self.plans[row].positions[-1] for row in rows)
+        end = max(position for _, position in choices)
         self._forget(rows, start)
         device = self.mask.device
         embeds = self.model.get_input_embeddings()(self.ids[rows, start:end].to(device)).to(self.prompt.dtype)
@@ -276,7 +302,7 @@ class _AnswerReader:
 
     def _forget(self, rows: list[int], start: int) -> None:
         """Take out of the cache the tokens of answers from `start` on, and rows that are finished."""
-        if self.num_run:
+        if start < self.num_run:
             self.cache.crop(start - self.num_run)
         if rows != self.rows:
             kept = [self.rows.index(row) for row in rows]

@@ -118,7 +118,7 @@ def test_decisions_and_states_equal_token_by_token_decoding(llama: LlamaForCausa
 
 @torch.no_grad()
 def test_any_model_and_any_batch_give_the_answers_of_token_by_token_decoding():
-    """Random depths, head counts, prompts, lists and thresholds."""
+    """Random depths, head counts, prompts, lists, thresholds and pieces."""
     passes = []
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
@@ -141,6 +141,7 @@ def test_any_model_and_any_batch_give_the_answers_of_token_by_token_decoding():
             seg_id=SEG,
             neg_id=NEG,
             presence_threshold=threshold,
+            piece_tokens=[None, 1, 3, 8][draw(0, 3)],
         )
         for answer, prompt, plan in zip(answers, prompts, plans, strict=True):
             assert_same(answer, greedy_token_by_token(model, prompt, plan, threshold or 0.5))
@@ -269,6 +270,30 @@ def test_final_tokens_stay_in_the_cache(llama: LlamaForCausalLM):
     assert lengths[1] <= plan.positions[-1]
     assert lengths == sorted(set(lengths), reverse=True)
     assert len(lengths) == answer.num_passes > 1
+
+
+@torch.no_grad()
+def test_a_wrong_draft_costs_its_piece_and_not_what_is_behind_it(llama: LlamaForCausalLM):
+    plan, prompt = random_plan(40, torch.Generator().manual_seed(2)), torch.randn(9, HIDDEN).double()
+    choose = {"seg_id": SEG, "neg_id": NEG}
+    run: dict[int, list[int]] = {}
+    for piece_tokens in (10, 1000):
+        lengths = run[piece_tokens] = []
+        hook = llama.model.register_forward_pre_hook(
+            lambda _, args, kwargs, lengths=lengths: lengths.append(kwargs["inputs_embeds"].shape[1]),
+            with_kwargs=True,
+        )
+        (answer,) = decode_choices(
+            llama.model, llama.lm_head, *pad_left([prompt]), [plan], **choose, piece_tokens=piece_tokens
+        )
+        hook.remove()
+        assert_same(answer, greedy_token_by_token(llama, prompt, plan))
+        assert len(lengths) == answer.num_passes <= 40
+    # Names have three tokens at most, so up to three behind the last choice of a piece belong to the next.
+    assert run[10][0] <= 9 + 10
+    assert max(run[10][1:]) <= 10 + 3
+    assert run[1000][0] == 9 + plan.positions[-1]
+    assert sum(run[10]) < sum(run[1000])
 
 
 @torch.no_grad()
