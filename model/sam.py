@@ -230,9 +230,12 @@ class SamSegmenter(ExactBuffers):
         owners = torch.tensor(list(image_of_mask)).to(image_embeddings.device, non_blocking=True)
         positions = self.dense_positions(image_embeddings)
         no_mask = self.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1).expand_as(positions)
+        # One call where there are gradients: pieces would save no memory, because the activations of all of them wait
+        # for the way back, and under ZeRO-3 all processes must call the decoder equally often.
+        per_call = len(prompts) if torch.is_grad_enabled() else MASKS_PER_CALL
         masks = []
-        for start in range(0, len(prompts), MASKS_PER_CALL):
-            chunk = slice(start, start + MASKS_PER_CALL)
+        for start in range(0, len(prompts), per_call):
+            chunk = slice(start, start + per_call)
             # The decoder adds one image embedding to a dense prompt for each mask. With the two exchanged the
             # sum is the same, and masks of several images share a call.
             logits, _ = self.mask_decoder(

@@ -115,6 +115,18 @@ def test_many_masks_are_decoded_in_chunks_with_the_same_result(sam, monkeypatch)
         torch.testing.assert_close(ours.decode(prompts, embeddings, owners), whole, rtol=1e-5, atol=1e-6)
 
 
+def test_training_calls_the_mask_decoder_once_however_many_masks_there_are(sam, monkeypatch):
+    """Under ZeRO-3 a process that called it more often than another would wait for it for ever."""
+    _, ours = sam
+    _, padded, sizes = batch()
+    calls = []
+    hook = ours.mask_decoder.register_forward_pre_hook(lambda *_: calls.append(1))
+    monkeypatch.setattr("model.sam.MASKS_PER_CALL", 2)
+    ours.decode(torch.randn(5, NARROW.prompt_embed_dim), ours.encode(padded, sizes), [0, 0, 1, 1, 1])
+    hook.remove()
+    assert len(calls) == 1
+
+
 def test_bfloat16_gives_float32_masks_close_to_float32(sam):
     _, ours = sam
     _, padded, sizes = batch()
