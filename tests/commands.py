@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import runpy
 import shlex
@@ -37,6 +38,20 @@ SMALL_RUN = (
     "--val_dataset_list=ade20k,refcoco|unc|val,ReasonSeg|val",
     "--max_val_samples=1",
 )
+# In the workspace: the base weights, and the toy world.
+BASE = (
+    "--version=assets/toy/llava",
+    "--vision_tower=assets/toy/clip",
+    "--vision_pretrained=assets/toy/sam_toy.pth",
+    "--dataset_dir=./dataset",
+)
+# Two steps an epoch, two epochs, float32, no validation.
+QUICK = (*BASE, *SMALL_RUN, "--no_eval", "--precision=fp32", "--batch_size=1", "--num_all_classes=8")
+
+
+def losses_of(folder: Path) -> list[dict[str, float]]:
+    """What a training run logged, step by step."""
+    return [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
 
 
 def blocks(page: Path, *languages: str) -> list[str]:

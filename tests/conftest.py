@@ -113,6 +113,13 @@ def _own_linear_layers() -> Iterator[None]:
     torch.nn.functional.linear = linear
 
 
+@pytest.fixture
+def at_work(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The workspace as current folder; a test's runs go to a folder of its own."""
+    monkeypatch.chdir(workspace)
+    return workspace
+
+
 @pytest.fixture(scope="session")
 def trained_run(workspace: Path) -> TrainedRun:
     """The README's first training command on the toy world: four steps, two validations, defaults otherwise."""

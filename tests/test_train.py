@@ -19,30 +19,10 @@ import train_ds
 from model.interop.deepspeed import read_checkpoint
 from model.interop.training import read_training_weights
 from model.lora import TRAINABLE_PATTERN
-from tests.commands import REPOSITORY, SMALL_RUN, complaint, run
+from tests.commands import BASE, QUICK, REPOSITORY, complaint, losses_of, run
 from utils.config import TrainConfig
 from utils.profiling import PARTS
 from utils.settings import parse_config
-
-BASE = (
-    "--version=assets/toy/llava",
-    "--vision_tower=assets/toy/clip",
-    "--vision_pretrained=assets/toy/sam_toy.pth",
-    "--dataset_dir=./dataset",
-)
-# Two steps an epoch, two epochs, float32, no validation.
-QUICK = (*BASE, *SMALL_RUN, "--no_eval", "--precision=fp32", "--batch_size=1", "--num_all_classes=8")
-
-
-@pytest.fixture
-def at_work(workspace, monkeypatch):
-    """The workspace as current folder; a test's runs go to `runs` of its own."""
-    monkeypatch.chdir(workspace)
-    return workspace
-
-
-def losses_of(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
 
 
 def stop_before(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
@@ -350,109 +330,3 @@ def test_two_processes_train_like_one_that_accumulates_two_micro_batches(at_work
         assert ours == pytest.approx(theirs, abs=1e-4)
     ours, theirs = (read_training_weights(tmp_path / name / "ckpt_model") for name in ("two", "one"))
     check_same_weights(ours, theirs)
-
-
-# ------------------------------------------------------------------------------------------ bad input
-
-
-@pytest.mark.parametrize(
-    ("flags", "parts"),
-    [
-        (["--learning_rat=1"], ["unknown flag --learning_rat"]),
-        (["--bach_size=2"], ["unknown flag --bach_size", "did you mean --batch_size?"]),
-        (["--dataset=sem_seg||video"], ["unknown source 'video'", "known: sem_seg, refer_seg"]),
-        (["--sem_seg_data=ade20j"], ["--sem_seg_data", "unknown data set 'ade20j'", "ade20k"]),
-        (["--val_dataset_list=refcoco|unc|vall"], ["refcoco", "'vall'", "testA"]),
-        (["--val_dataset=nothing"], ["unknown data set 'nothing'"]),
-        (["--sample_rates=1,2"], ["--sample_rates", "2 rates", "4 of --dataset"]),
-        (["--format=xml"], ["--format", "'xml'", "paper"]),
-        (["--conv_type=poem"], ["unknown prompt 'poem'", "llava_v1"]),
-        (["--order_following=perhaps"], ["--order_following", "perhaps"]),
-        (["--precision=int8"], ["--precision", "'int8'", "bf16"]),
-        (["--precision=fp16"], ["--precision fp16 needs a GPU"]),
-        (["--zero_stage=4"], ["--zero_stage", "4"]),
-        (["--batch_size=0"], ["--batch_size must be > 0, got 0"]),
-        (["--lr=nan"], ["--lr must be > 0, got nan"]),
-        (["--lora_target_modules=nothing"], ["no layer of the model matches", "nothing"]),
-        (["--version=./assets/nowhere"], ["--version ./assets/nowhere is not there", "pass a folder"]),
-        (["--version=assets"], ["assets has no config.json"]),
-        (["--version="], ["--version says which model"]),
-        (["--vision_tower=./assets/nowhere"], ["./assets/nowhere is not there"]),
-        (
-            ["--vision_pretrained=assets/toy/sam.pth"],
-            ["--vision_pretrained assets/toy/sam.pth does not exist"],
-        ),
-        (["--vision_pretrained=assets/toy"], ["--vision_pretrained assets/toy is a folder", ".pth"]),
-        (["--dataset_dir=./nowhere"], ["--dataset_dir", "nowhere"]),
-        (["--dataset_dir=./nowhere", "--no_eval"], ["nowhere", "--dataset_dir"]),
-        (["--dataset_dir=EMPTY"], ["empty", "--dataset_dir"]),
-        (["--dataset_dir=EMPTY", "--no_eval"], ["empty holds nothing", "--dataset_dir"]),
-        (["--refer_seg_data=refcoco|google"], ["refcoco", "refs(google).p"]),
-        (["--config=nowhere.yaml"], ["--config nowhere.yaml does not exist", "configs/"]),
-        (["--config=BAD_KEY"], ["unknown setting 'batchsize'", "did you mean 'batch_size'?"]),
-        (["--config=BAD_VALUE"], ["--batch_size", "two"]),
-        (["--config=NOT_YAML"], ["is not YAML"]),
-    ],
-    ids=lambda value: value[0] if str(value[0]).startswith("-") else "",
-)
-def test_a_mistake_is_one_line_and_leaves_nothing(flags, parts, at_work, tmp_path, capsys):
-    (tmp_path / "empty").mkdir()
-    files = {"BAD_KEY": "batchsize: 2\n", "BAD_VALUE": "batch_size: two\n", "NOT_YAML": "batch_size: [2\n"}
-    for name, content in files.items():
-        (tmp_path / name).write_text(content)
-        flags = [flag.replace(name, str(tmp_path / name)) for flag in flags]
-    flags = [flag.replace("EMPTY", str(tmp_path / "empty")) for flag in flags]
-    small = (*SMALL_RUN, "--val_dataset_list=ade20k", f"--log_base_dir={tmp_path / 'runs'}")
-    assert run("train_ds", *BASE, *small, *flags) == 2
-    line = complaint(capsys, *parts)
-    assert line.startswith("train_ds.py: ")
-    assert not (tmp_path / "runs").exists()
-
-
-@pytest.fixture
-def broken_world(toy_world, tmp_path):
-    """The toy world's ADE20K to spoil: (folder, a function that spoils a split's first images)."""
-    world = tmp_path / "world"
-    shutil.copytree(toy_world / "ade20k", world / "ade20k")
-
-    def spoil(split: str, number: int) -> None:
-        for path in sorted((world / "ade20k" / "images" / split).iterdir())[:number]:
-            path.write_bytes(b"not a picture")
-
-    return world, spoil
-
-
-ONLY_ADE = ("--dataset=sem_seg", "--sem_seg_data=ade20k", "--steps_per_epoch=4", "--epochs=1")
-
-
-def test_pictures_that_do_not_decode_are_replaced_and_counted(broken_world, at_work, tmp_path):
-    world, spoil = broken_world
-    spoil("training", 4)
-    flags = [*QUICK, *ONLY_ADE, f"--dataset_dir={world}", f"--log_base_dir={tmp_path}", "--exp_name=skips"]
-    assert run("train_ds", *flags) == 0
-    assert sum(line["skipped"] for line in losses_of(tmp_path / "skips")) > 0
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_data_set_without_a_readable_picture_is_one_line(workers, broken_world, at_work, tmp_path, capsys):
-    world, spoil = broken_world
-    spoil("training", 8)
-    flags = [*QUICK, *ONLY_ADE, f"--dataset_dir={world}", f"--log_base_dir={tmp_path / 'runs'}"]
-    assert run("train_ds", *flags, f"--workers={workers}") == 2
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("train_ds.py: ade20k|train: 100 unusable items in a row; the last: ")
-    assert "cannot be decoded" in last
-    assert not list(tmp_path.glob("runs/*/ckpt_model"))
-
-
-def test_a_validation_that_fails_loses_no_training(broken_world, at_work, tmp_path, capsys):
-    world, spoil = broken_world
-    spoil("validation", 1)
-    flags = [*BASE, *SMALL_RUN, *ONLY_ADE, f"--dataset_dir={world}", f"--log_base_dir={tmp_path}",
-             "--exp_name=fails", "--steps_per_epoch=1", "--epochs=2", "--val_dataset_list=ade20k",
-             "--batch_size=1"]  # fmt: skip
-    assert run("train_ds", *flags) == 2
-    assert "cannot be decoded" in capsys.readouterr().err.splitlines()[-1]
-    assert (tmp_path / "fails" / "ckpt_model" / "latest").read_text() == "global_step1"
-    assert run("train_ds", *flags, "--no_eval") == 0
-    assert [line["step"] for line in losses_of(tmp_path / "fails")] == [1, 2]

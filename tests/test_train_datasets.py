@@ -1,12 +1,11 @@
 """train_ds.py takes two steps on every data set that can be trained on, and on own data of every kind."""
 
-import json
 import math
 
 import pytest
 
 import train_ds
-from tests.commands import SMALL_RUN
+from tests.commands import SMALL_RUN, losses_of
 from tests.tiny_weights import write_base
 from utils.data.registry import DATASETS, SOURCE_RATES
 from utils.toy.world import WorldConfig, make_world
@@ -45,7 +44,7 @@ def test_two_steps(entry, world, base, tmp_path, workspace):
         *(f"--dataset_dir={world}", f"--log_base_dir={tmp_path}", "--exp_name=run"),
     ]
     assert train_ds.main(argv) == 0
-    steps = [json.loads(line) for line in (tmp_path / "run" / "losses.jsonl").read_text().splitlines()]
+    steps = losses_of(tmp_path / "run")
     assert len(steps) == 2
     assert all(math.isfinite(value) for step in steps for value in step.values())
 

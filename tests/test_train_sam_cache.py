@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
@@ -13,26 +12,19 @@ from pathlib import Path
 import pytest
 
 from model.sam import SamSegmenter
-from tests.commands import REPOSITORY, SMALL_RUN, complaint, run
+from tests.commands import BASE, REPOSITORY, SMALL_RUN, complaint, losses_of, run
 
-BASE = (
-    "--version=assets/toy/llava",
-    "--vision_tower=assets/toy/clip",
-    "--vision_pretrained=assets/toy/sam_toy.pth",
-    "--dataset_dir=./dataset",
-)
 # Eight draws of as many pictures, so that some come twice.
 FLAGS = (*BASE, *SMALL_RUN, "--no_eval", "--dataset=sem_seg", "--sem_seg_data=ade20k", "--num_all_classes=4",
          "--batch_size=1", "--epochs=1", "--steps_per_epoch=8")  # fmt: skip
-LOSSES = ("total", "cross_entropy", "mask_bce", "dice")
 
 
 @pytest.fixture
-def train(workspace, tmp_path, monkeypatch) -> Callable[..., tuple[list[list[float]], int]]:
+def train(workspace, tmp_path, monkeypatch) -> Callable[..., tuple[list[dict[str, float]], int]]:
     """Starts a run; gives the losses of its steps and how many pictures SAM encoded."""
     monkeypatch.chdir(workspace)
 
-    def start(name: str, *flags: str) -> tuple[list[list[float]], int]:
+    def start(name: str, *flags: str) -> tuple[list[dict[str, float]], int]:
         encoded = []
         encode = SamSegmenter.encode
         with pytest.MonkeyPatch.context() as patch:
@@ -45,11 +37,6 @@ def train(workspace, tmp_path, monkeypatch) -> Callable[..., tuple[list[list[flo
         return losses_of(tmp_path / name), sum(encoded)
 
     return start
-
-
-def losses_of(folder: Path) -> list[list[float]]:
-    lines = [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
-    return [[line[loss] for loss in LOSSES] for line in lines]
 
 
 def entries(folder: Path) -> set[str]:

@@ -1,6 +1,5 @@
 """Training goes on from any model that has a mask decoder: --version FOLDER of ours, released LaSagnA, LISA."""
 
-import json
 import math
 import shutil
 
@@ -10,7 +9,7 @@ import torch
 import train_ds
 from model.interop.write_released import write_released
 from model.loading import load_model
-from tests.commands import SMALL_RUN, run
+from tests.commands import SMALL_RUN, losses_of, run
 from utils.config import TrainConfig
 from utils.settings import parse_config
 
@@ -64,7 +63,7 @@ def test_training_starts_with_the_loaded_mask_decoder_and_projection(
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
     assert run("train_ds", *flags) == 0
-    losses = [json.loads(line) for line in (tmp_path / "warm" / "losses.jsonl").read_text().splitlines()]
+    losses = losses_of(tmp_path / "warm")
     assert [line["step"] for line in losses] == [1, 2, 3]
     assert all(math.isfinite(line["total"]) for line in losses)
     # And what it leaves can be loaded, on top of what it started from.

@@ -14,20 +14,10 @@ from model.interop.training import apply_training_weights, read_training_weights
 from model.loading import load_model
 from model.lora import add_lora, mark_trainable, merge
 from model.weights import read_torch_file
-from tests.tiny_weights import picture, write_base, write_shards
-from tests.training_runs import save_settings, trainable, trained_model
+from tests.tiny_weights import picture, write_shards
+from tests.training_runs import save_settings, trainable
 
 CLASSES = ["dog", "tree", "sky", "pool table"]
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory, llama_tokenizer_folder):
-    return write_base(tmp_path_factory.mktemp("base"), llama_tokenizer_folder)
-
-
-@pytest.fixture(scope="module")
-def trained(folders):
-    return trained_model(folders)
 
 
 def write_zero_checkpoint(folder, model, *, stage, num_ranks, frozen=False, tag="global_step7"):

@@ -1,0 +1,31 @@
+"""A base, a run that started from it, and a merge of the two that works."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.tiny_weights import write_base
+from tests.training_runs import trained_model, write_run
+
+
+@pytest.fixture(scope="package")
+def folders(tmp_path_factory, llama_tokenizer_folder):
+    return write_base(tmp_path_factory.mktemp("base"), llama_tokenizer_folder)
+
+
+@pytest.fixture(scope="package")
+def trained(folders):
+    return trained_model(folders)
+
+
+@pytest.fixture(scope="package")
+def run(tmp_path_factory, trained, folders):
+    """Weights of a run with its settings beside them."""
+    return write_run(tmp_path_factory.mktemp("run"), trained, folders)
+
+
+@pytest.fixture
+def arguments(run, tmp_path):
+    """A merge that works; what is asked of it is in the tests."""
+    (tmp_path / "out").mkdir()
+    return ["--weight", str(run), "--save_path", str(tmp_path / "out" / "merged")]
