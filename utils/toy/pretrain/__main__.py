@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/toy_pretrain"), help="resumable state")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--clip_steps", type=int, default=3500)
-    parser.add_argument("--sam_steps", type=int, default=4050)
+    parser.add_argument("--sam_steps", type=int, default=8050)
     parser.add_argument("--language_steps", type=int, default=4500)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args(argv)
