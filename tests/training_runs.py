@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from pathlib import Path
 
@@ -65,3 +66,68 @@ def write_run(
     save_settings(folder / "ckpt_model", model, folders, **changes)
     torch.save(trainable(model), folder / "pytorch_model.bin")
     return folder / "pytorch_model.bin"
+
+
+def write_zero_checkpoint(
+    folder: Path,
+    model: nn.Module,
+    *,
+    stage: int,
+    num_ranks: int,
+    frozen: bool = False,
+    tag: str = "global_step7",
+) -> None:
+    """A DeepSpeed checkpoint folder as `save_checkpoint` writes it, with the frozen weights if wanted."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    (folder / tag).mkdir(parents=True)
+    (folder / "latest").write_text(tag)
+    weights = trainable(model)
+    buffers = {n: b for n, b in model.named_buffers() if n in model.state_dict()}
+    names = list(weights)
+    groups = [names[: len(names) // 3], names[len(names) // 3 :]]
+    state = {
+        "module": OrderedDict(**buffers, **{n: w.to(torch.bfloat16) for n, w in weights.items()}),
+        "buffer_names": list(buffers),
+        "param_shapes": [OrderedDict((n, weights[n].shape) for n in group) for group in groups],
+        "frozen_param_shapes": None,
+        "shared_params": {},
+        "frozen_param_fragments": None,
+        "ds_version": "0.19.8",
+    }
+    if stage == 0:
+        state |= {"param_shapes": None, "shared_params": None, "module": OrderedDict(**buffers, **weights)}
+        torch.save(state, folder / tag / "mp_rank_00_model_states.pt")
+        return
+    still = {n: p.detach() for n, p in model.named_parameters() if frozen and not p.requires_grad}
+    for rank in range(num_ranks):
+        if frozen:
+            state["frozen_param_shapes"] = {name: weight.shape for name, weight in still.items()}
+            state["frozen_param_fragments"] = {
+                name: cut(weight.flatten(), num_ranks)[rank].clone() if stage == 3 else weight
+                for name, weight in still.items()
+            }
+        optimizer = {
+            "zero_stage": ZeroStageEnum(stage),
+            "partition_count": num_ranks if stage == 3 else [num_ranks] * len(groups),
+            "loss_scaler": LossScaler(scale=1.0),
+        }
+        if stage == 3:
+            parts = [cut(weights[name].flatten(), num_ranks)[rank] for name in names]
+            optimizer["fp32_flat_groups"] = [torch.cat(parts[:5]), torch.cat(parts[5:])]
+        else:
+            flats = [torch.cat([weights[name].flatten() for name in group]) for group in groups]
+            optimizer["single_partition_of_fp32_groups"] = [cut(flat, num_ranks)[rank] for flat in flats]
+        prefix = f"zero_pp_rank_{rank}_mp_rank_00"
+        torch.save({"optimizer_state_dict": optimizer}, folder / tag / f"bf16_{prefix}_optim_states.pt")
+        if stage == 3:
+            torch.save(state, folder / tag / f"{prefix}_model_states.pt")
+    if stage < 3:
+        torch.save(state, folder / tag / "mp_rank_00_model_states.pt")
+
+
+def cut(vector: Tensor, num_parts: int) -> tuple[Tensor, ...]:
+    """Equal parts, the last one padded with zeros."""
+    size = math.ceil(len(vector) / num_parts)
+    return torch.cat([vector, vector.new_zeros(size * num_parts - len(vector))]).split(size)

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from model.loading import load_model
 from model.lora import TARGET_PATTERN, add_lora, mark_trainable, merge
 from model.weights import MisfitError
-from tests.test_merge import save_settings, trainable, write_zero_checkpoint
 from tests.tiny_weights import HIDDEN_DIM, edit_json, write_shards
+from tests.training_runs import save_settings, trainable, write_zero_checkpoint
 
 RANK, ALPHA = 4, 32
 
