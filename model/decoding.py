@@ -33,7 +33,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 from model.conversation import Conversation, encode_conversation
 from model.sequence import SequenceFormat
 
-# Some 30 names. Anything from 64 to 256 took the same time within a tenth, tiny and medium models on one core.
+# Some 30 names. Anything from 64 to 256 took the same time within a fifth, tiny and medium models on one core.
 CPU_PIECE_TOKENS = 128
 
 
