@@ -44,11 +44,10 @@ def fp32_weights(workspace, trained_run):
 
 @pytest.mark.parametrize("line", shell_commands(README), ids=lambda line: line.split(" -")[0])
 def test_every_command_of_the_readme_works(
-    line, workspace, merged_model, fp32_weights, trained_run, tmp_path, monkeypatch
+    line, at_work, merged_model, fp32_weights, trained_run, tmp_path, monkeypatch
 ):
-    monkeypatch.chdir(workspace)
     monkeypatch.setattr("builtins.input", lambda _: ":quit")
-    command = Command.parse(fill_in(line, workspace).replace("PATH_TO_SAVED_MODEL", str(tmp_path / "saved")))
+    command = Command.parse(fill_in(line, at_work).replace("PATH_TO_SAVED_MODEL", str(tmp_path / "saved")))
     if command.script == "make":
         targets = re.findall(r"^(\w+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
         assert set(command.arguments) <= set(targets)
@@ -123,11 +122,10 @@ def test_help_lists_every_setting(script, capsys):
 
 
 def test_every_way_from_a_checkpoint_to_a_model_gives_the_same_weights(
-    workspace, trained_run, merged_model, fp32_weights, tmp_path, monkeypatch
+    at_work, trained_run, merged_model, fp32_weights, tmp_path
 ):
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    monkeypatch.chdir(workspace)
     file = tmp_path / "pytorch_model.bin"
     torch.save(get_fp32_state_dict_from_zero_checkpoint(str(trained_run.folder / "ckpt_model")), file)
     base = ["--version", "assets/toy/llava", "--vision_tower", "assets/toy/clip", "--vision_pretrained",
@@ -155,8 +153,7 @@ def test_a_merged_folder_stands_alone(merged_model, toy_world):
     assert answer.masks.shape[1:] == image.shape[:2]
 
 
-def test_training_goes_on_from_a_merged_model(workspace, merged_model, tmp_path, monkeypatch):
-    monkeypatch.chdir(workspace)
+def test_training_goes_on_from_a_merged_model(at_work, merged_model, tmp_path):
     flags = [
         f"--version={merged_model}",
         "--dataset_dir=./dataset",
@@ -169,8 +166,7 @@ def test_training_goes_on_from_a_merged_model(workspace, merged_model, tmp_path,
     assert (tmp_path / "again" / "config.json").is_file()
 
 
-def test_an_evaluation_of_every_task_writes_a_report(workspace, merged_model, tmp_path, monkeypatch):
-    monkeypatch.chdir(workspace)
+def test_an_evaluation_of_every_task_writes_a_report(at_work, merged_model, tmp_path):
     entries = "ade20k,cocostuff,cityscapes,refcoco|unc|val,grefcoco|unc|val,ReasonSeg|val,llava_instruct_150k"
     assert run("test_sem", "--version", merged_model, "--dataset_dir=./dataset", "--val_dataset_list", entries,
                "--max_samples=1", "--precision=fp32", "--report_dir", tmp_path) == 0  # fmt: skip

@@ -20,9 +20,8 @@ FLAGS = (*BASE, *SMALL_RUN, "--no_eval", "--dataset=sem_seg", "--sem_seg_data=ad
 
 
 @pytest.fixture
-def train(workspace, tmp_path, monkeypatch) -> Callable[..., tuple[list[dict[str, float]], int]]:
+def train(at_work, tmp_path) -> Callable[..., tuple[list[dict[str, float]], int]]:
     """Starts a run; gives the losses of its steps and how many pictures SAM encoded."""
-    monkeypatch.chdir(workspace)
 
     def start(name: str, *flags: str) -> tuple[list[dict[str, float]], int]:
         encoded = []
@@ -125,8 +124,7 @@ def test_a_full_cache_is_used_as_it_is(train, tmp_path):
         (["--sam_cache=FILE/below"], ["--sam_cache", "file is not a folder", "give a folder"]),
     ],
 )
-def test_a_mistake_is_one_line(flags, parts, workspace, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(workspace)
+def test_a_mistake_is_one_line(flags, parts, at_work, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     flags = [flag.replace("FILE", str(tmp_path / "file")) for flag in flags]
     assert run("train_ds", *FLAGS, *flags, f"--log_base_dir={tmp_path / 'runs'}") == 2

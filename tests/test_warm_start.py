@@ -44,10 +44,7 @@ def write(layout, folder):
 
 
 @pytest.mark.parametrize("layout", ["ours", "released", "LISA"])
-def test_training_starts_with_the_loaded_mask_decoder_and_projection(
-    layout, workspace, tmp_path, monkeypatch, caplog
-):
-    monkeypatch.chdir(workspace)
+def test_training_starts_with_the_loaded_mask_decoder_and_projection(layout, at_work, tmp_path, caplog):
     format, expected = write(layout, tmp_path / "model")
     flags = [*SMALL_RUN, "--version", str(tmp_path / "model"), "--dataset_dir=./dataset", "--format", format,
              "--no_eval", "--precision=fp32", "--batch_size=1", "--num_all_classes=8", "--epochs=1",

@@ -21,6 +21,7 @@ from model.conversation import Conversation, encode_conversation
 from model.decoding import AnswerPlan, ComplexAnswer, decode_choices, plan_answer
 from model.sequence import SequenceFormat
 from model.tokens import add_special_tokens, load_tokenizer, token_ids
+from tests.watching import passes_of
 
 VOCABULARY, HIDDEN = 60, 32
 SEG, NEG = 57, 58
@@ -181,12 +182,11 @@ def test_finished_rows_are_not_computed_any_more(llama: LlamaForCausalLM):
     generator = torch.Generator().manual_seed(3)
     prompts = [torch.randn(4, HIDDEN, generator=generator).double() for _ in range(3)]
     plans = [random_plan(num, generator) for num in (1, 25, 1)]
-    rows: list[int] = []
-    hook = llama.model.register_forward_pre_hook(
-        lambda _, args, kwargs: rows.append(kwargs["inputs_embeds"].shape[0]), with_kwargs=True
-    )
-    answers = decode_choices(llama.model, llama.lm_head, *pad_left(prompts), plans, seg_id=SEG, neg_id=NEG)
-    hook.remove()
+    with passes_of(llama.model) as passes:
+        answers = decode_choices(
+            llama.model, llama.lm_head, *pad_left(prompts), plans, seg_id=SEG, neg_id=NEG
+        )
+    rows = [num_rows for num_rows, _ in passes]
     assert rows[0] == 3
     assert set(rows[1:]) == {1}
     for answer, prompt, plan in zip(answers, prompts, plans, strict=True):
@@ -257,14 +257,11 @@ def test_llava_with_an_image_in_the_prompt_decides_as_its_own_forward():
 @torch.no_grad()
 def test_final_tokens_stay_in_the_cache(llama: LlamaForCausalLM):
     plan, prompt = random_plan(12, torch.Generator().manual_seed(2)), torch.randn(9, HIDDEN).double()
-    lengths: list[int] = []
-    hook = llama.model.register_forward_pre_hook(
-        lambda _, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
-    )
-    (answer,) = decode_choices(
-        llama.model, llama.lm_head, *pad_left([prompt]), [plan], seg_id=SEG, neg_id=NEG
-    )
-    hook.remove()
+    with passes_of(llama.model) as passes:
+        (answer,) = decode_choices(
+            llama.model, llama.lm_head, *pad_left([prompt]), [plan], seg_id=SEG, neg_id=NEG
+        )
+    lengths = [length for _, length in passes]
     # Prompt and first draft go together; then only what is behind the first change is run.
     assert lengths[0] == 9 + plan.positions[-1]
     assert lengths[1] <= plan.positions[-1]
@@ -278,17 +275,13 @@ def test_a_wrong_draft_costs_its_piece_and_not_what_is_behind_it(llama: LlamaFor
     choose = {"seg_id": SEG, "neg_id": NEG}
     run: dict[int, list[int]] = {}
     for piece_tokens in (10, 1000):
-        lengths = run[piece_tokens] = []
-        hook = llama.model.register_forward_pre_hook(
-            lambda _, args, kwargs, lengths=lengths: lengths.append(kwargs["inputs_embeds"].shape[1]),
-            with_kwargs=True,
-        )
-        (answer,) = decode_choices(
-            llama.model, llama.lm_head, *pad_left([prompt]), [plan], **choose, piece_tokens=piece_tokens
-        )
-        hook.remove()
+        with passes_of(llama.model) as passes:
+            (answer,) = decode_choices(
+                llama.model, llama.lm_head, *pad_left([prompt]), [plan], **choose, piece_tokens=piece_tokens
+            )
+        run[piece_tokens] = [length for _, length in passes]
         assert_same(answer, greedy_token_by_token(llama, prompt, plan))
-        assert len(lengths) == answer.num_passes <= 40
+        assert len(passes) == answer.num_passes <= 40
     # Names have three tokens at most, so up to three behind the last choice of a piece belong to the next.
     assert run[10][0] <= 9 + 10
     assert max(run[10][1:]) <= 10 + 3

@@ -8,6 +8,7 @@ import torch
 from model.conversation import Conversation
 from model.prompts import read_prompts
 from tests.tiny_weights import picture
+from tests.watching import passes_of
 
 IMAGES = [picture(40, 60, seed=1), picture(50, 30, seed=2)]
 QUESTIONS = [
@@ -29,12 +30,8 @@ def model(tiny_model):
 @pytest.fixture
 def work(model):
     """(rows, tokens) of each pass of the language model, as it goes."""
-    passes: list[tuple[int, int]] = []
-    hook = model.llava.model.language_model.register_forward_pre_hook(
-        lambda _, args, kwargs: passes.append(tuple(kwargs["inputs_embeds"].shape[:2])), with_kwargs=True
-    )
-    yield passes
-    hook.remove()
+    with passes_of(model.llava.model.language_model) as passes:
+        yield passes
 
 
 def encoded_lengths(model, conversations):

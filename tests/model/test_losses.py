@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import losses as losses_module
 from model.losses import learned_positions, mask_losses, segmentation_losses, text_cross_entropy
 from model.resize import MaskResize
+from tests.watching import Largest
 
 CPU = torch.device("cpu")
 SIZES = [((40, 64), (25, 40)), ((64, 31), (80, 39))]  # resized for SAM (64 pixels), original
@@ -37,21 +37,6 @@ def plain_losses(low_res, targets, resized, original):
     probabilities, targets = masks.sigmoid().flatten(1) / 1000, targets.flatten(1)
     both = 2 * (probabilities * targets).sum(1)
     return bce, 1 - (both + 1e-6) / (probabilities.sum(1) + targets.sum(1) / 1000 + 1e-6)
-
-
-class LargestArray(TorchDispatchMode):
-    """Most elements of a float32 tensor that any operation made."""
-
-    def __init__(self):
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for each in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(each, torch.Tensor) and each.dtype == torch.float32:
-                self.elements = max(self.elements, each.numel())
-        return result
 
 
 # ------------------------------------------------------------------------------------------------ text
@@ -88,11 +73,11 @@ def test_cross_entropy_without_learned_tokens_is_zero_with_a_gradient(num_chunks
 
 def test_no_float32_array_of_all_tokens_and_the_whole_vocabulary_is_made():
     head, states, targets = head_and_states(64, vocabulary=1000)
-    with LargestArray() as largest:
+    with Largest(torch.float32) as largest:
         text_cross_entropy(states, targets, head, num_chunks=16).backward()
     # Three such arrays (logits, log-probabilities, gradient) live at once, for four of the 64 tokens.
-    assert largest.elements == max(4 * 1000, head.weight.numel())
-    assert 3 * largest.elements < 64 * 1000
+    assert largest.numel == max(4 * 1000, head.weight.numel())
+    assert 3 * largest.numel < 64 * 1000
 
 
 def test_cross_entropy_in_pieces_runs_under_autocast():
@@ -160,10 +145,10 @@ def test_mask_losses_hold_one_piece_at_original_size(monkeypatch):
     monkeypatch.setattr(losses_module, "PIXELS_PER_CHUNK", 2 * 100 * 80)
     low_res = torch.randn(10, 16, 16, requires_grad=True)
     resize = MaskResize.between(16, 64, (64, 51), (100, 80), CPU)
-    with LargestArray() as largest:
+    with Largest(torch.float32) as largest:
         bce, dice = mask_losses([low_res], [resize], [torch.ones(10, 100, 80, dtype=torch.uint8)])
         (bce + dice).sum().backward()
-    assert largest.elements == 2 * 100 * 80
+    assert largest.numel == 2 * 100 * 80
 
 
 def test_mask_terms_are_means_over_masks_and_not_over_images():

@@ -7,12 +7,11 @@ import pytest
 import torch
 from segment_anything.modeling.image_encoder import Attention, ImageEncoderViT, get_rel_pos
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from model import sam_attention
 from model.sam import SamSegmenter, SamSettings, build_sam
 from model.sam_attention import FusedAttention, attend_folded, attend_in_pieces, relative_table
+from tests.watching import Largest
 
 HEADS, DIM = 3, 24
 
@@ -53,20 +52,6 @@ def pair(grid, window, **sizes):
 
 def relative(actual, expected):
     return float((actual - expected).abs().max() / expected.abs().max())
-
-
-class Largest(TorchDispatchMode):
-    """Entries of the largest tensor that an operation returned."""
-
-    def __init__(self):
-        super().__init__()
-        self.numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
-        self.numel = max([self.numel, *(t.untyped_storage().nbytes() // t.element_size() for t in tensors)])
-        return result
 
 
 @pytest.mark.parametrize("num_images", [1, 3])
