@@ -26,9 +26,10 @@ class FlagError(ValueError):
 class Dataset(ABC):
     """An index over one split of one data set under `dataset_dir`; nothing is decoded before it is asked for.
 
-    `draw(rng, recipe)` makes a training sample, `dataset[i]` the i-th evaluation sample. An item that cannot
-    be used raises UnusableItemError; what is known to be unusable while the index is built is left out of
-    it and kept in `dropped`, one "path: reason" each.
+    Training: `sample_of(i, rng, recipe)` makes a sample of the i-th of `num_items`, and `draw` chooses i itself.
+    Evaluation: `dataset[i]` is the i-th of `len(dataset)` samples. An item that cannot be used raises
+    UnusableItemError; what is known to be unusable while the index is built is left out of it and kept in
+    `dropped`, one "path: reason" each.
     """
 
     name: str  # of the class; own data, which may be several, name each instance
@@ -63,6 +64,11 @@ class Dataset(ABC):
         """Number of evaluation items."""
 
     @property
+    def num_items(self) -> int:
+        """Number of training items, for `sample_of`."""
+        return len(self)
+
+    @property
     def num_images(self) -> int:
         """Pictures of the split, for `utils.data.check`."""
         return len(self)
@@ -77,8 +83,13 @@ class Dataset(ABC):
         """The evaluation item at `index`."""
 
     @abstractmethod
+    def sample_of(self, index: int, rng: np.random.Generator, recipe: Recipe) -> Sample:
+        """A training sample of item `index`; it depends on nothing but the files, `index`, `rng` and `recipe`."""
+
     def draw(self, rng: np.random.Generator, recipe: Recipe) -> Sample:
-        """A training sample that depends on nothing but the index, `rng` and `recipe`."""
+        """A training sample of an item that `rng` chooses, each with the same probability."""
+        index = int(rng.integers(self.num_items))
+        return self.sample_of(index, rng, recipe)
 
     @contextmanager
     def usable(self, path: str | Path, context: str = "") -> Iterator[None]:

@@ -55,9 +55,8 @@ class ClassMaskDataset(Dataset):
         _, masks = self.read(int(rng.integers(len(self))))
         return sorted(masks.keys() & set(absent))
 
-    def draw(self, rng: np.random.Generator, recipe: Recipe) -> Sample:
+    def sample_of(self, index: int, rng: np.random.Generator, recipe: Recipe) -> Sample:
         """One image with one complex query: classes that have a mask, and classes known to be absent."""
-        index = int(rng.integers(len(self)))
         image, masks = self.read(index)
         present = sorted(class_id for class_id, mask in masks.items() if mask.any())
         absent = sorted(set(self.absent_classes(index)) - masks.keys())

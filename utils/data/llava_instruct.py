@@ -66,6 +66,10 @@ class LlavaInstruct(Dataset):
         return len(self.questions)
 
     @property
+    def num_items(self) -> int:
+        return len(self.dialogues)
+
+    @property
     def num_images(self) -> int:
         return len({dialogue.path for dialogue in self.dialogues})
 
@@ -76,9 +80,9 @@ class LlavaInstruct(Dataset):
             image=read_image(dialogue.path), question=question, answer=answer, source=str(dialogue.path)
         )
 
-    def draw(self, rng: np.random.Generator, recipe: Recipe) -> Sample:
+    def sample_of(self, index: int, rng: np.random.Generator, recipe: Recipe) -> Sample:
         """One whole dialogue; no masks."""
-        dialogue = self.dialogues[int(rng.integers(len(self.dialogues)))]
+        dialogue = self.dialogues[index]
         with self.usable(dialogue.path):
             image = read_image(dialogue.path)
         return Sample(

@@ -90,6 +90,10 @@ class OwnJsonl(Dataset):
         return len(self.questions)
 
     @property
+    def num_items(self) -> int:
+        return len(self.lines)
+
+    @property
     def num_images(self) -> int:
         return len({line.image for line in self.lines})
 
@@ -109,9 +113,9 @@ class OwnJsonl(Dataset):
             source=str(self.folder / line.image),
         )
 
-    def draw(self, rng: np.random.Generator, recipe: Recipe) -> Sample:
+    def sample_of(self, index: int, rng: np.random.Generator, recipe: Recipe) -> Sample:
         """One line as it is written."""
-        line = self.lines[int(rng.integers(len(self.lines)))]
+        line = self.lines[index]
         image, masks = self.read(line)
         answered = [
             with_tokens(text, recipe.format) if position % 2 else text

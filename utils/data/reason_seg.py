@@ -70,13 +70,13 @@ class ReasonSeg(Dataset):
             source=str(item.image_path),
         )
 
-    def draw(self, rng: np.random.Generator, recipe: Recipe) -> Sample:
+    def sample_of(self, index: int, rng: np.random.Generator, recipe: Recipe) -> Sample:
         """One image with up to `num_questions` of its questions, each in a conversation of its own.
 
         Explained images are answered in one of three ways, the same for all questions of the sample: by text
         alone (a share of `recipe.explanatory`, no masks), or else by a mask with or without the explanation.
         """
-        item = self.items[int(rng.integers(len(self.items)))]
+        item = self.items[index]
         image, annotation, label = self.read(item)
         mask = (label == TARGET).astype(np.uint8)
         if not mask.any():

@@ -105,9 +105,9 @@ class ReferringDataset(Dataset):
             source=str(item.path),
         )
 
-    def draw(self, rng: np.random.Generator, recipe: Recipe) -> Sample:
+    def sample_of(self, index: int, rng: np.random.Generator, recipe: Recipe) -> Sample:
         """One image with up to `num_expressions` of its expressions, each in a conversation of its own."""
-        item = self.items[int(rng.integers(len(self.items)))]
+        item = self.items[index]
         chosen = sample_up_to(rng, item.expressions, recipe.num_expressions)
         image = self.read_picture(item.path, item.size)
         conversations = tuple(

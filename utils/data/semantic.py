@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -24,6 +24,7 @@ class SemanticDataset(Dataset):
     source = "sem_seg"
     classes: ClassList  # this and the table are fixed, or set by find_pairs when files on disk hold them
     id_table: np.ndarray  # (num_values,) label value -> class index, IGNORE, or NO_CLASS
+    on_label: Callable[[Path, np.ndarray], None] | None = None  # called with each label file that is read
 
     def __init__(self, dataset_dir: str | Path, split: str) -> None:
         super().__init__(dataset_dir, split)
@@ -49,9 +50,8 @@ class SemanticDataset(Dataset):
             image=image, label=label, classes=self.classes, source=str(self.pairs[index][0])
         )
 
-    def draw(self, rng: np.random.Generator, recipe: Recipe) -> Sample:
+    def sample_of(self, index: int, rng: np.random.Generator, recipe: Recipe) -> Sample:
         """One image with one complex query: classes that are present, and classes known to be absent."""
-        index = int(rng.integers(len(self)))
         image, label = self.read(index)
         present = values_in(label, len(self.classes))
         absent = self.absent_classes(present)
@@ -85,7 +85,7 @@ class SemanticDataset(Dataset):
             return []
         label_path = self.pairs[int(rng.integers(len(self)))][1]
         with self.usable(label_path):
-            label = self.class_ids(self.read_values(label_path), label_path)
+            label = self.class_ids(self.stored_values(label_path), label_path)
         return sorted({*absent}.intersection(values_in(label, len(self.classes))))
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -95,12 +95,19 @@ class SemanticDataset(Dataset):
         """
         image_path, label_path = self.pairs[index]
         with self.usable(label_path):
-            values = self.read_values(label_path)
+            values = self.stored_values(label_path)
         with self.usable(image_path):
             image = read_image(image_path, label_size=values.shape)
         if values.shape != image.shape[:2]:
             raise UnusableItemError(label_path, f"label is {values.shape}, its image {image.shape[:2]}")
         return image, self.class_ids(values, label_path)
+
+    def stored_values(self, path: Path) -> np.ndarray:
+        """The numbers of a label file, shown to `on_label` too, where somebody wants to know them."""
+        values = self.read_values(path)
+        if self.on_label is not None:
+            self.on_label(path, values)
+        return values
 
     def read_values(self, path: Path) -> np.ndarray:
         """The numbers of a label file as they are stored, (height, width) uint8 or uint16."""

@@ -50,60 +50,34 @@ class Finding:
         return not self.problem and self.num_bad <= max_bad_fraction * self.num_read
 
 
-class Pointing(np.random.Generator):
-    """A generator whose first whole number is given: a draw's first random number chooses its item."""
-
-    def __init__(self, index: int) -> None:
-        super().__init__(np.random.PCG64(index))
-        self.index: int | None = index
-        self.num_items: int | None = None  # how many there were to choose from
-
-    def integers(self, low: int, *args: object, **options: object) -> object:  # type: ignore[override]
-        if self.index is None:
-            return super().integers(low, *args, **options)  # type: ignore[call-overload]
-        chosen, self.index, self.num_items = self.index, None, low
-        return chosen % low
-
-
-def draw_each(dataset: Dataset, recipe: Recipe) -> Iterator[tuple[str, int]]:
-    """Draw every item once, with all that is said about it: "" or what is wrong, and how many items there are."""
+def read_training_items(dataset: Dataset, recipe: Recipe) -> Iterator[str]:
+    """A sample of every item, with all that is said about it; yields "" or what is wrong with the item."""
     everything = replace(recipe, num_all_classes=NO_LIMIT, num_expressions=NO_LIMIT, num_questions=NO_LIMIT)
-    index, num_items = 0, 1
-    while index < num_items:
-        rng, problem = Pointing(index), ""
+    for index in range(dataset.num_items):
+        problem = ""
         try:
-            dataset.draw(rng, everything)
+            dataset.sample_of(index, np.random.default_rng(index), everything)
         except UnusableItemError as error:
             problem = str(error)
-        num_items = rng.num_items or 0
-        index += 1
-        yield problem, num_items
+        yield problem
 
 
-def walk(dataset: Dataset, most: int | None) -> Iterator[tuple[str, int]]:
-    """Read the evaluation items, at most `most` of them, evenly spread; yields as `draw_each`."""
-    num_items = len(dataset) if most is None else min(most, len(dataset))
+def read_evaluation_items(dataset: Dataset, num_items: int) -> Iterator[str]:
+    """Read `num_items` evaluation items, evenly spread; yields as `read_training_items`."""
     for index in np.linspace(0, len(dataset) - 1, num_items).round().astype(int):
         problem = ""
         try:
             dataset[int(index)]
         except (OSError, ValueError) as error:
             problem = str(error)
-        yield problem, num_items
+        yield problem
 
 
-def watch_labels(dataset: Dataset) -> set[int]:
-    """The values of all label files that `dataset` reads from now on."""
+def note_label_values(dataset: Dataset) -> set[int]:
+    """A set that takes in the values of all label files that `dataset` reads from now on."""
     seen: set[int] = set()
     if isinstance(dataset, SemanticDataset):
-        read = dataset.read_values
-
-        def read_and_note(path: Path) -> np.ndarray:
-            values = read(path)
-            seen.update(values_in(values))
-            return values
-
-        dataset.read_values = read_and_note  # type: ignore[method-assign]
+        dataset.on_label = lambda path, values: seen.update(values_in(values))
     return seen
 
 
@@ -146,7 +120,7 @@ class Surveyor:
 
     def look(self, finding: Finding, dataset: Dataset) -> None:
         """Draw samples or walk through evaluation items, and note what comes out."""
-        seen = watch_labels(dataset)
+        seen = note_label_values(dataset)
         try:
             if finding.training:
                 self.draw(finding, dataset)
@@ -188,18 +162,18 @@ class Surveyor:
     def read(self, finding: Finding, dataset: Dataset) -> None:
         """Every item of a training set, or some or all of an evaluation set."""
         if finding.training:
-            items = draw_each(dataset, self.recipe)
+            num_items = dataset.num_items
+            problems = read_training_items(dataset, self.recipe)
         else:
-            items = walk(dataset, None if self.read_all else self.num_samples)
+            num_items = len(dataset) if self.read_all else min(self.num_samples, len(dataset))
+            problems = read_evaluation_items(dataset, num_items)
         start = time.perf_counter()
-        with tqdm(
-            desc=finding.name, unit="item", leave=False, disable=None if self.read_all else True
-        ) as bar:
-            for problem, num_items in items:
-                bar.total = num_items
-                bar.update()
-                finding.num_read += 1
-                finding.num_bad += bool(problem)
-                finding.bad += [problem] if problem else []
+        hide = None if self.read_all else True  # None: in anything but a terminal
+        for problem in tqdm(
+            problems, total=num_items, desc=finding.name, unit="item", leave=False, disable=hide
+        ):
+            finding.num_read += 1
+            finding.num_bad += bool(problem)
+            finding.bad += [problem] if problem else []
         if not finding.training:
             finding.samples_per_second = finding.num_read / (time.perf_counter() - start)

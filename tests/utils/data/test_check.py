@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -14,7 +15,7 @@ from tests.commands import REPOSITORY
 from tests.utils.data.layouts import blocks, box_polygon, reference, write_ade20k, write_refer
 from utils.data import check
 from utils.data.registry import DATASETS, Entry
-from utils.data.survey import Pointing, draw_each
+from utils.data.survey import read_training_items
 from utils.data.types import Recipe
 
 TOY_MODEL = str(REPOSITORY / "assets" / "toy" / "llava")
@@ -168,12 +169,25 @@ def test_the_configuration_of_a_run_can_be_checked(run):
 def test_every_item_of_every_training_set_is_drawn(name, toy_world):
     dataset = Entry(name).open(toy_world, training=True)
     recipe = Recipe(format=SequenceFormat.named("paper"))
-    problems = [problem for problem, _ in draw_each(dataset, recipe)]
-    rng = Pointing(0)
-    first = dataset.draw(rng, recipe)
-    assert len(problems) == rng.num_items >= dataset.num_images > 0
+    problems = list(read_training_items(dataset, recipe))
+    assert len(problems) == dataset.num_items >= dataset.num_images > 0
     assert not any(problems)
     assert dataset.num_annotations >= dataset.num_images
-    sources = {dataset.draw(Pointing(index), recipe).source for index in range(len(problems))}
-    assert first.source in sources
+    sources = {
+        dataset.sample_of(index, np.random.default_rng(0), recipe).source
+        for index in range(dataset.num_items)
+    }
     assert len(sources) == dataset.num_images
+
+
+@pytest.mark.parametrize("name", [name for name, dataset in DATASETS.items() if dataset.train_split])
+def test_a_draw_is_the_sample_of_the_item_that_its_first_number_chooses(name, toy_world):
+    dataset = Entry(name).open(toy_world, training=True)
+    recipe = Recipe(format=SequenceFormat.named("paper"), likely_negatives=0.5)
+    for seed in range(4):
+        rng = np.random.default_rng((7, seed))
+        expected = dataset.sample_of(int(rng.integers(dataset.num_items)), rng, recipe)
+        drawn = dataset.draw(np.random.default_rng((7, seed)), recipe)
+        assert (drawn.source, drawn.conversations) == (expected.source, expected.conversations)
+        assert np.array_equal(drawn.masks, expected.masks)
+        assert np.array_equal(drawn.image, expected.image)
