@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 import yaml
 
+from model.files import read_text, split_lines
 from model.interop.deepspeed import safe_globals
 from model.interop.training import CHECKPOINT_FOLDER, SETTINGS_FOLDER
 from model.lasagna import LasagnaForConditionalGeneration
@@ -150,9 +151,7 @@ def forget_after(log: Path, step: int) -> None:
     """Keep the lines of a losses.jsonl up to `step`, those of a run that was stopped later are made again."""
     if not log.is_file():
         return
-    kept = [
-        line for line in log.read_text(encoding="utf-8").splitlines(keepends=True) if _is_up_to(line, step)
-    ]
+    kept = [f"{line}\n" for line in split_lines(read_text(log)) if _is_up_to(line, step)]
     unfinished = log.with_suffix(".unfinished")
     unfinished.write_text("".join(kept), encoding="utf-8")
     unfinished.replace(log)

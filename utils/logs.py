@@ -43,5 +43,5 @@ def one_line(problem: Exception) -> str:
     if isinstance(problem, MisfitError):
         return text  # a table of weights, which stays one
     if "Traceback (most recent call last)" in text:
-        text = text.splitlines()[-1].removeprefix(f"{type(problem).__name__}: ")
+        text = text.split("\n")[-1].removeprefix(f"{type(problem).__name__}: ")
     return " ".join(text.split())

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from model.files import read_text, split_lines
 from utils.colours import MASK_COLOURS, Colour, class_colour, palette
 from utils.metrics import UNCLAIMED
 
@@ -245,7 +246,7 @@ def read_curves(path: str | Path, names: Sequence[str]) -> dict[str, list[tuple[
     A resumed run writes some steps again; the last value counts.
     """
     curves: dict[str, dict[int, float]] = {name: {} for name in names}
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
+    for line in split_lines(read_text(path)):
         entry = json.loads(line)
         for name in names:
             if name in entry:

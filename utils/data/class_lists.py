@@ -14,6 +14,7 @@ from typing import overload
 
 import numpy as np
 
+from model.files import read_text, split_lines
 from utils.data.types import IGNORE
 
 CLASSES_DIR = Path(__file__).parent / "classes"
@@ -88,6 +89,6 @@ def make_id_table(meanings: Iterable[tuple[int, int]]) -> np.ndarray:
 
 
 def _rows(path: Path) -> Iterator[list[str]]:
-    for line in path.read_text(encoding="utf-8-sig").splitlines():
+    for line in split_lines(read_text(path)):
         if line.strip() and not line.startswith("#"):
             yield [column.strip() for column in line.split("\t")]

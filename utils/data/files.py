@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from model.errors import UserError
+from model.files import read_text
+
 MAX_LISTED = 12  # names shown of what a folder holds instead of what was wanted
 
 
@@ -53,22 +56,17 @@ class FolderListing:
         return path.name in self._names[path.parent]
 
 
-def read_json(path: Path, keys: Sequence[str] = ()) -> Any:
-    """What a JSON file holds: a dictionary with `keys`, when some are given. ValueError names the file."""
+def read_json(path: Path, keys: Sequence[str] = (), *, fallback: str = "") -> Any:
+    """What a JSON file holds: a dictionary with `keys`, when some are given. A UserError names the file.
+
+    `fallback` is the encoding of a file that is not UTF-8, as in `read_text`.
+    """
+    text = read_text(path, fallback=fallback)
     try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as problem:
-        raise ValueError(f"{path}: not JSON ({problem})") from None
+        content = json.loads(text)
+    except (ValueError, RecursionError) as problem:  # ValueError: also numbers of thousands of digits
+        raise UserError(f"{path}: not JSON ({problem})") from None
     for key in keys:
         if not isinstance(content, dict) or key not in content:
-            raise ValueError(f"{path}: no {key!r} in it")
+            raise UserError(f"{path}: no {key!r} in it")
     return content
-
-
-def read_text(path: Path) -> str:
-    """A text file in UTF-8, or else in cp1252, in which some files of ReasonSeg are written."""
-    content = path.read_bytes()
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return content.decode("cp1252", errors="replace")

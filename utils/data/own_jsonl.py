@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 
 from model.conversation import Conversation
+from model.errors import UserError
+from model.files import read_text, split_lines
 from model.sequence import SequenceFormat
 from model.tokens import NEG, SEG, Special, Text
 from utils.data.base import Dataset
-from utils.data.files import read_text
 from utils.data.images import read_image, read_label
 from utils.data.llava_instruct import dialogue_texts
 from utils.data.own import OwnFlag, decode_own_mask, find_pictures, find_split_file
@@ -153,13 +154,13 @@ class OwnJsonl(Dataset):
 def read_lines(path: Path) -> list[Line]:
     """The lines of a jsonl file; ValueError with the line's number when one is not as it should be."""
     lines = []
-    for number, text in enumerate(read_text(path).splitlines(), start=1):
+    for number, text in enumerate(split_lines(read_text(path)), start=1):
         if not text.strip():
             continue
         try:
             lines.append(parse_line(number, json.loads(text)))
-        except ValueError as problem:
-            raise ValueError(f"{path}, line {number}: {problem}") from None
+        except (ValueError, RecursionError) as problem:
+            raise UserError(f"{path}, line {number}: {problem}") from None
     return lines
 
 

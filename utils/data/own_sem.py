@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from model.files import read_text, split_lines
 from utils.data.class_lists import ClassList, make_id_table
-from utils.data.files import names_in, read_text
+from utils.data.files import names_in
 from utils.data.own import WHOLE, OwnFlag, find_path
 from utils.data.semantic import SemanticDataset
 from utils.data.types import IGNORE, NOTHING, UnusableItemError
@@ -103,7 +104,7 @@ def read_classes(path: Path) -> tuple[ClassList, np.ndarray]:
         raise FileNotFoundError(
             f"{path} does not exist; write the name of a class a line: the first line is that of label value 0"
         )
-    lines = read_text(path).rstrip().splitlines()
+    lines = split_lines(read_text(path).rstrip())
     names: list[list[str]] = []
     meanings: list[tuple[int, int]] = []
     for value, line in enumerate(lines):

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
+from model.files import read_text, split_lines
 from utils.data.class_lists import load_class_list, load_id_table
-from utils.data.files import FolderListing, locate, read_text
+from utils.data.files import FolderListing, locate
 from utils.data.semantic import SemanticDataset
 
 
@@ -32,7 +33,7 @@ class VocDataset(SemanticDataset):
         names = locate(root, self.list_files, self.name)
         images = locate(root, ("JPEGImages",), self.name)
         pictures, label_files = FolderListing(images), FolderListing(labels)
-        for name in read_text(names).split():
+        for name in filter(None, map(str.strip, split_lines(read_text(names)))):
             if f"{name}.jpg" not in pictures:
                 self.drop(images / f"{name}.jpg", f"not there, but in {names}")
             elif f"{name}{self.label_suffix}" not in label_files:

@@ -21,6 +21,7 @@ from utils.data.files import locate, read_json
 from utils.data.images import read_image
 from utils.data.types import ReasonSample, Recipe, Sample, UnusableItemError
 
+ENCODING = "cp1252"  # of the published files that are not UTF-8
 TARGET, IGNORED = 1, 255  # what draw_shapes writes; 0 for the rest
 
 
@@ -106,7 +107,7 @@ class ReasonSeg(Dataset):
     def read(self, item: ReasonItem) -> tuple[np.ndarray, Mapping[str, Any], np.ndarray]:
         """Image, annotation, and label (height, width) uint8: TARGET, IGNORED, or 0 for the rest."""
         with self.usable(item.json_path):
-            annotation = read_json(item.json_path, keys=("text", "is_sentence", "shapes"))
+            annotation = read_json(item.json_path, keys=("text", "is_sentence", "shapes"), fallback=ENCODING)
             texts = annotation["text"]
             if (
                 not isinstance(texts, list)
@@ -164,7 +165,7 @@ def read_explanations(path: Path) -> dict[str, str]:
     """Image file name -> explanation; empty when the file is not there, as it is an extra."""
     if not path.exists():
         return {}
-    entries = read_json(path)
+    entries = read_json(path, fallback=ENCODING)
     return {
         entry["image"]: entry["outputs"] for entry in entries if entry.get("image") and entry.get("outputs")
     }

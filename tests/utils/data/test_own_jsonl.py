@@ -19,7 +19,7 @@ from tests.utils.data.layouts import (
     uncompressed_rle,
 )
 from utils.asking import EvaluationSettings
-from utils.data.own_jsonl import with_tokens
+from utils.data.own_jsonl import OwnJsonl, with_tokens
 from utils.data.registry import build_val_dataset, parse_entry
 from utils.data.types import UnusableItemError
 from utils.protocols import ReferringProtocol, protocol_for
@@ -227,3 +227,21 @@ def test_masks_that_cannot_be_right_are_named_with_their_line(tmp_path, recipe, 
         drawn(path, recipe)
     assert caught.value.path == f"{path}, line 1"
     assert caught.value.reason.startswith("masks[1]: ")
+
+
+def test_a_line_ends_at_a_newline_and_not_at_a_separator_of_unicode(tmp_path):
+    """JSON allows U+2028 and U+0085 inside a string."""
+    asked = "Where is\u2028the\x85crack?"
+    lines = [
+        {
+            "image": "a.png",
+            "conversations": [{"from": "human", "value": text}, {"from": "gpt", "value": "No [NEG]."}],
+        }
+        for text in (asked, "And here?")
+    ]
+    save(tmp_path / "a.png", picture(0))
+    for encoding, end in (("utf-8", "\n"), ("utf-8-sig", "\r\n"), ("utf-16", "\r\n")):
+        text = "".join(json.dumps(line, ensure_ascii=False) + end for line in lines)
+        (tmp_path / "train.jsonl").write_bytes(text.encode(encoding))
+        dataset = OwnJsonl.open(tmp_path, [str(tmp_path)], training=True)
+        assert [line.texts[0] for line in dataset.lines] == [asked, "And here?"]

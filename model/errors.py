@@ -1,0 +1,11 @@
+"""The error of a user's mistake."""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """What somebody typed, or a file that he passed, breaks a rule: the message holds the value, the rule, the cure.
+
+    Commands print it as one line. A ValueError of any other class is a defect of this program or of a library
+    that was called wrongly, and keeps its traceback.
+    """

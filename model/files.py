@@ -1,0 +1,89 @@
+"""Text files that somebody else wrote: one reader of their encoding and their lines, with one-line errors."""
+
+from __future__ import annotations
+
+import codecs
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from model.errors import UserError
+
+# UTF-32 first: its little-endian mark begins with that of UTF-16.
+BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+WITHOUT_MARK = "utf-8"
+CURE = "save it as UTF-8, as editors offer, or convert it: iconv -f ENCODING -t UTF-8"
+
+
+def read_text(path: str | Path, *, fallback: str = "") -> str:
+    """The text of a file in UTF-8, or in UTF-8, UTF-16 or UTF-32 with a byte order mark.
+
+    Args:
+        path: of a regular file; a pipe or a device is not read, as it may never end.
+        fallback: encoding of what is not UTF-8, where a published data set needs one.
+
+    Raises:
+        UserError: the file is of another encoding; names the file, the first wrong byte and the cure.
+        OSError: the file cannot be read.
+    """
+    content = read_bytes(path)
+    for mark, encoding in BYTE_ORDER_MARKS:
+        if content.startswith(mark):
+            return _decode(content, encoding, len(mark), path)
+    if fallback:
+        try:
+            return content.decode(WITHOUT_MARK)
+        except UnicodeDecodeError:
+            return content.decode(fallback, errors="replace")
+    return _decode(content, WITHOUT_MARK, 0, path)
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """What a regular file holds; UserError for a folder, a pipe or a device."""
+    with open_regular(path) as file:
+        return file.read()
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """A regular file, open for reading bytes; UserError for anything else, before it can block the reader."""
+    mode = Path(path).stat().st_mode
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+        raise UserError(f"{path}: is {kind}, not a file; name a regular file")
+    return open(path, "rb")
+
+
+def split_lines(text: str) -> list[str]:
+    r"""The lines of a text. A line ends at \n, or at \r\n; the last one may have no end.
+
+    Unlike str.splitlines, which also ends lines at U+2028, \x0b, \x0c, \x85 and others: JSON and class names may
+    hold those inside a line.
+    """
+    lines = text.split("\n")
+    if not lines[-1]:
+        del lines[-1]
+    return [line.removesuffix("\r") for line in lines]
+
+
+def _decode(content: bytes, encoding: str, start: int, path: str | Path) -> str:
+    try:
+        text = content[start:].decode(encoding)
+    except UnicodeDecodeError as problem:
+        place = start + problem.start
+        marked = f"its byte order mark says {encoding.upper()}, but " if start else ""
+        raise UserError(
+            f"{path}: {marked}byte {place} (0x{content[place]:02x}) is not {encoding.upper()}; {CURE}"
+        ) from None
+    if "\0" in text:
+        # Text never holds a zero; half of the bytes of UTF-16 without its mark are zeros.
+        place = start + len(text[: text.index("\0")].encode(encoding))
+        raise UserError(
+            f"{path}: byte {place} (0x00) belongs to no text; if this is UTF-16 without a byte order mark, {CURE}"
+        )
+    return text
