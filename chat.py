@@ -21,14 +21,16 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from model.errors import UserError
 from model.lasagna import LasagnaForConditionalGeneration
 from model.loading import load_model
 from model.sequence import spoken
 from utils.colours import MASK_COLOURS, Colour, class_colour
+from utils.commands import command, one_line
 from utils.data.images import read_image
 from utils.distributed import device_of, dtype_of
 from utils.inference_config import ChatConfig
-from utils.logs import one_line, start_logging
+from utils.logs import start_logging
 from utils.metrics import label_map
 from utils.settings import parse_config
 from utils.visualize import LegendEntry, annotate
@@ -51,21 +53,18 @@ class Answer:
     question: str = ""  # when it was asked in words
 
 
+@command("chat.py")
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        config = parse_config(ChatConfig, argv)
-        start_logging()
-        check_question(config)
-        image = read_picture(config.image) if config.image else None
-        model = load(config)
-        if image is None:
-            converse(model, config)
-        else:
-            answer = ask(model, image, config, prompt=config.prompt, classes=config.classes)
-            tell(answer, image, Path(config.image).stem, config)
-    except (ValueError, FileNotFoundError) as problem:
-        print(f"chat.py: {one_line(problem)}", file=sys.stderr)
-        return 2
+    config = parse_config(ChatConfig, argv)
+    start_logging()
+    check_question(config)
+    image = read_picture(config.image) if config.image else None
+    model = load(config)
+    if image is None:
+        converse(model, config)
+    else:
+        answer = ask(model, image, config, prompt=config.prompt, classes=config.classes)
+        tell(answer, image, Path(config.image).stem, config)
     return 0
 
 
@@ -83,9 +82,9 @@ def check_question(config: ChatConfig) -> None:
     """One answer needs a picture and one question about it; a conversation needs neither."""
     questions = [flag for flag in ("prompt", "classes") if getattr(config, flag).strip()]
     if config.image and len(questions) != 1:
-        raise ValueError(f"--image {config.image} needs one question: either --prompt or --classes")
+        raise UserError(f"--image {config.image} needs one question: either --prompt or --classes")
     if questions and not config.image:
-        raise ValueError(f"--{questions[0]} needs --image, the picture that it is about")
+        raise UserError(f"--{questions[0]} needs --image, the picture that it is about")
 
 
 def read_picture(path: str) -> np.ndarray:
@@ -140,7 +139,7 @@ def split_names(text: str) -> list[str]:
     """Each name of "person, Tree ,tree" once, as it is spoken, in the order given."""
     names = list(dict.fromkeys(spoken(name) for name in text.split(",") if name.strip()))
     if not names:
-        raise ValueError(f"{text!r} has no class name; write them like this: person, tree, dog")
+        raise UserError(f"{text!r} has no class name; write them like this: person, tree, dog")
     return names
 
 
@@ -209,8 +208,8 @@ def converse(model: LasagnaForConditionalGeneration, config: ChatConfig) -> None
                 named = {"classes": rest} if command == ":classes" else {"prompt": line}
                 number += 1
                 tell(ask(model, image, config, **named), image, f"{stem}_{number}", config)
-        except (ValueError, FileNotFoundError) as problem:
-            print(problem)  # and ask again
+        except (UserError, OSError) as problem:
+            print(one_line(problem))  # and ask again
 
 
 if __name__ == "__main__":

@@ -17,48 +17,44 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from model.errors import UserError
 from model.interop.training import RunSettings, read_run_settings, read_training_weights
 from model.merging import MergedModel, open_merge, save
 from model.sequence import SequenceFormat
-from model.weights import MisfitError
+from utils.commands import command
 from utils.distributed import dtype_of
 from utils.hub import check_login, push_folder
 from utils.inference_config import MergeConfig
-from utils.logs import one_line, start_logging
+from utils.logs import start_logging
 from utils.model_card import model_card
 from utils.report import Report, read_report
 from utils.settings import parse_config
 
 
+@command("merge_lora_weights_and_save_hf_model.py")
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        config = parse_config(MergeConfig, argv)
-        start_logging()
-        target = free_folder(config.save_path)
-        report = read_report(config.report) if config.report else None
-        if config.push_to_hub:
-            check_login(config.push_to_hub)
-        settings = read_run_settings(config.weight)
-        merged = open_checkpoint(config, settings, target)
-        write(config, merged, target, card_of(config, settings, merged, target, report))
-        print(f"{target} is ready: python chat.py --version {target}")
-        if config.push_to_hub:
-            print(f"uploaded to {push_folder(target, config.push_to_hub)}, a private repository")
-    except (ValueError, FileNotFoundError) as problem:
-        # The table of weights that do not fit has a line for each.
-        text = str(problem) if isinstance(problem, MisfitError) else one_line(problem)
-        print(f"merge_lora_weights_and_save_hf_model.py: {text}", file=sys.stderr)
-        return 2
+    config = parse_config(MergeConfig, argv)
+    start_logging()
+    target = free_folder(config.save_path)
+    report = read_report(config.report) if config.report else None
+    if config.push_to_hub:
+        check_login(config.push_to_hub)
+    settings = read_run_settings(config.weight)
+    merged = open_checkpoint(config, settings, target)
+    write(config, merged, target, card_of(config, settings, merged, target, report))
+    print(f"{target} is ready: python chat.py --version {target}")
+    if config.push_to_hub:
+        print(f"uploaded to {push_folder(target, config.push_to_hub)}, a private repository")
     return 0
 
 
 def free_folder(path: str) -> Path:
     """The folder to write, which must not hold anything yet: nobody's model is overwritten."""
     if not path:
-        raise ValueError("--save_path says where the merged model goes")
+        raise UserError("--save_path says where the merged model goes")
     folder = Path(path).expanduser()
     if folder.exists() and (folder.is_file() or any(folder.iterdir())):
-        raise ValueError(f"--save_path {path} exists; remove it or choose another name")
+        raise UserError(f"--save_path {path} exists; remove it or choose another name")
     return folder
 
 
@@ -67,7 +63,7 @@ def base_of(config: MergeConfig, settings: RunSettings) -> str:
     version = config.version or settings.run.get("version")
     if not version:
         read_training_weights(config.weight, config.tag)  # says so if the path is of another kind
-        raise ValueError(
+        raise UserError(
             f"the run's settings are not beside {config.weight}; pass --version, the model that training "
             "started from"
         )

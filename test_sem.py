@@ -23,14 +23,16 @@ from pathlib import Path
 
 import torch
 
+from model.errors import UserError
 from model.lasagna import LasagnaForConditionalGeneration
 from model.loading import load_model
 from model.processor import LasagnaProcessor
 from utils.asking import EvaluationSettings
+from utils.commands import command
 from utils.distributed import device_of, distributed, dtype_of
 from utils.evaluate import NUM_SHOWN, Outputs, evaluate_datasets
 from utils.inference_config import TestConfig
-from utils.logs import one_line, start_logging
+from utils.logs import start_logging
 from utils.predict import find_images, predict_images, read_class_file
 from utils.predictions import file_stems, writable_folder
 from utils.report import Report
@@ -40,17 +42,14 @@ from utils.val_sets import open_list
 from utils.visualize import draw_sheet
 
 
+@command("test_sem.py")
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        config = parse_config(TestConfig, argv)
-        start_logging()
-        if config.images:
-            predict(config)
-        else:
-            evaluate(config)
-    except (ValueError, FileNotFoundError) as problem:
-        print(f"test_sem.py: {one_line(problem)}", file=sys.stderr)
-        return 2
+    config = parse_config(TestConfig, argv)
+    start_logging()
+    if config.images:
+        predict(config)
+    else:
+        evaluate(config)
     return 0
 
 
@@ -96,7 +95,7 @@ def settings_of(config: TestConfig) -> EvaluationSettings:
 def outputs_of(config: TestConfig) -> Outputs:
     """The folders to write to, made and tried; ValueError for one that cannot be written."""
     if config.resume and not config.report_dir:
-        raise ValueError("--resume needs --report_dir: the folder of the evaluation that was killed")
+        raise UserError("--resume needs --report_dir: the folder of the evaluation that was killed")
     if config.vis_save_path:
         writable_folder(config.vis_save_path, "--vis_save_path")
     return Outputs(

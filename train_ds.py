@@ -21,12 +21,14 @@ import deepspeed
 import torch
 from torch.profiler import record_function
 
+from model.errors import UserError
 from model.lasagna import LasagnaForConditionalGeneration
 from model.loading import load_model
 from model.lora import add_lora, mark_trainable
 from model.processor import LasagnaProcessor
 from utils.asking import EvaluationSettings
 from utils.checkpoint import check_run, resume, save_best, save_checkpoint
+from utils.commands import command
 from utils.compiling import check_compiler, compile_blocks
 from utils.config import TrainConfig
 from utils.costs import CostModel
@@ -39,7 +41,7 @@ from utils.data.types import Batch
 from utils.deepspeed_config import deepspeed_config
 from utils.distributed import dtype_of, is_main_process, seed_of_step, set_launch_environment, world_size
 from utils.evaluate import evaluate_datasets, open_datasets
-from utils.logs import one_line, start_logging
+from utils.logs import start_logging
 from utils.meters import Meters, peak_memory
 from utils.profiling import StepProfiler
 from utils.report import Report
@@ -52,24 +54,21 @@ SUMMARY_FILE = "data.json"  # what became of the samples
 COUNT_EVERY = 10  # steps between two looks at all processes' unusable items
 
 
+@command("train_ds.py")
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        config = parse_config(TrainConfig, argv)
-        start_processes(config)
-        check_run(config, world_size())
-        datasets = open_validation(config)
-        model, processor = build_model(config)
-        mixture = build_train_mixture(
-            config, config.sequence_format, LengthLimit(processor, config.model_max_length)
-        )
-        sam_cache = open_sam_cache(config, model)
-        engine = start_deepspeed(config, model)
-        step, best_score, counted = resume(engine, config)
-        say(f"{mixture.describe()}\nsteps {step} to {config.num_steps}, {count_trainable(model)}")
-        train(engine, mixture, datasets, config, step, best_score, DataCounts.from_state(counted), sam_cache)
-    except (ValueError, FileNotFoundError) as problem:
-        print(f"train_ds.py: {one_line(problem)}", file=sys.stderr)
-        return 2
+    config = parse_config(TrainConfig, argv)
+    start_processes(config)
+    check_run(config, world_size())
+    datasets = open_validation(config)
+    model, processor = build_model(config)
+    mixture = build_train_mixture(
+        config, config.sequence_format, LengthLimit(processor, config.model_max_length)
+    )
+    sam_cache = open_sam_cache(config, model)
+    engine = start_deepspeed(config, model)
+    step, best_score, counted = resume(engine, config)
+    say(f"{mixture.describe()}\nsteps {step} to {config.num_steps}, {count_trainable(model)}")
+    train(engine, mixture, datasets, config, step, best_score, DataCounts.from_state(counted), sam_cache)
     return 0
 
 
@@ -89,7 +88,7 @@ def start_processes(config: TrainConfig) -> None:
     if config.sam_cache:
         check_folder(config.sam_cache)
     if config.zero_stage == 3 and world_size() > 1 and not config.no_eval:
-        raise ValueError(
+        raise UserError(
             "--zero_stage 3 cannot validate on several processes, whose answers differ in length; add --no_eval and "
             "evaluate the merged model with test_sem.py, or take --zero_stage 2"
         )

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.clip import CLIPImageProcessorPil
 
 from model.config import CLIP_MEAN, CLIP_STD, LasagnaConfig
+from model.errors import UserError
 from model.interop.parts import Parts
 from model.interop.sam import read_sam
 from model.lasagna import LasagnaForConditionalGeneration, build_seg_projector
@@ -125,14 +126,14 @@ def check_vocabulary(parts: Parts, tokenizer: PreTrainedTokenizerBase) -> int:
     # The layouts of others have no row for `<image>`, our own last token.
     num_tokens = len(tokenizer) - (vocabulary.get(IMAGE) == len(tokenizer) - 1 == num_rows)
     if num_tokens > num_rows:
-        raise ValueError(
+        raise UserError(
             f"the tokenizer in {parts.folder} has {num_tokens} tokens but its weights have {num_rows} rows; copy "
             "tokenizer.model, tokenizer.json and added_tokens.json from where the weights come from"
         )
     if parts.format is not None and parts.seg_projector is not None:
         for token in (parts.format.seg, parts.format.neg):
             if token is not None and token not in vocabulary:
-                raise ValueError(
+                raise UserError(
                     f"the tokenizer in {parts.folder} has no {token}, which its weights answer with; copy "
                     "added_tokens.json (and tokenizer.json) from where the weights come from"
                 )
@@ -180,7 +181,7 @@ def check_agreement(model: LasagnaForConditionalGeneration) -> None:
     )
     wrong = [f"{a} is {x}, but {b} is {y}" for a, x, b, y in facts if x != y]
     if wrong:
-        raise ValueError(
+        raise UserError(
             f"{'; '.join(wrong)}. The folder of --version holds files of different models; copy it again"
         )
 

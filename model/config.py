@@ -7,6 +7,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from model.errors import UserError
 from model.losses import DEFAULT_WEIGHTS
 from model.sam import SamSettings
 
@@ -62,7 +63,7 @@ class LasagnaConfig(PreTrainedConfig):
         self.seg_token_id = seg_token_id
         self.neg_token_id = neg_token_id
         if image_aspect_ratio not in ("square", "pad"):
-            raise ValueError(f"image_aspect_ratio must be square or pad, got {image_aspect_ratio!r}")
+            raise UserError(f"image_aspect_ratio must be square or pad, got {image_aspect_ratio!r}")
         self.image_aspect_ratio = image_aspect_ratio
         self.clip_mean = list(clip_mean)
         self.clip_std = list(clip_std)

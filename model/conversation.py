@@ -13,6 +13,7 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from model.errors import UserError
 from model.tokens import (
     CHOICE_TOKENS,
     IM_END,
@@ -160,7 +161,7 @@ class OwnChatTemplate:
 def _chat_template_literals(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[str]:
     """What the tokenizer's template writes before, between and after the turns' texts."""
     if tokenizer.chat_template is None:
-        raise ValueError("prompt 'chat_template' needs a tokenizer that has one; use prompt 'llava_v1'")
+        raise UserError("prompt 'chat_template' needs a tokenizer that has one; use prompt 'llava_v1'")
     marks = [f"\ufdd2{index}\ufdd3" for index in range(len(conversation.turns))]
     # Templates of image models take lists of parts, those of text-only models take strings.
     failures = []
@@ -184,7 +185,7 @@ def _chat_template_literals(tokenizer: PreTrainedTokenizerBase, conversation: Co
         if re.findall("\ufdd2\\d+\ufdd3", text) == marks and not as_python_list and not wrong_image:
             return literals
         failures.append("it does not write every turn once, in order")
-    raise ValueError(f"the tokenizer's chat template cannot be used ({failures[-1]}); use prompt 'llava_v1'")
+    raise UserError(f"the tokenizer's chat template cannot be used ({failures[-1]}); use prompt 'llava_v1'")
 
 
 def _image_and_text(text: str) -> list[dict[str, str]]:
@@ -232,7 +233,7 @@ def render(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, promp
     `prompt` is a name in PROMPTS.
     """
     if prompt not in PROMPTS:
-        raise ValueError(f"unknown prompt {prompt!r}; known: {', '.join(sorted(PROMPTS))}")
+        raise UserError(f"unknown prompt {prompt!r}; known: {', '.join(sorted(PROMPTS))}")
     return list(PROMPTS[prompt].segments(tokenizer, conversation))
 
 

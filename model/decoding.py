@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from model.conversation import Conversation, encode_conversation
+from model.errors import UserError
 from model.sequence import SequenceFormat
 
 # Some 30 names. Anything from 64 to 256 took the same time within a fifth, tiny and medium models on one core.
@@ -74,7 +75,7 @@ def plan_answer(
     the whole. Raises ValueError when the format leaves more open than SEG or NEG.
     """
     if not format.answers_every_class:
-        raise ValueError(
+        raise UserError(
             "constrained decoding needs a model trained with sequence_augmentation and order_following and a "
             f"token for absent classes; this one has {format}. Decode it freely instead"
         )
@@ -84,9 +85,7 @@ def plan_answer(
     whole = encode_conversation(tokenizer, Conversation.of(query, answer), prompt=prompt, num_image_tokens=0)
     length = len(asked.input_ids)
     if whole.input_ids[:length] != asked.input_ids:
-        raise ValueError(
-            f"prompt {prompt!r} writes the query differently once it is answered; use 'llava_v1'"
-        )
+        raise UserError(f"prompt {prompt!r} writes the query differently once it is answered; use 'llava_v1'")
     ids = whole.input_ids[length:]
     seg_id = tokenizer.convert_tokens_to_ids(format.seg)
     positions = tuple(position for position, index in enumerate(ids) if index == seg_id)
@@ -131,7 +130,7 @@ def decode_choices(
         raise ValueError(f"{len(plans)} plans for {len(prompt_embeds)} prompts")
     margin_needed = _logit(0.5 if presence_threshold is None else presence_threshold)
     if rethreshold is not None and not 0 <= rethreshold <= 1:
-        raise ValueError(f"rethreshold must be in [0, 1], got {rethreshold}")
+        raise UserError(f"rethreshold must be in [0, 1], got {rethreshold}")
     if piece_tokens is None:
         piece_tokens = CPU_PIECE_TOKENS if prompt_embeds.device.type == "cpu" else sys.maxsize
     cache = DynamicCache() if cache is None else cache
@@ -157,7 +156,7 @@ def decode_choices(
 
 def _logit(probability: float) -> float:
     if not 0 <= probability <= 1:
-        raise ValueError(f"presence_threshold must be in [0, 1], got {probability}")
+        raise UserError(f"presence_threshold must be in [0, 1], got {probability}")
     if probability in (0, 1):
         return math.inf if probability else -math.inf
     return math.log(probability) - math.log1p(-probability)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import codecs
+import json
 import stat
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import yaml
 
 from model.errors import UserError
 
@@ -87,3 +90,30 @@ def _decode(content: bytes, encoding: str, start: int, path: str | Path) -> str:
             f"{path}: byte {place} (0x00) belongs to no text; if this is UTF-16 without a byte order mark, {CURE}"
         )
     return text
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; an absent file is an empty object. Raises a UserError naming the file."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(read_text(path))
+    except (json.JSONDecodeError, RecursionError) as problem:
+        raise UserError(f"{path} is not JSON ({problem}); copy or download it again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a JSON object, and holds a {type(content).__name__}")
+    return content
+
+
+def read_yaml(path: Path, flag: str = "") -> dict[str, Any]:
+    """The "name: value" lines of a YAML file; none in an empty file. Raises a UserError naming the file."""
+    named = f"{flag} {path}".strip()
+    try:
+        content = yaml.safe_load(read_text(path))
+    except UserError:
+        raise
+    except (yaml.YAMLError, RecursionError, ValueError) as problem:  # ValueError: a date such as 2026-13-01
+        raise UserError(f"{named} is not YAML: {' '.join(str(problem).split())}") from None
+    if content is not None and not isinstance(content, dict):
+        raise UserError(f"{named} must hold 'name: value' lines")
+    return content or {}

@@ -15,8 +15,8 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig
 
 from model.config import LasagnaConfig
+from model.files import read_json
 from model.interop import llava_v1
-from model.interop.parts import read_json
 from model.lasagna import LasagnaForConditionalGeneration
 from model.stored import StoredWeights, require_space, write_shards
 from model.weights import weight_files

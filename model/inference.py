@@ -16,6 +16,7 @@ from transformers import DynamicCache
 
 from model.conversation import Conversation
 from model.decoding import decode_choices
+from model.errors import UserError
 from model.outputs import ChatAnswer, Segmentation
 from model.processor import LasagnaProcessor
 from model.prompts import read_prompts
@@ -81,7 +82,7 @@ class InferenceMixin:
             raise ValueError(f"{len(images)} images but {len(classes)} lists of classes")
         limit = DEFAULT_NUM_ALL_CLASSES if classes_per_query is None else classes_per_query
         if limit < 1:
-            raise ValueError(f"classes_per_query must be at least 1, got {limit}")
+            raise UserError(f"classes_per_query must be at least 1, got {limit}")
         queries = [
             (index, tuple(names[start : start + limit]))
             for index, names in enumerate(classes)
@@ -91,7 +92,7 @@ class InferenceMixin:
             if processor.format.answers_every_class:
                 return self._segment_constrained(images, queries, processor, presence_threshold, rethreshold)
             if presence_threshold is not None or rethreshold is not None:
-                raise ValueError(
+                raise UserError(
                     f"a presence threshold needs a model that answers every class with SEG or NEG; this one has "
                     f"{processor.format}. Leave the threshold out"
                 )

@@ -17,9 +17,11 @@ from typing import Any
 import torch
 
 from model.assemble import assemble, check_agreement
+from model.errors import UserError
+from model.files import read_json
 from model.interop import hf_llava, llava_v1, ours, released
 from model.interop.adapter import is_adapter
-from model.interop.parts import ReadOptions, local_folder, read_json
+from model.interop.parts import ReadOptions, local_folder
 from model.interop.sam import is_sam_file
 from model.interop.training import (
     apply_training_weights,
@@ -93,7 +95,7 @@ def load_model(
     told = {"sam": sam, "format": format, "prompt": prompt, "seed": seed}
     if layout not in LAYOUTS:
         if quantization:
-            raise ValueError(f"{place} is not a merged model; merge it before --load_in_{quantization}")
+            raise UserError(f"{place} is not a merged model; merge it before --load_in_{quantization}")
         told |= {"vision_tower": vision_tower, "dtype": dtype, "attn_implementation": attn_implementation}
         model = load_trained(place, layout, base=base, lora_alpha=lora_alpha, tag=tag, **told)
     else:
@@ -155,7 +157,7 @@ def load_trained(
     settings = read_run_settings(path)
     base = base or settings.run.get("version")
     if not base:
-        raise ValueError(
+        raise UserError(
             f"{path}: {kind}, but nothing says which model it started from; pass its base as --version and "
             "this as --weight to merge_lora_weights_and_save_hf_model.py"
         )
@@ -185,7 +187,7 @@ def recognise(path: Path, tag: str | None = None) -> str:
     """
     config = read_json(path / "config.json") if path.is_dir() else {}
     if path.is_file() and is_sam_file(path):
-        raise ValueError(
+        raise UserError(
             f"--version {path} is a SAM; pass it as --vision_pretrained, and a LLaVA as --version"
         )
     # A PEFT folder of LLaVA's authors has the config.json of its base.
@@ -202,8 +204,8 @@ def recognise(path: Path, tag: str | None = None) -> str:
         )
     kind = config.get("model_type")
     if kind in WRONG_KINDS:
-        raise ValueError(f"--version {path} is {WRONG_KINDS[kind]}")
-    raise ValueError(
+        raise UserError(f"--version {path} is {WRONG_KINDS[kind]}")
+    raise UserError(
         f"{path}/config.json has model_type {kind!r} and architectures "
         f"{config.get('architectures')}; known layouts: {', '.join(LAYOUTS)}"
     )
@@ -216,7 +218,7 @@ def choose_attention(name: str, dtype: torch.dtype | None) -> str:
         ValueError: flex attention on a machine without a GPU.
     """
     if name == "flex_attention" and not torch.cuda.is_available():
-        raise ValueError(
+        raise UserError(
             "--attn_implementation flex_attention needs a GPU: on a CPU it cannot train; take sdpa"
         )
     if name != "auto":
@@ -236,12 +238,12 @@ def with_settings(
     stored = SequenceFormat.from_dict(model.config.sequence_format)
     name = format if isinstance(format, str) or format is None else format.name
     if name not in (None, stored.name):
-        raise ValueError(
+        raise UserError(
             f"this model was trained with --format {stored.name}; it cannot take {name!r}: pass --format "
             f"{stored.name}"
         )
     if prompt not in (None, model.config.prompt):
-        raise ValueError(
+        raise UserError(
             f"this model was trained with prompt {model.config.prompt!r}; it cannot take {prompt!r}: pass "
             f"--conv_type {model.config.prompt}"
         )

@@ -11,6 +11,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from model.errors import UserError
+
 # A pattern over full names: bare "q_proj" would also adapt CLIP's attention.
 TARGET_PATTERN = r".*language_model.*\.(q_proj|v_proj)"
 
@@ -40,11 +42,11 @@ def add_lora(
         ValueError: the rank is negative, or no layer matches.
     """
     if rank < 0:
-        raise ValueError(f"the LoRA rank must be 0 (no adapters) or more, got {rank}")
+        raise UserError(f"the LoRA rank must be 0 (no adapters) or more, got {rank}")
     if rank == 0:
         return vlm
     if not any(re.fullmatch(target_pattern, name) for name, _ in vlm.named_modules()):
-        raise ValueError(f"no layer of the model matches the LoRA pattern {target_pattern!r}")
+        raise UserError(f"no layer of the model matches the LoRA pattern {target_pattern!r}")
     config = LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=target_pattern, bias="none"
     )

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from model.config import LasagnaConfig
+from model.errors import UserError
 from model.frame import check_space, full_config, layer_names, text_config_of, write_frame
 from model.interop import released
 from model.interop.parts import SETTINGS_FOLDER, local_folder
@@ -167,7 +168,7 @@ def open_merge(
     folder = local_folder(version, flag="--version")
     kind = recognise(folder)
     if kind not in LAYOUTS:
-        raise ValueError(
+        raise UserError(
             f"--version {version} is {kind}; pass it as --weight, and the model that it started from as --version"
         )
     logger.info("%s: %s", folder, kind)
@@ -182,7 +183,7 @@ def open_merge(
         try:
             with only_warnings("model"):  # what is loaded is not the model that the user gets
                 frame, processor = load_model(copy, dtype=dtype, prompt=prompt, **told)
-        except (ValueError, FileNotFoundError) as error:
+        except (UserError, FileNotFoundError) as error:
             raise type(error)(str(error).replace(str(copy), str(folder))) from error
     if getattr(processor.tokenizer, "vocab_file", None):  # copied when the tokenizer is saved
         processor.tokenizer.vocab_file = str(folder / Path(processor.tokenizer.vocab_file).name)
@@ -231,7 +232,7 @@ def check_trained(config: LasagnaConfig, weights: Mapping[str, Tensor], *, sourc
     model = empty_model(config)
     ranks = {found["layer"]: len(weights[name]) for name in weights if (found := LORA_NAME.fullmatch(name))}
     if len(set(ranks.values())) > 1:
-        raise ValueError(f"{source} has adapters of several ranks {sorted(set(ranks.values()))}")
+        raise UserError(f"{source} has adapters of several ranks {sorted(set(ranks.values()))}")
     # Layers that the base does not have are left over, and stand in the table of what does not fit.
     known = [layer for layer in ranks if has_layer(model.vlm, layer)]
     if known:
@@ -286,4 +287,4 @@ def save(
         verify(folder, hashes, progress=progress)
         settings = folder / SETTINGS_FOLDER if format == "lisa" else folder
         if LasagnaProcessor.from_pretrained(settings).token_ids != merged.processor.token_ids:
-            raise ValueError(f"the tokenizer of {target} is not what was written; is the disk sound?")
+            raise UserError(f"the tokenizer of {target} is not what was written; is the disk sound?")

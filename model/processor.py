@@ -21,6 +21,8 @@ from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase
 
 from model.conversation import IGNORE_INDEX, PROMPTS, Conversation, Encoded, encode_conversation
 from model.decoding import AnswerPlan, plan_answer
+from model.errors import UserError
+from model.files import read_json
 from model.images import channels_first, resize_bilinear, resize_fast
 from model.losses import learned_positions
 from model.packing import PADDING, PackedRow, pack_within
@@ -45,9 +47,9 @@ class LasagnaProcessor:
 
     def __post_init__(self) -> None:
         if self.prompt not in PROMPTS:
-            raise ValueError(f"unknown prompt {self.prompt!r}; known: {', '.join(sorted(PROMPTS))}")
+            raise UserError(f"unknown prompt {self.prompt!r}; known: {', '.join(sorted(PROMPTS))}")
         if self.image_aspect_ratio not in ASPECT_RATIOS:
-            raise ValueError(
+            raise UserError(
                 f"unknown image_aspect_ratio {self.image_aspect_ratio!r}; known: {', '.join(ASPECT_RATIOS)}"
             )
         self.token_ids: TokenIds = token_ids(self.tokenizer, self.format)
@@ -73,7 +75,7 @@ class LasagnaProcessor:
         path = Path(folder) / FILE_NAME
         if not path.is_file():
             raise FileNotFoundError(f"{folder} has no {FILE_NAME}; pass a folder that save_pretrained wrote")
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = read_json(path)
         settings.pop("processor_class", None)
         settings["format"] = SequenceFormat.from_dict(settings["format"])
         clip = CLIPImageProcessorPil.from_pretrained(folder)

@@ -7,6 +7,8 @@ import importlib.util
 import torch
 from transformers import BitsAndBytesConfig
 
+from model.errors import UserError
+
 CHOICES = ("8bit", "4bit")
 # Names (patterns from the start, or ends) of what is not quantised: masks depend on SAM and projection to the last
 # bit, the tower and LLaVA's projector are small, and lm_head gets rows for new tokens.
@@ -20,14 +22,14 @@ def quantization_config(name: str, dtype: torch.dtype | None) -> BitsAndBytesCon
         ValueError: an unknown name, a dtype that is not 16 bit, or no GPU or bitsandbytes here.
     """
     if name not in CHOICES:
-        raise ValueError(f"unknown quantization {name!r}; known: {', '.join(CHOICES)}")
+        raise UserError(f"unknown quantization {name!r}; known: {', '.join(CHOICES)}")
     flag = f"--load_in_{name}"
     if dtype not in (torch.float16, torch.bfloat16):
-        raise ValueError(f"{flag} computes in 16 bit; pass --precision bf16 or fp16 with it")
+        raise UserError(f"{flag} computes in 16 bit; pass --precision bf16 or fp16 with it")
     if not torch.cuda.is_available():
-        raise ValueError(f"{flag} needs a GPU, and there is none here; leave it out")
+        raise UserError(f"{flag} needs a GPU, and there is none here; leave it out")
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError(f"{flag} needs bitsandbytes: pip install bitsandbytes, or leave the flag out")
+        raise UserError(f"{flag} needs bitsandbytes: pip install bitsandbytes, or leave the flag out")
     if name == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=KEPT)
     return BitsAndBytesConfig(

@@ -18,6 +18,7 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from model.errors import UserError
 from model.resize import MaskResize
 from model.sam_attention import use_fused_attention
 from model.weights import ExactBuffers
@@ -55,7 +56,7 @@ class SamSettings:
         for name in ("encoder_global_blocks", "pixel_mean", "pixel_std"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.image_size % self.patch_size:
-            raise ValueError(
+            raise UserError(
                 f"SAM's image_size {self.image_size} is not a multiple of its patch_size {self.patch_size}"
             )
 
@@ -122,7 +123,7 @@ def sam_settings_from_state_dict(weights: Mapping[str, Tensor]) -> SamSettings:
     )
     absent = [name for name in needed if name not in weights]
     if absent:
-        raise ValueError(
+        raise UserError(
             f"not a SAM checkpoint: it has no {', '.join(absent)}; pass one of sam_vit_{{h,l,b}}*.pth "
             "(SAM 2 and the Hugging Face conversion have another layout)"
         )
@@ -140,7 +141,7 @@ def sam_settings_from_state_dict(weights: Mapping[str, Tensor]) -> SamSettings:
     sides = [(size(f"image_encoder.blocks.{i}.attn.rel_pos_h") + 1) // 2 for i in range(depth)]
     windows = {side for side in sides if side != grid}
     if len(windows) > 1:
-        raise ValueError(f"SAM's blocks use windows of several sizes {sorted(windows)}; one is supported")
+        raise UserError(f"SAM's blocks use windows of several sizes {sorted(windows)}; one is supported")
     decoder = "mask_decoder.transformer.layers.0"
     prompt_dim = size("prompt_encoder.no_mask_embed.weight", 1)
     return SamSettings(

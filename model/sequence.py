@@ -21,6 +21,7 @@ import numpy as np
 import yaml
 
 from model.conversation import Conversation
+from model.errors import UserError
 from model.tokens import CAT_END, CAT_START, INS, NEG, NO_INS, SEG, SEMANTIC, Special, Text
 
 DEFAULT_NUM_ALL_CLASSES = 80
@@ -40,9 +41,9 @@ class SequenceFormat:
 
     def __post_init__(self) -> None:
         if self.name not in TOKENS_OF_FORMAT:
-            raise ValueError(f"unknown format {self.name!r}; known: {', '.join(sorted(TOKENS_OF_FORMAT))}")
+            raise UserError(f"unknown format {self.name!r}; known: {', '.join(sorted(TOKENS_OF_FORMAT))}")
         if self.neg is None and self.sequence_augmentation:
-            raise ValueError(
+            raise UserError(
                 f"format {self.name!r} has no token for absent classes; set sequence_augmentation to False"
             )
 
@@ -50,7 +51,7 @@ class SequenceFormat:
     def named(cls, name: str, **switches: bool) -> SequenceFormat:
         """The format `name` ("paper", "release" or "lisa"), with strategies switched as given."""
         if name not in TOKENS_OF_FORMAT:
-            raise ValueError(f"unknown format {name!r}; known: {', '.join(sorted(TOKENS_OF_FORMAT))}")
+            raise UserError(f"unknown format {name!r}; known: {', '.join(sorted(TOKENS_OF_FORMAT))}")
         seg, neg = TOKENS_OF_FORMAT[name]
         if neg is None:
             switches = {**switches, "sequence_augmentation": False}
@@ -73,7 +74,7 @@ class SequenceFormat:
     def query(self, classes: Sequence[str]) -> Text:
         """What the user asks, for the given class names."""
         if not classes:
-            raise ValueError("a query needs at least one class name")
+            raise UserError("a query needs at least one class name")
         names = ", ".join(spoken(name) for name in classes)
         if self.name == "release":
             listed = (Special(CAT_START), f" {names} ", Special(CAT_END))
@@ -129,7 +130,7 @@ def spoken(name: str) -> str:
     """
     words = " ".join(name.lower().split())
     if not words:
-        raise ValueError(f"class name {name!r} is empty")
+        raise UserError(f"class name {name!r} is empty")
     return words
 
 

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from model.errors import UserError
 from model.weights import is_zip, open_safetensors, read_weight_file, weight_files
 
 # Pages of a mapped file count as this process's memory until the file is closed: it is opened again after this much.
@@ -147,7 +148,7 @@ def verify(
         if hash_of(value) != hashes[name]:
             wrong.append(name)
     if wrong:
-        raise ValueError(
+        raise UserError(
             f"{len(wrong)} weights of {folder} are not what was written ({', '.join(wrong[:3])}); is the disk sound?"
         )
 
@@ -170,7 +171,7 @@ def require_space(place: Path, num_bytes: int) -> None:
     """Raises a ValueError when fewer bytes are free."""
     free = shutil.disk_usage(place).free
     if free < num_bytes:
-        raise ValueError(
+        raise UserError(
             f"merging into {place} needs {num_bytes / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; make room, or "
             "choose another --save_path"
         )
@@ -195,6 +196,6 @@ def finished_folder(target: Path) -> Iterator[Path]:
             target.rmdir()  # empty, as checked before
         unfinished.rename(target)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{target} cannot be written: {error}; nothing is left of it") from error
+        raise UserError(f"{target} cannot be written: {error}; nothing is left of it") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -18,6 +18,9 @@ from weakref import WeakKeyDictionary
 from tokenizers import Encoding, Tokenizer, normalizers
 from transformers import AddedToken, AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase
 
+from model.errors import UserError
+from model.files import read_json
+
 if TYPE_CHECKING:
     from model.sequence import SequenceFormat
 
@@ -112,7 +115,7 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, format: SequenceFormat) -> Tok
         index = vocabulary.get(token)
         encoded = [] if index is None else encode_text(tokenizer, (Special(token),))
         if index is None or encoded != [index]:
-            raise ValueError(
+            raise UserError(
                 f"special token {token!r} must encode to exactly one id, got {encoded}; call "
                 "add_special_tokens first, and check that the tokenizer folder belongs to the weights"
             )
@@ -259,16 +262,16 @@ def _load_original(folder: Path) -> PreTrainedTokenizerBase:
     with a space put in front. Its added tokens swallowed the white space on both sides.
     """
     tokenizer = LlamaTokenizer.from_pretrained(folder)
-    if _read_json(folder / "tokenizer_config.json").get("legacy", True) is not False:
+    if read_json(folder / "tokenizer_config.json").get("legacy", True) is not False:
         backend = tokenizer.backend_tokenizer
         backend.pre_tokenizer = None
         backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    added = _read_json(folder / "added_tokens.json")
+    added = read_json(folder / "added_tokens.json")
     for content, index in sorted(added.items(), key=lambda item: item[1]):
         token = AddedToken(content, lstrip=True, rstrip=True, normalized=False, special=True)
         tokenizer.add_tokens([token], special_tokens=True)
         if tokenizer.convert_tokens_to_ids(content) != index:
-            raise ValueError(
+            raise UserError(
                 f"{folder}/added_tokens.json gives {content!r} the id {index}, but the vocabulary puts it at "
                 f"{tokenizer.convert_tokens_to_ids(content)}; is tokenizer.model the one of these weights?"
             )
@@ -285,7 +288,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> No
     if sentencepiece.is_file() and not (folder / "tokenizer.model").exists():
         shutil.copyfile(sentencepiece, folder / "tokenizer.model")
     path = folder / "tokenizer_config.json"
-    settings = _read_json(path)
+    settings = read_json(path)
     # The LLaMA class builds its own pre-tokenizer on load and ignores the one in tokenizer.json.
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     for stale in ("legacy", "vocab_file", "add_prefix_space", "name_or_path", "is_local", "local_files_only"):
@@ -300,7 +303,3 @@ def _rename_token(tokenizer: PreTrainedTokenizerBase, old: str, new: str) -> Non
     if isinstance(state["model"]["vocab"], dict) and old in state["model"]["vocab"]:
         state["model"]["vocab"][new] = state["model"]["vocab"].pop(old)
     tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
-
-
-def _read_json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

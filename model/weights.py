@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import struct
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -15,6 +14,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from model.errors import UserError
+from model.files import read_json
 
 # Index files (which shard holds which weight) and single files, in the order in which they are looked for.
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -54,7 +56,7 @@ def read_torch_file(path: str | Path) -> dict[str, object]:
         # Torch's refusal begins with the advice to run the file's code, and says at its end what was refused.
         refused = str(error).rpartition("WeightsUnpickler error:")[2].strip()
         reason = next(iter(refused.splitlines()), type(error).__name__)
-        raise ValueError(
+        raise UserError(
             f"{path} is not a readable checkpoint of tensors (cut off, or it holds code): {reason}"
         ) from error
 
@@ -104,7 +106,7 @@ def read_weight_file(path: str | Path) -> dict[str, Tensor]:
     weights = content.items() if isinstance(content, dict) else ()
     weights = {name: value for name, value in weights if isinstance(value, Tensor)}
     if not weights:
-        raise ValueError(f"{path} holds no weights by name; pass a checkpoint's weight file")
+        raise UserError(f"{path} holds no weights by name; pass a checkpoint's weight file")
     return weights
 
 
@@ -122,7 +124,7 @@ def open_safetensors(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except SafetensorError as error:
-        raise ValueError(f"{path} is cut off or no safetensors file ({error}); download it again") from error
+        raise UserError(f"{path} is cut off or no safetensors file ({error}); download it again") from error
 
 
 def weight_files(folder: str | Path) -> list[Path]:
@@ -134,7 +136,9 @@ def weight_files(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     for name in INDEX_FILES:
         if (folder / name).is_file():
-            index = json.loads((folder / name).read_text(encoding="utf-8"))["weight_map"]
+            index = read_json(folder / name).get("weight_map")
+            if not isinstance(index, dict):
+                raise UserError(f"{folder / name} has no 'weight_map'; copy or download it again")
             paths = [folder / shard for shard in sorted(set(index.values()))]
             for path in paths:
                 if not path.is_file():
@@ -179,7 +183,7 @@ class Misfit:
     found: str
 
 
-class MisfitError(ValueError):
+class MisfitError(UserError):
     """Weights do not fit the model. The message is a table: name, expected, found."""
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from model.conversation import Conversation
+from model.errors import UserError
 from model.inference import TOKENS_PER_CLASS
 from model.prompts import move_batch
 from model.sequence import DEFAULT_NUM_ALL_CLASSES, SequenceFormat
@@ -42,22 +43,22 @@ class EvaluationSettings:
         for name in ("classes_per_query", "max_new_tokens", "max_samples", "val_batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name} must be >= 1, got {value}")
+                raise UserError(f"{name} must be >= 1, got {value}")
         for name in ("presence_threshold", "rethreshold", "match_distance"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"{name} must be in 0 to 1, got {value}")
+                raise UserError(f"{name} must be in 0 to 1, got {value}")
         if self.presence_threshold is not None and self.rethreshold is not None:
-            raise ValueError(
+            raise UserError(
                 "presence_threshold acts while decoding, rethreshold on what comes out; give one of them"
             )
         if self.free_generation and self.asks_probabilities:
-            raise ValueError(
+            raise UserError(
                 f"{', '.join(self.asks_probabilities)} needs probabilities, and free_generation gives none; "
                 "leave one of them out"
             )
         if self.calibrate and self.oracle_classes:
-            raise ValueError("calibrate needs absent classes too; leave oracle_classes out")
+            raise UserError("calibrate needs absent classes too; leave oracle_classes out")
 
     @property
     def asks_probabilities(self) -> tuple[str, ...]:
@@ -78,7 +79,7 @@ class EvaluationSettings:
             what = (
                 f"no token for absent classes ({format.name} format)" if format.neg is None else str(format)
             )
-            raise ValueError(
+            raise UserError(
                 f"{', '.join(self.asks_probabilities)} needs a model that answers every class with SEG or NEG, "
                 f"and this one has {what}; leave it out, complex queries are then generated freely"
             )

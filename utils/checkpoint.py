@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import yaml
 
-from model.files import read_text, split_lines
+from model.errors import UserError
+from model.files import read_text, read_yaml, split_lines
 from model.interop.deepspeed import safe_globals
 from model.interop.training import CHECKPOINT_FOLDER, SETTINGS_FOLDER
 from model.lasagna import LasagnaForConditionalGeneration
@@ -89,13 +89,13 @@ def check_run(config: TrainConfig, num_processes: int) -> None:
     if not (folder / "latest").is_file():
         return
     if not config.auto_resume:
-        raise ValueError(
+        raise UserError(
             f"{folder} holds an earlier run; choose another --exp_name, or leave out --no_auto_resume to continue it"
         )
     check_same_run(config, folder / SETTINGS_FOLDER / "run.yaml")
     before = read_state(folder)["dp_world_size"]
     if before != num_processes:
-        raise ValueError(
+        raise UserError(
             f"run {config.exp_name!r} was started with {before} processes, now there are {num_processes}; start as "
             f"many as before, or choose another --exp_name"
         )
@@ -104,15 +104,15 @@ def check_run(config: TrainConfig, num_processes: int) -> None:
 def check_same_run(config: TrainConfig, path: Path) -> None:
     """ValueError when a run would continue with settings that its checkpoint was not made with."""
     if not path.is_file():
-        raise ValueError(f"{path} is missing, which says how the run was started; choose another --exp_name")
-    saved = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raise UserError(f"{path} is missing, which says how the run was started; choose another --exp_name")
+    saved = read_yaml(path)
     changed = [
         f"--{name} was {saved[name]!r}, is {now!r}"
         for name, now in asdict(config).items()
         if name in saved and name not in FREE and saved[name] != now
     ]
     if changed:
-        raise ValueError(
+        raise UserError(
             f"run {config.exp_name!r} was started with other settings ({'; '.join(changed)}); "
             "choose another --exp_name, or give the settings that it had"
         )
@@ -123,7 +123,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     tag = folder / (folder / "latest").read_text(encoding="utf-8").strip()
     paths = sorted(tag.glob("*_model_states.pt"))
     if not paths:
-        raise ValueError(f"{tag} has no *_model_states.pt; remove {folder} to start again")
+        raise UserError(f"{tag} has no *_model_states.pt; remove {folder} to start again")
     return _load_safely(str(paths[0]), mmap=True)
 
 
@@ -141,7 +141,7 @@ def resume(engine: Any, config: TrainConfig) -> tuple[int, float | None, dict[st
     load_module = _load_trainable if config.zero_stage < 3 else None
     path, state = engine.load_checkpoint(str(folder), load_module_strict=False, custom_load_fn=load_module)
     if path is None:
-        raise ValueError(f"{folder} cannot be read; remove it to start again")
+        raise UserError(f"{folder} cannot be read; remove it to start again")
     logger.info("continues %s at step %d", path, state["step"])
     best_score = read_state(best)["best_score"] if (best / "latest").is_file() else None
     return int(state["step"]), best_score, state.get("counted", {})

@@ -13,6 +13,7 @@ import shutil
 import torch
 from torch import nn
 
+from model.errors import UserError
 from model.lasagna import LasagnaForConditionalGeneration
 
 
@@ -24,11 +25,11 @@ def check_compiler() -> None:
     """
     if torch.cuda.is_available():
         if importlib.util.find_spec("triton") is None:
-            raise ValueError("--compile needs Triton on a GPU; pip install triton, or leave --compile out")
+            raise UserError("--compile needs Triton on a GPU; pip install triton, or leave --compile out")
         return
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
-        raise ValueError(
+        raise UserError(
             f"--compile needs a C++ compiler on a CPU and {compiler} is not there; install it, name another one in "
             "CXX, or leave --compile out"
         )

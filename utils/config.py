@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from model.errors import UserError
 from model.sequence import TOKENS_OF_FORMAT, SequenceFormat
 from utils.settings import check_choices, require_not_negative, require_positive, setting
 
@@ -64,7 +65,7 @@ class DataConfig:
         require_not_negative(self, "seed")
         for name in ("explanatory", "likely_negatives", "max_bad_fraction"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"--{name} is a share, 0 to 1, got {getattr(self, name)}")
+                raise UserError(f"--{name} is a share, 0 to 1, got {getattr(self, name)}")
 
     @property
     def sequence_format(self) -> SequenceFormat:
@@ -158,24 +159,22 @@ class TrainConfig(DataConfig):
             "num_threads", "classes_per_query", "ce_loss_weight", "bce_loss_weight", "dice_loss_weight",
         )  # fmt: skip
         if not 0 <= self.lora_dropout <= 1:
-            raise ValueError(f"--lora_dropout is a share, 0 to 1, got {self.lora_dropout}")
+            raise UserError(f"--lora_dropout is a share, 0 to 1, got {self.lora_dropout}")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be in [0, 1), got {getattr(self, name)}")
+                raise UserError(f"--{name} must be in [0, 1), got {getattr(self, name)}")
         if self.sam_cache_gb and not self.sam_cache:
-            raise ValueError(
+            raise UserError(
                 f"--sam_cache_gb {self.sam_cache_gb:g} needs --sam_cache: the folder that it limits"
             )
         if self.exp_name in ("", ".", ".."):
-            raise ValueError(
-                f"--exp_name {self.exp_name!r} names no folder of its own in {self.log_base_dir}"
-            )
+            raise UserError(f"--exp_name {self.exp_name!r} names no folder of its own in {self.log_base_dir}")
         if self.compile and self.zero_stage == 3:
-            raise ValueError(
+            raise UserError(
                 "--compile does not go with --zero_stage 3, which gathers weights around every layer; leave one out"
             )
         if not self.version:
-            raise ValueError("--version says which model to start from: the folder of a LLaVA")
+            raise UserError("--version says which model to start from: the folder of a LLaVA")
 
     @property
     def num_steps(self) -> int:

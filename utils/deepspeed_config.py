@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from model.errors import UserError
 from utils.config import TrainConfig
 
 
@@ -17,7 +18,7 @@ def deepspeed_config(config: TrainConfig, num_processes: int) -> dict[str, Any]:
     """
     on_cpu = not torch.cuda.is_available()
     if on_cpu and config.precision == "fp16":
-        raise ValueError("--precision fp16 needs a GPU; choose bf16 or fp32")
+        raise UserError("--precision fp16 needs a GPU; choose bf16 or fp32")
     optimizer = {
         "lr": config.lr,
         "betas": (config.beta1, config.beta2),

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from model.errors import UserError
 from utils.gallery import PackedRow
 from utils.records import from_json, to_json
 
@@ -130,7 +131,7 @@ class Shard:
                     index = content.pop("index")
                     outcomes[index] = Outcome(**{name: from_json(value) for name, value in content.items()})
             except (ValueError, KeyError, TypeError, AttributeError) as problem:
-                raise ValueError(
+                raise UserError(
                     f"{path}, line {number}: {problem}; delete the file, its samples are then predicted again"
                 ) from None
             if number == 1:
@@ -142,11 +143,9 @@ class Shard:
         cure = "leave out --resume to start anew, or choose another --report_dir"
         if not isinstance(header, dict) or header.get("state_version") != STATE_VERSION:
             found = header.get("state_version") if isinstance(header, dict) else None
-            raise ValueError(
-                f"{path}: written as version {found}, this program reads {STATE_VERSION}; {cure}"
-            )
+            raise UserError(f"{path}: written as version {found}, this program reads {STATE_VERSION}; {cure}")
         if header.get("model") != self.header["model"]:
-            raise ValueError(f"{path}: holds the samples of another model (other weights); {cure}")
+            raise UserError(f"{path}: holds the samples of another model (other weights); {cure}")
         before, now = flatten(header), flatten(self.header)
         changed = [
             f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
@@ -154,7 +153,7 @@ class Shard:
             if before.get(name) != now.get(name)
         ]
         if changed:
-            raise ValueError(f"{path}: the evaluation was started differently ({'; '.join(changed)}); {cure}")
+            raise UserError(f"{path}: the evaluation was started differently ({'; '.join(changed)}); {cure}")
 
 
 def flatten(header: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,11 +20,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from model.errors import UserError
+from utils.commands import Parser, command
 from utils.config import TrainConfig
 from utils.costs import CostModel, Picture, Work
 from utils.distributed import dtype_of
 from utils.flop_formulas import linear, num_image_tokens, total
-from utils.logs import one_line
 from utils.memory import PICTURE_SIZE, Count, build, count_parameters
 from utils.settings import parse_config
 from utils.sizes import model_config
@@ -98,35 +99,32 @@ class Prediction:
         return self.compute + self.communication
 
 
+@command("utils.flops")
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argument_parser()
     own, rest = parser.parse_known_args(argv)
-    try:
-        config = parse_config(TrainConfig, rest)
-        setting = setting_of(own, config)
-        shape = model_config(config)
-        model = build(config, shape)
-        count, encoders = count_parameters(model), encoder_parameters(model)
-        costs = CostModel.of(config, shape)
-        work = setting.work(num_image_tokens(shape.vlm_config))
-        console = Console()
-        show_sample(costs, work, setting, console)
-        step = total(costs.training(work).values()) * config.grad_accumulation_steps
-        rows = [
-            predict(step.total, count, encoders, stage, gpus, setting, config)
-            for gpus in sorted({setting.gpus, MANY_GPUS})
-            for stage in (2, 3)
-        ]
-        show_steps(rows, setting, config, console)
-        show_answer(costs, config, console)
-    except (ValueError, FileNotFoundError) as problem:
-        print(f"utils.flops: {one_line(problem)}", file=sys.stderr)
-        return 2
+    config = parse_config(TrainConfig, rest)
+    setting = setting_of(own, config)
+    shape = model_config(config)
+    model = build(config, shape)
+    count, encoders = count_parameters(model), encoder_parameters(model)
+    costs = CostModel.of(config, shape)
+    work = setting.work(num_image_tokens(shape.vlm_config))
+    console = Console()
+    show_sample(costs, work, setting, console)
+    step = total(costs.training(work).values()) * config.grad_accumulation_steps
+    rows = [
+        predict(step.total, count, encoders, stage, gpus, setting, config)
+        for gpus in sorted({setting.gpus, MANY_GPUS})
+        for stage in (2, 3)
+    ]
+    show_steps(rows, setting, config, console)
+    show_answer(costs, config, console)
     return 0
 
 
-def argument_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def argument_parser() -> Parser:
+    parser = Parser(
         prog="python -m utils.flops",
         description="FLOPs, bytes and time of a training configuration; every flag of train_ds.py may be added.",
         allow_abbrev=False,
@@ -152,10 +150,10 @@ def setting_of(own: argparse.Namespace, config: TrainConfig) -> Setting:
     """The flags, checked."""
     for name in ("gpus", "conversations", "tflops", "disk_bytes"):
         if getattr(own, name) <= 0:
-            raise ValueError(f"--{name} must be > 0, got {getattr(own, name)}")
+            raise UserError(f"--{name} must be > 0, got {getattr(own, name)}")
     for name in ("images", "classes", "masks", "bandwidth"):
         if getattr(own, name) < 0:
-            raise ValueError(f"--{name} must be >= 0, got {getattr(own, name)}")
+            raise UserError(f"--{name} must be >= 0, got {getattr(own, name)}")
     values = vars(own) | {"images": own.images or config.batch_size, "masks": own.masks or own.conversations}
     return Setting(**values)
 

@@ -12,6 +12,8 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
 )
 
+from model.errors import UserError
+
 
 def check_login(name: str) -> str:
     """The account that would upload; asked before hours of work.
@@ -22,12 +24,12 @@ def check_login(name: str) -> str:
     try:
         return str(HfApi().whoami()["name"])
     except (LocalTokenNotFoundError, HfHubHTTPError) as error:
-        raise ValueError(
+        raise UserError(
             f"--push_to_hub {name} needs an account of the Hugging Face hub: run `hf auth login` with a token that "
             "may write, or set HF_TOKEN"
         ) from error
     except (OfflineModeIsEnabled, OSError) as error:
-        raise ValueError(f"--push_to_hub {name}: the hub cannot be reached ({error})") from error
+        raise UserError(f"--push_to_hub {name}: the hub cannot be reached ({error})") from error
 
 
 def push_folder(folder: Path, name: str) -> str:
@@ -43,7 +45,7 @@ def push_folder(folder: Path, name: str) -> str:
             repo_id=repository.repo_id, folder_path=folder, commit_message="LaSagnA model, adapters merged"
         )
     except (OSError, HFValidationError) as error:  # HfHubHTTPError is an OSError
-        raise ValueError(
+        raise UserError(
             f"--push_to_hub {name} failed: {error}; {folder} is complete, upload it with "
             f"`hf upload {name} {folder}`"
         ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from model.errors import UserError
 from utils.config import PRECISIONS, fold_alias
 from utils.matching import DEFAULT_MATCH_DISTANCE
 from utils.settings import check_choices, require_not_negative, require_positive, setting
@@ -66,20 +67,20 @@ class TestConfig:
         require_not_negative(self, "num_threads", "workers", "seed")
         _require_version(self.version)
         if bool(self.images) != bool(self.classes):
-            raise ValueError("--images and --classes belong together: pictures, and what to look for in them")
+            raise UserError("--images and --classes belong together: pictures, and what to look for in them")
         if self.images:
             self._check_prediction()
 
     def _check_prediction(self) -> None:
         """Settings that mean nothing without ground truth, or without a report."""
         if not self.save_predictions:
-            raise ValueError("--images needs --save_predictions: the folder that the results go to")
+            raise UserError("--images needs --save_predictions: the folder that the results go to")
         unused = (
             "report_dir", "resume", "vis_save_path", "calibrate", "oracle_classes", "free_generation",
             "teacher_forced", "max_samples",
         )  # fmt: skip
         if given := [f"--{name}" for name in unused if getattr(self, name)]:
-            raise ValueError(f"{', '.join(given)} means nothing with --images, which are only predicted")
+            raise UserError(f"{', '.join(given)} means nothing with --images, which are only predicted")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,16 +133,16 @@ class MergeConfig:
         check_choices(self)
         require_positive(self, "lora_alpha")
         if self.push_to_hub and self.push_to_hub.count("/") > 1:
-            raise ValueError(f"--push_to_hub {self.push_to_hub} must read NAME/MODEL, or MODEL for your own")
+            raise UserError(f"--push_to_hub {self.push_to_hub} must read NAME/MODEL, or MODEL for your own")
         if not self.weight:
-            raise ValueError("--weight says which weights to merge: the ckpt_model folder of a run")
+            raise UserError("--weight says which weights to merge: the ckpt_model folder of a run")
 
 
 def _check_quantization(config: Any) -> None:
     if config.load_in_8bit and config.load_in_4bit:
-        raise ValueError("--load_in_8bit and --load_in_4bit exclude each other; choose one")
+        raise UserError("--load_in_8bit and --load_in_4bit exclude each other; choose one")
 
 
 def _require_version(version: str) -> None:
     if not version:
-        raise ValueError("--version says which model to load: the folder that the merge script wrote")
+        raise UserError("--version says which model to load: the folder that the merge script wrote")

@@ -10,8 +10,6 @@ from contextlib import contextmanager
 
 from transformers.utils import logging as transformers_logging
 
-from model.weights import MisfitError
-
 
 def start_logging() -> None:
     """One line a message, on the first process only; libraries speak up when something is wrong."""
@@ -35,13 +33,3 @@ def quiet(name: str) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
-
-
-def one_line(problem: Exception) -> str:
-    """What went wrong, in one line: libraries write several, and a loader's worker sends its whole traceback."""
-    text = str(problem).strip()
-    if isinstance(problem, MisfitError):
-        return text  # a table of weights, which stays one
-    if "Traceback (most recent call last)" in text:
-        text = text.split("\n")[-1].removeprefix(f"{type(problem).__name__}: ")
-    return " ".join(text.split())

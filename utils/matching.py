@@ -14,6 +14,7 @@ from rapidfuzz import process
 from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
+from model.errors import UserError
 from utils.data.class_lists import normalize_name
 
 DEFAULT_MATCH_DISTANCE = 0.2  # edits / letters of the longer name: "trees" is a tree, "cat" is no car
@@ -45,7 +46,7 @@ class NameMatcher:
         self.index_of = {key: index for index, key in enumerate(self.keys)}
         if len(self.index_of) < len(self.keys):
             twice = sorted({key for key in self.keys if self.keys.count(key) > 1})
-            raise ValueError(f"class names that differ only in case or spaces: {', '.join(twice)}")
+            raise UserError(f"class names that differ only in case or spaces: {', '.join(twice)}")
         self.max_distance = max_distance
 
     def find(self, mention: str) -> Match | None:

@@ -9,7 +9,6 @@ published sizes are taken (utils/sizes.py). Formulas and their sources: docs/che
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -25,12 +24,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from model.config import LasagnaConfig
+from model.errors import UserError
 from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import add_lora, mark_trainable
 from model.losses import LOGITS_PER_CHUNK, PIXELS_PER_CHUNK, mask_losses
+from utils.commands import Parser, command
 from utils.config import TrainConfig
 from utils.distributed import dtype_of
-from utils.logs import one_line
 from utils.settings import parse_config
 from utils.sizes import model_config
 
@@ -75,8 +75,9 @@ class Estimate:
         return next((card for card in CARDS if self.total <= card * 10**9), None)
 
 
+@command("utils.memory")
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m utils.memory",
         description="GPU memory of a training configuration; every flag of train_ds.py may be added.",
         allow_abbrev=False,
@@ -84,18 +85,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--gpus", type=int, default=8, help="processes, one for each GPU")
     parser.add_argument("--masks", type=int, default=MASKS_PER_IMAGE, help="[SEG] of one image")
     own, rest = parser.parse_known_args(argv)
-    try:
-        if own.gpus < 1 or own.masks < 1:
-            raise ValueError(f"--gpus and --masks must be 1 or more, got {own.gpus} and {own.masks}")
-        config = parse_config(TrainConfig, rest)
-        shape = model_config(config)
-        model = build(config, shape)
-        count, activations = count_parameters(model), activation_bytes(model, config, own.masks)
-        rows = [estimate(count, stage, own.gpus, config.precision, activations) for stage in STAGES]
-        show(rows, count, shape, config, own.gpus, own.masks)
-    except (ValueError, FileNotFoundError) as problem:
-        print(f"utils.memory: {one_line(problem)}", file=sys.stderr)
-        return 2
+    if own.gpus < 1 or own.masks < 1:
+        raise UserError(f"--gpus and --masks must be 1 or more, got {own.gpus} and {own.masks}")
+    config = parse_config(TrainConfig, rest)
+    shape = model_config(config)
+    model = build(config, shape)
+    count, activations = count_parameters(model), activation_bytes(model, config, own.masks)
+    rows = [estimate(count, stage, own.gpus, config.precision, activations) for stage in STAGES]
+    show(rows, count, shape, config, own.gpus, own.masks)
     return 0
 
 

@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from model.errors import UserError
 from utils.data.base import Dataset
 from utils.data.registry import DATASETS
 from utils.data.semantic import SemanticDataset
@@ -42,7 +43,7 @@ def writable_folder(path: str | Path, flag: str) -> Path:
             pass
     except OSError as problem:
         reason = problem.strerror or problem
-        raise ValueError(f"{flag} {folder} cannot be written to ({reason}); name another folder") from None
+        raise UserError(f"{flag} {folder} cannot be written to ({reason}); name another folder") from None
     return folder
 
 

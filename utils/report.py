@@ -35,6 +35,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from model.errors import UserError
 from utils.confusion import draw_confusion
 from utils.predictions import file_stems
 from utils.report_html import samples_page
@@ -139,7 +140,7 @@ class Report:
         """The inverse of `to_dict`. Raises ValueError for another schema version."""
         version = content.get("schema_version")
         if version != SCHEMA_VERSION:
-            raise ValueError(
+            raise UserError(
                 f"schema_version is {version}, this program reads {SCHEMA_VERSION}; evaluate again"
             )
         seconds = content["timings"]["seconds"]
@@ -194,7 +195,7 @@ def read_report(path: str | Path) -> Report:
     try:
         return Report.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as problem:
-        raise ValueError(f"{path}: {problem}") from problem
+        raise UserError(f"{path}: {problem}") from problem
 
 
 # -------------------------------------------------------------------------------------------- files

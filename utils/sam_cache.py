@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from model.errors import UserError
 from model.sam import SamSegmenter
 from utils.data.types import Batch
 from utils.sam_keys import checksum, encoder_key
@@ -232,11 +233,11 @@ def check_folder(folder: str | Path) -> None:
     while not place.exists():
         place = place.parent
     if not place.is_dir():
-        raise ValueError(
+        raise UserError(
             f"--sam_cache {folder}: {place} is not a folder; give a folder, which is made if needed"
         )
     if not os.access(place, os.W_OK | os.X_OK):
-        raise ValueError(f"--sam_cache {folder}: {place} cannot be written; give a folder that can")
+        raise UserError(f"--sam_cache {folder}: {place} cannot be written; give a folder that can")
 
 
 def _any_process(encodes: bool, device: torch.device) -> bool:

@@ -14,6 +14,9 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 from transformers import HfArgumentParser
 
+from model.errors import UserError
+from model.files import read_yaml
+
 Config = TypeVar("Config")
 
 
@@ -29,7 +32,7 @@ class _Parser(HfArgumentParser):
     """Errors as ValueError, so that a script reports all of them in one way."""
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
+        raise UserError(message)
 
 
 def parse_config(
@@ -58,7 +61,7 @@ def parse_config(
         flags = [*(f"--{name}" for name in names), *switches]
         close = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
         hint = f"; did you mean {close[0]}?" if close else "; --help lists them"
-        raise ValueError(f"unknown flag {unknown[0]}{hint}")
+        raise UserError(f"unknown flag {unknown[0]}{hint}")
     return kind(**{name: getattr(values, name) for name in names})
 
 
@@ -66,12 +69,7 @@ def _flags_of(path: str, names: Sequence[str], kind: type, passed_over: Sequence
     """The settings of a YAML file as flags, so that they pass the same checks."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"--config {path} does not exist; shipped ones are in configs/")
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as problem:
-        raise ValueError(f"--config {path} is not YAML: {' '.join(str(problem).split())}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"--config {path} must hold 'name: value' lines")
+    content = read_yaml(Path(path), flag="--config")
     flags = []
     for name, value in content.items():
         if name not in names and name in passed_over:
@@ -79,7 +77,7 @@ def _flags_of(path: str, names: Sequence[str], kind: type, passed_over: Sequence
         if name not in names:
             close = difflib.get_close_matches(str(name), names, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"{path}: unknown setting {name!r} of {kind.__name__}{hint}")
+            raise UserError(f"{path}: unknown setting {name!r} of {kind.__name__}{hint}")
         if value is not None:
             flags.append(f"--{name}={value}")
     return flags
@@ -96,17 +94,17 @@ def check_choices(config: Any) -> None:
         value = getattr(config, entry.name)
         if choices and value not in choices:
             known = ", ".join(str(choice) for choice in choices)
-            raise ValueError(f"--{entry.name} {value!r} is not known; choose one of: {known}")
+            raise UserError(f"--{entry.name} {value!r} is not known; choose one of: {known}")
 
 
 def require_positive(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if value is not None and not 0 < value < math.inf:  # neither is NaN
-            raise ValueError(f"--{name} must be > 0, got {value}")
+            raise UserError(f"--{name} must be > 0, got {value}")
 
 
 def require_not_negative(config: Any, *names: str) -> None:
     for name in names:
         if not 0 <= getattr(config, name) < math.inf:
-            raise ValueError(f"--{name} must be >= 0, got {getattr(config, name)}")
+            raise UserError(f"--{name} must be >= 0, got {getattr(config, name)}")

@@ -8,8 +8,9 @@ from typing import Any
 from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from model.config import LasagnaConfig
+from model.errors import UserError
+from model.files import read_json
 from model.interop import llava_v1
-from model.interop.parts import read_json
 from model.interop.sam import read_sam
 from model.sam import SamSettings
 from model.tokens import add_special_tokens, load_tokenizer, wanted_tokens
@@ -115,6 +116,6 @@ def by_name(path: str, known: dict[str, dict[str, Any]], flag: str) -> dict[str,
     for key in sorted(known, key=len, reverse=True):
         if key in name:
             return known[key]
-    raise ValueError(
+    raise UserError(
         f"{flag} {path} is not there and its name says no known size ({', '.join(known)}); pass the folder or file"
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from model.errors import UserError
 from model.files import read_text, split_lines
 from utils.colours import MASK_COLOURS, Colour, class_colour, palette
 from utils.metrics import UNCLAIMED
@@ -265,7 +266,7 @@ def save_curves(
 
     curves = {name: points for name, points in curves.items() if len(points)}
     if not curves:
-        raise ValueError("no curve has a point; was anything logged?")
+        raise UserError("no curve has a point; was anything logged?")
     num_columns = min(len(curves), 2)
     num_rows = -(-len(curves) // num_columns)
     figure = Figure(figsize=(5 * num_columns, 2.8 * num_rows), layout="constrained")

@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from model.interop.parts import read_json
+from model.errors import UserError
+from model.files import read_json
 from model.weights import read_weight_file
 
 CONFIG_FILE = "adapter_config.json"
@@ -53,12 +54,12 @@ def read_adapter(folder: Path) -> dict[str, Tensor]:
     """
     config = read_json(folder / CONFIG_FILE)
     if config.get("peft_type") != "LORA":
-        raise ValueError(
+        raise UserError(
             f"{folder} is a PEFT adapter of type {config.get('peft_type')!r}; only LORA is supported"
         )
     strange = [f"{name}={config[name]!r}" for name, fine in NEUTRAL.items() if config.get(name) not in fine]
     if strange:
-        raise ValueError(
+        raise UserError(
             f"{folder}/{CONFIG_FILE} has {', '.join(strange)}, which is not supported; merge it with PEFT first"
         )
     path = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)

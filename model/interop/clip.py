@@ -9,7 +9,9 @@ from typing import Any
 from torch import Tensor
 from transformers import CLIPVisionConfig
 
-from model.interop.parts import ReadOptions, local_folder, read_json
+from model.errors import UserError
+from model.files import read_json
+from model.interop.parts import ReadOptions, local_folder
 from model.weights import read_folder, without_prefix
 
 TOWER_PREFIX = "model.vision_tower.vision_tower.vision_model."  # in an original LLaVA
@@ -74,7 +76,7 @@ def read_vision_config(tower: Path) -> CLIPVisionConfig:
     """
     kind = read_json(tower / "config.json").get("model_type")
     if kind not in ("clip", "clip_vision_model"):
-        raise ValueError(
+        raise UserError(
             f"--vision_tower {tower} is not a CLIP: its config.json has model_type {kind!r}; pass the folder of "
             "openai/clip-vit-large-patch14 (or -336), the tower that this LLaVA was trained with"
         )

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.errors import UserError
 from model.weights import read_torch_file
 
 Shapes = dict[str, Sequence[int]]
@@ -139,14 +140,14 @@ def merge_stage_2(
         for (name, shape), gap in zip(shapes.items(), gaps, strict=True):
             size = math.prod(shape)
             if offset + size > len(flat):
-                raise ValueError(
+                raise UserError(
                     f"{source}: the flat weights end before {name}; its files are of different runs"
                 )
             weights[name] = flat[offset : offset + size].view(*shape).clone()
             offset += size + gap
         # What is left is the padding that makes the vector divisible among the ranks.
         if len(flat) - offset > 2 * len(parts):
-            raise ValueError(
+            raise UserError(
                 f"{source}: {len(flat) - offset} values of parameter group {index} belong to no weight"
             )
     return weights
@@ -166,11 +167,11 @@ def merge_stage_3(
         size = math.ceil(math.prod(shape) / len(flats))
         parts = [flat[offset : offset + size] for flat in flats]
         if any(len(part) < size for part in parts):
-            raise ValueError(f"{source}: the flat weights end before {name}; its files are of different runs")
+            raise UserError(f"{source}: the flat weights end before {name}; its files are of different runs")
         weights[name] = torch.cat(parts)[: math.prod(shape)].view(*shape).clone()
         offset += size
     if any(len(flat) != offset for flat in flats):
-        raise ValueError(f"{source}: {len(flats[0]) - offset} values a rank belong to no weight")
+        raise UserError(f"{source}: {len(flats[0]) - offset} values a rank belong to no weight")
     return weights
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from transformers import LlavaForConditionalGeneration
 
-from model.interop.parts import Parts, ReadOptions, read_json
+from model.files import read_json
+from model.interop.parts import Parts, ReadOptions
 from model.weights import check_files, load_pretrained
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")

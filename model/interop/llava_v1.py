@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
+from model.errors import UserError
+from model.files import read_json
 from model.interop.clip import TOWER_PREFIX, read_tower
-from model.interop.parts import Parts, ReadOptions, named_dtype, read_json
+from model.interop.parts import Parts, ReadOptions, named_dtype
 from model.weights import load_pretrained, read_folder
 
 ARCHITECTURES = ("LlavaLlamaForCausalLM",)
@@ -72,7 +74,7 @@ def read_llava(
     mapped = {hugging_face_name(name, projector): value for name, value in weights.items()}
     add_identity_layer(folder, projector, mapped)
     if "model.embed_tokens.weight" not in weights:
-        raise ValueError(f"{folder} has no model.embed_tokens.weight; pass the folder of a whole LLaVA")
+        raise UserError(f"{folder} has no model.embed_tokens.weight; pass the folder of a whole LLaVA")
     llava_config = LlavaConfig(
         vision_config=vision_config,
         text_config=text_config(config, vocab_size=len(weights["model.embed_tokens.weight"])),
@@ -118,7 +120,7 @@ def original_name(name: str, projector: str = "linear") -> str | None:
 def table(projector: str) -> tuple[tuple[str, str], ...]:
     """All pairs of prefixes of a LLaVA with a projector of this `mm_projector_type`."""
     if projector not in PROJECTOR_NAMES:
-        raise ValueError(f"unknown mm_projector_type {projector!r}; known: {', '.join(PROJECTOR_NAMES)}")
+        raise UserError(f"unknown mm_projector_type {projector!r}; known: {', '.join(PROJECTOR_NAMES)}")
     return (*PROJECTOR_NAMES[projector], *NAMES)
 
 
@@ -136,7 +138,7 @@ def add_identity_layer(folder: Path, kind: str, mapped: dict[str, Tensor]) -> No
     """
     first = mapped.get(LINEAR_1 + "weight")
     if first is None:
-        raise ValueError(
+        raise UserError(
             f"{folder} has no model.mm_projector weights: it is a language model that has not become a "
             "LLaVA; pass the folder of a whole LLaVA as --version"
         )

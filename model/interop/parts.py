@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,11 +73,6 @@ def local_folder(name: str | Path, *, flag: str) -> Path:
     cure = "pass a folder, or the name of a repository on the Hugging Face hub"
     what = "a file; pass the folder of a whole model" if path.is_file() else f"not there; {cure}"
     raise FileNotFoundError(f"{flag} {name} is {what}")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The content of a JSON file; an absent file is an empty object."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def named_dtype(name: str | torch.dtype | None) -> torch.dtype | None:

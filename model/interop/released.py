@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from model.errors import UserError
+from model.files import read_json
 from model.interop.llava_v1 import COMPUTED, hugging_face_name, read_llava
-from model.interop.parts import SETTINGS_FOLDER, Parts, ReadOptions, read_json
+from model.interop.parts import SETTINGS_FOLDER, Parts, ReadOptions
 from model.sam import sam_settings_from_state_dict
 from model.sequence import SequenceFormat
 from model.tokens import add_special_tokens, load_tokenizer
@@ -45,7 +47,7 @@ def read(folder: Path, options: ReadOptions) -> Parts:
     sam = without_prefix(weights, SAM_PREFIX)
     projector = without_prefix(weights, PROJECTOR_PREFIX)
     if not sam or not projector:
-        raise ValueError(
+        raise UserError(
             f"{folder} says that it is a {config['architectures'][0]} but has no {SAM_PREFIX}* or "
             f"{PROJECTOR_PREFIX}* weights; pass the merged model, not a LoRA checkpoint"
         )
@@ -88,7 +90,7 @@ def training_format(weights: dict[str, Tensor], base: Path) -> SequenceFormat | 
         counts[name] = len(tokenizer) - 1  # theirs has no `<image>`
         if counts[name] == len(embeddings):
             return format
-    raise ValueError(
+    raise UserError(
         f"the training state has {len(embeddings)} tokens, but with those of a format {base} has {counts}; is "
         "--version the model that this run started from?"
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from model.errors import UserError
 from model.sam import SamSettings, sam_settings_from_state_dict
 from model.weights import read_weight_file
 
@@ -32,5 +33,5 @@ def read_sam(path: str | Path) -> tuple[SamSettings, dict[str, Tensor]]:
     weights = read_weight_file(path)
     try:
         return sam_settings_from_state_dict(weights), weights
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"--vision_pretrained {path}: {error}") from error
+    except (UserError, KeyError) as error:
+        raise UserError(f"--vision_pretrained {path}: {error}") from error

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
+from model.errors import UserError
+from model.files import read_json, read_yaml
 from model.interop import adapter, deepspeed, released
-from model.interop.parts import SETTINGS_FOLDER, read_json
+from model.interop.parts import SETTINGS_FOLDER
 from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import TRAINABLE_PATTERN, add_lora, merge
 from model.weights import INDEX_FILES, WEIGHT_FILES, check_fit, read_folder, read_weight_file
@@ -48,8 +49,8 @@ def read_run_settings(path: str | Path) -> RunSettings:
         folder = place / SETTINGS_FOLDER
         if folder.is_dir():
             run = folder / "run.yaml"
-            content = yaml.safe_load(run.read_text(encoding="utf-8")) if run.is_file() else {}
-            return RunSettings(run=content or {}, config=read_json(folder / "config.json"))
+            content = read_yaml(run) if run.is_file() else {}
+            return RunSettings(run=content, config=read_json(folder / "config.json"))
     return RunSettings()
 
 
@@ -66,7 +67,7 @@ def read_training_weights(path: str | Path, tag: str | None = None) -> dict[str,
     path = Path(path).expanduser()
     if path.is_file():
         if path.name.endswith(("_model_states.pt", "_optim_states.pt")):
-            raise ValueError(f"--weight {path} is one file of a DeepSpeed checkpoint; pass its folder")
+            raise UserError(f"--weight {path} is one file of a DeepSpeed checkpoint; pass its folder")
         return read_weight_file(path)
     if not path.is_dir():
         raise FileNotFoundError(f"--weight {path} does not exist")
@@ -76,7 +77,7 @@ def read_training_weights(path: str | Path, tag: str | None = None) -> dict[str,
     if checkpoint:
         return deepspeed.read_checkpoint(checkpoint, tag)
     if read_json(path / "config.json").get("model_type"):
-        raise ValueError(
+        raise UserError(
             f"--weight {path} is a whole model, in which nothing is left to merge; pass it as --version, or the "
             "ckpt_model folder of a run as --weight"
         )
@@ -134,7 +135,7 @@ def apply_training_weights(
     }
     if layers:
         if len(set(layers.values())) > 1:
-            raise ValueError(f"{path} has adapters of several ranks {sorted(set(layers.values()))}")
+            raise UserError(f"{path} has adapters of several ranks {sorted(set(layers.values()))}")
         alpha = lora_alpha or read_run_settings(path).run.get("lora_alpha")
         if alpha is None:
             alpha = DEFAULT_ALPHA

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from model.errors import UserError
 from model.interop import llava_v1, released
 from model.interop.clip import TOWER_FOLDER
 from model.interop.parts import SETTINGS_FOLDER
@@ -76,7 +77,7 @@ def projector_type(config: LasagnaConfig) -> str:
     act = config.vlm_config.projector_hidden_act
     kinds = {ours: theirs for theirs, ours in llava_v1.PROJECTOR_ACT.items()}
     if act not in kinds:
-        raise ValueError(f"the released layout has no projector with {act!r}; known: {', '.join(kinds)}")
+        raise UserError(f"the released layout has no projector with {act!r}; known: {', '.join(kinds)}")
     return kinds[act]
 
 
@@ -88,7 +89,7 @@ def released_config(config: LasagnaConfig, *, dtype: torch.dtype) -> dict[str, A
     """
     text, vision = config.vlm_config.text_config, config.vlm_config.vision_config
     if text.model_type != "llama":
-        raise ValueError(f"the released layout holds a LLaMA; this model has a {text.model_type!r}")
+        raise UserError(f"the released layout holds a LLaMA; this model has a {text.model_type!r}")
     fields = {name: getattr(text, name, None) for name in llava_v1.LLAMA_FIELDS}
     rope = dict(text.rope_parameters)
     fields["rope_theta"] = rope.pop("rope_theta")
@@ -132,9 +133,9 @@ def released_weights(model: LasagnaForConditionalGeneration) -> Iterator[tuple[s
         elif name.startswith("vlm." + llava_v1.LINEAR_2):
             neutral = torch.eye(len(value)) if value.dim() == 2 else torch.zeros(len(value))
             if not torch.equal(value.float().cpu(), neutral):
-                raise ValueError(f"{name} is not the identity; a linear projector has no second layer")
+                raise UserError(f"{name} is not the identity; a linear projector has no second layer")
         elif not name.startswith("vlm.model.vision_tower."):
-            raise ValueError(f"{name} has no name in the released layout")
+            raise UserError(f"{name} has no name in the released layout")
     text = model.config.vlm_config.text_config
     head_dim = text.hidden_size // text.num_attention_heads
     powers = torch.arange(0, head_dim, 2).float() / head_dim

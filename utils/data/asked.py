@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 
 from transformers import CLIPImageProcessorPil
 
+from model.errors import UserError
 from model.interop.parts import local_folder
 from model.processor import FILE_NAME, LasagnaProcessor
 from model.sequence import SequenceFormat
@@ -63,7 +64,7 @@ def processor_for(version: str, format: SequenceFormat, prompt: str) -> LasagnaP
     if (folder / FILE_NAME).is_file():
         processor = LasagnaProcessor.from_pretrained(folder)
         if processor.format.name != format.name:
-            raise ValueError(
+            raise UserError(
                 f"--version {version} was trained with --format {processor.format.name}, not {format.name!r}"
             )
         return replace(processor, format=format)

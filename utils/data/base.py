@@ -11,6 +11,7 @@ from typing import ClassVar, TypeVar
 
 import numpy as np
 
+from model.errors import UserError
 from utils.data.images import read_image
 from utils.data.types import EvalSample, Recipe, Sample, UnusableItemError
 
@@ -19,7 +20,7 @@ logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 
 
-class FlagError(ValueError):
+class FlagError(UserError):
     """An entry of a flag that makes no sense, whatever is on disk: an unknown split, a field too many."""
 
 
@@ -104,7 +105,7 @@ class Dataset(ABC):
         with self.usable(path):
             image = read_image(path, size)
             if size is not None and image.shape[:2] != size:
-                raise ValueError(f"is {image.shape[:2]}, annotated as {size}")
+                raise UserError(f"is {image.shape[:2]}, annotated as {size}")
         return image
 
     def drop(self, path: str | Path, reason: str) -> None:

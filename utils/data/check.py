@@ -22,12 +22,13 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from utils.commands import command
 from utils.config import TrainConfig
 from utils.data.asked import LookConfig, entries_asked, entries_known, processor_for
 from utils.data.mixture import recipe_of
 from utils.data.registry import Entry, parse_val_list
 from utils.data.survey import Finding, Surveyor
-from utils.logs import one_line, quiet, start_logging
+from utils.logs import quiet, start_logging
 from utils.settings import parse_config, setting
 
 WIDTH, MAX_NAME = 80, 19  # columns
@@ -44,18 +45,15 @@ class CheckConfig(LookConfig):
     all: bool = setting(False, "read every file, not a sample")
 
 
+@command("utils.data.check")
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        # A file written for a run may hold all of its settings.
-        config = parse_config(CheckConfig, argv, passed_over=[entry.name for entry in fields(TrainConfig)])
-        asked = [(entry, True) for entry in entries_asked(config)]
-        if config.val_dataset_list:
-            asked += [(entry, False) for entry in parse_val_list(config.val_dataset_list)]
-        surveyor = build_surveyor(config)
-        findings = survey(surveyor, asked or entries_known())
-    except (ValueError, FileNotFoundError) as problem:
-        print(f"utils.data.check: {one_line(problem)}", file=sys.stderr)
-        return 2
+    # A file written for a run may hold all of its settings.
+    config = parse_config(CheckConfig, argv, passed_over=[entry.name for entry in fields(TrainConfig)])
+    asked = [(entry, True) for entry in entries_asked(config)]
+    if config.val_dataset_list:
+        asked += [(entry, False) for entry in parse_val_list(config.val_dataset_list)]
+    surveyor = build_surveyor(config)
+    findings = survey(surveyor, asked or entries_known())
     findings = findings if asked else missing_in_one_row(findings)
     print_findings(findings, config, Console())
     failed = [

@@ -14,6 +14,7 @@ from typing import overload
 
 import numpy as np
 
+from model.errors import UserError
 from model.files import read_text, split_lines
 from utils.data.types import IGNORE
 
@@ -30,9 +31,9 @@ class ClassList(Sequence[str]):
             for name in names:
                 key = normalize_name(name)
                 if not key:
-                    raise ValueError(f"{source}: a class has no name")
+                    raise UserError(f"{source}: a class has no name")
                 if key in seen:
-                    raise ValueError(
+                    raise UserError(
                         f"{source}: classes {seen[key]!r} and {name!r} have the same name; make them differ"
                     )
                 seen[key] = name
@@ -63,7 +64,7 @@ def load_class_list(name: str) -> ClassList:
     path = Path(name) if name.endswith(".txt") else CLASSES_DIR / f"{name}.txt"
     rows = list(_rows(path))
     if not rows:
-        raise ValueError(f"{path}: no classes; write one a line")
+        raise UserError(f"{path}: no classes; write one a line")
     return ClassList([row[0] for row in rows], [row[-1] for row in rows], str(path))
 
 

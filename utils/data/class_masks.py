@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import numpy as np
 
+from model.errors import UserError
 from model.sequence import complex_conversation
 from utils.data.base import Dataset
 from utils.data.class_lists import ClassList
@@ -42,7 +43,7 @@ class ClassMaskDataset(Dataset):
         """The image file, for messages."""
 
     def __getitem__(self, index: int) -> NoReturn:
-        raise ValueError(f"{self.name} is for training only: it does not label every pixel")
+        raise UserError(f"{self.name} is for training only: it does not label every pixel")
 
     def spoken_classes(self, rng: np.random.Generator) -> Sequence[str]:
         """How each class is called in one sample."""

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from model.errors import UserError
 from utils.data.class_lists import ClassList
 from utils.data.class_masks import ClassMaskDataset
 from utils.data.files import FolderListing, locate, read_json
@@ -129,14 +130,14 @@ def read_categories(categories: Any, path: Path) -> tuple[list[tuple[str, str]],
     parts, class_of = [], {}
     for category in categories:
         if not isinstance(category, Mapping) or "id" not in category or not category.get("name"):
-            raise ValueError(f"{path}: a category has 'id' and 'name', got {category!r}")
+            raise UserError(f"{path}: a category has 'id' and 'name', got {category!r}")
         if category["id"] in class_of:
-            raise ValueError(f"{path}: two categories have the id {category['id']}")
+            raise UserError(f"{path}: two categories have the id {category['id']}")
         class_of[category["id"]] = len(parts)
         thing, _, part = category["name"].partition(":")
         parts.append((speakable(thing), speakable(part)))
     if not parts:
-        raise ValueError(f"{path}: no categories")
+        raise UserError(f"{path}: no categories")
     return parts, class_of
 
 

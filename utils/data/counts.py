@@ -10,6 +10,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from model.errors import UserError
 from utils.data.types import Batch
 
 # The share of unusable items is one of so many draws at least: one bad file among the first ten stops no run.
@@ -69,7 +70,7 @@ class DataCounts:
         """ValueError when a larger share of the draws than `max_bad_fraction` could not be used."""
         draws = self.samples + self.unusable
         if self.unusable > max_bad_fraction * max(draws, MIN_DRAWS):
-            raise ValueError(
+            raise UserError(
                 f"{self.unusable} of {draws} draws could not be used, more than --max_bad_fraction "
                 f"{max_bad_fraction:g} (of {MIN_DRAWS} draws at least); first: {'; '.join(self.first)}. "
                 "`python -m utils.data.check --all` finds all such files; mend or remove them, or raise the limit"

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from model.errors import UserError
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # of pictures
 SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N")
 TO_UPRIGHT = {  # EXIF orientation -> how to turn the stored pixels; 1 and anything unknown: not at all
@@ -47,7 +49,7 @@ def read_label(path: str | Path) -> np.ndarray:
         if picture.mode in SIXTEEN_BIT_MODES or picture.mode == "I":
             return np.asarray(picture).astype(np.uint16)
         if picture.mode not in ("L", "P", "1"):
-            raise ValueError(
+            raise UserError(
                 f"{path}: a label holds one number a pixel, this one is {picture.mode}; save it as grey"
             )
         return np.asarray(picture).astype(np.uint8)
@@ -62,7 +64,7 @@ def _decoded(path: str | Path) -> Iterator[Image.Image]:
             picture.load()
         except UnidentifiedImageError:
             what = "is no picture" if Path(path).stat().st_size else "is empty"
-            raise ValueError(f"{path}: cannot be decoded (the file {what})") from None
+            raise UserError(f"{path}: cannot be decoded (the file {what})") from None
         except (
             OSError,
             SyntaxError,
@@ -71,7 +73,7 @@ def _decoded(path: str | Path) -> Iterator[Image.Image]:
             IndexError,
             Image.DecompressionBombError,
         ) as problem:
-            raise ValueError(f"{path}: cannot be decoded ({problem})") from None
+            raise UserError(f"{path}: cannot be decoded ({problem})") from None
         yield picture
 
 
@@ -81,7 +83,7 @@ def _to_rgb(picture: Image.Image, path: str | Path) -> Image.Image:
         grey = np.clip(np.asarray(picture), 0, 65535)
         picture = Image.fromarray(np.round(grey / 257).astype(np.uint8))
     elif picture.mode == "F":
-        raise ValueError(f"{path}: floating-point pixels have no agreed range; save it with 8 or 16 bits")
+        raise UserError(f"{path}: floating-point pixels have no agreed range; save it with 8 or 16 bits")
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         canvas = Image.new("RGBA", picture.size, (*BACKGROUND, 255))

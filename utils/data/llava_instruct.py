@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from model.conversation import Conversation
+from model.errors import UserError
 from utils.data.base import Dataset
 from utils.data.files import FolderListing, locate, read_json
 from utils.data.images import read_image
@@ -52,7 +53,7 @@ class LlavaInstruct(Dataset):
             try:
                 texts = dialogue_texts(entry)
                 if entry["image"] not in pictures:
-                    raise ValueError(f"no picture {folder / entry['image']}")
+                    raise UserError(f"no picture {folder / entry['image']}")
             except (KeyError, TypeError, AttributeError, ValueError) as problem:
                 self.drop(f"{path}, entry {position}", f"{type(problem).__name__}: {problem}")
             else:
@@ -97,15 +98,15 @@ def dialogue_texts(entry: Mapping[str, Any]) -> tuple[str, ...]:
     """What human and assistant say, without the image placeholder; ValueError when they do not take turns."""
     turns = entry["conversations"]
     if not turns or len(turns) % 2:
-        raise ValueError(f"{len(turns)} turns; a dialogue has as many answers as questions")
+        raise UserError(f"{len(turns)} turns; a dialogue has as many answers as questions")
     texts = []
     for position, turn in enumerate(turns):
         speaker = SPEAKERS[position % 2]
         if turn["from"] != speaker:
-            raise ValueError(f"turn {position} is from {turn['from']!r}, not from {speaker!r}")
+            raise UserError(f"turn {position} is from {turn['from']!r}, not from {speaker!r}")
         texts.append(
             turn["value"].replace(IMAGE_PLACEHOLDER, "").strip() if speaker == "human" else turn["value"]
         )
     if not all(text.strip() for text in texts):
-        raise ValueError("an empty turn")
+        raise UserError("an empty turn")
     return tuple(texts)

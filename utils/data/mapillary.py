@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from model.errors import UserError
 from utils.data.class_lists import ClassList, make_id_table
 from utils.data.files import locate, read_json, what_is_there
 from utils.data.semantic import SemanticDataset
@@ -51,11 +52,11 @@ def read_config(path: Path) -> tuple[ClassList, np.ndarray]:
         try:
             name, readable, evaluate = label["name"], label["readable"], label["evaluate"]
         except (KeyError, TypeError) as problem:
-            raise ValueError(f"{path}: label {value} misses or spoils {problem}") from None
+            raise UserError(f"{path}: label {value} misses or spoils {problem}") from None
         meanings.append((value, len(official) if evaluate else IGNORE))
         if evaluate:
             official.append(name)
             spoken.append(" ".join(readable.lower().split()))
     if not official:
-        raise ValueError(f"{path}: no label has 'evaluate' set, so there is no class")
+        raise UserError(f"{path}: no label has 'evaluate' set, so there is no class")
     return ClassList(official, spoken, str(path)), make_id_table(meanings)

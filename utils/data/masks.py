@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from model.errors import UserError
+
 MAX_CODE_LENGTH = 6  # characters of one number after the first; pycocotools' numbers have 32 bits
 MIN_POLYGON_NUMBERS = 6  # three points; four numbers would be taken for a box by pycocotools
 
@@ -25,7 +27,7 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarra
     if isinstance(segmentation, Mapping):
         segmentation = [segmentation]
     if not isinstance(segmentation, list):
-        raise ValueError(f"a segmentation is a list or a run-length code, got {type(segmentation).__name__}")
+        raise UserError(f"a segmentation is a list or a run-length code, got {type(segmentation).__name__}")
     polygons = [part for part in segmentation if isinstance(part, list)]
     codes = [*_rasterize(polygons, height, width), *_run_lengths(segmentation, height, width)]
     if not codes:
@@ -52,9 +54,9 @@ def union(masks: Iterable[np.ndarray], height: int, width: int) -> np.ndarray:
 def _rasterize(polygons: list[list[float]], height: int, width: int) -> list[dict[str, Any]]:
     for polygon in polygons:
         if len(polygon) % 2:
-            raise ValueError(f"a polygon lists x and y in turn, got {len(polygon)} numbers")
+            raise UserError(f"a polygon lists x and y in turn, got {len(polygon)} numbers")
         if not set(map(type, polygon)) <= {int, float} or not all(abs(n) < math.inf for n in polygon):
-            raise ValueError(f"a polygon holds finite numbers only, got {polygon}")
+            raise UserError(f"a polygon holds finite numbers only, got {polygon}")
     usable = [polygon for polygon in polygons if len(polygon) >= MIN_POLYGON_NUMBERS]
     return coco_mask.frPyObjects(usable, height, width) if usable else []
 
@@ -65,15 +67,15 @@ def _run_lengths(segmentation: list[Any], height: int, width: int) -> list[dict[
         if isinstance(part, list):
             continue
         if not isinstance(part, Mapping) or "counts" not in part or "size" not in part:
-            raise ValueError(f"a run-length code has 'counts' and 'size', got {part!r}")
+            raise UserError(f"a run-length code has 'counts' and 'size', got {part!r}")
         size = tuple(part["size"]) if isinstance(part["size"], list) else part["size"]
         if size != (height, width):
-            raise ValueError(f"run-length code of size {size}, image of {(height, width)}")
+            raise UserError(f"run-length code of size {size}, image of {(height, width)}")
         if isinstance(part["counts"], list):
             if not all(isinstance(run, int) and run >= 0 for run in part["counts"]):
-                raise ValueError("run lengths are whole numbers from 0 on")
+                raise UserError("run lengths are whole numbers from 0 on")
             if sum(part["counts"]) != height * width:
-                raise ValueError(
+                raise UserError(
                     f"run lengths add up to {sum(part['counts'])}, not to {height * width} pixels"
                 )
             codes.append(coco_mask.frPyObjects(dict(part), height, width))
@@ -90,20 +92,20 @@ def _check_compressed(counts: Any, num_pixels: int) -> None:
     the difference to the one before the last. Source: rleFrString in pycocotools' maskApi.c.
     """
     if not isinstance(counts, str | bytes):
-        raise ValueError(f"'counts' is a string or a list of run lengths, got {type(counts).__name__}")
+        raise UserError(f"'counts' is a string or a list of run lengths, got {type(counts).__name__}")
     code = (
         np.frombuffer(counts.encode() if isinstance(counts, str) else counts, np.uint8).astype(np.int64) - 48
     )
     if not len(code) or code.min() < 0 or code.max() > 63 or code[-1] & 32:
-        raise ValueError("the run-length code is cut off or holds other characters than it may")
+        raise UserError("the run-length code is cut off or holds other characters than it may")
     last = np.flatnonzero(code & 32 == 0)  # character that ends each number
     first = np.concatenate([[0], last[:-1] + 1])
     if (last - first).max() > MAX_CODE_LENGTH:
-        raise ValueError("the run-length code holds a number that is too long")
+        raise UserError("the run-length code holds a number that is too long")
     place = 5 * (np.arange(len(code)) - np.repeat(first, last - first + 1))
     runs = np.add.reduceat((code & 31) << place, first)
     runs -= np.where(code[last] & 16, np.int64(1) << (5 * (last - first + 1)), 0)
     for parity in (1, 2):
         runs[parity::2] = np.cumsum(runs[parity::2])
     if runs.min() < 0 or runs.sum() != num_pixels:
-        raise ValueError(f"run lengths add up to {runs.sum()}, not to {num_pixels} pixels")
+        raise UserError(f"run lengths add up to {runs.sum()}, not to {num_pixels} pixels")

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from model.errors import UserError
 from model.sequence import SequenceFormat
 from utils.data.base import Dataset
 from utils.data.registry import DatasetFlags, parse_dataset_flags
@@ -65,7 +66,7 @@ class Mixture:
                 rng = np.random.default_rng((self.seed, index, retry))
             else:
                 return dataclasses.replace(sample, dataset=source.name, skipped=tuple(skipped))
-        raise ValueError(
+        raise UserError(
             f"{source.name}|{source.split}: {MAX_RETRIES} unusable items in a row; the last: {skipped[-1]}"
         )
 

@@ -19,6 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from model.errors import UserError
 from utils.data.class_lists import ClassList, normalize_name
 from utils.data.class_masks import ClassMaskDataset
 from utils.data.files import FolderListing, locate, read_json
@@ -147,7 +148,7 @@ def fit_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray:
         return mask
     distortion = (mask.shape[0] * width) / (mask.shape[1] * height)
     if abs(distortion - 1) > MAX_DISTORTION:
-        raise ValueError(f"mask is {mask.shape}, its image {(height, width)}: other proportions")
+        raise UserError(f"mask is {mask.shape}, its image {(height, width)}: other proportions")
     return cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
-import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +13,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from model.errors import UserError
+from model.files import read_text
+from utils.commands import Parser, command
 from utils.data.files import what_is_there
 from utils.data.openimages import CATEGORIES, INDEX_FILE, NEGATIVES_FILE, ROOT, class_list
 
@@ -53,7 +56,7 @@ def build_index(
     used = set()
     for line, row in read_rows(segmentations, ("MaskPath", "ImageID", "LabelName"), show_progress):
         if row["LabelName"] not in names:
-            raise ValueError(
+            raise UserError(
                 f"{segmentations}, line {line}: {row['LabelName']} is not in {class_descriptions}"
             )
         name = names[row["LabelName"]]
@@ -63,7 +66,7 @@ def build_index(
         files.append(f"{row['MaskPath'][:1]}/{row['MaskPath']}")
     index[CATEGORIES] = list(dict.fromkeys(name for name in names.values() if name in used))
     if not used:
-        raise ValueError(f"{segmentations}: no masks in it")
+        raise UserError(f"{segmentations}: no masks in it")
     class_list([name for label, name in names.items() if name in used], class_descriptions)  # no name twice
     if image_labels is None:
         return index, {}
@@ -83,7 +86,7 @@ def read_negatives(
         try:
             is_absent = float(row["Confidence"]) == 0
         except (TypeError, ValueError):
-            raise ValueError(f"{path}, line {line}: Confidence {row['Confidence']!r} is no number") from None
+            raise UserError(f"{path}, line {line}: Confidence {row['Confidence']!r} is no number") from None
         if is_absent and name not in index[row["ImageID"]] and name not in negatives[row["ImageID"]]:
             negatives[row["ImageID"]].append(name)
     return {image_id: found for image_id, found in negatives.items() if found}
@@ -92,13 +95,12 @@ def read_negatives(
 def read_class_names(path: Path) -> dict[str, str]:
     """LabelName ("/m/011k07") -> name in lower case; the older releases' file has no header."""
     names = {}
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        for line, row in enumerate(csv.reader(file), start=1):
-            if line == 1 and row[:1] == ["LabelName"]:
-                continue
-            if len(row) < 2 or not row[1].strip():
-                raise ValueError(f"{path}, line {line}: needs a label and its name, got {','.join(row)!r}")
-            names[row[0]] = " ".join(row[1].lower().split())
+    for line, row in enumerate(csv.reader(io.StringIO(read_text(path), newline="")), start=1):
+        if line == 1 and row[:1] == ["LabelName"]:
+            continue
+        if len(row) < 2 or not row[1].strip():
+            raise UserError(f"{path}, line {line}: needs a label and its name, got {','.join(row)!r}")
+        names[row[0]] = " ".join(row[1].lower().split())
     return names
 
 
@@ -116,17 +118,20 @@ def read_rows(
         def lines() -> Iterator[str]:
             for line in raw:
                 bar.update(len(line))
-                yield line.decode("utf-8-sig")
+                try:
+                    yield line.decode("utf-8-sig")
+                except UnicodeDecodeError as problem:
+                    raise UserError(f"{path} is not UTF-8 ({problem}); download it again") from None
 
         reader = csv.DictReader(lines())
         missing = [column for column in columns if column not in (reader.fieldnames or ())]
         if missing:
-            raise ValueError(
+            raise UserError(
                 f"{path}: no column {', '.join(missing)}; it has {', '.join(reader.fieldnames or ())}"
             )
         for row in reader:
             if any(not row[column] for column in columns):
-                raise ValueError(f"{path}, line {reader.line_num}: a column of {', '.join(columns)} is empty")
+                raise UserError(f"{path}, line {reader.line_num}: a column of {', '.join(columns)} is empty")
             yield reader.line_num, row
 
 
@@ -148,7 +153,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m utils.data.openimages", description=__doc__)
+    parser = Parser(prog="python -m utils.data.openimages", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build-index", help=f"write {INDEX_FILE} and {NEGATIVES_FILE}")
     build.add_argument(
@@ -193,12 +198,9 @@ def run(args: argparse.Namespace) -> str:
     return f"{root / INDEX_FILE}: {len(index) - 1} images, {len(index[CATEGORIES])} classes, {absent}"
 
 
+@command("utils.data.openimages")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0, or 2 after one line about what the user did wrong."""
     args = parse_arguments(argv)
-    try:
-        print(run(args))
-    except (ValueError, OSError) as problem:
-        print(problem, file=sys.stderr)
-        return 2
+    print(run(args))
     return 0

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from model.errors import UserError
 from utils.data.base import FlagError
 from utils.data.files import FolderListing, names_in
 from utils.data.masks import decode_segmentation
@@ -130,18 +131,18 @@ def decode_own_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
         if isinstance(part, list):
             _check_polygon(part, height, width)
     if not mask.any():
-        raise ValueError("the mask covers no pixel; remove it, or draw it again")
+        raise UserError("the mask covers no pixel; remove it, or draw it again")
     return mask
 
 
 def _check_polygon(polygon: list[float], height: int, width: int) -> None:
     if len(polygon) < 6:
-        raise ValueError(
+        raise UserError(
             f"a polygon of {len(polygon) // 2} points {polygon}; it needs three to cover anything"
         )
     x, y = polygon[::2], polygon[1::2]
     if min(x) >= width or max(x) <= 0 or min(y) >= height or max(y) <= 0:
-        raise ValueError(
+        raise UserError(
             f"a polygon with x {min(x):g} to {max(x):g}, y {min(y):g} to {max(y):g} lies outside the image, which is "
             f"{width} wide and {height} high; are its coordinates pixels of this image?"
         )

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from model.errors import UserError
 from utils.data.class_lists import ClassList
 from utils.data.class_masks import ClassMaskDataset
 from utils.data.coco_parts import classes_in, speakable
@@ -76,7 +77,7 @@ class OwnCoco(ClassMaskDataset):
         self.check_index(len(items), self.file)
         self.items = [item for item in items if item.is_askable] if training else items
         if not self.items:
-            raise ValueError(
+            raise UserError(
                 f"{self.name}: no image of {self.file} has a class that is known to be present or absent; annotate "
                 "some, or say exhaustive=true"
             )
@@ -177,17 +178,17 @@ def read_coco(path: Path) -> dict[str, Any]:
     content = read_json(path, keys=tuple(LISTS))
     for name, keys in LISTS.items():
         if not isinstance(content[name], list):
-            raise ValueError(f"{path}: {name!r} must be a list, got {type(content[name]).__name__}")
+            raise UserError(f"{path}: {name!r} must be a list, got {type(content[name]).__name__}")
         for position, entry in enumerate(content[name]):
             _check_entry(entry, keys, f"{path}: {name}[{position}]")
     if not content["categories"]:
-        raise ValueError(f"{path}: no categories; they are the classes")
+        raise UserError(f"{path}: no categories; they are the classes")
     image_ids = _unique_ids(content["images"], f"{path}: images")
     category_ids = _unique_ids(content["categories"], f"{path}: categories")
     for position, annotation in enumerate(content["annotations"]):
         for key, ids in (("image_id", image_ids), ("category_id", category_ids)):
             if annotation[key] not in ids:
-                raise ValueError(
+                raise UserError(
                     f"{path}: annotations[{position}] has {key} {annotation[key]!r}, which no entry of "
                     f"{'images' if key == 'image_id' else 'categories'} has; add it, or remove the annotation"
                 )
@@ -197,20 +198,20 @@ def read_coco(path: Path) -> dict[str, Any]:
 def _check_entry(entry: Any, keys: Mapping[str, Any], where: str) -> None:
     for key, kind in keys.items():
         if not isinstance(entry, dict) or key not in entry:
-            raise ValueError(f"{where} has no {key!r}; in COCO instances each of them has {', '.join(keys)}")
+            raise UserError(f"{where} has no {key!r}; in COCO instances each of them has {', '.join(keys)}")
         if not isinstance(entry[key], kind):
-            raise ValueError(
+            raise UserError(
                 f"{where}: {key!r} is {entry[key]!r}, not of the kind that COCO instances have there"
             )
     for key in ("height", "width"):
         if key in entry and not isinstance(entry[key], int):
-            raise ValueError(f"{where}: {key!r} is {entry[key]!r}; it is a number of pixels, or left out")
+            raise UserError(f"{where}: {key!r} is {entry[key]!r}; it is a number of pixels, or left out")
 
 
 def _unique_ids(entries: Sequence[Mapping[str, Any]], what: str) -> set[Any]:
     ids = set()
     for entry in entries:
         if entry["id"] in ids:
-            raise ValueError(f"{what}: id {entry['id']!r} comes twice; ids tell entries apart")
+            raise UserError(f"{what}: id {entry['id']!r} comes twice; ids tell entries apart")
         ids.add(entry["id"])
     return ids

@@ -77,7 +77,7 @@ class OwnJsonl(Dataset):
         self.check_index(len(self.lines), self.file)
         self.questions = [line for line in self.lines if line.is_question]
         if not training and not self.questions:
-            raise ValueError(
+            raise UserError(
                 f"{self.name}: none of the {len(self.lines)} lines of {self.file} is a single question answered with "
                 "[SEG] or [NEG], so there is nothing to evaluate; use it for training, or add such lines"
             )
@@ -167,22 +167,22 @@ def read_lines(path: Path) -> list[Line]:
 def parse_line(number: int, entry: Any) -> Line:
     """A line from its JSON. Raises ValueError for a missing key, or as many masks as no [SEG]."""
     if not isinstance(entry, dict):
-        raise ValueError(f"a line is an object with {', '.join(KEYS)}, got {type(entry).__name__}")
+        raise UserError(f"a line is an object with {', '.join(KEYS)}, got {type(entry).__name__}")
     entry = {"masks": [], **entry}
     for key, kind in zip(KEYS, (str, list, list), strict=True):
         if key not in entry:
-            raise ValueError(f"no {key!r}; a line has {', '.join(KEYS)}")
+            raise UserError(f"no {key!r}; a line has {', '.join(KEYS)}")
         if not isinstance(entry[key], kind):
-            raise ValueError(f"{key!r} must be a {kind.__name__}, got {type(entry[key]).__name__}")
+            raise UserError(f"{key!r} must be a {kind.__name__}, got {type(entry[key]).__name__}")
     try:
         texts = dialogue_texts(entry)
     except (KeyError, TypeError, AttributeError) as problem:
-        raise ValueError(
+        raise UserError(
             f"a turn of 'conversations' has 'from' and 'value', both text ({type(problem).__name__}: {problem})"
         ) from None
     num_seg = sum(text.count(SEG) for text in texts[1::2])
     if num_seg != len(entry["masks"]):
-        raise ValueError(
+        raise UserError(
             f"{num_seg} {SEG} in the answers but {len(entry['masks'])} masks; mask k belongs to the k-th {SEG}"
         )
     return Line(number=number, image=entry["image"], texts=texts, masks=tuple(entry["masks"]))
@@ -204,15 +204,13 @@ def with_tokens(answer: str, format: SequenceFormat) -> Text:
 def read_mask(path: Path) -> np.ndarray:
     """A PNG mask as (height, width) uint8, 1 inside: any one value but 0. ValueError if it is not such a mask."""
     if not path.is_file():
-        raise ValueError(f"no file {path}; names of masks count from the folder of the jsonl file")
+        raise UserError(f"no file {path}; names of masks count from the folder of the jsonl file")
     values = read_label(path)
     inside = np.unique(values[values > 0])
     if len(inside) > 1:
-        raise ValueError(f"{path} holds the values {inside[:5].tolist()}; a mask has one value beside 0")
+        raise UserError(f"{path} holds the values {inside[:5].tolist()}; a mask has one value beside 0")
     if not len(inside):
-        raise ValueError(
-            f"{path} is empty; say that something is not in the image with {NEG}, without a mask"
-        )
+        raise UserError(f"{path} is empty; say that something is not in the image with {NEG}, without a mask")
     return (values > 0).astype(np.uint8)
 
 
@@ -231,7 +229,7 @@ def fit_mask(mask: Any, height: int, width: int) -> np.ndarray:
     if not isinstance(mask, np.ndarray):
         return decode_own_mask(mask, height, width)
     if mask.shape != (height, width):
-        raise ValueError(
+        raise UserError(
             f"is {mask.shape} (height, width), its image {(height, width)}; save it as large as the image"
         )
     return mask

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from model.errors import UserError
 from model.files import read_text, split_lines
 from utils.data.class_lists import ClassList, make_id_table
 from utils.data.files import names_in
@@ -110,7 +111,7 @@ def read_classes(path: Path) -> tuple[ClassList, np.ndarray]:
     for value, line in enumerate(lines):
         columns = [column.strip() for column in line.split("\t")]
         if not columns[-1] or line.startswith("#"):
-            raise ValueError(
+            raise UserError(
                 f"{path}, line {value + 1}: {line.strip()!r} names no class for label value {value}; write "
                 "'ignore' or 'nothing' for a value without one, and no comments"
             )
@@ -127,7 +128,7 @@ def read_classes(path: Path) -> tuple[ClassList, np.ndarray]:
             meanings.append((value, len(names)))
             names.append(columns)
     if not names:
-        raise ValueError(f"{path}: no classes; write one a line")
+        raise UserError(f"{path}: no classes; write one a line")
     meanings += [(value, IGNORE) for value in IGNORED_VALUES if value >= len(lines)]
     classes = ClassList([columns[0] for columns in names], [columns[-1] for columns in names], str(path))
     return classes, make_id_table(meanings)

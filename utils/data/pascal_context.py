@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from model.errors import UserError
 from utils.data.class_lists import load_class_list, load_id_table, make_id_table
 from utils.data.pascal_voc import VocDataset
 from utils.data.types import IGNORE
@@ -77,9 +78,9 @@ def read_label_map(path: Path) -> np.ndarray:
             IndexError,
             KeyError,
         ) as problem:
-            raise ValueError(f"{path}: not a MATLAB file that can be read ({problem})") from None
+            raise UserError(f"{path}: not a MATLAB file that can be read ({problem})") from None
     if matrix is None or matrix.ndim != 2 or matrix.dtype.kind not in "uif":
-        raise ValueError(f"{path}: holds no matrix of numbers named LabelMap")
+        raise UserError(f"{path}: holds no matrix of numbers named LabelMap")
     if not ((matrix >= 0) & (matrix < 65536) & (matrix == np.floor(matrix))).all():
-        raise ValueError(f"{path}: LabelMap holds numbers that are not label values")
+        raise UserError(f"{path}: LabelMap holds numbers that are not label values")
     return matrix.astype(np.uint16)

@@ -7,6 +7,8 @@ import pickle
 from pathlib import Path
 from typing import Any, NoReturn
 
+from model.errors import UserError
+
 
 class _PlainUnpickler(pickle.Unpickler):
     """Containers, strings, numbers, None: all else in a pickle is looked up by name, and refused here."""
@@ -35,6 +37,6 @@ def load_plain_pickle(path: str | Path) -> Any:
         AttributeError,
         TypeError,
     ) as problem:
-        raise ValueError(
+        raise UserError(
             f"{path} is refused: {problem}; only lists, dictionaries, strings and numbers may be in it"
         ) from None

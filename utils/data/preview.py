@@ -28,13 +28,14 @@ from model.processor import LasagnaProcessor
 from model.sequence import ComplexQuery
 from model.tokens import SEG_TOKENS, Special
 from utils.colours import MASK_COLOURS, Colour, class_colour
+from utils.commands import command
 from utils.config import TrainConfig
 from utils.data.asked import LookConfig, entries_asked, entries_known, processor_for
 from utils.data.base import Dataset
 from utils.data.collate import LengthLimit
 from utils.data.mixture import Mixture, recipe_of
 from utils.data.types import Sample
-from utils.logs import one_line, quiet, start_logging
+from utils.logs import quiet, start_logging
 from utils.settings import parse_config, setting
 from utils.visualize import GAP, INK, MARGIN, PALE, PAPER, LegendEntry, draw_legend, font, overlay
 
@@ -75,17 +76,14 @@ class Shown:
         return fit(Image.fromarray(image), longest_side, Image.Resampling.LANCZOS)
 
 
+@command("utils.data.preview")
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        # A file written for a run may hold all of its settings.
-        config = parse_config(PreviewConfig, argv, passed_over=[entry.name for entry in fields(TrainConfig)])
-        start_logging()
-        processor = processor_for(config.version, config.sequence_format, config.conv_type)
-        mixture = build_mixture(config, processor)
-        shown = [show(index, mixture[index]) for index in range(config.num_samples)]
-    except (ValueError, FileNotFoundError) as problem:
-        print(f"utils.data.preview: {one_line(problem)}", file=sys.stderr)
-        return 2
+    # A file written for a run may hold all of its settings.
+    config = parse_config(PreviewConfig, argv, passed_over=[entry.name for entry in fields(TrainConfig)])
+    start_logging()
+    processor = processor_for(config.version, config.sequence_format, config.conv_type)
+    mixture = build_mixture(config, processor)
+    shown = [show(index, mixture[index]) for index in range(config.num_samples)]
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     draw_contact_sheet(shown).save(out / "preview.png")

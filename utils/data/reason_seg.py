@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from model.conversation import Conversation
+from model.errors import UserError
 from model.sequence import reasoning_conversation
 from utils.data.base import Dataset, sample_up_to
 from utils.data.files import locate, read_json
@@ -114,7 +115,7 @@ class ReasonSeg(Dataset):
                 or not texts
                 or not all(isinstance(t, str) and t.strip() for t in texts)
             ):
-                raise ValueError(f"'text' must be a list of questions, got {texts!r}")
+                raise UserError(f"'text' must be a list of questions, got {texts!r}")
         with self.usable(item.image_path):
             image = read_image(item.image_path)
         with self.usable(item.json_path):
@@ -131,13 +132,13 @@ def draw_shapes(shapes: Sequence[Mapping[str, Any]], height: int, width: int) ->
     polygons: list[tuple[np.ndarray, int]] = []
     for shape in shapes:
         if not isinstance(shape, Mapping) or "label" not in shape or "points" not in shape:
-            raise ValueError("a shape has 'label' and 'points'")
+            raise UserError("a shape has 'label' and 'points'")
         name = str(shape["label"]).lower()
         if name == "flag":
             continue
         points = np.asarray(shape["points"], dtype=np.float64)
         if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
-            raise ValueError(f"the points of {name!r} must be pairs of numbers")
+            raise UserError(f"the points of {name!r} must be pairs of numbers")
         polygons.append((points.astype(np.int32), IGNORED if "ignore" in name else TARGET))
 
     def area(points: np.ndarray) -> int:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from model.errors import UserError
 from utils.data.ade20k import Ade20k
 from utils.data.base import Dataset
 from utils.data.cityscapes import Cityscapes
@@ -119,7 +120,7 @@ def parse_dataset_flags(flags: DatasetFlags) -> tuple[Entry, ...]:
     for source in sources:
         if source not in SOURCE_RATES and source not in own:
             known = (*SOURCE_RATES, *(f"{kind}:PATH" for kind in OWN_DATASETS))
-            raise ValueError(f"--dataset: unknown source {source!r}; known: {', '.join(known)}")
+            raise UserError(f"--dataset: unknown source {source!r}; known: {', '.join(known)}")
     recipe = SOURCE_RATES | dict.fromkeys(own, OWN_RATE)
     source_rates = parse_rates(flags.sample_rates, sources, recipe, "--sample_rates", "--dataset")
 
@@ -160,12 +161,12 @@ def parse_entry(text: str, flag: str, source: str | None = None) -> Entry:
     """`name|field|field`; the name must be known, and belong to `source` when that is given."""
     if own := parse_own(text, flag):
         if source is not None:
-            raise ValueError(f'{flag}: own data is a source; write --dataset "{source}||{text}"')
+            raise UserError(f'{flag}: own data is a source; write --dataset "{source}||{text}"')
         return own
     name, *fields = (part.strip() for part in text.split("|"))
     known = [known for known, dataset in DATASETS.items() if source is None or dataset.source == source]
     if name not in known:
-        raise ValueError(f"{flag}: unknown data set {name!r}; known: {', '.join(known)}")
+        raise UserError(f"{flag}: unknown data set {name!r}; known: {', '.join(known)}")
     return Entry(name, tuple(fields))
 
 
@@ -176,7 +177,7 @@ def parse_own(text: str, flag: str) -> Entry | None:
     if kind not in OWN_DATASETS:
         return None
     if not path:
-        raise ValueError(f"{flag}: {kind} needs the path of the data: {kind}:PATH, got {text!r}")
+        raise UserError(f"{flag}: {kind} needs the path of the data: {kind}:PATH, got {text!r}")
     return Entry(kind, (path, *fields))
 
 
@@ -184,10 +185,10 @@ def split_list(text: str, flag: str, separator: str = "||") -> tuple[str, ...]:
     """The parts of a list flag, stripped; it must name something, and nothing twice."""
     parts = tuple(part.strip() for part in text.split(separator) if part.strip())
     if not parts:
-        raise ValueError(f"{flag} is empty; name at least one, separated by {separator!r}")
+        raise UserError(f"{flag} is empty; name at least one, separated by {separator!r}")
     repeated = {part for part in parts if parts.count(part) > 1}
     if repeated:
-        raise ValueError(f"{flag} names {', '.join(sorted(repeated))} more than once")
+        raise UserError(f"{flag} names {', '.join(sorted(repeated))} more than once")
     return parts
 
 
@@ -200,12 +201,12 @@ def parse_rates(
     try:
         rates = [float(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"{flag} takes numbers separated by commas, got {text!r}") from None
+        raise UserError(f"{flag} takes numbers separated by commas, got {text!r}") from None
     if len(rates) != len(names):
-        raise ValueError(
+        raise UserError(
             f"{flag} has {len(rates)} rates ({text}) for the {len(names)} of {names_flag} "
             f"({', '.join(names)}); give one each, or leave {flag} empty for the recipe's"
         )
     if any(not rate > 0 for rate in rates):
-        raise ValueError(f"{flag}: every rate must be > 0, got {text!r}; leave out what should not be drawn")
+        raise UserError(f"{flag}: every rate must be > 0, got {text!r}; leave out what should not be drawn")
     return rates

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from model.errors import UserError
+
 if TYPE_CHECKING:
     import torch
 
@@ -23,7 +25,7 @@ IGNORE = 65535
 NOTHING = 65534
 
 
-class UnusableItemError(ValueError):
+class UnusableItemError(UserError):
     """One item of a data set cannot be used: the file at fault, and why.
 
     Training replaces such an item by the next draw and counts it; evaluation lets the error through.
@@ -52,10 +54,10 @@ class Recipe:
     def __post_init__(self) -> None:
         for field in ("num_all_classes", "num_expressions", "num_questions"):
             if getattr(self, field) < 1:
-                raise ValueError(f"{field} must be >= 1, got {getattr(self, field)}")
+                raise UserError(f"{field} must be >= 1, got {getattr(self, field)}")
         for field in ("explanatory", "likely_negatives"):
             if not 0 <= getattr(self, field) <= 1:
-                raise ValueError(f"{field} is a share, 0 to 1; got {getattr(self, field)}")
+                raise UserError(f"{field} is a share, 0 to 1; got {getattr(self, field)}")
 
 
 @dataclass(frozen=True, kw_only=True)

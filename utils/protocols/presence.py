@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from model.errors import UserError
 from utils.metrics import (
     PresenceCounts,
     average_precision,
@@ -72,7 +73,7 @@ class PresenceTable:
         Beside it the F1 of the answers as they were decoded.
         """
         if self.probabilities is None:
-            raise ValueError("calibrate needs a probability for each class; leave free_generation out")
+            raise UserError("calibrate needs a probability for each class; leave free_generation out")
         truth = self.truth[self.asked]
         best = best_threshold(truth, self.probabilities[self.asked])
         decoded = PresenceCounts()

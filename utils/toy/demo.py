@@ -23,6 +23,7 @@ import chat
 import merge_lora_weights_and_save_hf_model as merge_script
 import test_sem
 from model.loading import load_model
+from utils.commands import Parser, command
 from utils.config import TrainConfig
 from utils.data.registry import build_val_dataset
 from utils.report import Report, read_report
@@ -49,9 +50,12 @@ TARGETS = (
 console = Console()
 
 
+@command("utils.toy.demo")
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = Parser(
+        prog="python -m utils.toy.demo",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, default=Path("runs/demo"))
     parser.add_argument("--num_images", type=int, default=400, help="training scenes of each layout")

@@ -8,8 +8,6 @@ the pictures of COCO, as it is). Those in SECOND_CHOICE are what some people hav
 unless they are named.
 """
 
-import argparse
-import json
 import shutil
 import sys
 import tempfile
@@ -17,8 +15,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
+from model.errors import UserError
+from model.files import read_json
+from utils.commands import Parser, command
 from utils.toy.layouts.coco import write_coco
 from utils.toy.layouts.common import SEED_OF_SPLIT, SceneSource, scene_key, write_json
 from utils.toy.layouts.mapillary import write_mapillary, write_mapillary_1
@@ -76,13 +76,13 @@ class WorldConfig:
         known = (*WRITERS, *SECOND_CHOICE)
         for name in self.chosen:
             if name not in known:
-                raise ValueError(f"--layouts: unknown layout {name!r}; known: {', '.join(known)}")
+                raise UserError(f"--layouts: unknown layout {name!r}; known: {', '.join(known)}")
         if not 0 <= self.seed < SEED_OF_SPLIT["val"]:
-            raise ValueError(
+            raise UserError(
                 f"seed must be in 0..{SEED_OF_SPLIT['val'] - 1}, got {self.seed}; higher ones are held out"
             )
         if self.num_images < 1 or self.num_val < 0:
-            raise ValueError(
+            raise UserError(
                 f"num_images must be >= 1 and num_val >= 0, got {self.num_images} and {self.num_val}"
             )
 
@@ -107,13 +107,13 @@ def make_world(config: WorldConfig) -> bool:
     parameters = {"version": VERSION, **asdict(config.source), "layouts": list(config.chosen)}
     if out.is_dir() and any(out.iterdir()):
         if not (out / "world.json").is_file():
-            raise ValueError(f"{out} holds files but no world.json; pass an empty or new folder as --out")
-        found = json.loads((out / "world.json").read_text(encoding="utf-8"))
+            raise UserError(f"{out} holds files but no world.json; pass an empty or new folder as --out")
+        found = read_json(out / "world.json")
         if {**found, "layouts": None} == {**parameters, "layouts": None} and set(config.chosen) <= set(
             found.get("layouts", ())
         ):
             return False
-        raise ValueError(f"{out} holds another world, {found}, not {parameters}; delete it or change --out")
+        raise UserError(f"{out} holds another world, {found}, not {parameters}; delete it or change --out")
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
@@ -128,13 +128,8 @@ def make_world(config: WorldConfig) -> bool:
     return True
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; see --help")  # one line, as for every other mistake
-
-
 def parse_arguments(argv: Sequence[str] | None) -> WorldConfig:
-    parser = _Parser(prog="python -m utils.toy.world", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m utils.toy.world", description=__doc__.splitlines()[0])
     helps = {
         "out": "folder to write, the later --dataset_dir",
         "seed": "another seed gives another world",
@@ -155,14 +150,11 @@ def parse_arguments(argv: Sequence[str] | None) -> WorldConfig:
     return WorldConfig(**vars(parser.parse_args(argv)))
 
 
+@command("utils.toy.world")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0, or 2 after one line about what the user did wrong."""
-    try:
-        config = parse_arguments(argv)
-        written = make_world(config)
-    except (ValueError, OSError) as problem:
-        print(problem, file=sys.stderr)
-        return 2
+    config = parse_arguments(argv)
+    written = make_world(config)
     source = config.source
     what = "written" if written else "kept, it was complete"
     print(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from model.errors import UserError
 from utils.toy.scene import Scene, draw_scene
 
 # Splits live in seeds of their own, layouts in index ranges of their own: no scene is drawn twice.
@@ -62,7 +63,7 @@ class SceneSource:
             if number == wanted:
                 return
             if k > MAX_TRIES * wanted:
-                raise ValueError(f"only {number} of {wanted} scenes fit {layout} {split} in {k} tries")
+                raise UserError(f"only {number} of {wanted} scenes fit {layout} {split} in {k} tries")
             key = scene_key(self.seed, split, layout, k)
             scene = draw_scene(*key)
             if fits is None or fits(scene):

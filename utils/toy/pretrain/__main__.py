@@ -8,16 +8,23 @@ python -m utils.toy.pretrain --out assets/toy --stages clip      # one of them
 
 import argparse
 import logging
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from utils.commands import Parser, command
+
 STAGES = ("clip", "sam", "language")
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+@command("utils.toy.pretrain")
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = Parser(
+        prog="python -m utils.toy.pretrain",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, default=Path("assets/toy"))
     parser.add_argument("--work", type=Path, default=Path("runs/toy_pretrain"), help="resumable state")
@@ -46,4 +53,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
