@@ -318,3 +318,6 @@ def build_seg_projector(config: LasagnaConfig) -> nn.Sequential:
         nn.ReLU(),
         nn.Linear(hidden_dim, config.sam_settings.prompt_embed_dim),
     )
+
+
+AutoModelForImageTextToText.register(LasagnaConfig, LasagnaForConditionalGeneration, exist_ok=True)

@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from tokenizers import Encoding, Tokenizer, normalizers
-from transformers import AddedToken, AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AddedToken,
+    AutoTokenizer,
+    LlamaTokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from model.errors import UserError
 from model.files import read_json
@@ -236,13 +242,15 @@ def decode_text(
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder, whoever wrote it; pads on the right.
 
-    A folder with `tokenizer.json` (ours, Hugging Face's) is read by AutoTokenizer. One with a sentencepiece
+    A folder with `tokenizer.json` (ours, Hugging Face's) is read by the stock classes. One with a sentencepiece
     model only is an original LLaVA, LISA or LaSagnA folder: its tokenizer is rebuilt so that it gives the
     ids of the tokenizer class of that time, which the stock classes no longer do.
     """
     folder = Path(folder)
     if (folder / "tokenizer.json").is_file():
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        # AutoTokenizer reads config.json first, and warns unless the type "lasagna" is registered by then.
+        is_ours = _read_json(folder / "config.json").get("model_type") == "lasagna"
+        tokenizer = (PreTrainedTokenizerFast if is_ours else AutoTokenizer).from_pretrained(folder)
     elif (folder / "tokenizer.model").is_file():
         tokenizer = _load_original(folder)
     else:

@@ -1,12 +1,23 @@
+import logging
 import shutil
 
 import pytest
 import torch
-from transformers import CLIPConfig, CLIPModel, CLIPVisionModel, LlavaForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionModel,
+    LlavaForConditionalGeneration,
+)
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from model.config import LasagnaConfig
 from model.conversation import Conversation
 from model.lasagna import LasagnaForConditionalGeneration
 from model.loading import load_model
+from model.processor import LasagnaProcessor
 from model.weights import read_folder
 from tests.tiny_weights import HIDDEN_DIM, edit_json, picture, write_shards
 
@@ -230,3 +241,27 @@ def test_a_tower_that_the_config_names_is_found_beside_the_model(tiny_folders, t
     shutil.copytree(tiny_folders.clip, tmp_path / "its_clip")
     model, _ = load(folder, tiny_folders, vision_tower=None)
     torch.testing.assert_close(states_of(model), states_of(tiny_model))
+
+
+@pytest.mark.parametrize("read", [load_model, LasagnaProcessor.from_pretrained])
+def test_a_folder_of_ours_is_read_without_a_remark_whoever_was_imported_before(
+    tiny_model, tmp_path, monkeypatch, caplog, capfd, read
+):
+    """A stranger's script that wants the processor alone has not registered our configuration."""
+    tiny_model.save_pretrained(tmp_path)
+    if read is not load_model:
+        monkeypatch.delitem(CONFIG_MAPPING._extra_content, "lasagna")
+    capfd.readouterr()
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    with caplog.at_level(logging.WARNING):
+        read(tmp_path)
+    assert caplog.text == ""
+    assert "model of type" not in capfd.readouterr().err
+
+
+def test_the_auto_classes_know_a_folder_of_ours(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    assert isinstance(AutoConfig.from_pretrained(tmp_path), LasagnaConfig)
+    assert isinstance(
+        AutoModelForImageTextToText.from_pretrained(tmp_path), LasagnaForConditionalGeneration
+    )
