@@ -16,6 +16,7 @@ from model.weights import read_folder, without_prefix
 
 TOWER_PREFIX = "model.vision_tower.vision_tower.vision_model."  # in an original LLaVA
 TOWER_FOLDER = "vision_tower"  # where our export puts the tower, in the model's folder
+TOWER_WEIGHT_PREFIX = "vision_model."  # of the weights in a published tower's folder
 COMPUTED = "position_ids"  # a buffer that older versions of transformers stored
 
 
@@ -39,7 +40,7 @@ def read_tower(
     if not inside:
         stored = read_folder(tower)
         # Newer versions of transformers store the tower without its prefix; a whole CLIP has a text side too.
-        stored = without_prefix(stored, "vision_model.") or stored
+        stored = without_prefix(stored, TOWER_WEIGHT_PREFIX) or stored
         added = {TOWER_PREFIX + key: value for key, value in stored.items() if not key.endswith(COMPUTED)}
     return added, vision_config, read_json(tower / "preprocessor_config.json")
 

@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import CLIPVisionModel, PreTrainedTokenizerBase
 
 from model.errors import UserError
 from model.interop import llava_v1, released
-from model.interop.clip import TOWER_FOLDER
+from model.interop.clip import TOWER_FOLDER, TOWER_WEIGHT_PREFIX
 from model.interop.parts import SETTINGS_FOLDER
+from model.stored import SINGLE_FILE
 from model.tokens import IMAGE
 
 if TYPE_CHECKING:
@@ -63,10 +65,11 @@ def write_released(
     config = released_config(model.config, dtype=model.dtype)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     ids = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    (folder / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n", encoding="utf-8")
+    generation = ids | {"use_cache": False}  # see `released_config`
+    (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
     write_shards(model, folder, shard_bytes)
     write_original_tokenizer(model.processor.tokenizer, folder)
-    model.vlm.model.vision_tower.save_pretrained(folder / TOWER_FOLDER)
+    write_tower(model.vlm.model.vision_tower, folder / TOWER_FOLDER)
     model.processor.clip.save_pretrained(folder / TOWER_FOLDER)
     model.config.save_pretrained(folder / SETTINGS_FOLDER)
     model.processor.save_pretrained(folder / SETTINGS_FOLDER)
@@ -103,7 +106,8 @@ def released_config(config: LasagnaConfig, *, dtype: torch.dtype) -> dict[str, A
         "model_type": "llava",
         "vocab_size": config.image_token_id,
         "torch_dtype": str(dtype).removeprefix("torch."),
-        "use_cache": True,
+        # Their evaluation reads the hidden states of the whole answer from the last step of generation.
+        "use_cache": False,
         "use_mm_proj": True,
         "mm_hidden_size": vision.hidden_size,
         "mm_vision_tower": tower,
@@ -180,6 +184,21 @@ def write_shards(model: LasagnaForConditionalGeneration, folder: Path, shard_byt
 
 def is_whole(value: Tensor) -> bool:
     return value.untyped_storage().nbytes() == value.nbytes
+
+
+def write_tower(tower: CLIPVisionModel, folder: Path) -> None:
+    """The CLIP tower under the names that its authors published, with `vision_model.` in front.
+
+    Newer versions of transformers write none and read both; older ones start a tower without it at random.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tower.config.architectures = [type(tower).__name__]
+    tower.config.save_pretrained(folder)
+    weights = {
+        TOWER_WEIGHT_PREFIX + name.removeprefix(TOWER_WEIGHT_PREFIX): value.contiguous()
+        for name, value in tower.state_dict().items()
+    }
+    save_file(weights, folder / SINGLE_FILE, metadata={"format": "pt"})
 
 
 def write_original_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from transformers import CLIPVisionModel, GenerationConfig
 
 from model.interop.write_released import write_released
 from model.loading import load_model
@@ -61,7 +62,7 @@ def test_the_released_model_comes_back_key_by_key(golden, tmp_path):
         ours, theirs = (
             json.loads((folder / name).read_text()) for folder in (tmp_path / "released", original)
         )
-        for key in theirs.keys() & ours.keys() - {"mm_vision_tower", "vision_tower", "use_cache"}:
+        for key in theirs.keys() & ours.keys() - {"mm_vision_tower", "vision_tower"}:
             assert ours[key] == theirs[key], key
     # Somebody else's tools do not know our own folder inside.
     tokens = [load_tokenizer(folder) for folder in (tmp_path / "released", original)]
@@ -77,6 +78,31 @@ def test_a_folder_for_other_tools_alone_is_read_too(tiny_folders, tmp_path):
     shutil.rmtree(tmp_path / "out" / "vision_tower")
     again, _ = load_model(tmp_path / "out", vision_tower=str(tiny_folders.clip))
     assert_same_model(again, model)
+
+
+def test_the_tower_has_the_names_that_older_transformers_read_and_newer_ones_and_we_read_it_too(
+    tiny_model, tmp_path
+):
+    write_released(tiny_model, tmp_path / "out")
+    names = read_folder(tmp_path / "out" / "vision_tower").keys()
+    assert all(name.startswith("vision_model.") for name in names)
+    tower = tiny_model.vlm.model.vision_tower
+    assert len(names) == len(tower.state_dict())
+    stock, info = CLIPVisionModel.from_pretrained(tmp_path / "out" / "vision_tower", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    again, _ = load_model(tmp_path / "out")
+    for name, value in tower.state_dict().items():
+        assert torch.equal(stock.state_dict()[name], value), name
+        assert torch.equal(again.vlm.model.vision_tower.state_dict()[name], value), name
+
+
+def test_the_released_evaluation_generates_without_a_cache(tiny_model, tmp_path):
+    """It reads the hidden states of the whole answer from the last step, which with a cache holds one token."""
+    write_released(tiny_model, tmp_path / "out")
+    for name in ("generation_config.json", "config.json"):
+        assert json.loads((tmp_path / "out" / name).read_text())["use_cache"] is False, name
+    assert GenerationConfig.from_pretrained(tmp_path / "out").use_cache is False
 
 
 def test_a_language_model_with_scaled_positions_keeps_its_settings(tiny_folders, tmp_path):
