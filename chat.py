@@ -28,7 +28,7 @@ from model.sequence import spoken
 from utils.colours import MASK_COLOURS, Colour, class_colour
 from utils.commands import command, one_line
 from utils.data.images import read_image
-from utils.distributed import device_of, dtype_of
+from utils.distributed import device_of
 from utils.inference_config import ChatConfig
 from utils.logs import start_logging
 from utils.metrics import label_map
@@ -69,12 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def load(config: ChatConfig) -> LasagnaForConditionalGeneration:
-    model, _ = load_model(
-        config.version,
-        dtype=dtype_of(config.precision),
-        quantization=config.quantization,
-        device=device_of(),
-    )
+    model, _ = load_model(config.version, device=device_of(), **config.loading)
     return model
 
 

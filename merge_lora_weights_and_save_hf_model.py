@@ -22,7 +22,7 @@ from model.interop.training import RunSettings, read_run_settings, read_training
 from model.merging import MergedModel, open_merge, save
 from model.sequence import SequenceFormat
 from utils.commands import command
-from utils.distributed import dtype_of
+from utils.distributed import dtype_unless_stored
 from utils.hub import check_login, push_folder
 from utils.inference_config import MergeConfig
 from utils.logs import start_logging
@@ -80,7 +80,7 @@ def open_checkpoint(config: MergeConfig, settings: RunSettings, target: Path) ->
         scratch=target.parent,
         vision_tower=config.vision_tower or settings.run.get("vision_tower") or None,
         sam=config.vision_pretrained or settings.run.get("vision_pretrained") or None,
-        dtype=dtype_of(config.precision),
+        dtype=dtype_unless_stored(config.precision),
         format=SequenceFormat.from_dict(stored_format) if stored_format else None,
         prompt=settings.config.get("prompt"),
         lora_alpha=config.lora_alpha,

@@ -29,7 +29,7 @@ from model.loading import load_model
 from model.processor import LasagnaProcessor
 from utils.asking import EvaluationSettings
 from utils.commands import command
-from utils.distributed import device_of, distributed, dtype_of
+from utils.distributed import device_of, distributed
 from utils.evaluate import NUM_SHOWN, Outputs, evaluate_datasets
 from utils.inference_config import TestConfig
 from utils.logs import start_logging
@@ -82,8 +82,7 @@ def load(config: TestConfig) -> tuple[LasagnaForConditionalGeneration, LasagnaPr
     """The model on this process's device, and its processor."""
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
-    model, processor = load_model(config.version, dtype=dtype_of(config.precision))
-    return model.to(device_of()), processor
+    return load_model(config.version, device=device_of(), **config.loading)
 
 
 def settings_of(config: TestConfig) -> EvaluationSettings:

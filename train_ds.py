@@ -116,6 +116,7 @@ def build_model(config: TrainConfig) -> tuple[LasagnaForConditionalGeneration, L
         seed=config.seed,
     )
     model.config.loss_weights = config.loss_weights
+    model.config.num_all_classes = config.num_all_classes
     torch.manual_seed(config.seed)  # the adapters' first values and dropout
     model.vlm = add_lora(
         model.vlm, config.lora_r, config.lora_alpha, config.lora_dropout, config.lora_pattern
@@ -259,7 +260,7 @@ def validate(engine: Any, datasets: dict[str, Dataset], config: TrainConfig) -> 
     if not datasets:
         return None
     settings = EvaluationSettings(
-        classes_per_query=config.classes_per_query or config.num_all_classes,
+        classes_per_query=config.classes_per_query or None,
         max_samples=config.max_val_samples or None,
         val_batch_size=config.val_batch_size,
         num_pictures=0,

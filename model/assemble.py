@@ -17,7 +17,7 @@ from model.interop.sam import read_sam
 from model.lasagna import LasagnaForConditionalGeneration, build_seg_projector
 from model.processor import LasagnaProcessor
 from model.sam import SamSegmenter
-from model.sequence import SequenceFormat
+from model.sequence import DEFAULT_NUM_ALL_CLASSES, SequenceFormat
 from model.tokens import IMAGE, add_special_tokens, load_tokenizer, token_ids
 from model.weights import load_strictly
 
@@ -69,6 +69,7 @@ def assemble(
         sam_config=settings.to_dict(),
         sequence_format=sequence_format.to_dict(),
         prompt=prompt or parts.prompt or DEFAULT_PROMPT,
+        num_all_classes=parts.num_all_classes or DEFAULT_NUM_ALL_CLASSES,
         image_token_id=ids.image,
         seg_token_id=ids.seg,
         neg_token_id=ids.neg,

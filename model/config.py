@@ -10,6 +10,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from model.errors import UserError
 from model.losses import DEFAULT_WEIGHTS
 from model.sam import SamSettings
+from model.sequence import DEFAULT_NUM_ALL_CLASSES
 
 # Pixel statistics of OpenAI's CLIP, for values in 0..1.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -24,6 +25,7 @@ class LasagnaConfig(PreTrainedConfig):
         sam_config: fields of `SamSettings`; those left out are ViT-H's.
         sequence_format: `SequenceFormat.to_dict()`: how complex queries are written, and with which tokens.
         prompt: name of the prompt template.
+        num_all_classes: most classes that one complex query names, in training and whenever the model is asked.
         image_token_id, seg_token_id, neg_token_id: rows of the vocabulary; LISA has no `neg_token_id`.
         image_aspect_ratio: "square" crops the picture for CLIP, "pad" pads it to a square first.
         clip_mean, clip_std: pixel statistics for CLIP, for values in 0..1.
@@ -39,6 +41,7 @@ class LasagnaConfig(PreTrainedConfig):
         sam_config: dict[str, Any] | None = None,
         sequence_format: dict[str, Any] | None = None,
         prompt: str = "llava_v1",
+        num_all_classes: int = DEFAULT_NUM_ALL_CLASSES,
         image_token_id: int | None = None,
         seg_token_id: int | None = None,
         neg_token_id: int | None = None,
@@ -59,6 +62,9 @@ class LasagnaConfig(PreTrainedConfig):
         self.sam_config = SamSettings(**(sam_config or {})).to_dict()
         self.sequence_format = sequence_format
         self.prompt = prompt
+        if num_all_classes < 1:
+            raise UserError(f"num_all_classes must be at least 1, got {num_all_classes}")
+        self.num_all_classes = num_all_classes
         self.image_token_id = image_token_id
         self.seg_token_id = seg_token_id
         self.neg_token_id = neg_token_id

@@ -20,10 +20,10 @@ from model.errors import UserError
 from model.outputs import ChatAnswer, Segmentation
 from model.processor import LasagnaProcessor
 from model.prompts import read_prompts
-from model.sequence import DEFAULT_NUM_ALL_CLASSES, spoken
+from model.sequence import spoken
 from model.tokens import Text
 
-DEFAULT_NEW_TOKENS = 512
+DEFAULT_NEW_TOKENS = 256  # of the API, chat.py, test_sem.py and validation alike
 TOKENS_PER_CLASS = 16  # enough for any class name with its choice, where an answer is generated freely
 
 
@@ -71,7 +71,8 @@ class InferenceMixin:
             presence_threshold: probability from which a class counts as present; None: the likelier choice.
                 It acts while decoding: later choices see it.
             rethreshold: the same for the finished probabilities.
-            classes_per_query: longer lists are split into queries of so many classes; None: 80, as trained.
+            classes_per_query: longer lists are split into queries of so many classes; None: as many as one query
+                named in training (`num_all_classes` of the config).
 
         Raises:
             ValueError: an image has no classes, the lists differ in length, or a threshold is given to a model
@@ -80,7 +81,7 @@ class InferenceMixin:
         processor = processor or self._own_processor()
         if len(images) != len(classes):
             raise ValueError(f"{len(images)} images but {len(classes)} lists of classes")
-        limit = DEFAULT_NUM_ALL_CLASSES if classes_per_query is None else classes_per_query
+        limit = self.config.num_all_classes if classes_per_query is None else classes_per_query
         if limit < 1:
             raise UserError(f"classes_per_query must be at least 1, got {limit}")
         queries = [

@@ -21,7 +21,7 @@ from model.errors import UserError
 from model.files import read_json
 from model.interop import hf_llava, llava_v1, ours, released
 from model.interop.adapter import is_adapter
-from model.interop.parts import ReadOptions, local_folder
+from model.interop.parts import ReadOptions, local_folder, named_dtype
 from model.interop.sam import is_sam_file
 from model.interop.training import (
     apply_training_weights,
@@ -76,7 +76,7 @@ def load_model(
         sam: SAM file, for layouts that have no SAM inside.
         base, lora_alpha, tag: of a training run: the model that it started from and LoRA's alpha, where its
             settings do not say so; which save of it, if not the newest.
-        dtype: of the weights; as stored if not given.
+        dtype: of the weights. If not given, as stored; what a training run left gets the run's precision.
         quantization: "8bit" or "4bit" for the language model's layers; needs a GPU and bitsandbytes.
         device: where the model goes; the CPU if not given, the first GPU if quantised.
         attn_implementation: of the language model; "auto" takes flash attention where it can run, else SDPA.
@@ -91,19 +91,24 @@ def load_model(
     if not place.is_file():
         place = local_folder(path, flag="--version")
     layout = recognise(place, tag)
-    attn_implementation = choose_attention(attn_implementation, dtype)
+    dtype_there = dtype or stored_dtype(place, layout)
+    attn_implementation = choose_attention(attn_implementation, dtype_there)
     told = {"sam": sam, "format": format, "prompt": prompt, "seed": seed}
     if layout not in LAYOUTS:
         if quantization:
             raise UserError(f"{place} is not a merged model; merge it before --load_in_{quantization}")
-        told |= {"vision_tower": vision_tower, "dtype": dtype, "attn_implementation": attn_implementation}
+        told |= {
+            "vision_tower": vision_tower,
+            "dtype": dtype_there,
+            "attn_implementation": attn_implementation,
+        }
         model = load_trained(place, layout, base=base, lora_alpha=lora_alpha, tag=tag, **told)
     else:
         options = ReadOptions(
             vision_tower=vision_tower,
             dtype=dtype,
             attn_implementation=attn_implementation,
-            quantization=quantization_config(quantization, dtype) if quantization else None,
+            quantization=quantization_config(quantization, dtype_there) if quantization else None,
             device=torch.device(device or "cuda") if quantization else None,
         )
         model = load_whole(place, layout, options, **told)
@@ -175,7 +180,16 @@ def load_trained(
         prompt=prompt or settings.config.get("prompt"),
         **told,
     )
+    model.config.num_all_classes = settings.num_all_classes or model.config.num_all_classes
     return apply_training_weights(model, path, lora_alpha=lora_alpha, tag=tag)
+
+
+def stored_dtype(place: Path, layout: str) -> torch.dtype | None:
+    """The number format of a folder's weights, or of the run that left them; None where nothing says it."""
+    if layout not in LAYOUTS:
+        return read_run_settings(place).dtype
+    config = read_json(place / "config.json")
+    return named_dtype(config.get("dtype") or config.get("torch_dtype"))
 
 
 def recognise(path: Path, tag: str | None = None) -> str:

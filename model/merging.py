@@ -160,6 +160,7 @@ def open_merge(
         scratch: an existing folder for a copy of the frame while this runs, some GB for a 7B model.
         lora_alpha: scale of the adapters; None: the run's, 16 where its settings are not beside the weights.
         tag: of a DeepSpeed checkpoint; the newest if not given.
+        dtype: of the weights written; None: the run's precision, else as the base is stored.
         Others: as for `load_model`.
 
     Raises:
@@ -172,7 +173,8 @@ def open_merge(
             f"--version {version} is {kind}; pass it as --weight, and the model that it started from as --version"
         )
     logger.info("%s: %s", folder, kind)
-    weights = read_training_weights(weight, tag)
+    settings, weights = read_run_settings(weight), read_training_weights(weight, tag)
+    dtype = dtype or settings.dtype
     format = format or released.training_format(weights, folder)
     stored = StoredWeights(folder)
     check_space(scratch, stored, sam, dtype)
@@ -185,6 +187,7 @@ def open_merge(
                 frame, processor = load_model(copy, dtype=dtype, prompt=prompt, **told)
         except (UserError, FileNotFoundError) as error:
             raise type(error)(str(error).replace(str(copy), str(folder))) from error
+    frame.config.num_all_classes = settings.num_all_classes or frame.config.num_all_classes
     if getattr(processor.tokenizer, "vocab_file", None):  # copied when the tokenizer is saved
         processor.tokenizer.vocab_file = str(folder / Path(processor.tokenizer.vocab_file).name)
     merged = MergedModel(folder, frame, stored, text_config_of(folder))

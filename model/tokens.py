@@ -249,7 +249,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     folder = Path(folder)
     if (folder / "tokenizer.json").is_file():
         # AutoTokenizer reads config.json first, and warns unless the type "lasagna" is registered by then.
-        is_ours = _read_json(folder / "config.json").get("model_type") == "lasagna"
+        is_ours = read_json(folder / "config.json").get("model_type") == "lasagna"
         tokenizer = (PreTrainedTokenizerFast if is_ours else AutoTokenizer).from_pretrained(folder)
     elif (folder / "tokenizer.model").is_file():
         tokenizer = _load_original(folder)

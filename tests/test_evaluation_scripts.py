@@ -28,6 +28,7 @@ class KnowingModel(torch.nn.Module):
     """Sees sky in the upper half and grass below, and no dog."""
 
     processor = SimpleNamespace(format=SequenceFormat.named("paper"))
+    config = SimpleNamespace(num_all_classes=80)
     device = torch.device("cpu")
 
     def segment_batch(self, images, classes, **_):

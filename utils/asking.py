@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,9 @@ from torch import Tensor
 
 from model.conversation import Conversation
 from model.errors import UserError
-from model.inference import TOKENS_PER_CLASS
+from model.inference import DEFAULT_NEW_TOKENS, TOKENS_PER_CLASS
 from model.prompts import move_batch
-from model.sequence import DEFAULT_NUM_ALL_CLASSES, SequenceFormat
+from model.sequence import SequenceFormat
 from model.tokens import Text
 from utils.matching import DEFAULT_MATCH_DISTANCE, FreeAnswer, NameMatcher, read_answer
 
@@ -24,7 +24,7 @@ ROWS_PER_IMAGE = 8  # questions about one image that share a pass; more of them 
 class EvaluationSettings:
     """What changes the numbers (all of it is written into the report), and what changes the speed."""
 
-    classes_per_query: int | None = None  # None: DEFAULT_NUM_ALL_CLASSES
+    classes_per_query: int | None = None  # None: as many as one query named in training, see `for_model`
     oracle_classes: bool = False  # ask each image only for the classes that it shows
     presence_threshold: float | None = None  # inside the decoding; None: the likelier of [SEG] and [NEG]
     rethreshold: float | None = None  # the same for the finished probabilities
@@ -32,7 +32,7 @@ class EvaluationSettings:
     free_generation: bool = False  # complex queries without the constraint of their format
     match_distance: float = DEFAULT_MATCH_DISTANCE  # of freely generated names, see utils/matching.py
     teacher_forced: bool = False  # give the answer "It is [SEG]." instead of generating one
-    max_new_tokens: int = 128
+    max_new_tokens: int = DEFAULT_NEW_TOKENS
     max_samples: int | None = None  # of each data set, spread evenly over it; None: all
     seed: int = 0  # draws the pairs of the presence test and the images of the bootstrap
     val_batch_size: int = 1
@@ -59,6 +59,10 @@ class EvaluationSettings:
             )
         if self.calibrate and self.oracle_classes:
             raise UserError("calibrate needs absent classes too; leave oracle_classes out")
+
+    def for_model(self, model: Any) -> EvaluationSettings:
+        """With the number of classes that one query of this model names, where nothing else is told."""
+        return replace(self, classes_per_query=self.classes_per_query or model.config.num_all_classes)
 
     @property
     def asks_probabilities(self) -> tuple[str, ...]:
@@ -95,7 +99,7 @@ class EvaluationSettings:
             "answers": "teacher_forced" if self.teacher_forced else "generated",
             "complex_queries": "constrained" if constrained else "generated",
             "classes_asked": "present (oracle)" if self.oracle_classes else "all",
-            "classes_per_query": self.classes_per_query or DEFAULT_NUM_ALL_CLASSES,
+            "classes_per_query": self.classes_per_query,
             "presence_threshold": self.presence_threshold,
             "rethreshold": self.rethreshold,
             "match_distance": None if constrained else self.match_distance,
@@ -149,7 +153,7 @@ def ask_freely(
         for each image its queries, of at most `classes_per_query` names each, with the answers to them;
         `FreeAnswer.found` counts within a query.
     """
-    limit = settings.classes_per_query or DEFAULT_NUM_ALL_CLASSES
+    limit = settings.classes_per_query or model.config.num_all_classes
     asked = [
         [tuple(names[start : start + limit]) for start in range(0, len(names), limit)] for names in classes
     ]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import UserError
-from model.sequence import TOKENS_OF_FORMAT, SequenceFormat
+from model.sequence import DEFAULT_NUM_ALL_CLASSES, TOKENS_OF_FORMAT, SequenceFormat
 from utils.settings import check_choices, require_not_negative, require_positive, setting
 
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -48,7 +48,9 @@ class DataConfig:
     reason_seg_data: str = setting("ReasonSeg|train", "reasoning data sets")
     reason_seg_rates: str = setting("", "a rate for each of them; empty: all alike")
     explanatory: float = setting(0.1, "share of reasoning samples that are answered with an explanation")
-    num_all_classes: int = setting(80, "most classes that one complex query names")
+    num_all_classes: int = setting(
+        DEFAULT_NUM_ALL_CLASSES, "most classes that one complex query names; the model remembers it"
+    )
     likely_negatives: float = setting(
         0.0, "share of a query's absent classes drawn among those of another image; the rest evenly"
     )

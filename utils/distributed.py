@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from model.interop.parts import DTYPES
 
 
 def dtype_of(precision: str) -> torch.dtype:
@@ -19,6 +19,11 @@ def dtype_of(precision: str) -> torch.dtype:
     if precision not in DTYPES:
         raise ValueError(f"unknown precision {precision!r}; known: {', '.join(DTYPES)}")
     return DTYPES[precision]
+
+
+def dtype_unless_stored(precision: str) -> torch.dtype | None:
+    """As `dtype_of`; None for "auto", which keeps the number format that is stored."""
+    return None if precision == "auto" else dtype_of(precision)
 
 
 def device_of() -> torch.device:

@@ -84,7 +84,7 @@ def evaluate_datasets(
     Raises:
         ValueError: finished samples to continue from belong to another model, protocol or version.
     """
-    outputs = outputs or Outputs()
+    outputs, settings = outputs or Outputs(), settings.for_model(model)
     settings.constrains(
         processor.format
     )  # settings that this model cannot follow are found before the first image

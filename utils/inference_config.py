@@ -6,21 +6,53 @@ from dataclasses import dataclass
 from typing import Any
 
 from model.errors import UserError
-from utils.config import PRECISIONS, fold_alias
+from model.inference import DEFAULT_NEW_TOKENS
+from utils.config import ATTENTION, PRECISIONS, fold_alias
+from utils.distributed import dtype_unless_stored
 from utils.matching import DEFAULT_MATCH_DISTANCE
 from utils.settings import check_choices, require_not_negative, require_positive, setting
 
 MERGE_FORMATS = ("lasagna", "lisa")
+STORED = "auto"  # a precision that is not changed
 
 
 @dataclass(frozen=True, kw_only=True)
-class TestConfig:
+class LoadingConfig:
+    """Which model is asked, and how it is loaded: test_sem.py and chat.py share it."""
+
+    version: str = setting("", "model folder: what the merge script wrote")
+    precision: str = setting(
+        STORED,
+        "number format of weights and activations; auto: as the folder stores them",
+        (STORED, *PRECISIONS),
+    )
+    attn_implementation: str = setting("auto", "attention of the language model", ATTENTION)
+    load_in_8bit: bool = setting(False, "language model in 8 bit; needs a GPU and bitsandbytes")
+    load_in_4bit: bool = setting(False, "language model in 4 bit; needs a GPU and bitsandbytes")
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if not self.version:
+            raise UserError("--version says which model to load: the folder that the merge script wrote")
+        if self.load_in_8bit and self.load_in_4bit:
+            raise UserError("--load_in_8bit and --load_in_4bit exclude each other; choose one")
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """As `load_model` takes it."""
+        return {
+            "dtype": dtype_unless_stored(self.precision),
+            "attn_implementation": self.attn_implementation,
+            "quantization": "8bit" if self.load_in_8bit else "4bit" if self.load_in_4bit else None,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestConfig(LoadingConfig):
     """What test_sem.py can be told."""
 
     __test__ = False  # not a test class, whatever pytest thinks of its name
 
-    version: str = setting("", "model folder: what the merge script wrote")
-    precision: str = setting("bf16", "number format of weights and activations", PRECISIONS)
     num_threads: int = setting(0, "CPU threads of each process; 0: torch's choice")
     local_rank: int = setting(-1, "set by the launcher")
     # what is evaluated
@@ -36,7 +68,9 @@ class TestConfig:
     workers: int = setting(0, "processes that read samples ahead, for each evaluating process")
     seed: int = setting(0, "draws the pairs of the presence test and the images of the confidence intervals")
     # how the model is asked
-    classes_per_query: int | None = setting(None, "classes that one query names; longer lists are split")
+    classes_per_query: int | None = setting(
+        None, "classes that one query names, longer lists are split; empty: as many as in training"
+    )
     presence_threshold: float | None = setting(
         None, "a class is there from this probability on, decided while decoding; empty: arg-max"
     )
@@ -50,7 +84,7 @@ class TestConfig:
         DEFAULT_MATCH_DISTANCE, "largest share of wrong letters in a freely generated class name"
     )
     teacher_forced: bool = setting(False, "the older protocol: referring and reasoning with the answer given")
-    max_new_tokens: int = setting(128, "longest generated answer")
+    max_new_tokens: int = setting(DEFAULT_NEW_TOKENS, "longest generated answer")
     # what is written
     report_dir: str = setting("", "where the report goes, and finished samples while it runs")
     resume: bool = setting(False, "continue the evaluation that was killed, from what --report_dir holds")
@@ -61,11 +95,10 @@ class TestConfig:
     classes: str = setting("", "what to look for in them: a text file, one class a line")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         fold_alias(self)
-        check_choices(self)
         require_positive(self, "val_batch_size", "classes_per_query", "max_samples", "max_new_tokens")
         require_not_negative(self, "num_threads", "workers", "seed")
-        _require_version(self.version)
         if bool(self.images) != bool(self.classes):
             raise UserError("--images and --classes belong together: pictures, and what to look for in them")
         if self.images:
@@ -84,33 +117,24 @@ class TestConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatConfig:
+class ChatConfig(LoadingConfig):
     """What chat.py can be told."""
 
-    version: str = setting("", "model folder: what the merge script wrote")
     image: str = setting("", "picture for one answer; without it, a conversation starts")
     prompt: str = setting("", "question for one answer")
     classes: str = setting("", 'classes for one complex query: "person, tree, dog"')
     vis_save_path: str = setting("./vis_output", "where masks and overlays go")
-    classes_per_query: int | None = setting(None, "classes that one query names; longer lists are split")
+    classes_per_query: int | None = setting(
+        None, "classes that one query names, longer lists are split; empty: as many as in training"
+    )
     presence_threshold: float | None = setting(
         None, "a class is there from this probability on; empty: arg-max"
     )
-    max_new_tokens: int = setting(256, "longest answer")
-    precision: str = setting("bf16", "number format of weights and activations", PRECISIONS)
-    load_in_8bit: bool = setting(False, "language model in 8 bit; needs a GPU and bitsandbytes")
-    load_in_4bit: bool = setting(False, "language model in 4 bit; needs a GPU and bitsandbytes")
+    max_new_tokens: int = setting(DEFAULT_NEW_TOKENS, "longest generated answer")
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        super().__post_init__()
         require_positive(self, "max_new_tokens", "classes_per_query")
-        _require_version(self.version)
-        _check_quantization(self)
-
-    @property
-    def quantization(self) -> str | None:
-        """As `load_model` takes it."""
-        return "8bit" if self.load_in_8bit else "4bit" if self.load_in_4bit else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +148,11 @@ class MergeConfig:
     vision_pretrained: str = setting("", "SAM file; empty: as the run says")
     lora_alpha: float | None = setting(None, "only where the run's settings are not beside the weights")
     tag: str | None = setting(None, "which save of a checkpoint folder; empty: the newest")
-    precision: str = setting("bf16", "number format of the weights written", PRECISIONS)
+    precision: str = setting(
+        STORED,
+        "number format of the weights written; auto: that of the run, else as the base is stored",
+        (STORED, *PRECISIONS),
+    )
     format: str = setting("lasagna", "layout to write: ours, or that of the released code", MERGE_FORMATS)
     report: str = setting("", "report.json of test_sem.py, whose numbers go into the model card")
     push_to_hub: str = setting("", "NAME/MODEL: upload to this private repository of the Hugging Face hub")
@@ -136,13 +164,3 @@ class MergeConfig:
             raise UserError(f"--push_to_hub {self.push_to_hub} must read NAME/MODEL, or MODEL for your own")
         if not self.weight:
             raise UserError("--weight says which weights to merge: the ckpt_model folder of a run")
-
-
-def _check_quantization(config: Any) -> None:
-    if config.load_in_8bit and config.load_in_4bit:
-        raise UserError("--load_in_8bit and --load_in_4bit exclude each other; choose one")
-
-
-def _require_version(version: str) -> None:
-    if not version:
-        raise UserError("--version says which model to load: the folder that the merge script wrote")

@@ -27,7 +27,6 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from model.sequence import DEFAULT_NUM_ALL_CLASSES
 from utils.asking import ROWS_PER_IMAGE, EvaluationSettings
 from utils.colours import class_colour, palette
 from utils.data.class_lists import CLASSES_DIR, ClassList, load_class_list
@@ -88,6 +87,7 @@ def predict_images(
     Returns:
         the path of predictions.json, on the first process.
     """
+    settings = settings.for_model(model)
     settings.constrains(processor.format)  # thresholds need a model that knows probabilities
     rank, world_size = rank_and_world_size()
     names = output_names(images)
@@ -133,7 +133,7 @@ def segment(
     """
     if not pictures:
         return []
-    at_once = (settings.classes_per_query or DEFAULT_NUM_ALL_CLASSES) * ROWS_PER_IMAGE
+    at_once = (settings.classes_per_query or model.config.num_all_classes) * ROWS_PER_IMAGE
     masks: list[list[torch.Tensor]] = [[] for _ in pictures]
     present: list[dict[int, float]] = [{} for _ in pictures]
     for start in range(0, len(classes), at_once):

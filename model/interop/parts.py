@@ -17,6 +17,8 @@ from model.sequence import SequenceFormat
 
 # Beside weights that are no folder of ours (DeepSpeed's, exported ones): config.json, processor, run.yaml.
 SETTINGS_FOLDER = "lasagna"
+# What --precision calls them.
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,7 @@ class Parts:
     seg_projector: dict[str, Tensor] | None = None  # named 0.weight, 0.bias, 2.weight, 2.bias
     format: SequenceFormat | None = None  # that the weights were trained with
     prompt: str | None = None  # template that the weights were trained with
+    num_all_classes: int | None = None  # most classes that one query named in training
 
 
 def local_folder(name: str | Path, *, flag: str) -> Path:

@@ -62,6 +62,7 @@ def read(folder: Path, options: ReadOptions) -> Parts:
         ours = read_json(settings / "config.json")
         parts.folder, parts.prompt = settings, ours["prompt"]
         parts.format = SequenceFormat.from_dict(ours["sequence_format"])
+        parts.num_all_classes = ours.get("num_all_classes")
     return parts
 
 

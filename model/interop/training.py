@@ -14,7 +14,7 @@ from torch import Tensor
 from model.errors import UserError
 from model.files import read_json, read_yaml
 from model.interop import adapter, deepspeed, released
-from model.interop.parts import SETTINGS_FOLDER
+from model.interop.parts import DTYPES, SETTINGS_FOLDER, named_dtype
 from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import TRAINABLE_PATTERN, add_lora, merge
 from model.weights import INDEX_FILES, WEIGHT_FILES, check_fit, read_folder, read_weight_file
@@ -32,6 +32,17 @@ class RunSettings:
 
     run: dict[str, Any] = field(default_factory=dict)  # run.yaml: the flags of train_ds.py
     config: dict[str, Any] = field(default_factory=dict)  # config.json of the model
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Number format that the run computed in."""
+        precision = self.run.get("precision")
+        return DTYPES.get(precision) if precision else named_dtype(self.config.get("dtype"))
+
+    @property
+    def num_all_classes(self) -> int | None:
+        """Most classes that one query named; runs older than the entry of config.json say it in run.yaml."""
+        return self.config.get("num_all_classes") or self.run.get("num_all_classes")
 
 
 def read_run_settings(path: str | Path) -> RunSettings:

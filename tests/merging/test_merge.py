@@ -8,12 +8,13 @@ import torch
 
 from merge_lora_weights_and_save_hf_model import main
 from model.interop.deepspeed import read_checkpoint, safe_globals
+from model.interop.parts import DTYPES
 from model.interop.training import apply_training_weights, read_training_weights
 from model.loading import load_model
 from model.lora import add_lora, mark_trainable, merge
 from model.weights import read_torch_file
-from tests.tiny_weights import picture, write_shards
-from tests.training_runs import save_settings, trainable, write_zero_checkpoint
+from tests.tiny_weights import edit_json, picture, write_shards
+from tests.training_runs import save_settings, trainable, write_run, write_zero_checkpoint
 
 CLASSES = ["dog", "tree", "sky", "pool table"]
 
@@ -144,12 +145,34 @@ def test_flags_do_what_missing_settings_cannot(folders, trained, tmp_path):
 
 
 def test_settings_are_found_beside_the_file_that_zero_to_fp32_wrote(folders, trained, tmp_path):
-    save_settings(tmp_path / "ckpt_model", trained, folders)
+    save_settings(tmp_path / "ckpt_model", trained, folders, precision="bf16")
     torch.save(trainable(trained), tmp_path / "pytorch_model.bin")
     target = tmp_path / "merged"
     arguments = ["--weight", str(tmp_path / "pytorch_model.bin"), "--save_path", str(target)]
     assert main(arguments) == 0
     assert json.loads((target / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("format", "precision"), [("lasagna", None), ("lasagna", "bf16"), ("lasagna", "fp16"), ("lisa", "bf16")]
+)
+def test_a_merge_keeps_the_runs_precision_and_number_of_classes(
+    folders, trained, tmp_path, precision, format
+):
+    """Without a word of the run about it, the number format of the base, float32 here."""
+    run = write_run(tmp_path / "run", trained, folders, precision=precision, num_all_classes=24)
+    expected = DTYPES[precision or "fp32"]
+    arguments = ["--weight", str(run), f"--format={format}"]
+    assert main([*arguments, "--save_path", str(tmp_path / "new")]) == 0
+    # Of runs from before config.json said it, run.yaml does.
+    edit_json(next(run.parent.rglob("lasagna/config.json")), num_all_classes=None)
+    assert main([*arguments, "--save_path", str(tmp_path / "old")]) == 0
+    for place, classes in ((tmp_path / "new", 80), (tmp_path / "old", 24), (run, 24)):
+        model, _ = load_model(place)
+        assert model.dtype == expected, place
+        assert model.config.num_all_classes == classes, place
+    assert main([*arguments, "--save_path", str(tmp_path / "told"), "--precision=bf16"]) == 0
+    assert load_model(tmp_path / "told")[0].dtype == torch.bfloat16
 
 
 def test_a_merged_model_can_be_trained_further_and_merged_again(folders, trained, tmp_path):

@@ -262,6 +262,4 @@ def test_a_folder_of_ours_is_read_without_a_remark_whoever_was_imported_before(
 def test_the_auto_classes_know_a_folder_of_ours(tiny_model, tmp_path):
     tiny_model.save_pretrained(tmp_path)
     assert isinstance(AutoConfig.from_pretrained(tmp_path), LasagnaConfig)
-    assert isinstance(
-        AutoModelForImageTextToText.from_pretrained(tmp_path), LasagnaForConditionalGeneration
-    )
+    assert isinstance(AutoModelForImageTextToText.from_pretrained(tmp_path), LasagnaForConditionalGeneration)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+import torch
 
 from utils.config import TrainConfig
 from utils.inference_config import ChatConfig, MergeConfig, TestConfig
@@ -127,6 +128,18 @@ def test_adapters_are_looked_for_in_the_language_model_alone():
     assert not re.fullmatch(pattern, "model.language_model.layers.0.self_attn.v_proj")
 
 
+@pytest.mark.parametrize("kind", [TestConfig, ChatConfig])
+def test_scripts_that_ask_a_model_load_it_alike(kind):
+    assert parse_config(kind, ["--version=a"]).loading == {
+        "dtype": None, "attn_implementation": "auto", "quantization": None,
+    }  # fmt: skip
+    flags = ["--version=a", "--precision=fp16", "--load_in_4bit", "--attn_implementation=eager"]
+    assert parse_config(kind, flags).loading == {
+        "dtype": torch.float16, "attn_implementation": "eager", "quantization": "4bit",
+    }  # fmt: skip
+    assert parse_config(kind, ["--version=a", "--load_in_8bit"]).loading["quantization"] == "8bit"
+
+
 @pytest.mark.parametrize(
     ("kind", "flags", "message"),
     [
@@ -156,6 +169,15 @@ def test_adapters_are_looked_for_in_the_language_model_alone():
         (TestConfig, ["--max_samples=0"], "--max_samples must be > 0"),
         (TestConfig, ["--version="], "the folder that the merge script wrote"),
         (ChatConfig, ["--max_new_tokens=0"], "--max_new_tokens must be > 0"),
+        *(
+            (kind, flags, message)
+            for kind in (TestConfig, ChatConfig)
+            for flags, message in (
+                (["--load_in_8bit", "--load_in_4bit"], "exclude each other; choose one"),
+                (["--attn_implementation=flash"], "--attn_implementation.*'flash'"),
+                (["--precision=int8"], "--precision.*int8.*auto"),
+            )
+        ),
         (MergeConfig, ["--weight="], "--weight says"),
         (MergeConfig, ["--precision=int8"], "--precision.*int8"),
     ],

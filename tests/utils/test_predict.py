@@ -21,6 +21,8 @@ from utils.predict import find_images, output_names, predict_images, read_class_
 class RedModel(torch.nn.Module):
     """A pixel with red value r shows the class named "thing r"; 255 is nothing."""
 
+    config = SimpleNamespace(num_all_classes=80)
+
     def __init__(self) -> None:
         super().__init__()
         self.num_asked: list[int] = []

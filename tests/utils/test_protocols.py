@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -34,6 +35,7 @@ class TalkingModel:
     probabilities: dict[str, float] = field(default_factory=dict)  # of being present, 0 unless given
     asked: list[tuple[str, ...]] = field(default_factory=list)
     options: list[dict] = field(default_factory=list)
+    config = SimpleNamespace(num_all_classes=80)
 
     def generate_batch(self, images, conversations, *, image_of_row, processor, max_new_tokens):
         self.options.append({"images": len(images), "max_new_tokens": max_new_tokens})

@@ -30,6 +30,7 @@ class ToldModel(torch.nn.Module):
     """Answers from a table; keeps what it was asked."""
 
     can_pack_rows = True
+    config = SimpleNamespace(num_all_classes=80)
 
     def __init__(self) -> None:
         super().__init__()

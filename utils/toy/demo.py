@@ -117,6 +117,7 @@ def write_untrained(folder: Path) -> Path:
     if not (folder / "config.json").is_file():
         config = parse_config(TrainConfig, ["--config", str(CONFIG)])
         model, _ = load_model(config.version, vision_tower=config.vision_tower, sam=config.vision_pretrained)
+        model.config.num_all_classes = config.num_all_classes
         model.save_pretrained(folder)
     return folder
 
@@ -124,11 +125,10 @@ def write_untrained(folder: Path) -> Path:
 def evaluate(model: Path, dataset: Path, entries: str, out: Path, max_samples: int | None) -> Report:
     """The report of a model folder; an existing one is read."""
     if not (out / "report.json").is_file():
-        config = parse_config(TrainConfig, ["--config", str(CONFIG)])
         limit = [] if max_samples is None else ["--max_samples", max_samples]
         run(test_sem.main, "python test_sem.py", "--version", model, "--dataset_dir", dataset,
-            "--val_dataset_list", entries, "--val_batch_size", 4, "--precision", "fp32", "--classes_per_query",
-            config.num_all_classes, "--report_dir", out, "--vis_save_path", out, *limit)  # fmt: skip
+            "--val_dataset_list", entries, "--val_batch_size", 4, "--precision", "fp32", "--report_dir", out,
+            "--vis_save_path", out, *limit)  # fmt: skip
     return read_report(out / "report.json")
 
 
