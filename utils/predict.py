@@ -30,7 +30,8 @@ from tqdm import tqdm
 from utils.asking import ROWS_PER_IMAGE, EvaluationSettings
 from utils.colours import class_colour, palette
 from utils.data.class_lists import CLASSES_DIR, ClassList, load_class_list
-from utils.data.images import IMAGE_SUFFIXES, read_image
+from utils.data.files import is_hidden, tell_passed_over
+from utils.data.images import images_in, read_image
 from utils.evaluate import evaluation_mode, gather, in_batches, rank_and_world_size
 from utils.metrics import label_map
 from utils.predictions import label_values
@@ -44,14 +45,23 @@ OVERLAY_SIDE = 1280  # longest side of a picture to look at; label pictures have
 def find_images(pattern: str) -> list[Path]:
     """The picture files that a pattern means, or those of a folder, sorted. FileNotFoundError without any."""
     if Path(pattern).is_dir():
-        found = sorted(path for path in Path(pattern).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        found, others = images_in(Path(pattern))
+        tell_passed_over(Path(pattern), [path for path, _ in others])
+    elif Path(pattern).is_file():
+        found = [Path(pattern)]
     else:
-        found = sorted(Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file())
+        matched = (Path(name) for name in glob.glob(pattern, recursive=True))
+        found = sorted(path for path in matched if path.is_file() and not is_no_data(path))
     if not found:
         raise FileNotFoundError(
             f"--images {pattern} matches no picture; pass a file, a folder, or a pattern in quotes: 'photos/*.jpg'"
         )
     return found
+
+
+def is_no_data(path: Path) -> bool:
+    """Whether a pattern found a hidden file, or one in a folder such as __MACOSX; dots were typed by the user."""
+    return is_hidden(path.name) or any(is_hidden(part) for part in path.parts if not part.startswith("."))
 
 
 def read_class_file(name: str) -> ClassList:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from utils.data.class_lists import load_class_list, load_id_table
-from utils.data.files import locate
+from utils.data.files import is_hidden, locate
 from utils.data.semantic import SemanticDataset
 
 IMAGE_SUFFIX = "_leftImg8bit.png"
@@ -22,6 +22,8 @@ class Cityscapes(SemanticDataset):
         images = locate(self.dataset_dir, (f"cityscapes/leftImg8bit/{self.split}",), self.name)
         labels = locate(self.dataset_dir, (f"cityscapes/gtFine/{self.split}",), self.name)
         for image_path in sorted(images.glob(f"*/*{IMAGE_SUFFIX}")):
+            if is_hidden(image_path.name) or is_hidden(image_path.parent.name):
+                continue
             stem = image_path.name.removesuffix(IMAGE_SUFFIX)
             label_path = labels / image_path.parent.name / f"{stem}{LABEL_SUFFIX}"
             if label_path.exists():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -10,6 +11,10 @@ from typing import Any
 from model.errors import UserError
 from model.files import read_text
 
+logger = logging.getLogger(__name__)
+
+# What file managers leave beside data on macOS, Windows and network drives; names that begin with a dot besides.
+SYSTEM_NAMES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir"}
 MAX_LISTED = 12  # names shown of what a folder holds instead of what was wanted
 
 
@@ -32,9 +37,29 @@ def what_is_there(path: Path) -> str:
 
 def names_in(folder: Path) -> str:
     """The first names in a folder, for messages: "a, b and 3 more", or "nothing"."""
-    names = sorted(entry.name for entry in folder.iterdir())
+    names = sorted(entry.name for entry in folder.iterdir() if not is_hidden(entry.name))
     more = f" and {len(names) - MAX_LISTED} more" if names[MAX_LISTED:] else ""
     return ", ".join(names[:MAX_LISTED]) + more or "nothing"
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is no data: .DS_Store, ._a.png (AppleDouble), Thumbs.db, __MACOSX."""
+    return name.startswith(".") or name.lower() in SYSTEM_NAMES
+
+
+def visible(folder: Path) -> list[Path]:
+    """What is in a folder, but for what is hidden; sorted."""
+    return sorted(path for path in folder.iterdir() if not is_hidden(path.name))
+
+
+def tell_passed_over(folder: Path, paths: Sequence[Path]) -> None:
+    """Log which entries of a folder of images are none, so that nothing is passed over in silence."""
+    if paths:
+        more = f" and {len(paths) - MAX_LISTED} more" if paths[MAX_LISTED:] else ""
+        names = ", ".join(path.name for path in paths[:MAX_LISTED])
+        logger.warning(
+            "%s: %d entries are no image files and are passed over: %s%s", folder, len(paths), names, more
+        )
 
 
 class FolderListing:

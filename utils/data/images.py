@@ -1,18 +1,42 @@
-"""Any picture file to uint8 RGB, and label pictures to integer arrays."""
+"""Any image file to uint8 RGB, and label images to the numbers that they store: the one reader of both.
+
+Image decoders fail in many ways on damaged files (SyntaxError for an EXIF block, TypeError for a TIFF). Whatever
+they raise becomes a UserError that names the file, which callers skip and count.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
+import cv2
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from model.errors import UserError
+from model.files import open_regular
+from utils.data.files import is_hidden
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # of pictures
+# What Pillow registers but is no stored grid of pixels; EPS would be run by Ghostscript, a program of its own.
+NOT_READ = {"EPS", "MPEG", "WMF", "BUFR", "GRIB", "HDF5"}
+_FORMAT_OF = Image.registered_extensions()  # suffix -> format; imports all of Pillow's plugins
+FORMATS = tuple(name for name in Image.OPEN if name not in NOT_READ)
+IMAGE_SUFFIXES = tuple(sorted(suffix for suffix, name in _FORMAT_OF.items() if name in (*FORMATS, "MPO")))
+LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
+LABEL_FORMATS = ("PNG", "TIFF", "BMP")
+UNFIT_FORMATS = {  # why files of a format cannot hold class numbers
+    **dict.fromkeys(("JPEG", "MPO", "WEBP", "AVIF", "JPEG2000"), "it is compressed with loss"),
+    "GIF": "programs renumber its colours when they save it",
+}
+UNFIT_SUFFIXES = {suffix: UNFIT_FORMATS[name] for suffix, name in _FORMAT_OF.items() if name in UNFIT_FORMATS}
+
 SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N")
+SIXTEEN_BIT_COLOUR = re.compile(
+    r"(LA|R|RGB|RGBA|RGBX|RGBa);16[BLN]?"
+)  # stored modes that Pillow cuts to 8 bits
 TO_UPRIGHT = {  # EXIF orientation -> how to turn the stored pixels; 1 and anything unknown: not at all
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -23,69 +47,206 @@ TO_UPRIGHT = {  # EXIF orientation -> how to turn the stored pixels; 1 and anyth
     8: Image.Transpose.ROTATE_90,
 }
 BACKGROUND = (255, 255, 255)  # what shows through transparent pixels, as in a viewer
+LARGEST = 65535  # number that a label or an image of integers may hold
+MAX_REASON = 200  # characters of a decoder's own message
 
 
 def read_image(path: str | Path, label_size: tuple[int, int] | None = None) -> np.ndarray:
-    """The picture as (height, width, 3) uint8 RGB: EXIF orientation applied, alpha laid over white.
+    """The image as (height, width, 3) uint8 RGB: EXIF orientation applied, alpha laid over white.
 
     Some annotators saw the pixels as they are stored, without their EXIF orientation: when the size
-    (height, width) of the labels is given and only the unrotated picture has it, that one is returned.
-    Raises FileNotFoundError, or ValueError naming the file when it cannot be decoded.
+    (height, width) of the labels is given and only the unrotated image has it, that one is returned.
+    Images of more than 8 bits are scaled from their own range, see `to_eight_bits`.
+    Raises FileNotFoundError, or UserError naming the file when it cannot be decoded.
     """
-    with _decoded(path) as picture:
+
+    def convert(image: Image.Image, stored: str, file: BinaryIO) -> np.ndarray:
         # Not ImageOps.exif_transpose: it writes the EXIF block anew, which fails on many a camera's.
-        turn = TO_UPRIGHT.get(picture.getexif().get(ExifTags.Base.Orientation))
-        upright = picture if turn is None else picture.transpose(turn)
-        stored_fits = label_size is not None and picture.size == label_size[::-1] != upright.size
-        return np.array(_to_rgb(picture if stored_fits else upright, path))
+        turn = TO_UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+        if SIXTEEN_BIT_COLOUR.fullmatch(stored):
+            image = _from_sixteen_bit_colour(file)
+        upright = image if turn is None else image.transpose(turn)
+        stored_fits = label_size is not None and image.size == label_size[::-1] != upright.size
+        return np.array(_to_rgb(image if stored_fits else upright, path))
+
+    return _decode(path, convert)
 
 
 def read_label(path: str | Path) -> np.ndarray:
-    """A label picture as (height, width) uint8 or uint16: palette indices and grey values as they are stored.
+    """A label image as (height, width) uint8 or uint16: palette indices and grey values as the file stores them.
 
-    Raises FileNotFoundError, or ValueError naming the file when it cannot be decoded or holds colours.
+    Colour with three equal channels is grey. Raises FileNotFoundError, or UserError naming the file when it cannot
+    be decoded, holds colours, is compressed with loss, or holds numbers beyond 16 bits.
     """
-    with _decoded(path) as picture:
-        if picture.mode in SIXTEEN_BIT_MODES or picture.mode == "I":
-            return np.asarray(picture).astype(np.uint16)
-        if picture.mode not in ("L", "P", "1"):
+
+    def convert(image: Image.Image, stored: str, file: BinaryIO) -> np.ndarray:
+        if image.format in UNFIT_FORMATS:
+            raise UserError(f"{path}: {unfit_label(image.format, UNFIT_FORMATS[image.format])}")
+        if image.info.get("compression") in ("jpeg", "webp"):
+            raise UserError(f"{path}: {unfit_label('TIFF with JPEG', UNFIT_FORMATS['JPEG'])}")
+        if image.format not in LABEL_FORMATS:
+            raise UserError(f"{path}: labels are not read from {image.format} files; save them as PNG")
+        if image.mode in (*SIXTEEN_BIT_MODES, "I", "F"):
+            return _label_numbers(np.asarray(image), path)
+        if image.mode in ("1", "L", "P"):
+            return _unscaled(np.asarray(image).astype(np.uint8), image.mode, stored)
+        values = None if SIXTEEN_BIT_COLOUR.fullmatch(stored) else _equal_channels(image)
+        if values is None:
             raise UserError(
-                f"{path}: a label holds one number a pixel, this one is {picture.mode}; save it as grey"
+                f"{path}: a label holds one number a pixel, this one is {image.mode}; save it as grey"
             )
-        return np.asarray(picture).astype(np.uint8)
+        return values
+
+    return _decode(path, convert)
 
 
-@contextmanager
-def _decoded(path: str | Path) -> Iterator[Image.Image]:
-    """The picture with its pixels read; what the decoder raises becomes a ValueError with the file's name."""
-    with open(path, "rb") as file:
+def images_in(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """The image files of a folder, and whatever else is in it with the reason why it is none; both sorted.
+
+    Hidden files are no data and in neither list. The folder is listed once and no file is opened.
+    """
+    images, others = [], []
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            path = folder / entry.name
+            if is_hidden(entry.name):
+                continue
+            if entry.is_dir():
+                others.append((path, "is a folder; images are looked for in its parent alone"))
+            elif path.suffix.lower() in IMAGE_SUFFIXES:
+                images.append(path)
+            else:
+                others.append((path, f"{path.suffix or 'a file without suffix'} is of no kind that is read"))
+    return images, others
+
+
+def unfit_label(kind: str, reason: str) -> str:
+    """Why a label image of some format is refused."""
+    return f"a label as {kind} cannot hold class numbers, as {reason}; save labels as PNG"
+
+
+def to_eight_bits(values: np.ndarray) -> np.ndarray:
+    """Integers from 0 to 65535, of any shape, as uint8: the range of the 8, 10, 12, 14 or 16 bits that they need.
+
+    Files have no common place for how many of their 16 bits a camera uses: what fits into 12 bits is taken for that.
+    """
+    num_bits = max(int(values.max(initial=0)).bit_length(), 8)
+    num_bits += num_bits % 2
+    scale = (2**num_bits - 1) / 255
+    return np.round(np.arange(2**num_bits) / scale).astype(np.uint8)[values]
+
+
+def _decode(path: str | Path, convert: Callable[[Image.Image, str, BinaryIO], np.ndarray]) -> np.ndarray:
+    """What `convert` makes of the loaded image, its stored mode and the file; any failure is a UserError."""
+    with open_regular(path) as file:
         try:
-            picture = Image.open(file)
-            picture.load()
+            image = Image.open(file, formats=FORMATS)
+            stored = _stored_mode(image)
+            image.load()
+            return convert(image, stored, file)
+        except UserError:
+            raise
         except UnidentifiedImageError:
-            what = "is no picture" if Path(path).stat().st_size else "is empty"
-            raise UserError(f"{path}: cannot be decoded (the file {what})") from None
+            file.seek(0)
+            raise UserError(f"{path}: cannot be decoded ({_what_it_is(file.read(512))})") from None
         except (
-            OSError,
-            SyntaxError,
-            ValueError,
-            EOFError,
-            IndexError,
-            Image.DecompressionBombError,
-        ) as problem:
-            raise UserError(f"{path}: cannot be decoded ({problem})") from None
-        yield picture
+            Exception
+        ) as problem:  # anything: these are the decoders' own ways to say that a file is damaged
+            reason = " ".join(str(problem).split())[:MAX_REASON] or type(problem).__name__
+            raise UserError(f"{path}: cannot be decoded ({reason})") from None
 
 
-def _to_rgb(picture: Image.Image, path: str | Path) -> Image.Image:
-    if picture.mode in SIXTEEN_BIT_MODES or picture.mode == "I":
-        # Pillow's own conversion clips at 255 instead of scaling; 65535 / 257 = 255.
-        grey = np.clip(np.asarray(picture), 0, 65535)
-        picture = Image.fromarray(np.round(grey / 257).astype(np.uint8))
-    elif picture.mode == "F":
+def _stored_mode(image: Image.Image) -> str:
+    """How the file stores a pixel, in Pillow's words: "L;4", "RGB;16B"; "" where it does not tell."""
+    if not image.tile:
+        return ""
+    arguments = image.tile[0][3]
+    mode = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return mode if isinstance(mode, str) else ""
+
+
+def _what_it_is(start: bytes) -> str:
+    """What a file is that no decoder knows, from its first bytes."""
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not start:
+        return "the file is empty"
+    if text.startswith(b"version https://git-lfs"):
+        return "the file is a Git LFS pointer; fetch the image itself with git lfs pull"
+    if text.startswith((b"<!doctype html", b"<html")):
+        return "the file is a web page; download the image itself"
+    if text.startswith((b"<svg", b"<?xml")):
+        return "the file is XML or SVG; save it as PNG"
+    if start[4:8] == b"ftyp":
+        return "the file is a HEIC image or a film, which are not read; save it as JPEG or PNG"
+    if not start.strip(b"\0"):
+        return "the file holds only zeros"
+    return "the file is no image"
+
+
+def _from_sixteen_bit_colour(file: BinaryIO) -> Image.Image:
+    """8-bit RGB or RGBA of a file with 16 bits a channel, of which Pillow would keep the upper eight."""
+    file.seek(0)
+    content = np.frombuffer(file.read(), dtype=np.uint8)
+    pixels = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.ndim != 3 or pixels.dtype != np.uint16:
+        raise ValueError("16-bit colour that cannot be read")
+    num_colours = 3 if pixels.shape[2] >= 3 else 1
+    colours = to_eight_bits(pixels[..., :num_colours][..., ::-1])  # OpenCV's order is blue, green, red
+    colours = np.broadcast_to(colours, (*pixels.shape[:2], 3))
+    if pixels.shape[2] in (2, 4):
+        alpha = (pixels[..., -1:] >> 8).astype(np.uint8)
+        return Image.fromarray(np.concatenate([colours, alpha], axis=2))
+    return Image.fromarray(np.ascontiguousarray(colours))
+
+
+def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
+    if image.mode in SIXTEEN_BIT_MODES or image.mode == "I":
+        # Pillow's own conversion clips at 255 instead of scaling.
+        grey = np.asarray(image)
+        low, high = int(grey.min()), int(grey.max())
+        if low < 0 or high > LARGEST:
+            raise UserError(
+                f"{path}: pixels from {low} to {high} have no agreed range; save it with 8 or 16 bits"
+            )
+        image = Image.fromarray(to_eight_bits(grey))
+    elif image.mode == "F":
         raise UserError(f"{path}: floating-point pixels have no agreed range; save it with 8 or 16 bits")
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        canvas = Image.new("RGBA", picture.size, (*BACKGROUND, 255))
-        picture = Image.alpha_composite(canvas, picture)
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        canvas = Image.new("RGBA", image.size, (*BACKGROUND, 255))
+        image = Image.alpha_composite(canvas, image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _unscaled(values: np.ndarray, mode: str, stored: str) -> np.ndarray:
+    """Label values as they are stored: Pillow multiplies grey of 2 and 4 bits, and inverts TIFFs whose 0 is white."""
+    depth = re.search(r";(\d+)", stored)
+    num_bits = 1 if mode == "1" else int(depth[1]) if depth and mode == "L" else 8
+    largest = 2**num_bits - 1
+    if mode == "L" and num_bits < 8:
+        values = values // (255 // largest)
+    is_inverted = mode != "P" and re.fullmatch(r"[1L];\d*IR?", stored)
+    return largest - values if is_inverted else values
+
+
+def _label_numbers(values: np.ndarray, path: str | Path) -> np.ndarray:
+    """16-bit, 32-bit and floating-point labels as uint16; UserError for numbers that are no label values."""
+    if values.dtype.kind != "u":
+        low, high = values.min(), values.max()
+        if not (low >= 0 and high <= LARGEST) or not (values == np.floor(values)).all():
+            raise UserError(
+                f"{path}: a label holds whole numbers from 0 to {LARGEST}, this one {low:g} to {high:g}; save pixels "
+                "without a class as 255"
+            )
+    return values.astype(np.uint16)
+
+
+def _equal_channels(image: Image.Image) -> np.ndarray | None:
+    """(height, width) uint8 of grey that is stored as opaque colour; None for anything else."""
+    if image.mode not in ("RGB", "RGBA", "LA"):
+        return None
+    channels = np.asarray(image)
+    if image.mode != "RGB" and (channels[..., -1] != 255).any():
+        return None
+    colours = channels if image.mode == "RGB" else channels[..., :-1]
+    return colours[..., 0].copy() if (colours == colours[..., :1]).all() else None

@@ -63,13 +63,7 @@ class OwnSemantic(SemanticDataset):
                 raise FileNotFoundError(
                     f"{self.name} needs the folder {wanted}; {folder} holds {names_in(folder)}"
                 )
-        with_image = set()
-        for image_path, label_path in self.pair_by_stem(images, labels):
-            with_image.add(label_path)
-            yield image_path, label_path
-        for label_path in sorted(labels.iterdir()):
-            if label_path.suffix.lower() == ".png" and label_path not in with_image:
-                self.drop(label_path, f"no image {label_path.stem}.* in {images}")
+        yield from self.pair_by_stem(images, labels)
 
     def absent_classes(self, present: Sequence[int]) -> list[int]:
         return super().absent_classes(present) if self.exhaustive else []

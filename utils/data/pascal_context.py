@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from model.errors import UserError
+from model.files import open_regular
 from utils.data.class_lists import load_class_list, load_id_table, make_id_table
+from utils.data.files import visible
 from utils.data.pascal_voc import VocDataset
 from utils.data.types import IGNORE
 
@@ -50,7 +52,7 @@ class Pc459(VocDataset):
 
     def converted_pairs(self, images: Path, labels: Path) -> Iterator[tuple[Path, Path]]:
         """The folder of 16-bit pictures holds the validation images only, so it is its own list."""
-        for label_path in sorted(labels.glob("*.tif")):
+        for label_path in (path for path in visible(labels) if path.suffix.lower() in (".tif", ".tiff")):
             image_path = images / f"{label_path.stem}.jpg"
             if image_path.is_file():
                 yield image_path, label_path
@@ -62,22 +64,13 @@ class Pc459(VocDataset):
 
 
 def read_label_map(path: Path) -> np.ndarray:
-    """LabelMap of a MATLAB file, (height, width) uint16. ValueError names the file when there is none."""
+    """LabelMap of a MATLAB file, (height, width) uint16. UserError names the file when there is none."""
     from scipy.io import loadmat  # here: a third of a second that only these files need
-    from scipy.io.matlab import MatReadError
 
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         try:
             matrix = loadmat(file, variable_names=("LabelMap",)).get("LabelMap")
-        except (
-            MatReadError,
-            ValueError,
-            TypeError,
-            NotImplementedError,
-            OSError,
-            IndexError,
-            KeyError,
-        ) as problem:
+        except Exception as problem:  # anything: damaged files make scipy fail in a dozen ways
             raise UserError(f"{path}: not a MATLAB file that can be read ({problem})") from None
     if matrix is None or matrix.ndim != 2 or matrix.dtype.kind not in "uif":
         raise UserError(f"{path}: holds no matrix of numbers named LabelMap")

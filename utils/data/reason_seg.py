@@ -18,8 +18,8 @@ from model.conversation import Conversation
 from model.errors import UserError
 from model.sequence import reasoning_conversation
 from utils.data.base import Dataset, sample_up_to
-from utils.data.files import locate, read_json
-from utils.data.images import read_image
+from utils.data.files import locate, read_json, tell_passed_over
+from utils.data.images import images_in, read_image
 from utils.data.types import ReasonSample, Recipe, Sample, UnusableItemError
 
 ENCODING = "cp1252"  # of the published files that are not UTF-8
@@ -47,14 +47,22 @@ class ReasonSeg(Dataset):
         root = locate(self.dataset_dir, ("reason_seg/ReasonSeg",), self.name)
         folder = locate(root, (split,), self.name)
         explanations = read_explanations(root / "explanatory" / "train.json") if split == "train" else {}
-        names = {path.name for path in folder.iterdir()}
         self.items: list[ReasonItem] = []
-        for name in sorted(name for name in names if name.endswith(".jpg")):
-            json_name = name.removesuffix(".jpg") + ".json"
-            if json_name in names:
-                self.items.append(ReasonItem(folder / name, folder / json_name, explanations.get(name)))
+        images, others = images_in(folder)
+        annotations = {path for path, _ in others if path.suffix == ".json"}
+        image_of: dict[Path, Path] = {}
+        for path in images:
+            json_path = path.with_suffix(".json")
+            if json_path in image_of and json_path in annotations:
+                raise UserError(
+                    f"{image_of[json_path]} and {path} both belong to {json_path}; remove or rename one"
+                )
+            image_of[json_path] = path
+            if json_path in annotations:
+                self.items.append(ReasonItem(path, json_path, explanations.get(path.name)))
             else:
-                self.drop(folder / name, f"no {json_name} beside it")
+                self.drop(path, f"no {json_path.name} beside it")
+        tell_passed_over(folder, [path for path, _ in others if path.suffix != ".json"])
         self.check_index(len(self.items), folder)
 
     def __len__(self) -> int:

@@ -9,10 +9,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from model.errors import UserError
 from model.sequence import complex_conversation
 from utils.data.base import Dataset
 from utils.data.class_lists import NO_CLASS, ClassList
-from utils.data.images import IMAGE_SUFFIXES, read_image, read_label
+from utils.data.files import tell_passed_over, visible
+from utils.data.images import LABEL_SUFFIXES, UNFIT_SUFFIXES, images_in, read_image, read_label, unfit_label
 from utils.data.types import NOTHING, Recipe, Sample, SemanticSample, UnusableItemError
 
 MAX_BINS = 4096  # of a histogram by OpenCV, which is the faster one up to about this number
@@ -122,15 +124,53 @@ class SemanticDataset(Dataset):
         return np.take(self.id_table.astype(np.uint16), values)
 
     def pair_by_stem(self, image_dir: Path, label_dir: Path) -> Iterator[tuple[Path, Path]]:
-        """Images and the labels of the same stem, in two folders; images without a label are dropped."""
-        labels = {path.stem: path for path in label_dir.iterdir() if path.suffix.lower() == ".png"}
-        for image_path in sorted(image_dir.iterdir()):
-            if image_path.suffix.lower() not in IMAGE_SUFFIXES:
-                continue
-            if image_path.stem in labels:
-                yield image_path, labels[image_path.stem]
+        """Images and the labels of the same stem, in two folders; what has no partner is dropped.
+
+        Raises UserError when two images, or two labels, could belong to one pair.
+        """
+        images, others = images_in(image_dir)
+        labels, unfit = label_files(label_dir)
+        image_of: dict[str, Path] = {}
+        for path in images:
+            stem = path.stem
+            if stem in image_of and stem in labels:
+                raise UserError(
+                    f"{image_of[stem]} and {path} both belong to the label {labels[stem]}; remove or rename one"
+                )
+            image_of[stem] = path
+            if stem in labels:
+                yield path, labels[stem]
+            elif stem in unfit:
+                self.drop(*unfit[stem])
             else:
-                self.drop(image_path, f"no label {image_path.stem}.png in {label_dir}")
+                self.drop(path, f"no label {stem}.png in {label_dir}")
+        unread = {path.stem: (path, reason) for path, reason in others}
+        alone = labels.keys() - image_of.keys()
+        for stem in sorted(alone):
+            self.drop(*unread.get(stem, (labels[stem], f"no image {stem}.* in {image_dir}")))
+        tell_passed_over(image_dir, [path for path, _ in others if path.stem not in alone])
+
+
+def label_files(folder: Path) -> tuple[dict[str, Path], dict[str, tuple[Path, str]]]:
+    """Stem -> file of the label images in a folder; stem -> file and reason of those that cannot hold class numbers.
+
+    Raises UserError when two label images have one stem.
+    """
+    labels: dict[str, Path] = {}
+    unfit: dict[str, tuple[Path, str]] = {}
+    others = []
+    for path in visible(folder):
+        suffix = path.suffix.lower()
+        if suffix in LABEL_SUFFIXES and path.stem in labels:
+            raise UserError(f"{labels[path.stem]} and {path} are labels of one image; remove or rename one")
+        if suffix in LABEL_SUFFIXES:
+            labels[path.stem] = path
+        elif suffix in UNFIT_SUFFIXES:
+            unfit[path.stem] = path, unfit_label(path.suffix, UNFIT_SUFFIXES[suffix])
+        else:
+            others.append(path)
+    tell_passed_over(folder, others)
+    return labels, unfit
 
 
 def values_in(labels: np.ndarray, below: int | None = None) -> list[int]:

@@ -1,0 +1,162 @@
+"""What is in a folder of images: hidden files are no data, and nothing is passed over in silence."""
+
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.errors import UserError
+from tests.utils.data.layouts import blocks, picture, save, write_ade20k, write_cityscapes
+from tests.utils.data.test_own_sem import training, write
+from utils.data.cityscapes import Cityscapes
+from utils.data.images import IMAGE_SUFFIXES, LABEL_SUFFIXES, images_in
+from utils.data.reason_seg import ReasonSeg
+from utils.data.registry import build_val_dataset
+from utils.predict import find_images
+
+HIDDEN = (".DS_Store", "Thumbs.db", "THUMBS.DB", "desktop.ini", ".hidden.png")
+CLASSES = "ignore\nbolt\nnut\nnothing\nrust\n"
+
+
+def litter(folder):
+    """What macOS and Windows leave in a folder: AppleDouble beside every file, and files and folders of their own."""
+    for path in list(folder.iterdir()):
+        path.with_name(f"._{path.name}").write_bytes(b"\0\x05\x16\x07\0\x02\0\0Mac OS X        ")
+    for name in HIDDEN:
+        (folder / name).write_bytes(b"\0")
+    for name in ("__MACOSX", ".Trashes", "@eaDir"):
+        shutil.copytree(
+            folder, folder / name, ignore=shutil.ignore_patterns("__MACOSX", ".Trashes", "@eaDir")
+        )
+
+
+def test_hidden_files_of_own_data_are_no_data(tmp_path, caplog):
+    data = write(tmp_path, [blocks([1, 2])] * 3, classes=CLASSES)
+    litter(data / "images")
+    litter(data / "labels")
+    dataset = training(data)
+    assert len(dataset) == 3
+    assert not dataset.dropped
+    assert not caplog.text
+
+
+def test_hidden_files_of_published_data_are_no_data(tmp_path):
+    write_ade20k(tmp_path, [blocks([1, 2])] * 2)
+    write_cityscapes(tmp_path, [blocks([7, 8])] * 2)
+    folder = tmp_path / "reason_seg/ReasonSeg/val"
+    for number in range(2):
+        save(folder / f"{number}.jpg", picture(number))
+        shape = {"label": "target", "points": [[1, 1], [9, 1], [9, 9]]}
+        (folder / f"{number}.json").write_text(
+            json.dumps({"text": ["where?"], "is_sentence": True, "shapes": [shape]})
+        )
+    for place in (
+        "ade20k/images/training",
+        "ade20k/annotations/training",
+        "cityscapes/leftImg8bit/train/ulm",
+        "cityscapes/gtFine/train/ulm",
+        "reason_seg/ReasonSeg/val",
+    ):
+        litter(tmp_path / place)
+    litter(tmp_path / "cityscapes/leftImg8bit/train")
+    for dataset in (
+        build_val_dataset("ade20k|train", tmp_path),
+        Cityscapes(tmp_path, "train"),
+        ReasonSeg(tmp_path, "val"),
+    ):
+        assert len(dataset) == 2
+        assert not dataset.dropped
+        assert all(dataset[index].image.size for index in range(2))
+
+
+def test_hidden_files_of_a_folder_to_predict_are_no_data(tmp_path):
+    folder = tmp_path / "photos"
+    save(folder / "a.png", picture(0))
+    litter(folder)
+    for pattern in (folder, f"{folder}/*", f"{folder}/*.png", f"{folder}/**/*", f"{folder}/**"):
+        assert find_images(str(pattern)) == [folder / "a.png"]
+    assert find_images(f"{folder}/.hidden.png") == [folder / ".hidden.png"], "named by the user"
+
+
+SUFFIXES = ".jpg .JPG .jpeg .jpe .jfif .gif .bmp .webp .TIF .tiff .ppm .avif .jp2"
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES.split())
+def test_images_of_every_usual_suffix_are_read(tmp_path, suffix):
+    data = write(tmp_path, [blocks([1, 2])], classes=CLASSES)
+    file = io.BytesIO()
+    Image.fromarray(picture(0)).save(file, format=Image.registered_extensions()[suffix.lower()])
+    (data / "images/0.png").unlink()
+    (data / f"images/0{suffix}").write_bytes(file.getvalue())
+    assert training(data)[0].image.shape == (24, 32, 3)
+    assert find_images(str(data / "images")) == [data / f"images/0{suffix}"]
+
+
+def test_every_suffix_that_pillow_opens_is_read():
+    opened = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
+    no_pixels = {".eps", ".ps", ".mpg", ".mpeg", ".wmf", ".emf", ".bufr", ".grib", ".h5", ".hdf"}
+    assert opened - no_pixels <= set(IMAGE_SUFFIXES)
+    assert not no_pixels & set(IMAGE_SUFFIXES)
+
+
+def test_an_image_of_a_kind_that_is_not_read_is_named(tmp_path, caplog):
+    data = write(tmp_path, [blocks([1, 2])] * 2, classes=CLASSES)
+    (data / "images/1.png").rename(data / "images/1.heic")
+    dataset = training(data)
+    assert len(dataset) == 1
+    assert dataset.dropped == [f"{data}/images/1.heic: .heic is of no kind that is read"]
+    for name in ("notes.txt", "0.json", "more"):
+        (data / "images" / name).mkdir() if name == "more" else (data / "images" / name).write_text("")
+    (data / "labels/0.xml").write_text("")
+    caplog.clear()
+    assert len(training(data).dropped) == 1, "what belongs to no label is no item"
+    assert (
+        f"{data}/images: 3 entries are no image files and are passed over: 0.json, more, notes.txt"
+        in caplog.text
+    )
+    assert f"{data}/labels: 1 entries are no image files and are passed over: 0.xml" in caplog.text
+    caplog.clear()
+    assert find_images(str(data / "images")) == [data / "images/0.png"]
+    assert "passed over: 0.json, 1.heic, more, notes.txt" in caplog.text
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".JPEG", ".jfif", ".webp", ".gif"])
+def test_labels_that_cannot_hold_class_numbers_are_refused_with_the_reason(tmp_path, suffix):
+    data = write(tmp_path, [blocks([1, 2])], classes=CLASSES)
+    (data / "labels/0.png").rename(data / f"labels/0{suffix}")
+    with pytest.raises(
+        FileNotFoundError, match=rf"labels/0\{suffix}: a label as \{suffix} cannot hold class"
+    ):
+        training(data)
+
+
+@pytest.mark.parametrize("suffix", LABEL_SUFFIXES)
+def test_labels_without_loss_are_read(tmp_path, suffix):
+    data = write(tmp_path, [blocks([1, 2])], classes=CLASSES)
+    (data / "labels/0.png").unlink()
+    save(data / f"labels/0{suffix}", blocks([1, 2]))
+    assert np.array_equal(training(data)[0].label, blocks([1, 2]) - 1)
+
+
+def test_two_images_of_one_label_are_an_error(tmp_path):
+    data = write(tmp_path, [blocks([1, 2])], classes=CLASSES)
+    save(data / "images/0.jpg", picture(1))
+    with pytest.raises(
+        UserError, match=r"0\.jpg and .*0\.png both belong to the label .*0\.png; remove or rename"
+    ):
+        training(data)
+    (data / "images/0.jpg").unlink()
+    save(data / "labels/0.tif", blocks([1, 2]))
+    with pytest.raises(UserError, match=r"0\.png and .*0\.tif are labels of one image"):
+        training(data)
+
+
+def test_a_folder_is_listed_without_opening_its_files(tmp_path):
+    for name in ("b.png", "a.JPG", "c.txt", "._a.JPG"):
+        (tmp_path / name).write_bytes(b"")
+    images, others = images_in(tmp_path)
+    assert [path.name for path in images] == ["a.JPG", "b.png"]
+    assert others == [(tmp_path / "c.txt", ".txt is of no kind that is read")]
