@@ -18,6 +18,7 @@ import test_sem as evaluation_script
 from model.outputs import ChatAnswer, Segmentation
 from model.sequence import SequenceFormat
 from tests.commands import REPOSITORY
+from tests.utils.told_model import ListDataset
 from utils.data.types import SemanticSample
 from utils.inference_config import TestConfig
 
@@ -89,7 +90,7 @@ def scenes(monkeypatch):
         for k in range(3)
     ]
     monkeypatch.setattr(
-        evaluation_script, "open_list", lambda text, _: dict.fromkeys(text.split(","), samples)
+        evaluation_script, "open_list", lambda text, _: dict.fromkeys(text.split(","), ListDataset(samples))
     )
 
 

@@ -23,7 +23,7 @@ from utils.gallery import PackedRow
 from utils.records import from_json, to_json
 
 FOLDER = "finished"
-STATE_VERSION = 1  # raised when lines are written in another way
+STATE_VERSION = 2  # raised when lines are written in another way
 ELEMENTS_READ = 1024  # of each weight, for the fingerprint
 
 

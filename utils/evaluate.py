@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,15 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from model.errors import UserError
 from utils.asking import EvaluationSettings
 from utils.data.base import Dataset
-from utils.data.registry import parse_entry
 from utils.eval_state import Key, Outcome, Shard, discard, fingerprint, has_samples, unfinished
 from utils.gallery import Extremes, pack, unpack, worst_and_best
 from utils.predictions import PredictionWriter, file_stems
 from utils.protocols import Protocol, protocol_for
 from utils.report import REPORT_FILE, Report, Result, read_report
-from utils.val_sets import FLAG, open_datasets
+from utils.val_sets import open_datasets
 from utils.visualize import SheetRow
 
 logger = logging.getLogger(__name__)
@@ -89,6 +89,7 @@ def evaluate_datasets(
         processor.format
     )  # settings that this model cannot follow are found before the first image
     protocol = settings.protocol(constrained=processor.format.answers_every_class)
+    check_calibration(datasets, settings)
     prepare(outputs)
     model_key = fingerprint(model) if outputs.report_dir else ""
     stems = file_stems(datasets)
@@ -107,6 +108,16 @@ def evaluate_datasets(
     with evaluation_mode(model):
         results = tuple(run.result(model, processor, show_progress=show_progress) for run in runs)
     return Report(model=name, protocol=protocol, results=results)
+
+
+def check_calibration(datasets: Mapping[str, Dataset], settings: EvaluationSettings) -> None:
+    """ValueError for a threshold that is to be found where no answer can be wrong by saying too much."""
+    silent = [entry for entry, dataset in datasets.items() if not dataset.knows_absent]
+    if settings.calibrate and silent:
+        raise UserError(
+            f"calibrate needs classes that are known to be absent, and {', '.join(silent)} states none; add "
+            "exhaustive=true if every object is labelled, or leave calibrate out"
+        )
 
 
 def prepare(outputs: Outputs) -> None:
@@ -161,7 +172,7 @@ class DatasetRun:
         """Predict this process's share of what is not finished, gather what all have, and count."""
         started = time.perf_counter()
         protocol = protocol_for(
-            self.dataset[self.chosen[0]], parse_entry(self.entry, FLAG).name, self.settings
+            self.dataset[self.chosen[0]], self.settings, has_no_target=self.dataset.has_no_target
         )
         # Processes need not see each other's disks.
         outcomes = gather(self.finished, may_repeat=True)
@@ -219,12 +230,20 @@ class DatasetRun:
             num_samples=len(records),
             sections=protocol.sections(records),
             per_class=protocol.class_table(records),
+            data=self._data(),
+            notes=protocol.notes(records),
             seconds=seconds,
             confusion=protocol.confusion(records),
             sheet=rows_of(outcomes, sorted(self.in_sheet)),
             worst=rows_of(outcomes, worst),
             best=rows_of(outcomes, best),
         )
+
+    def _data(self) -> dict[str, Any]:
+        """How much of the data the numbers are about, as in report.json."""
+        coverage = self.dataset.coverage
+        content = {**asdict(coverage), "examples": list(coverage.examples), "num_samples": len(self.dataset)}
+        return {**content, "summary": str(coverage)}
 
 
 def rows_of(outcomes: Mapping[int, Outcome], indices: Sequence[int]) -> tuple[SheetRow, ...]:

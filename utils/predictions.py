@@ -126,7 +126,8 @@ def label_values(dataset: Any, num_classes: int) -> np.ndarray:
     """(num_classes + 1,) uint8 or uint16: the value that each class has in a label picture, last that of no class.
 
     Those of the data set's own label files: ADE20K 1..150 and 0, Cityscapes labelIds and 0, COCO-Stuff 0..181 and
-    255. For data without label pictures the class index, and 255 (65535 from 256 classes on) for no class.
+    255, Mapillary positions in the configuration's list and the last one that it does not evaluate, as 0 is a class
+    there. For data without label pictures the class index, and 255 (65535 from 256 classes on) for no class.
     """
     if not isinstance(dataset, SemanticDataset):
         values = np.append(np.arange(num_classes), 255 if num_classes <= 255 else 65535)

@@ -12,14 +12,18 @@ report.json, schema version 2 (numbers are shares between 0 and 1; null = not me
     no_target        {..., "accuracy" (N-acc), "accuracy_50px"}
     reasoning        {..., "giou", "ciou"}
     vqa              {..., "exact_match"}
-    datasets         for each data set asked {"dataset", "task", "num_samples", "sections", "per_class"}
+    datasets         for each data set asked {"dataset", "task", "num_samples", "sections", "per_class", "data",
+                     "notes"}
     baseline         the same sections of the model before training; absent when it was not evaluated
     timings          {"seconds": {data set: seconds}}, the only part that differs between two runs
     anything else    facts that the caller added, such as "minutes_train"
 
 A section at the top is that of the first data set, in the order asked, that has it. Headline numbers have their
 95 % confidence interval beside them, as NAME_low and NAME_high. `per_class` has the numbers of each class that was
-counted: {"sky": {"iou": 0.9, ...}}; version 1 had the IoU alone.
+counted: {"sky": {"iou": 0.9, ...}}; version 1 had the IoU alone. `data` says how much of what is listed could be
+used: {"unit": "images", "num_listed": 10, "num_used": 2, "left_out": {"missing": 8}, "examples": ["path: reason"],
+"num_samples": 2 before --max_samples, "summary": "2 of 10 images; 8 missing"}. `notes` are sentences about parts of
+the data that a number does not cover.
 
 Beside it: report.md; per_class_STEM.csv and confusion_STEM.png of semantic data sets; samples.html, the best and
 the worst samples with pictures. STEM is the data set's entry as a file name.
@@ -61,6 +65,8 @@ class Result:
     num_samples: int
     sections: Mapping[str, Section]
     per_class: Mapping[str, Section] = field(default_factory=dict)  # of every class that was counted
+    data: Mapping[str, Any] = field(default_factory=dict)  # how much of what is listed could be used
+    notes: tuple[str, ...] = ()  # what of the data the numbers do not cover
     seconds: float = 0.0
     # Not part of report.json:
     confusion: np.ndarray | None = None  # pixels by class, in the order of per_class; see utils/confusion.py
@@ -124,6 +130,8 @@ class Report:
                     "num_samples": result.num_samples,
                     "sections": {name: dict(numbers) for name, numbers in result.sections.items()},
                     "per_class": {name: dict(numbers) for name, numbers in result.per_class.items()},
+                    "data": dict(result.data),
+                    "notes": list(result.notes),
                 }
                 for result in self.results
             ],
@@ -145,7 +153,10 @@ class Report:
             )
         seconds = content["timings"]["seconds"]
         results = tuple(
-            Result(**_none_to_nan(entry), seconds=seconds.get(entry["dataset"], 0.0))
+            Result(
+                **_none_to_nan({**entry, "notes": tuple(entry.get("notes", ()))}),
+                seconds=seconds.get(entry["dataset"], 0.0),
+            )
             for entry in content["datasets"]
         )
         known = {"schema_version", "model", "protocol", "datasets", "baseline", "timings"}

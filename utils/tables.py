@@ -86,9 +86,10 @@ def results_table(report: Report, *, brief: bool = False) -> Table:
     rows = []
     for result in report.results:
         for section, numbers in result.sections.items():
-            for name in _shown(section, numbers):
-                if brief and IN_FULL_ONLY.search(name):
-                    continue
+            names = _shown(section, numbers)
+            if brief:  # what stands alone is shown in any case
+                names = [name for name in names if not IN_FULL_ONLY.search(name)] or names
+            for name in names:
                 interval = _interval(numbers, name)
                 row = [
                     f"{section}.{name}", result.dataset, _count(result, numbers), _show(numbers.get(name)), interval,
@@ -120,6 +121,15 @@ def wide_tables(report: Report) -> dict[str, Table]:
         ]
         tables[section] = Table(headings=headings, rows=rows)
     return tables
+
+
+def remarks(report: Report) -> list[str]:
+    """What part of each data set the numbers are about, where it is not all of it."""
+    return [
+        f"{result.dataset}: {about}"
+        for result in report.results
+        if (about := _about_data(result, brief=True))
+    ]
 
 
 def targets_table(report: Report, targets: Sequence[Target]) -> Table:
@@ -158,7 +168,7 @@ def classes_csv(result: Result) -> str:
 
 
 def print_report(report: Report, targets: Sequence[Target] = (), console: Console | None = None) -> None:
-    """The results in at most 80 columns, and what was to be reached."""
+    """The results in at most 80 columns, what was to be reached, and what of the data is left out."""
     console = console or Console()
     width = min(console.width, 80)
     if report.model:
@@ -177,6 +187,8 @@ def print_report(report: Report, targets: Sequence[Target] = (), console: Consol
         for row in table.rows:
             drawn.add_row(*(Text(cell) for cell in row))
         console.print(drawn, width=width)
+    for line in remarks(report):
+        console.print(Text(line, style="yellow"), width=width)
 
 
 def to_markdown(
@@ -196,6 +208,8 @@ def to_markdown(
     parts += [f"![{Path(picture).stem}]({picture})" for picture in pictures]
     for section, table in wide_tables(report).items():
         parts += [f"## {section.replace('_', ' ').capitalize()}, percent", _markdown(table)]
+    if lines := data_lines(report):
+        parts += ["## Data", "\n".join(lines)]
     parts += ["## Protocol", _bullets(report.protocol)]
     if report.facts:
         parts += ["## Facts", _bullets(report.facts)]
@@ -205,6 +219,24 @@ def to_markdown(
         if result.per_class:
             parts += [f"## Classes of `{result.dataset}`", _markdown(classes_table(result))]
     return "\n\n".join(parts) + "\n"
+
+
+def data_lines(report: Report) -> list[str]:
+    """Markdown bullets: what part of each data set the numbers are about, and examples of what was left out."""
+    lines = []
+    for result in report.results:
+        if about := _about_data(result, brief=False):
+            lines.append(f"- `{result.dataset}`: {about}")
+            lines += [f"  - left out: `{example}`" for example in result.data.get("examples", ())]
+    return lines
+
+
+def _about_data(result: Result, *, brief: bool) -> str:
+    parts = [result.data["summary"]] if result.data and (result.data["left_out"] or not brief) else []
+    available = result.data.get("num_samples", result.num_samples)
+    if result.num_samples < available:
+        parts.append(f"{result.num_samples} of {available} samples evaluated (max_samples)")
+    return ". ".join([*parts, *result.notes])
 
 
 def _markdown(table: Table) -> str:

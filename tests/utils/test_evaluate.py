@@ -12,6 +12,7 @@ from model.sequence import reasoning_query, referring_query
 from tests.utils.told_model import (
     CLASSES,
     FakeProcessor,
+    ListDataset,
     Threads,
     ToldModel,
     image_of,
@@ -31,8 +32,14 @@ from utils.metrics import UNCLAIMED
 def datasets(monkeypatch):
     """Entry -> list of samples, in place of files."""
     known: dict[str, list] = {}
-    monkeypatch.setattr(evaluation, "open_datasets", lambda entries, folder: {e: known[e] for e in entries})
+    monkeypatch.setattr(
+        evaluation, "open_datasets", lambda entries, folder: {e: listed(known[e], e) for e in entries}
+    )
     return known
+
+
+def listed(samples, entry: str) -> ListDataset:
+    return ListDataset(samples, has_no_target=entry.startswith("grefcoco"))
 
 
 def run(model, entry, **settings):
@@ -261,7 +268,7 @@ def test_the_best_and_the_worst_samples_are_shown_in_order(datasets):
             right & (sample.label != IGNORE), sample.label, UNCLAIMED
         )
     report = evaluate_datasets(
-        model, FakeProcessor(), {"ade20k": samples}, EvaluationSettings(), outputs=Outputs(num_shown=2),
+        model, FakeProcessor(), {"ade20k": ListDataset(samples)}, EvaluationSettings(), outputs=Outputs(num_shown=2),
         show_progress=False,
     )  # fmt: skip
     [result] = report.results

@@ -9,6 +9,7 @@ import torch
 
 from tests.utils.told_model import (
     FakeProcessor,
+    ListDataset,
     Threads,
     ToldModel,
     numbers_of,
@@ -41,7 +42,7 @@ def report_of(model, datasets, folder, *, resume=False, processor=None, predicti
     return evaluate_datasets(
         model,
         processor or FakeProcessor(),
-        datasets,
+        {entry: ListDataset(samples, has_no_target=False) for entry, samples in datasets.items()},
         EvaluationSettings(num_pictures=2, **settings),
         outputs=outputs,
         show_progress=False,
@@ -159,7 +160,7 @@ def test_files_of_another_version_or_damaged_ones_are_refused(tmp_path):
     [shard] = (tmp_path / "finished").iterdir()
     lines = shard.read_text().splitlines(keepends=True)
     spoiled = {
-        "version 99": [lines[0].replace('"state_version": 1', '"state_version": 99'), *lines[1:]],
+        "version 99": [lines[0].replace('"state_version": 2', '"state_version": 99'), *lines[1:]],
         r"version None": ["[]\n", *lines[1:]],
         r"line 3": [*lines[:2], lines[2][:50] + "\n", *lines[3:]],
         r"line 2.*SheetRow": [lines[0], lines[1].replace("SemanticRecord", "SheetRow"), *lines[2:]],

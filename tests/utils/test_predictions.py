@@ -16,6 +16,7 @@ from utils.data.ade20k import Ade20k
 from utils.data.cityscapes import Cityscapes
 from utils.data.class_lists import make_id_table
 from utils.data.cocostuff import CocoStuff
+from utils.data.mapillary import Mapillary, read_config
 from utils.data.pascal_context import Pc59, Pc459
 from utils.data.pascal_voc import Pas20
 from utils.data.semantic import SemanticDataset
@@ -52,6 +53,19 @@ def test_labels_are_written_in_the_values_of_the_official_files(kind, first, las
     # What the data set's own reader makes of the values is the class again.
     np.testing.assert_array_equal(kind.id_table[values[:-1]], np.arange(len(kind.classes)))
     assert kind.id_table[values[-1]] == IGNORE
+
+
+def test_in_mapillary_0_is_a_class_and_an_unclaimed_pixel_is_the_last_label_that_is_not_evaluated(tmp_path):
+    labels = [
+        ("animal--bird", True),
+        ("void--dynamic", False),
+        ("object--car", True),
+        ("void--unlabeled", False),
+    ]
+    described = [{"name": name, "readable": name, "evaluate": evaluate} for name, evaluate in labels]
+    (tmp_path / "config.json").write_text(json.dumps({"labels": described}))
+    classes, table = read_config(tmp_path / "config.json")
+    assert label_values(opened(Mapillary, id_table=table, classes=classes), 2).tolist() == [0, 2, 3]
 
 
 def test_a_pixel_without_a_class_has_the_value_that_own_data_has_for_it():

@@ -13,6 +13,7 @@ import torch
 
 from model.outputs import ChatAnswer, Segmentation
 from model.sequence import SequenceFormat
+from tests.utils.told_model import absent_from
 from utils.asking import EvaluationSettings
 from utils.data.types import IGNORE, NOTHING, ReasonSample, SemanticSample
 from utils.metrics import UNCLAIMED, Overlap
@@ -65,7 +66,11 @@ class TalkingModel:
 def sample_of(label: list[list[int]]) -> SemanticSample:
     ids = np.array(label, dtype=np.uint16)
     return SemanticSample(
-        image=np.zeros((*ids.shape, 3), np.uint8), label=ids, classes=CLASSES, source="made.png"
+        image=np.zeros((*ids.shape, 3), np.uint8),
+        label=ids,
+        classes=CLASSES,
+        source="made.png",
+        absent=absent_from(ids, len(CLASSES)),
     )
 
 
@@ -301,8 +306,10 @@ def test_the_kind_of_a_sample_decides_its_protocol():
         ignore=empty.astype(bool),
         source="",
     )
-    assert isinstance(protocol_for(reason, "ReasonSeg", EvaluationSettings()), ReasoningProtocol)
-    assert isinstance(protocol_for(sample_of([[0]]), "ade20k", EvaluationSettings()), SemanticProtocol)
+    assert isinstance(protocol_for(reason, EvaluationSettings(), has_no_target=False), ReasoningProtocol)
+    assert isinstance(
+        protocol_for(sample_of([[0]]), EvaluationSettings(), has_no_target=False), SemanticProtocol
+    )
 
 
 def test_records_of_free_and_constrained_answers_survive_the_way_to_a_file():

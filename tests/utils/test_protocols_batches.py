@@ -10,6 +10,7 @@ import torch
 
 from model.loading import load_model
 from tests.tiny_weights import picture, write_base
+from tests.utils.told_model import absent_from
 from utils.asking import EvaluationSettings
 from utils.data.types import ReasonSample, ReferringSample, SemanticSample, VqaSample
 from utils.protocols import SemanticProtocol, protocol_for
@@ -33,7 +34,9 @@ def samples_of(kind: str) -> list:
         masks = rng.integers(0, 2, (number % 3 + 1, height, width)).astype(np.uint8)
         if kind == "semantic":
             label = rng.integers(0, len(CLASSES), (height, width)).astype(np.uint16)
-            samples.append(SemanticSample(label=label, classes=CLASSES, **about))
+            samples.append(
+                SemanticSample(label=label, classes=CLASSES, absent=absent_from(label, len(CLASSES)), **about)
+            )
         elif kind in ("referring", "generalized"):
             texts = tuple(f"the tree number {k}" for k in range(len(masks)))
             no_target = (False,) * len(masks)
@@ -64,11 +67,12 @@ def samples_of(kind: str) -> list:
 def test_batches_of_three_give_the_records_of_batches_of_one(model_and_processor, kind, settings):
     model, processor = model_and_processor
     samples = samples_of(kind)
-    name = "grefcoco" if kind == "generalized" else kind
     found = []
     for size in (1, 3):
         protocol = protocol_for(
-            samples[0], name, EvaluationSettings(val_batch_size=size, max_new_tokens=6, **settings)
+            samples[0],
+            EvaluationSettings(val_batch_size=size, max_new_tokens=6, **settings),
+            has_no_target=kind == "generalized",
         )
         with torch.no_grad():
             predictions = [

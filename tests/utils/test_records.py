@@ -67,6 +67,7 @@ def same(ours, theirs) -> bool:
             counts=np.array([1, 2]),
             asked=np.array([0], np.int16),
             answered_present=np.array([], np.int16),
+            absent=np.array([1], np.int16),
         ),
         LegendEntry(name="sky", colour=(1, 2, 3)),
     ],

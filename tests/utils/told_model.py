@@ -15,6 +15,7 @@ import torch
 from model.outputs import ChatAnswer, Segmentation
 from model.sequence import SequenceFormat, referring_query
 from utils import evaluate as evaluation
+from utils.data.base import Dataset
 from utils.data.types import IGNORE, ReferringSample, SemanticSample
 from utils.metrics import UNCLAIMED
 from utils.report import Report
@@ -100,6 +101,32 @@ def mask_logits(mask: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.where(mask, 1.0, -1.0)).float()
 
 
+class ListDataset(Dataset):
+    """Samples in place of files."""
+
+    name = source = "list"
+
+    def __init__(self, samples, **facts) -> None:
+        super().__init__("unused", "val")
+        self.samples = list(samples)
+        self.has_no_target = any(any(getattr(sample, "no_target", ())) for sample in self.samples)
+        vars(self).update(facts)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int):
+        return self.samples[index]
+
+    def draw(self, rng, recipe):
+        raise NotImplementedError
+
+
+def absent_from(label: np.ndarray, num_classes: int) -> tuple[int, ...]:
+    """The complement, as for labels that are exhaustive."""
+    return tuple(sorted(set(range(num_classes)) - set(np.unique(label).tolist())))
+
+
 def semantic_world(model: ToldModel, num_images: int, *, seed: int = 0) -> list[SemanticSample]:
     rng = np.random.default_rng(seed)
     samples = []
@@ -112,7 +139,15 @@ def semantic_world(model: ToldModel, num_images: int, *, seed: int = 0) -> list[
         )
         predicted = np.where(predicted == IGNORE, rng.integers(0, 7), predicted)
         model.label_maps[image.tobytes()] = predicted
-        samples.append(SemanticSample(image=image, label=label, classes=CLASSES, source=str(index)))
+        samples.append(
+            SemanticSample(
+                image=image,
+                label=label,
+                classes=CLASSES,
+                source=str(index),
+                absent=absent_from(label, len(CLASSES)),
+            )
+        )
     return samples
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
@@ -19,9 +21,31 @@ logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
+# Why an item is left out, as reports count it.
+MISSING, UNLABELLED, UNUSABLE = "missing", "without annotation", "unusable"
+NUM_EXAMPLES = 5  # items left out that a report names
+
 
 class FlagError(UserError):
     """An entry of a flag that makes no sense, whatever is on disk: an unknown split, a field too many."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """How much of what an annotation file or folder lists can be used, and why the rest cannot."""
+
+    unit: str  # what is counted: images, references, lines, entries
+    num_listed: int
+    num_used: int
+    left_out: Mapping[str, int] = field(default_factory=dict)  # reason -> how many
+    examples: tuple[str, ...] = ()  # "path: reason" of the first ones left out
+
+    def __str__(self) -> str:
+        """ "2 of 10 images; 8 missing", or "all 10 images"."""
+        if not self.left_out:
+            return f"all {self.num_listed} {self.unit}"
+        reasons = ", ".join(f"{count} {reason}" for reason, count in self.left_out.items())
+        return f"{self.num_used} of {self.num_listed} {self.unit}; {reasons}"
 
 
 class Dataset(ABC):
@@ -30,7 +54,7 @@ class Dataset(ABC):
     Training: `sample_of(i, rng, recipe)` makes a sample of the i-th of `num_items`, and `draw` chooses i itself.
     Evaluation: `dataset[i]` is the i-th of `len(dataset)` samples. An item that cannot be used raises
     UnusableItemError; what is known to be unusable while the index is built is left out of it and kept in
-    `dropped`, one "path: reason" each.
+    `dropped`, one "path: reason" each. Reports of evaluations state `coverage`.
     """
 
     name: str  # of the class; own data, which may be several, name each instance
@@ -38,6 +62,11 @@ class Dataset(ABC):
     train_split: ClassVar[str | None] = "train"  # None: for evaluation only
     val_split: ClassVar[str | None] = "val"  # None: for training only
     splits: tuple[str, ...] = ("train", "val")
+    unit: ClassVar[str] = "images"  # what is dropped one by one
+    # Of semantic data: whether some class is known to be absent from some image.
+    knows_absent: bool = True
+    # Of referring data: whether some expression means nothing in its image.
+    has_no_target: bool = False
 
     def __init__(self, dataset_dir: str | Path, split: str) -> None:
         if split not in self.splits:
@@ -45,6 +74,7 @@ class Dataset(ABC):
         self.dataset_dir = Path(dataset_dir)
         self.split = split
         self.dropped: list[str] = []
+        self.left_out: Counter[str] = Counter()  # reason, such as MISSING -> how many
 
     @classmethod
     def open(cls, dataset_dir: str | Path, fields: Sequence[str], *, training: bool = False) -> Dataset:
@@ -79,6 +109,23 @@ class Dataset(ABC):
         """What the annotators wrote about them: label pictures, expressions, questions, masks."""
         return len(self)
 
+    @property
+    def num_used(self) -> int:
+        """How many of what `unit` names are in the index."""
+        return self.num_items
+
+    @property
+    def coverage(self) -> Coverage:
+        """What the index holds of all that is listed."""
+        left_out = {reason: count for reason, count in sorted(self.left_out.items()) if count}
+        return Coverage(
+            unit=self.unit,
+            num_listed=self.num_used + sum(left_out.values()),
+            num_used=self.num_used,
+            left_out=left_out,
+            examples=tuple(self.dropped[:NUM_EXAMPLES]),
+        )
+
     @abstractmethod
     def __getitem__(self, index: int) -> EvalSample:
         """The evaluation item at `index`."""
@@ -108,9 +155,10 @@ class Dataset(ABC):
                 raise UserError(f"is {image.shape[:2]}, annotated as {size}")
         return image
 
-    def drop(self, path: str | Path, reason: str) -> None:
-        """Leave an item out of the index, and remember why."""
+    def drop(self, path: str | Path, reason: str, kind: str = UNUSABLE) -> None:
+        """Leave an item out of the index, and remember why; `kind` is the reason in a word, to be counted."""
         self.dropped.append(f"{path}: {reason}")
+        self.left_out[kind] += 1
 
     def check_index(self, num_items: int, looked_in: str | Path) -> None:
         """Log what was dropped; an index without items is an error that says where it looked."""

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from model.errors import UserError
+from utils.data.base import MISSING, UNLABELLED
 from utils.data.class_lists import ClassList
 from utils.data.class_masks import ClassMaskDataset
 from utils.data.files import FolderListing, locate, read_json
@@ -108,9 +109,9 @@ class PartDataset(ClassMaskDataset):
                 continue
             whole = {class_id: tuple(found) for class_id, found in masks.items() if class_id not in partly}
             if file_name not in pictures:
-                self.drop(self.image_folder / file_name, f"not there, but in {path.name}")
+                self.drop(self.image_folder / file_name, f"not there, but in {path.name}", MISSING)
             elif not whole:
-                self.drop(self.image_folder / file_name, "no class is annotated in full")
+                self.drop(self.image_folder / file_name, "no class is annotated in full", UNLABELLED)
             else:
                 absent -= partly | masks.keys()
                 items.append(PartItem(self.image_folder / file_name, size, whole, tuple(sorted(absent))))

@@ -11,6 +11,7 @@ class GRefCoco(ReferringDataset):
     """gRefCOCO: expressions with one target, several, or none (`ann_id` is [-1]); not a pickle but JSON."""
 
     name = "grefcoco"
+    may_have_no_target = True
     splits_by: ClassVar = {"unc": ("train", "val", "testA", "testB")}
 
     def refs_file(self) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from model.conversation import Conversation
 from model.errors import UserError
-from utils.data.base import Dataset
+from utils.data.base import MISSING, Dataset
 from utils.data.files import FolderListing, locate, read_json
 from utils.data.images import read_image
 from utils.data.types import Recipe, Sample, VqaSample
@@ -41,6 +41,7 @@ class LlavaInstruct(Dataset):
 
     name = "llava_instruct_150k"
     source = "vqa"
+    unit = "entries"
 
     def __init__(self, dataset_dir: str | Path, split: str) -> None:
         super().__init__(dataset_dir, split)
@@ -52,10 +53,12 @@ class LlavaInstruct(Dataset):
         for position, entry in enumerate(read_json(path)):
             try:
                 texts = dialogue_texts(entry)
-                if entry["image"] not in pictures:
-                    raise UserError(f"no picture {folder / entry['image']}")
+                is_missing = entry["image"] not in pictures
             except (KeyError, TypeError, AttributeError, ValueError) as problem:
                 self.drop(f"{path}, entry {position}", f"{type(problem).__name__}: {problem}")
+                continue
+            if is_missing:
+                self.drop(f"{path}, entry {position}", f"no picture {folder / entry['image']}", MISSING)
             else:
                 self.dialogues.append(Dialogue(folder / entry["image"], texts))
         self.check_index(len(self.dialogues), path)

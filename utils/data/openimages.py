@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 
 from model.errors import UserError
+from utils.data.base import MISSING, UNLABELLED
 from utils.data.class_lists import ClassList, normalize_name
 from utils.data.class_masks import ClassMaskDataset
 from utils.data.files import FolderListing, locate, read_json
@@ -117,9 +118,9 @@ class OpenImages(ClassMaskDataset):
                 )
                 continue
             if not mask_files:
-                self.drop(label, "no masks")
+                self.drop(label, "no masks", UNLABELLED)
             elif picture not in pictures:
-                self.drop(self.image_folder / picture, f"not there, but in {path.name}")
+                self.drop(self.image_folder / picture, f"not there, but in {path.name}", MISSING)
             else:
                 items.append(OpenImage(image_id, mask_files, tuple(sorted(absent - mask_files.keys()))))
         return items

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from model.errors import UserError
+from utils.data.base import MISSING
 from utils.data.class_lists import ClassList
 from utils.data.class_masks import ClassMaskDataset
 from utils.data.coco_parts import classes_in, speakable
@@ -76,6 +77,7 @@ class OwnCoco(ClassMaskDataset):
         items = self._build_index(content, pictures)
         self.check_index(len(items), self.file)
         self.items = [item for item in items if item.is_askable] if training else items
+        self.knows_absent = any(item.absent for item in self.items)
         if not self.items:
             raise UserError(
                 f"{self.name}: no image of {self.file} has a class that is known to be present or absent; annotate "
@@ -95,15 +97,24 @@ class OwnCoco(ClassMaskDataset):
         return sum(len(item.objects) for item in self.items)
 
     def __getitem__(self, index: int) -> SemanticSample:
-        """Big objects are drawn first, so that a small one on top of it shows; where nothing is drawn, no class
-        is if annotation is exhaustive, and nothing is judged otherwise.
+        """Big objects are drawn first, so that a small one on top of it shows; where nothing is drawn, masks of
+        classes are judged that are drawn completely or known to be absent, and no others.
         """
         item = self.items[index]
         image = self.read_picture(item.path, item.size)
-        label = np.full(image.shape[:2], NOTHING if self.exhaustive else IGNORE, dtype=np.uint16)
+        partly = item.partly if self.exhaustive else set(range(len(self.classes))) - set(item.absent)
+        is_known = self.exhaustive or item.absent
+        label = np.full(image.shape[:2], NOTHING if is_known else IGNORE, dtype=np.uint16)
         for class_id, mask in sorted(self.objects(item, image), key=lambda drawn: -int(drawn[1].sum())):
             label[mask.astype(bool)] = class_id
-        return SemanticSample(image=image, label=label, classes=self.classes, source=str(item.path))
+        return SemanticSample(
+            image=image,
+            label=label,
+            classes=self.classes,
+            absent=item.absent,
+            partly=tuple(sorted(partly)),
+            source=str(item.path),
+        )
 
     def read(self, index: int) -> tuple[np.ndarray, Mapping[int, np.ndarray]]:
         item = self.items[index]
@@ -139,7 +150,7 @@ class OwnCoco(ClassMaskDataset):
         for image in content["images"]:
             path = pictures.folder / image["file_name"]
             if image["file_name"] not in pictures:
-                self.drop(path, f"is not there, but in {self.file}")
+                self.drop(path, f"is not there, but in {self.file}", MISSING)
             elif not all(segmentation for _, segmentation in objects[image["id"]]):
                 self.drop(
                     path,

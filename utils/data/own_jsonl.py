@@ -25,7 +25,7 @@ from model.errors import UserError
 from model.files import read_text, split_lines
 from model.sequence import SequenceFormat
 from model.tokens import NEG, SEG, Special, Text
-from utils.data.base import Dataset
+from utils.data.base import MISSING, Dataset
 from utils.data.images import read_image, read_label
 from utils.data.llava_instruct import dialogue_texts
 from utils.data.own import OwnFlag, decode_own_mask, find_pictures, find_split_file
@@ -58,6 +58,7 @@ class OwnJsonl(Dataset):
 
     name = "own_jsonl"
     source = "own_jsonl"
+    unit = "lines"
 
     def __init__(self, dataset_dir: str | Path, flag: OwnFlag, *, training: bool = False) -> None:
         self.name = flag.name
@@ -73,9 +74,12 @@ class OwnJsonl(Dataset):
             if line.image in pictures:
                 self.lines.append(line)
             else:
-                self.drop(self.where(line), f"no picture {self.folder / line.image}")
+                self.drop(self.where(line), f"no picture {self.folder / line.image}", MISSING)
         self.check_index(len(self.lines), self.file)
         self.questions = [line for line in self.lines if line.is_question]
+        self.has_no_target = any(not line.masks for line in self.questions)
+        if not training:
+            self.left_out["for training only"] = len(self.lines) - len(self.questions)
         if not training and not self.questions:
             raise UserError(
                 f"{self.name}: none of the {len(self.lines)} lines of {self.file} is a single question answered with "
@@ -93,6 +97,10 @@ class OwnJsonl(Dataset):
     @property
     def num_items(self) -> int:
         return len(self.lines)
+
+    @property
+    def num_used(self) -> int:
+        return len(self.lines) - self.left_out["for training only"]
 
     @property
     def num_images(self) -> int:

@@ -14,6 +14,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from model.errors import UserError
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 MEANING_OF_LINE = {"ignore": IGNORE, "nothing": NOTHING}
 BACKGROUND = ("background", "_background_", "__background__")
+BORDER, MIN_BORDER = 0.02, 4  # depth of an ignored border: a share of the shorter side, and pixels
 IGNORED_VALUES = (255, 65535)  # of 8-bit and of 16-bit labels, where no class has them
 
 
@@ -43,7 +45,7 @@ class OwnSemantic(SemanticDataset):
 
     def __init__(self, dataset_dir: str | Path, flag: OwnFlag, *, training: bool = False) -> None:
         self.name = flag.name
-        self.exhaustive = flag.is_exhaustive(default=True)
+        self.exhaustive = self.knows_absent = flag.is_exhaustive(default=True)
         self.root = find_path(flag.path, dataset_dir, flag.name)
         self.classes, self.id_table = read_classes(self.root / "classes.txt")
         split = find_split(self.root, flag, self.train_split if training else self.val_split)
@@ -65,8 +67,16 @@ class OwnSemantic(SemanticDataset):
                 )
         yield from self.pair_by_stem(images, labels)
 
-    def absent_classes(self, present: Sequence[int]) -> list[int]:
-        return super().absent_classes(present) if self.exhaustive else []
+    def absent_classes(self, label: np.ndarray) -> list[int]:
+        """None where labels are not exhaustive, or where ignored pixels may hide a whole object."""
+        if not self.exhaustive or may_hide_object(label == IGNORE):
+            return []
+        return super().absent_classes(label)
+
+    def partly_labelled(self, absent: Sequence[int]) -> tuple[int, ...]:
+        if self.exhaustive:
+            return ()
+        return tuple(sorted(set(range(len(self.classes))) - set(absent)))
 
     def class_ids(self, values: np.ndarray, path: Path) -> np.ndarray:
         try:
@@ -74,6 +84,25 @@ class OwnSemantic(SemanticDataset):
         except UnusableItemError as problem:
             cure = f"value n is line n, counted from 0, of {self.root / 'classes.txt'}; add lines, or mend the label"
             raise UnusableItemError(path, f"{problem.reason}; {cure}") from None
+
+
+def may_hide_object(ignored: np.ndarray) -> bool:
+    """Whether an ignored region is thicker than the border that annotators leave around objects.
+
+    Args:
+        ignored: (height, width) bool.
+
+    Returns:
+        True when some ignored pixel is farther from every judged one than BORDER of the shorter side. Borders as
+        Pascal VOC has them are 5 pixels wide, so their middle is 3 pixels away.
+    """
+    if not ignored.any():
+        return False
+    framed = np.pad(
+        ignored.astype(np.uint8), 1
+    )  # a strip along the edge of the image is as thick as it looks
+    distance = cv2.distanceTransform(framed, cv2.DIST_L2, cv2.DIST_MASK_5)
+    return bool(distance.max() > max(BORDER * min(ignored.shape), MIN_BORDER))
 
 
 def find_split(root: Path, flag: OwnFlag, default: str) -> str:

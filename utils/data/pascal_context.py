@@ -9,6 +9,7 @@ import numpy as np
 
 from model.errors import UserError
 from model.files import open_regular
+from utils.data.base import MISSING
 from utils.data.class_lists import load_class_list, load_id_table, make_id_table
 from utils.data.files import visible
 from utils.data.pascal_voc import VocDataset
@@ -57,7 +58,7 @@ class Pc459(VocDataset):
             if image_path.is_file():
                 yield image_path, label_path
             else:
-                self.drop(label_path, f"no picture {image_path}")
+                self.drop(label_path, f"no picture {image_path}", MISSING)
 
     def read_values(self, path: Path) -> np.ndarray:
         return read_label_map(path) if path.suffix == ".mat" else super().read_values(path)

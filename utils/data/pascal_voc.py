@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from model.files import read_text, split_lines
+from utils.data.base import MISSING, UNLABELLED
 from utils.data.class_lists import load_class_list, load_id_table
 from utils.data.files import FolderListing, locate
 from utils.data.semantic import SemanticDataset
@@ -35,9 +36,11 @@ class VocDataset(SemanticDataset):
         pictures, label_files = FolderListing(images), FolderListing(labels)
         for name in filter(None, map(str.strip, split_lines(read_text(names)))):
             if f"{name}.jpg" not in pictures:
-                self.drop(images / f"{name}.jpg", f"not there, but in {names}")
+                self.drop(images / f"{name}.jpg", f"not there, but in {names}", MISSING)
             elif f"{name}{self.label_suffix}" not in label_files:
-                self.drop(images / f"{name}.jpg", f"no label {name}{self.label_suffix} in {labels}")
+                self.drop(
+                    images / f"{name}.jpg", f"no label {name}{self.label_suffix} in {labels}", UNLABELLED
+                )
             else:
                 yield images / f"{name}.jpg", labels / f"{name}{self.label_suffix}"
 

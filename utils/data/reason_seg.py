@@ -17,7 +17,7 @@ import numpy as np
 from model.conversation import Conversation
 from model.errors import UserError
 from model.sequence import reasoning_conversation
-from utils.data.base import Dataset, sample_up_to
+from utils.data.base import UNLABELLED, Dataset, sample_up_to
 from utils.data.files import locate, read_json, tell_passed_over
 from utils.data.images import images_in, read_image
 from utils.data.types import ReasonSample, Recipe, Sample, UnusableItemError
@@ -61,7 +61,7 @@ class ReasonSeg(Dataset):
             if json_path in annotations:
                 self.items.append(ReasonItem(path, json_path, explanations.get(path.name)))
             else:
-                self.drop(path, f"no {json_path.name} beside it")
+                self.drop(path, f"no {json_path.name} beside it", UNLABELLED)
         tell_passed_over(folder, [path for path, _ in others if path.suffix != ".json"])
         self.check_index(len(self.items), folder)
 

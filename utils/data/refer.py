@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from model.sequence import referring_conversation
-from utils.data.base import Dataset, FlagError, sample_up_to
+from utils.data.base import MISSING, UNLABELLED, Dataset, FlagError, sample_up_to
 from utils.data.files import FolderListing, locate, read_json
 from utils.data.masks import annotated_size, decode_segmentation, union
 from utils.data.pickles import load_plain_pickle
@@ -45,10 +45,12 @@ class ReferringDataset(Dataset):
     """Base of the referring data sets; a subclass says which files and splits there are."""
 
     source = "refer_seg"
+    unit = "references"
     splits_by: ClassVar[
         dict[str, tuple[str, ...]]
     ]  # who made the splits -> the splits; the first is the default
     image_dir: ClassVar[str] = "mscoco/images/train2014"
+    may_have_no_target: ClassVar[bool] = False  # by its rules, also where no expression of a split does
 
     def __init__(self, dataset_dir: str | Path, split: str, split_by: str = "") -> None:
         self.split_by = split_by or next(iter(self.splits_by))
@@ -61,8 +63,12 @@ class ReferringDataset(Dataset):
         instances_path = locate(root, ("instances.json",), self.name)
         self.image_folder = locate(self.dataset_dir, (f"refer_seg/images/{self.image_dir}",), self.name)
         self.segmentations: dict[int, Any] = {}  # by annotation id
+        self.num_references = 0
         self.items = self._build_index(self.read_refs(refs_path), refs_path, instances_path)
         self.check_index(len(self.items), root)
+        self.has_no_target = self.may_have_no_target or any(
+            not expression.ann_ids for item in self.items for expression in item.expressions
+        )
 
     @classmethod
     def open(
@@ -89,6 +95,10 @@ class ReferringDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.items)
+
+    @property
+    def num_used(self) -> int:
+        return self.num_references
 
     @property
     def num_annotations(self) -> int:
@@ -151,15 +161,16 @@ class ReferringDataset(Dataset):
             missing = [ann_id for ann_id in ann_ids if segmentations.get(ann_id) is None]
             file_name = images.get(image_id, {}).get("file_name")
             if missing:
-                self.drop(label, f"no annotation {missing} in {instances_path.name}")
+                self.drop(label, f"no annotation {missing} in {instances_path.name}", UNLABELLED)
             elif file_name is None:
-                self.drop(label, f"no image {image_id} in {instances_path.name}")
+                self.drop(label, f"no image {image_id} in {instances_path.name}", MISSING)
             elif file_name not in pictures:
-                self.drop(label, f"no picture {self.image_folder / file_name}")
+                self.drop(label, f"no picture {self.image_folder / file_name}", MISSING)
             elif not texts:
                 self.drop(label, "no expression")
             else:
                 expressions[image_id] += [Expression(text, ann_ids) for text in texts]
+                self.num_references += 1
                 self.segmentations |= {ann_id: segmentations[ann_id] for ann_id in ann_ids}
         return [
             ReferringItem(

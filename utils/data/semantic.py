@@ -11,11 +11,11 @@ import numpy as np
 
 from model.errors import UserError
 from model.sequence import complex_conversation
-from utils.data.base import Dataset
+from utils.data.base import MISSING, UNLABELLED, Dataset
 from utils.data.class_lists import NO_CLASS, ClassList
 from utils.data.files import tell_passed_over, visible
 from utils.data.images import LABEL_SUFFIXES, UNFIT_SUFFIXES, images_in, read_image, read_label, unfit_label
-from utils.data.types import NOTHING, Recipe, Sample, SemanticSample, UnusableItemError
+from utils.data.types import IGNORE, NOTHING, Recipe, Sample, SemanticSample, UnusableItemError
 
 MAX_BINS = 4096  # of a histogram by OpenCV, which is the faster one up to about this number
 
@@ -37,26 +37,40 @@ class SemanticDataset(Dataset):
     def find_pairs(self) -> Iterator[tuple[Path, Path]]:
         """Image and label path of every item of the split; FileNotFoundError when a folder is missing."""
 
-    def absent_classes(self, present: Sequence[int]) -> list[int]:
-        """The classes that an image whose label holds `present` is known not to hold: the others, as all
-        these data sets are labelled exhaustively.
+    def absent_classes(self, label: np.ndarray) -> list[int]:
+        """The classes that an image is known not to hold, by its (height, width) class ids.
+
+        Those that are not in its label, as these data sets are labelled exhaustively; but of an image that is
+        ignored as a whole nothing is known.
         """
-        return sorted(set(range(len(self.classes))) - set(present))
+        if (label == IGNORE).all():
+            return []
+        return sorted(set(range(len(self.classes))) - set(values_in(label, len(self.classes))))
+
+    def partly_labelled(self, absent: Sequence[int]) -> tuple[int, ...]:
+        """The classes that may also be where an image's label says NOTHING: none, as labels are exhaustive."""
+        return ()
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> SemanticSample:
         image, label = self.read(index)
+        absent = self.absent_classes(label)
         return SemanticSample(
-            image=image, label=label, classes=self.classes, source=str(self.pairs[index][0])
+            image=image,
+            label=label,
+            classes=self.classes,
+            absent=tuple(absent),
+            partly=self.partly_labelled(absent),
+            source=str(self.pairs[index][0]),
         )
 
     def sample_of(self, index: int, rng: np.random.Generator, recipe: Recipe) -> Sample:
         """One image with one complex query: classes that are present, and classes known to be absent."""
         image, label = self.read(index)
         present = values_in(label, len(self.classes))
-        absent = self.absent_classes(present)
+        absent = self.absent_classes(label)
         if not present and not (absent and NOTHING in label):
             raise UnusableItemError(self.pairs[index][1], "no pixel has a class")
         conversation, answered = complex_conversation(
@@ -143,11 +157,11 @@ class SemanticDataset(Dataset):
             elif stem in unfit:
                 self.drop(*unfit[stem])
             else:
-                self.drop(path, f"no label {stem}.png in {label_dir}")
+                self.drop(path, f"no label {stem}.png in {label_dir}", UNLABELLED)
         unread = {path.stem: (path, reason) for path, reason in others}
         alone = labels.keys() - image_of.keys()
         for stem in sorted(alone):
-            self.drop(*unread.get(stem, (labels[stem], f"no image {stem}.* in {image_dir}")))
+            self.drop(*unread.get(stem, (labels[stem], f"no image {stem}.* in {image_dir}", MISSING)))
         tell_passed_over(image_dir, [path for path, _ in others if path.stem not in alone])
 
 

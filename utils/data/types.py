@@ -123,6 +123,9 @@ class SemanticSample:
     label: np.ndarray  # (height, width) uint16: index into classes, IGNORE or NOTHING
     classes: Sequence[str]  # spoken names, the data set's whole list in its order
     source: str
+    # Class ids. What is neither in the label nor here may be in the image or not: nothing is concluded about it.
+    absent: tuple[int, ...] = ()  # known not to be in the image
+    partly: tuple[int, ...] = ()  # may also be where the label says NOTHING: masks there are not judged
 
     def __post_init__(self) -> None:
         check_image(self.image, self.source)

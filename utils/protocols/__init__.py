@@ -5,7 +5,7 @@ so records can be gathered from processes, kept, and counted whenever they are c
 
     semantic      all class names of the data set, `classes_per_query` at once, by constrained decoding
     referring     one query for each expression; the union of the masks of the answer is the prediction
-    generalized   the same for gRefCOCO, where an expression may have several targets or none
+    generalized   the same for data in which an expression may mean nothing, such as gRefCOCO
     reasoning     one question an image
     vqa           one question an image, the answer compared as text
 """
@@ -46,11 +46,14 @@ __all__ = [
 ]
 
 
-def protocol_for(sample: EvalSample, dataset_name: str, settings: EvaluationSettings) -> Protocol:
-    """The protocol of a data set, by the kind of its samples."""
+def protocol_for(sample: EvalSample, settings: EvaluationSettings, *, has_no_target: bool) -> Protocol:
+    """The protocol of a data set, by one of its samples.
+
+    has_no_target: whether some of its expressions mean nothing in their image, see `Dataset.has_no_target`.
+    """
     if isinstance(sample, SemanticSample):
         return SemanticProtocol(settings, sample.classes)
     if isinstance(sample, ReferringSample):
-        return (GeneralizedProtocol if dataset_name == "grefcoco" else ReferringProtocol)(settings)
+        return (GeneralizedProtocol if has_no_target else ReferringProtocol)(settings)
     by_type: Mapping[type, type[Protocol]] = {ReasonSample: ReasoningProtocol, VqaSample: VqaProtocol}
     return by_type[type(sample)](settings)

@@ -38,6 +38,10 @@ class Protocol(ABC):
     def score(self, record: Any) -> float:
         """How good one sample is, 0 to 1, to find the best and the worst; NaN where nothing is judged."""
 
+    def notes(self, records: Sequence[Any]) -> tuple[str, ...]:
+        """A sentence for each part of the data that the numbers leave out, and why."""
+        return ()
+
     def class_table(self, records: Sequence[Any]) -> dict[str, dict[str, float]]:
         """Everything that is counted by class, where there are classes: class -> column -> value."""
         return {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ class ReferringProtocol(Protocol):
         return [
             MaskRecord(overlap=overlap(answer.mask, mask, sample.ignore), no_target=no_target)
             for answer, mask, no_target in zip(prediction, sample.masks, sample.no_target, strict=True)
+            if is_judged(mask, sample.ignore, no_target=no_target)
         ]
 
     def sections(self, records: Sequence[Sequence[MaskRecord]]) -> Sections:
@@ -59,6 +61,10 @@ class ReferringProtocol(Protocol):
         flat = [each for of_image in by_image for each in of_image]
         bounds = _mask_intervals(by_image, self.settings.seed)
         return {"referring": {**mask_scores(flat), **bounds, "num_expressions": len(flat)}}
+
+    def notes(self, records: Sequence[Sequence[MaskRecord]]) -> tuple[str, ...]:
+        hidden = sum(not record for record in records)
+        return (f"{hidden} of {len(records)} images have no expression that is judged",) if hidden else ()
 
     def score(self, record: Sequence[MaskRecord]) -> float:
         """Mean IoU of the image's expressions."""
@@ -78,7 +84,9 @@ class ReferringProtocol(Protocol):
 
 
 class GeneralizedProtocol(ReferringProtocol):
-    """gRefCOCO, by two rules: an empty answer says "no target", or one of fewer than 50 pixels does."""
+    """Expressions that may mean nothing, as in gRefCOCO: an empty answer says "no target", or, by the other of two
+    rules, one of fewer than 50 pixels does.
+    """
 
     task = "generalized"
 
@@ -112,6 +120,7 @@ class GeneralizedProtocol(ReferringProtocol):
 class ReasonRecord:
     overlap: Overlap
     is_sentence: bool
+    is_judged: bool = True  # False where ignored pixels cover the target
 
 
 class ReasoningProtocol(Protocol):
@@ -128,14 +137,19 @@ class ReasoningProtocol(Protocol):
 
     def record(self, sample: ReasonSample, prediction: MaskAnswer) -> ReasonRecord:
         counts = overlap(prediction.mask, sample.mask, sample.ignore)
-        return ReasonRecord(overlap=counts, is_sentence=bool(sample.is_sentence))
+        return ReasonRecord(
+            overlap=counts,
+            is_sentence=bool(sample.is_sentence),
+            is_judged=is_judged(sample.mask, sample.ignore, no_target=not sample.ignore.any()),
+        )
 
     def sections(self, records: Sequence[ReasonRecord]) -> Sections:
         """All questions; phrases (`short`) and whole sentences (`long`), where the split has both."""
+        judged = [record for record in records if record.is_judged]
         kinds = {
-            "reasoning": [r.overlap for r in records],
-            "reasoning_short": [r.overlap for r in records if not r.is_sentence],
-            "reasoning_long": [r.overlap for r in records if r.is_sentence],
+            "reasoning": [r.overlap for r in judged],
+            "reasoning_short": [r.overlap for r in judged if not r.is_sentence],
+            "reasoning_long": [r.overlap for r in judged if r.is_sentence],
         }
         has_both = kinds["reasoning_short"] and kinds["reasoning_long"]
         return {
@@ -148,8 +162,12 @@ class ReasoningProtocol(Protocol):
             if name == "reasoning" or has_both
         }
 
+    def notes(self, records: Sequence[ReasonRecord]) -> tuple[str, ...]:
+        hidden = sum(not record.is_judged for record in records)
+        return (f"{hidden} of {len(records)} targets are ignored, and not judged",) if hidden else ()
+
     def score(self, record: ReasonRecord) -> float:
-        return record.overlap.iou
+        return record.overlap.iou if record.is_judged else math.nan
 
     def picture(self, sample: ReasonSample, prediction: MaskAnswer) -> SheetRow:
         return mask_row(
@@ -165,3 +183,15 @@ class ReasoningProtocol(Protocol):
 def _mask_intervals(by_image: Sequence[Sequence[Overlap]], seed: int) -> dict[str, float]:
     sums = [mask_sums(overlaps) for overlaps in by_image]
     return intervals(np.array(sums, dtype=np.float64).reshape(len(sums), 4), mask_measures, seed=seed)
+
+
+def is_judged(target: np.ndarray, ignore: np.ndarray | None, *, no_target: bool) -> bool:
+    """Whether anything is known of a target, (height, width), once the pixels of `ignore` are left out.
+
+    A target that lies under ignored pixels as a whole is not absent: a mask there would be right, and leave nothing
+    to be counted. no_target: the annotators say that there is none.
+    """
+    if ignore is None:
+        return True
+    judged = ~ignore.astype(bool)
+    return bool(judged.any() if no_target else target.astype(bool)[judged].any())

@@ -1,4 +1,8 @@
-"""Presence over a data set: images by classes, what is true, what was asked and what was answered."""
+"""Presence over a data set: images by classes, what is known, what was asked and what was answered.
+
+A class is present where a pixel says so, and absent only where the data set states it: what nobody has looked for
+is neither. Pairs of an image and such a class count nowhere.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +29,9 @@ class PresenceTable:
     """Every pair of an image and a class."""
 
     truth: np.ndarray  # (num_images, num_classes) bool: the image shows the class
+    absent: (
+        np.ndarray
+    )  # (num_images, num_classes) bool: somebody has looked for the class, and it is not there
     asked: np.ndarray  # (num_images, num_classes) bool
     answered: np.ndarray  # (num_images, num_classes) bool: the model says that it does
     probabilities: np.ndarray | None  # (num_images, num_classes) float64; None: answers without any
@@ -32,26 +39,64 @@ class PresenceTable:
     @classmethod
     def empty(cls, num_images: int, num_classes: int, *, has_probabilities: bool) -> PresenceTable:
         shape = (num_images, num_classes)
-        truth, asked, answered = (np.zeros(shape, dtype=bool) for _ in range(3))
+        truth, absent, asked, answered = (np.zeros(shape, dtype=bool) for _ in range(4))
         probabilities = np.zeros(shape) if has_probabilities else None
-        return cls(truth=truth, asked=asked, answered=answered, probabilities=probabilities)
+        return cls(truth=truth, absent=absent, asked=asked, answered=answered, probabilities=probabilities)
+
+    @property
+    def judged(self) -> np.ndarray:
+        """(num_images, num_classes) bool: the class was asked, and is known to be present or absent."""
+        return self.asked & (self.truth | self.absent)
+
+    @property
+    def unknown(self) -> np.ndarray:
+        """(num_images, num_classes) bool: asked and not judged, but for images of which nothing is judged: those
+        count as if they were not there.
+        """
+        return self.asked & ~self.judged & self.judged.any(axis=1, keepdims=True)
+
+    @property
+    def knows_absent(self) -> bool:
+        """Whether an answer that says too much could be found out."""
+        return bool((self.judged & self.absent).any() or not self.unknown.any())
+
+    @property
+    def is_one_sided(self) -> np.ndarray:
+        """(num_classes,) bool: classes that are not known absent anywhere, but unknown somewhere.
+
+        Whatever is said of them could not be wrong, so they have a recall and nothing else.
+        """
+        return self.unknown.any(axis=0) & ~(self.asked & self.absent).any(axis=0)
+
+    def notes(self) -> list[str]:
+        """What of the pairs asked is not counted, and why; nothing where all are."""
+        left_out, asked = int((self.asked & ~self.judged).sum()), int(self.asked.sum())
+        if not left_out:
+            return []
+        about = f"presence leaves out {left_out} of {asked} pairs of an image and a class: nobody has looked"
+        if not self.knows_absent:
+            return [f"{about}; no class is known to be absent from any image, so only the recall is measured"]
+        one_sided = int(self.is_one_sided.sum())
+        return [about + (f"; {one_sided} classes have a recall only" if one_sided else "")]
 
     def summary(self, seed: int) -> dict[str, float]:
-        """Balanced pairs: every present class of an image, and as many absent ones that other images hold.
+        """Balanced pairs: every present class of an image, and as many absent ones that other images hold, of
+        those that are known to be absent.
 
         Beside them every class name that was asked (`_all`), nearly all of them absent, and the mean over
         classes of the average precision (`map`) where there are probabilities. `seed` draws the absent ones.
         """
         occurs = self.truth.any(axis=0)
         balanced, total = PresenceCounts(), np.zeros((len(self.truth), 4))
-        for row, (truth, answered) in enumerate(zip(self.truth, self.answered, strict=True)):
-            pairs = balanced_pairs(truth, occurs, np.random.default_rng((seed, row)))
+        rows = zip(self.truth, self.absent, self.answered, strict=True)
+        for row, (truth, absent, answered) in enumerate(rows):
+            pairs = balanced_pairs(truth, occurs & (truth | absent), np.random.default_rng((seed, row)))
             counts = PresenceCounts()
             counts.add(truth[pairs], answered[pairs])
             balanced.add(truth[pairs], answered[pairs])
             total[row] = counts.sums()
         every_pair = PresenceCounts()
-        every_pair.add(self.truth[self.asked], self.answered[self.asked])
+        every_pair.add(self.truth[self.judged], self.answered[self.judged])
         bounds = intervals(total, _headlines, seed=seed)
         return {
             **balanced.summary(),
@@ -61,9 +106,9 @@ class PresenceTable:
         }
 
     def recall_of_asked(self) -> dict[str, float]:
-        """When only present classes are asked: the share of them that was found."""
-        counts = PresenceCounts()
-        counts.add(self.truth[self.asked], self.answered[self.asked])
+        """When only present classes are asked or known: the share of them that was found."""
+        counts, present = PresenceCounts(), self.truth & self.asked
+        counts.add(self.truth[present], self.answered[present])
         summary = counts.summary()
         return {f"{name}_all": summary[name] for name in ("recall", "num_pairs")}
 
@@ -74,10 +119,10 @@ class PresenceTable:
         """
         if self.probabilities is None:
             raise UserError("calibrate needs a probability for each class; leave free_generation out")
-        truth = self.truth[self.asked]
-        best = best_threshold(truth, self.probabilities[self.asked])
+        truth = self.truth[self.judged]
+        best = best_threshold(truth, self.probabilities[self.judged])
         decoded = PresenceCounts()
-        decoded.add(truth, self.answered[self.asked])
+        decoded.add(truth, self.answered[self.judged])
         return {
             "threshold": best.threshold,
             "f1": best.f1,
@@ -88,21 +133,22 @@ class PresenceTable:
         }
 
     def precisions(self) -> np.ndarray:
-        """(num_classes,) average precision over the images asked; NaN for classes that none of them shows."""
+        """(num_classes,) average precision over the images judged; NaN for classes that none of them shows."""
         assert self.probabilities is not None
-        columns = zip(self.truth.T, self.asked.T, self.probabilities.T, strict=True)
-        return np.array([average_precision(truth[asked], scores[asked]) for truth, asked, scores in columns])
+        columns = zip(self.truth.T, self.judged.T, self.probabilities.T, strict=True)
+        values = [average_precision(truth[judged], scores[judged]) for truth, judged, scores in columns]
+        return np.where(self.is_one_sided, np.nan, values)
 
     def by_class(self) -> dict[str, np.ndarray]:
         """Columns of the per-class table, each (num_classes,)."""
-        answered = self.answered & self.asked
+        answered = self.answered & self.judged
         truth = self.truth & self.asked
         hits, said, true = ((a).sum(axis=0) for a in (truth & answered, answered, truth))
         columns = {
             "num_images": self.truth.sum(axis=0),
-            "presence_precision": safe_divide(hits, said),
+            "presence_precision": np.where(self.is_one_sided, np.nan, safe_divide(hits, said)),
             "presence_recall": safe_divide(hits, true),
-            "presence_f1": safe_divide(2 * hits, said + true),
+            "presence_f1": np.where(self.is_one_sided, np.nan, safe_divide(2 * hits, said + true)),
         }
         if self.probabilities is not None:
             columns["presence_ap"] = self.precisions()

@@ -37,6 +37,7 @@ class SemanticRecord:
     counts: np.ndarray  # (n,) int64 pixels there
     asked: np.ndarray
     answered_present: np.ndarray
+    absent: np.ndarray  # (n,) int16 class ids that are known not to be in the image
     probabilities: np.ndarray | None = None
     names: NameCounts | None = None
 
@@ -132,6 +133,7 @@ class SemanticProtocol(Protocol):
             counts=counts,
             asked=prediction.asked,
             answered_present=prediction.answered_present,
+            absent=np.array(sample.absent, dtype=np.int16),
             probabilities=prediction.probabilities,
             names=prediction.names,
         )
@@ -142,13 +144,23 @@ class SemanticProtocol(Protocol):
         table = self._presence(records)
         sections = {"semantic": {**self._confusion(records).summary(), **bounds}}
         # An oracle tells which classes are there: what the model says about those it was not asked is unknown.
-        if self.settings.oracle_classes:
+        if self.settings.oracle_classes or not table.knows_absent:
             sections["presence"] = table.recall_of_asked()
         else:
             sections["presence"] = table.summary(self.settings.seed)
         if self.settings.calibrate:
             sections["calibration"] = table.calibration()
         return sections | self._names(records)
+
+    def notes(self, records: Sequence[SemanticRecord]) -> tuple[str, ...]:
+        notes = []
+        blank = sum(not record.counts.any() for record in records)
+        if blank:
+            notes.append(f"{blank} of {len(records)} images have no pixel that is judged")
+        # What an oracle asks is known by definition.
+        if not self.settings.oracle_classes:
+            notes += self._presence(records).notes()
+        return tuple(notes)
 
     def score(self, record: SemanticRecord) -> float:
         """Mean IoU of the classes that this image shows or was said to show."""
@@ -180,7 +192,7 @@ class SemanticProtocol(Protocol):
 
     def _matrix_of(self, sample: SemanticSample, prediction: SemanticPrediction) -> ConfusionMatrix:
         matrix = ConfusionMatrix(len(self.classes))
-        matrix.add(sample.label, prediction.labels)
+        matrix.add(judged_label(sample, prediction.labels), prediction.labels)
         return matrix
 
     def _confusion(self, records: Sequence[SemanticRecord]) -> ConfusionMatrix:
@@ -210,6 +222,7 @@ class SemanticProtocol(Protocol):
         for row, record in enumerate(records):
             rows = record.cells // (len(self.classes) + 1)
             table.truth[row, rows[rows < len(self.classes)]] = True
+            table.absent[row, record.absent] = True
             table.asked[row, record.asked] = True
             table.answered[row, record.answered_present] = True
             if table.probabilities is not None and record.probabilities is not None:
@@ -235,3 +248,14 @@ class SemanticProtocol(Protocol):
         # Sorted by name among equals, so that the order does not depend on that of the images.
         frequent = sorted(Counter(total.unmatched).items(), key=lambda item: (-item[1], item[0]))
         return {"free_names": counts, "hallucinated_names": dict(frequent[:NUM_NAMES_SHOWN])}
+
+
+def judged_label(sample: SemanticSample, predicted: np.ndarray) -> np.ndarray:
+    """The label, but for pixels that show no class as far as is known and were taken for one that may be there.
+
+    predicted: (height, width) int16 class ids, UNCLAIMED where no mask is.
+    """
+    if not sample.partly:
+        return sample.label
+    unknown = (sample.label == NOTHING) & np.isin(predicted, np.array(sample.partly, dtype=predicted.dtype))
+    return np.where(unknown, np.uint16(IGNORE), sample.label)

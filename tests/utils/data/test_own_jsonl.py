@@ -115,7 +115,7 @@ def test_own_questions_are_judged_by_the_referring_protocol_as_they_are_written(
         f"own_jsonl:{write(tmp_path, line('Where is it?', '[SEG]', masks=[BOX]))}", "."
     )
     settings = EvaluationSettings()
-    protocol = protocol_for(dataset[0], "own_jsonl", settings)
+    protocol = protocol_for(dataset[0], settings, has_no_target=dataset.has_no_target)
     assert type(protocol) is ReferringProtocol
     asked = []
 
