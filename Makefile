@@ -3,12 +3,13 @@
 #   make test    the tests
 #   make lint    ruff
 #   make bench   the claims of speed (runs/benchmarks/results.md), about ten minutes; nothing else should run meanwhile
+#   make gpu     the same on one CUDA GPU with 80 GB, at most 8 minutes (runs/gpu/gpu.md)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test lint bench setup clean
+.PHONY: demo test lint bench gpu setup clean
 
 demo: $(READY)
 	$(BIN)/python -m utils.toy.demo
@@ -19,6 +20,9 @@ test: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+gpu: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.gpu
 
 bench: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks

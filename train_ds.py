@@ -123,7 +123,7 @@ def build_model(config: TrainConfig) -> tuple[LasagnaForConditionalGeneration, L
     )
     mark_trainable(model)
     if config.gradient_checkpointing:
-        model.llava.model.language_model.activation_checkpointing_enable({"use_reentrant": False})
+        model.set_gradient_checkpointing(True)
     if config.compile:
         compile_blocks(model)
     return model.train(), processor

@@ -1,14 +1,17 @@
-"""The models that the benchmarks run: "tiny", the base weights of the toy world, and "medium", random weights.
+"""The models that the benchmarks run: "tiny", the base weights of the toy world, "medium" and "7b", random weights.
 
     model, processor = build("medium", lora=True)
+    model, processor = build("7b", device="cuda", dtype=torch.bfloat16)
 
 Medium is LLaMA 512 wide with 8 layers and 32,000 tokens, CLIP ViT-L/14 at 224 pixels (256 patches) and SAM ViT-B at
-1024 pixels: the towers have the work of real ones, the language model still fits a measurement on one core. Random
-weights take the time of trained ones; what depends on weights, as the number of decoding passes, is measured on tiny.
+1024 pixels: the towers have the work of real ones, the language model still fits a measurement on one core. "7b" is
+LLaMA-7B with the same CLIP and SAM ViT-H, the sizes of the paper; its weights are made on the device. Random weights
+take the time of trained ones; what depends on weights, as the number of decoding passes, is measured on tiny.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,35 +26,60 @@ from model.lora import add_lora, mark_trainable
 from model.processor import LasagnaProcessor
 from model.sequence import SequenceFormat
 from model.tokens import add_special_tokens, load_tokenizer, token_ids
-from utils.sizes import CLIP_LARGE, LLAMA_VOCABULARY, SAM
+from utils.memory import default_dtype
+from utils.sizes import CLIP_LARGE, LLAMA, LLAMA_VOCABULARY, SAM
 
 TOY = ROOT / "assets" / "toy"
 MEDIUM_LLAMA = {
     "hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8, "num_attention_heads": 8,
 }  # fmt: skip
-SIZES = ("tiny", "medium")
+SIZES = ("tiny", "medium")  # those that a CPU measures in minutes
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomSize:
+    """Sizes of a model with random weights; its CLIP is ViT-L/14 at 224 pixels."""
+
+    llama: dict[str, int]
+    sam: dict[str, Any]
+
+
+RANDOM_SIZES = {
+    "medium": RandomSize(llama=MEDIUM_LLAMA, sam=SAM["vit_b"]),
+    "7b": RandomSize(llama=LLAMA["7b"], sam=SAM["vit_h"]),
+}
 # A 150-class query and its answer, behind the image.
 MAX_POSITIONS = 4096
 
 
 def build(
-    size: str, *, lora: bool = False, seed: int = 0
+    size: str,
+    *,
+    lora: bool = False,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[LasagnaForConditionalGeneration, LasagnaProcessor]:
-    """A model in float32 on the CPU with its processor.
+    """A model with its processor.
 
     Args:
-        size: one of `SIZES`.
+        size: "tiny" or one of `RANDOM_SIZES`.
         lora: with adapters (without dropout) and what else the recipe trains, in training mode; else frozen, in
             evaluation mode.
-        seed: of weights that are random: all of medium, the projection and the adapters of tiny.
+        seed: of weights that are random: the projection and the adapters of tiny, everything elsewhere.
+        device, dtype: of the weights.
 
     Raises:
         ValueError: there is no such size.
     """
-    if size not in SIZES:
-        raise ValueError(f"unknown size {size!r}; known: {', '.join(SIZES)}")
+    known = ("tiny", *RANDOM_SIZES)
+    if size not in known:
+        raise ValueError(f"unknown size {size!r}; known: {', '.join(known)}")
     torch.manual_seed(seed)
-    model = load_tiny(seed) if size == "tiny" else make_medium()
+    if size == "tiny":
+        model = load_tiny(seed, device, dtype)
+    else:
+        model = make_random(RANDOM_SIZES[size], device=device, dtype=dtype)
     if lora:
         model.vlm = add_lora(model.vlm, dropout=0.0)
         mark_trainable(model)
@@ -60,21 +88,25 @@ def build(
     return model.train(lora), model.processor
 
 
-def load_tiny(seed: int) -> LasagnaForConditionalGeneration:
+def load_tiny(seed: int, device: str | torch.device, dtype: torch.dtype) -> LasagnaForConditionalGeneration:
     """The toy base, as a run starts from it."""
     parts = {"vision_tower": str(TOY / "clip"), "sam": str(TOY / "sam_toy.pth")}
-    model, _ = load_model(TOY / "llava", dtype=torch.float32, attn_implementation="sdpa", seed=seed, **parts)
+    model, _ = load_model(
+        TOY / "llava", dtype=dtype, device=device, attn_implementation="sdpa", seed=seed, **parts
+    )
     return model
 
 
-def make_medium() -> LasagnaForConditionalGeneration:
-    """Random weights of the medium sizes, from torch's global generator."""
+def make_random(
+    size: RandomSize, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> LasagnaForConditionalGeneration:
+    """Random weights from torch's global generator, made where they stay."""
     format = SequenceFormat.named(DEFAULT_FORMAT)
-    tokenizer = medium_tokenizer(format)
+    tokenizer = full_tokenizer(format)
     ids = token_ids(tokenizer, format)
     vision = CLIPVisionConfig(**CLIP_LARGE, image_size=224)
     text = LlamaConfig(
-        **MEDIUM_LLAMA,
+        **size.llama,
         vocab_size=len(tokenizer),
         max_position_embeddings=MAX_POSITIONS,
         pad_token_id=ids.pad,
@@ -88,20 +120,21 @@ def make_medium() -> LasagnaForConditionalGeneration:
             image_token_index=ids.image,
             image_seq_length=(vision.image_size // vision.patch_size) ** 2,
         ),
-        sam_config=SAM["vit_b"],
+        sam_config=size.sam,
         sequence_format=format.to_dict(),
         image_token_id=ids.image,
         seg_token_id=ids.seg,
         neg_token_id=ids.neg,
     )
     config._attn_implementation = "sdpa"
-    model = LasagnaForConditionalGeneration(config).float()
+    with torch.device(device), default_dtype(dtype):
+        model = LasagnaForConditionalGeneration(config)
     fill_positions(model.sam.image_encoder)
     model.processor = build_processor(config, tokenizer, clip={})
     return model
 
 
-def medium_tokenizer(format: SequenceFormat) -> PreTrainedTokenizerBase:
+def full_tokenizer(format: SequenceFormat) -> PreTrainedTokenizerBase:
     """The toy tokenizer with names that nobody says, up to LLaMA's number of tokens, and the special tokens."""
     tokenizer: Any = load_tokenizer(TOY / "llava")
     tokenizer.add_tokens([f"filler{index}" for index in range(LLAMA_VOCABULARY - len(tokenizer))])

@@ -41,7 +41,9 @@ class PlainAnswer:
         self.model, self.ids = model, processor.token_ids
         conversation, self.plan = processor.plan(classes)
         batch = processor.collate([image], [conversation], [0])
-        self.prompt, self.clip_images = batch["input_ids"], batch["clip_images"]
+        self.prompt, self.clip_images = (
+            batch[name].to(model.device) for name in ("input_ids", "clip_images")
+        )
 
     @property
     def num_tokens(self) -> int:
@@ -85,4 +87,4 @@ class PlainAnswer:
             found.present.append(is_present)
             if is_present:
                 found.states.append(state)
-        return torch.tensor([[token]])
+        return torch.tensor([[token]], device=self.prompt.device)

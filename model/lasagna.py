@@ -116,6 +116,16 @@ class LasagnaForConditionalGeneration(InferenceMixin, ExactBuffers, PreTrainedMo
     def get_output_embeddings(self) -> nn.Module:
         return self.llava.get_output_embeddings()
 
+    def set_gradient_checkpointing(self, on: bool) -> None:
+        """Whether the language model's layers keep their inputs only, and run once more in backward."""
+        language = self.llava.model.language_model
+        # transformers 5.23 calls it activation checkpointing, older ones gradient checkpointing.
+        kind = "activation" if hasattr(language, "activation_checkpointing_enable") else "gradient"
+        if on:
+            getattr(language, f"{kind}_checkpointing_enable")({"use_reentrant": False})
+        else:
+            getattr(language, f"{kind}_checkpointing_disable")()
+
     def image_features(self, clip_images: Tensor) -> Tensor:
         """(B, 3, S, S) uint8 -> (B, num_image_tokens, hidden_dim): CLIP's patches after LLaVA's projector."""
         llava = self.llava.model

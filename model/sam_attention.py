@@ -119,6 +119,12 @@ def attend_in_pieces(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tens
     return attended.view(shape)
 
 
+def attend_with_mask(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
+    """Attention with the whole bias as one mask; arguments and result as `attend_in_pieces`."""
+    bias = (rel_h.unsqueeze(-1) + rel_w.unsqueeze(-2)).flatten(4).flatten(2, 3)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+
 def attend_folded(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
     """Attention with the bias folded into the dot product; arguments and result as `attend_in_pieces`."""
     height, width = rel_h.shape[-1], rel_w.shape[-1]

@@ -23,9 +23,11 @@ def deepspeed_config(config: TrainConfig, num_processes: int) -> dict[str, Any]:
         "lr": config.lr,
         "betas": (config.beta1, config.beta2),
         "weight_decay": config.weight_decay,
-        # On a CPU, DeepSpeed's own Adam compiles for minutes at the first start.
-        "torch_adam": on_cpu,
+        # DeepSpeed's own Adam compiles for minutes at the first start, and needs a compiler.
+        "torch_adam": True,
     }
+    if not on_cpu:
+        optimizer["fused"] = True
     return {
         "train_micro_batch_size_per_gpu": config.batch_size,
         "gradient_accumulation_steps": config.grad_accumulation_steps,

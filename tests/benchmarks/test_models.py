@@ -28,8 +28,7 @@ def test_without_adapters_nothing_trains():
 
 
 def test_medium_has_the_sizes_of_the_tables():
-    with torch.device("meta"):  # its shape needs no memory
-        model = models.make_medium()
+    model = models.make_random(models.RANDOM_SIZES["medium"], device="meta")  # its shape needs no memory
     text, vision = model.config.vlm_config.text_config, model.config.vlm_config.vision_config
     assert (text.hidden_size, text.intermediate_size, text.num_hidden_layers) == (512, 1376, 8)
     assert (vision.hidden_size, vision.num_hidden_layers, vision.image_size) == (1024, 24, 224)

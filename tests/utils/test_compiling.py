@@ -37,7 +37,7 @@ def test_losses_and_gradients_stay():
     results = []
     for compiles in (False, True):
         model = tiny_model()
-        model.llava.model.language_model.activation_checkpointing_enable({"use_reentrant": False})
+        model.set_gradient_checkpointing(True)
         if compiles:
             compile_blocks(model, backend="eager")
         losses = []

@@ -111,7 +111,7 @@ def test_every_part_of_a_tiny_step_is_what_the_counter_counts(checkpointing):
     mark_trainable(model)
     model.train()
     if checkpointing:
-        model.llava.model.language_model.activation_checkpointing_enable({"use_reentrant": False})
+        model.set_gradient_checkpointing(True)
     inputs = batch(NUM_FEATURES, NUM_TEXT, (56, SAM.image_size), VOCABULARY - 1)
     costs = CostModel(shape=shape, gradient_checkpointing=checkpointing, on_gpu=False)
     parts = costs.training(Work.of_batch(inputs, VOCABULARY - 1))
@@ -159,7 +159,7 @@ def test_the_7b_on_a_gpu_is_what_the_counter_counts(seven_b):
 def test_the_7b_with_backward_is_what_the_counter_counts(seven_b):
     config, shape = seven_b
     model = memory.build(config, shape)
-    model.llava.model.language_model.activation_checkpointing_enable({"use_reentrant": False})
+    model.set_gradient_checkpointing(True)
     inputs = batch(256, 100, (224, 1024), shape.image_token_id)
     inputs.pop("sam_images")
     work = Work.of_batch(inputs, shape.image_token_id)
