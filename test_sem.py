@@ -33,8 +33,9 @@ from utils.distributed import device_of, distributed
 from utils.evaluate import NUM_SHOWN, Outputs, evaluate_datasets
 from utils.inference_config import TestConfig
 from utils.logs import start_logging
+from utils.paths import writable_folder
 from utils.predict import find_images, predict_images, read_class_file
-from utils.predictions import file_stems, writable_folder
+from utils.predictions import file_stems
 from utils.report import Report
 from utils.settings import parse_config
 from utils.tables import print_report

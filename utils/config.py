@@ -24,7 +24,9 @@ class DataConfig:
     """What is trained on, and how it is written: training, `utils.data.check` and `utils.data.preview` share it."""
 
     # how samples are written
-    version: str = setting("", "model to start from: a LLaVA, or any model of this family (warm start)")
+    version: str = setting(
+        "", "model to start from: a LLaVA, or any model of this family (warm start)", path=True
+    )
     format: str = setting("paper", "how complex queries are written", tuple(TOKENS_OF_FORMAT))
     conv_type: str = setting("llava_v1", "prompt template: llava_v1, llava_llama_2 or chat_template")
     model_max_length: int = setting(
@@ -34,7 +36,7 @@ class DataConfig:
     sequence_augmentation: bool = setting(True, "answer absent classes too, with [NEG]")
     order_following: bool = setting(True, "answer in the order of the query")
     # data
-    dataset_dir: str = setting("./dataset", "root of the data sets")
+    dataset_dir: str = setting("./dataset", "root of the data sets", path=True)
     dataset: str = setting(
         "sem_seg||refer_seg||vqa||reason_seg", "sources to draw from, also own data: own_sem:PATH"
     )
@@ -85,8 +87,8 @@ class TrainConfig(DataConfig):
     """What train_ds.py can be told. The defaults are the recipe of the paper for one 7B model."""
 
     # model
-    vision_tower: str = setting("", "CLIP folder, for a LLaVA that has no tower inside")
-    vision_pretrained: str = setting("", "SAM file (sam_vit_h_4b8939.pth)")
+    vision_tower: str = setting("", "CLIP folder, for a LLaVA that has no tower inside", path=True)
+    vision_pretrained: str = setting("", "SAM file (sam_vit_h_4b8939.pth)", path=True)
     attn_implementation: str = setting("auto", "attention of the language model", ATTENTION)
     # loading
     fast_resize: bool = setting(False, "resize pictures faster, within two grey levels")
@@ -97,6 +99,7 @@ class TrainConfig(DataConfig):
     sam_cache: str = setting(
         "",
         "folder for SAM's image embeddings, so that a picture is encoded once: 2.1 MB each (ViT-H, 16 bits)",
+        path=True,
     )
     sam_cache_gb: float = setting(
         0.0,
@@ -145,7 +148,7 @@ class TrainConfig(DataConfig):
     val_batch_size: int = setting(1, "images of a batch in validation")
     max_val_samples: int = setting(0, "validate on so many samples of each data set; 0: all")
     classes_per_query: int = setting(0, "classes that one query names in validation; 0: num_all_classes")
-    log_base_dir: str = setting("./runs", "where runs are kept")
+    log_base_dir: str = setting("./runs", "where runs are kept", path=True)
     exp_name: str = setting("lasagna", "name of the run; its folder holds checkpoints and logs")
     auto_resume: bool = setting(True, "continue from the run's newest checkpoint")
 

@@ -20,7 +20,7 @@ STORED = "auto"  # a precision that is not changed
 class LoadingConfig:
     """Which model is asked, and how it is loaded: test_sem.py and chat.py share it."""
 
-    version: str = setting("", "model folder: what the merge script wrote")
+    version: str = setting("", "model folder: what the merge script wrote", path=True)
     precision: str = setting(
         STORED,
         "number format of weights and activations; auto: as the folder stores them",
@@ -56,7 +56,7 @@ class TestConfig(LoadingConfig):
     num_threads: int = setting(0, "CPU threads of each process; 0: torch's choice")
     local_rank: int = setting(-1, "set by the launcher")
     # what is evaluated
-    dataset_dir: str = setting("./dataset", "root of the data sets")
+    dataset_dir: str = setting("./dataset", "root of the data sets", path=True)
     val_dataset_list: str = setting(
         "ade20k",
         'data sets: "ade20k,refcoco|unc|val,grefcoco|unc|val,ReasonSeg|val"; all: every one that is there',
@@ -86,13 +86,15 @@ class TestConfig(LoadingConfig):
     teacher_forced: bool = setting(False, "the older protocol: referring and reasoning with the answer given")
     max_new_tokens: int = setting(DEFAULT_NEW_TOKENS, "longest generated answer")
     # what is written
-    report_dir: str = setting("", "where the report goes, and finished samples while it runs")
+    report_dir: str = setting("", "where the report goes, and finished samples while it runs", path=True)
     resume: bool = setting(False, "continue the evaluation that was killed, from what --report_dir holds")
-    vis_save_path: str = setting("", "where pictures of some samples go")
-    save_predictions: str = setting("", "folder for label pictures and masks, for other programs")
+    vis_save_path: str = setting("", "where pictures of some samples go", path=True)
+    save_predictions: str = setting("", "folder for label pictures and masks, for other programs", path=True)
     # pictures without ground truth
-    images: str = setting("", "predict these pictures instead of evaluating: 'photos/*.jpg', or a folder")
-    classes: str = setting("", "what to look for in them: a text file, one class a line")
+    images: str = setting(
+        "", "predict these pictures instead of evaluating: 'photos/*.jpg', or a folder", path=True
+    )
+    classes: str = setting("", "what to look for in them: a text file, one class a line", path=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,10 +122,10 @@ class TestConfig(LoadingConfig):
 class ChatConfig(LoadingConfig):
     """What chat.py can be told."""
 
-    image: str = setting("", "picture for one answer; without it, a conversation starts")
+    image: str = setting("", "picture for one answer; without it, a conversation starts", path=True)
     prompt: str = setting("", "question for one answer")
     classes: str = setting("", 'classes for one complex query: "person, tree, dog"')
-    vis_save_path: str = setting("./vis_output", "where masks and overlays go")
+    vis_save_path: str = setting("./vis_output", "where masks and overlays go", path=True)
     classes_per_query: int | None = setting(
         None, "classes that one query names, longer lists are split; empty: as many as in training"
     )
@@ -141,11 +143,11 @@ class ChatConfig(LoadingConfig):
 class MergeConfig:
     """What merge_lora_weights_and_save_hf_model.py can be told."""
 
-    version: str = setting("", "model that training started from; empty: as the run says")
-    weight: str = setting("", "checkpoint folder of the run, or what zero_to_fp32.py made of it")
-    save_path: str = setting("", "folder to write; must not exist")
-    vision_tower: str = setting("", "CLIP folder; empty: as the run says")
-    vision_pretrained: str = setting("", "SAM file; empty: as the run says")
+    version: str = setting("", "model that training started from; empty: as the run says", path=True)
+    weight: str = setting("", "checkpoint folder of the run, or what zero_to_fp32.py made of it", path=True)
+    save_path: str = setting("", "folder to write; must not exist", path=True)
+    vision_tower: str = setting("", "CLIP folder; empty: as the run says", path=True)
+    vision_pretrained: str = setting("", "SAM file; empty: as the run says", path=True)
     lora_alpha: float | None = setting(None, "only where the run's settings are not beside the weights")
     tag: str | None = setting(None, "which save of a checkpoint folder; empty: the newest")
     precision: str = setting(
@@ -154,7 +156,7 @@ class MergeConfig:
         (STORED, *PRECISIONS),
     )
     format: str = setting("lasagna", "layout to write: ours, or that of the released code", MERGE_FORMATS)
-    report: str = setting("", "report.json of test_sem.py, whose numbers go into the model card")
+    report: str = setting("", "report.json of test_sem.py, whose numbers go into the model card", path=True)
     push_to_hub: str = setting("", "NAME/MODEL: upload to this private repository of the Hugging Face hub")
 
     def __post_init__(self) -> None:

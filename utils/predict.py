@@ -13,7 +13,6 @@ The probability is 0 or 1 where the model answers freely, as it then gives none.
 
 from __future__ import annotations
 
-import glob
 import json
 import logging
 import os
@@ -34,6 +33,7 @@ from utils.data.files import is_hidden, tell_passed_over
 from utils.data.images import images_in, read_image
 from utils.evaluate import evaluation_mode, gather, in_batches, rank_and_world_size
 from utils.metrics import label_map
+from utils.paths import matches
 from utils.predictions import label_values
 from utils.visualize import LegendEntry, annotate, resize_labels
 
@@ -50,8 +50,8 @@ def find_images(pattern: str) -> list[Path]:
     elif Path(pattern).is_file():
         found = [Path(pattern)]
     else:
-        matched = (Path(name) for name in glob.glob(pattern, recursive=True))
-        found = sorted(path for path in matched if path.is_file() and not is_no_data(path))
+        matched = (Path(name) for name in matches(pattern))
+        found = [path for path in matched if path.is_file() and not is_no_data(path)]
     if not found:
         raise FileNotFoundError(
             f"--images {pattern} matches no picture; pass a file, a folder, or a pattern in quotes: 'photos/*.jpg'"

@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,26 +24,12 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from model.errors import UserError
 from utils.data.base import Dataset
 from utils.data.registry import DATASETS
 from utils.data.semantic import SemanticDataset
 from utils.data.types import IGNORE, NOTHING, EvalSample, ReasonSample, ReferringSample, SemanticSample
 
 Entry = dict[str, Any]
-
-
-def writable_folder(path: str | Path, flag: str) -> Path:
-    """The folder, made if it is not there. ValueError when nothing can be written into it."""
-    folder = Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as problem:
-        reason = problem.strerror or problem
-        raise UserError(f"{flag} {folder} cannot be written to ({reason}); name another folder") from None
-    return folder
 
 
 def file_stems(entries: Iterable[str]) -> dict[str, str]:

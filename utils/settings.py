@@ -16,13 +16,23 @@ from transformers import HfArgumentParser
 
 from model.errors import UserError
 from model.files import read_yaml
+from utils.paths import resolve
 
 Config = TypeVar("Config")
 
 
-def setting(default: Any, help: str, choices: Sequence[Any] | None = None, *, alone: Any = None) -> Any:
-    """A field of a settings class; `alone` is the value of a flag that is given without one."""
+def setting(
+    default: Any, help: str, choices: Sequence[Any] | None = None, *, alone: Any = None, path: bool = False
+) -> Any:
+    """A field of a settings class.
+
+    Args:
+        alone: the value of a flag that is given without one.
+        path: it names a file or folder, or a pattern or a repository of the hub; `utils.paths.resolve` reads it.
+    """
     metadata: dict[str, Any] = {"help": help} | ({"choices": list(choices)} if choices else {})
+    if path:
+        metadata["path"] = True
     if alone is not None:
         metadata |= {"nargs": "?", "const": alone}
     return field(default=default, metadata=metadata)
@@ -33,6 +43,10 @@ class _Parser(HfArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
+
+    def add_argument(self, *names: str, path: bool = False, **told: Any) -> argparse.Action:  # type: ignore[override]
+        """As argparse's; the metadata of a setting arrive here, and `path` is none of argparse's."""
+        return super().add_argument(*names, **told)
 
 
 def parse_config(
@@ -54,7 +68,7 @@ def parse_config(
     parser.add_argument("--config", default="", help="YAML file with any of these settings")
     names = [entry.name for entry in fields(kind)]  # type: ignore[arg-type]
     if known.config:
-        argv = [*_flags_of(known.config, names, kind, passed_over), *argv]
+        argv = [*_flags_of(resolve(known.config, "--config"), names, kind, passed_over), *argv]
     values, unknown = parser.parse_known_args(argv)
     if unknown:
         switches = [f"--no_{entry.name}" for entry in fields(kind) if entry.default is True]  # type: ignore[arg-type]
@@ -62,7 +76,17 @@ def parse_config(
         close = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
         hint = f"; did you mean {close[0]}?" if close else "; --help lists them"
         raise UserError(f"unknown flag {unknown[0]}{hint}")
-    return kind(**{name: getattr(values, name) for name in names})
+    return kind(**{name: resolve_paths(kind, name, getattr(values, name)) for name in names})
+
+
+def resolve_paths(kind: type, name: str, value: Any) -> Any:
+    """The value of a setting, resolved if it names a path."""
+    return resolve(value, f"--{name}") if value and name in path_settings(kind) else value
+
+
+def path_settings(kind: Any) -> set[str]:
+    """Names of the settings of a class that are paths."""
+    return {entry.name for entry in fields(kind) if entry.metadata.get("path")}
 
 
 def _flags_of(path: str, names: Sequence[str], kind: type, passed_over: Sequence[str]) -> list[str]:

@@ -22,7 +22,8 @@ from utils.data.pascal_voc import Pas20
 from utils.data.semantic import SemanticDataset
 from utils.data.types import IGNORE, NOTHING, ReasonSample, ReferringSample, SemanticSample, VqaSample
 from utils.metrics import UNCLAIMED
-from utils.predictions import PredictionWriter, file_stems, label_values, writable_folder
+from utils.paths import writable_folder
+from utils.predictions import PredictionWriter, file_stems, label_values
 
 IMAGE = np.zeros((4, 6, 3), dtype=np.uint8)
 

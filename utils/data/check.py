@@ -40,7 +40,7 @@ NOT_MEASURED = "-"
 class CheckConfig(LookConfig):
     """What the checker can be told: the data flags of training. Without any, all that is found is checked."""
 
-    version: str = setting("", "model whose tokenizer counts tokens; empty: they are not counted")
+    version: str = setting("", "model whose tokenizer counts tokens; empty: they are not counted", path=True)
     val_dataset_list: str = setting("", "evaluation sets to check: ade20k|val,refcoco|unc|testA")
     all: bool = setting(False, "read every file, not a sample")
 

@@ -18,6 +18,7 @@ from model.files import read_text
 from utils.commands import Parser, command
 from utils.data.files import what_is_there
 from utils.data.openimages import CATEGORIES, INDEX_FILE, NEGATIVES_FILE, ROOT, class_list
+from utils.paths import path_flag
 
 # The names that the files have had in the releases V5 to V7; the flag says what else to read.
 CLASS_DESCRIPTIONS = (
@@ -157,7 +158,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build-index", help=f"write {INDEX_FILE} and {NEGATIVES_FILE}")
     build.add_argument(
-        "--dataset_dir", type=Path, required=True, help=f"root of the data sets, with {ROOT}/ in it"
+        "--dataset_dir", type=path_flag, required=True, help=f"root of the data sets, with {ROOT}/ in it"
     )
     for flag, names in (
         ("class_descriptions", CLASS_DESCRIPTIONS),
@@ -165,7 +166,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         ("image_labels", IMAGE_LABELS),
     ):
         build.add_argument(
-            f"--{flag}", type=Path, help=f"CSV file; otherwise looked for: {' or '.join(names)}"
+            f"--{flag}", type=path_flag, help=f"CSV file; otherwise looked for: {' or '.join(names)}"
         )
     return parser.parse_args(argv)
 

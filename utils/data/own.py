@@ -21,6 +21,7 @@ from model.errors import UserError
 from utils.data.base import FlagError
 from utils.data.files import FolderListing, names_in
 from utils.data.masks import decode_segmentation
+from utils.paths import resolve
 
 TRUTH = {"true": True, "false": False}
 WHOLE = "all"  # the split of data that is not divided
@@ -71,8 +72,9 @@ class OwnFlag:
 
 def find_path(path: str, dataset_dir: str | Path, wanted_by: str) -> Path:
     """`path` from the working directory; where nothing is there, below `dataset_dir`."""
-    given = Path(path).expanduser()
-    candidates = list(dict.fromkeys((given, Path(dataset_dir) / given)))  # one, when it is absolute
+    given = resolve(path, wanted_by.split(":")[0])
+    # One, when it is absolute.
+    candidates = list(dict.fromkeys((Path(given), Path(resolve(str(Path(dataset_dir) / given))))))
     for candidate in candidates:
         if candidate.exists():
             return candidate

@@ -49,9 +49,11 @@ NOTHING = -1  # label of pixels without a mask
 class PreviewConfig(LookConfig):
     """What the preview can be told: the data flags of training, and where to write."""
 
-    version: str = setting(str(TOY_MODEL), "model whose tokenizer is used; default: that of the toy world")
+    version: str = setting(
+        str(TOY_MODEL), "model whose tokenizer is used; default: that of the toy world", path=True
+    )
     num_samples: int = setting(16, "samples to show, the first ones of the run")
-    out: str = setting("runs/preview", "folder to write to")
+    out: str = setting("runs/preview", "folder to write to", path=True)
 
 
 @dataclass(frozen=True, kw_only=True)

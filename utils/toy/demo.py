@@ -26,6 +26,7 @@ from model.loading import load_model
 from utils.commands import Parser, command
 from utils.config import TrainConfig
 from utils.data.registry import build_val_dataset
+from utils.paths import path_flag
 from utils.report import Report, read_report
 from utils.settings import parse_config
 from utils.tables import Target, print_report
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--out", type=path_flag, default=Path("runs/demo"))
     parser.add_argument("--num_images", type=int, default=400, help="training scenes of each layout")
     parser.add_argument("--num_val", type=int, default=100, help="validation scenes of each layout")
     parser.add_argument("--train_flags", default="", help="more flags for train_ds.py")

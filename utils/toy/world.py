@@ -19,6 +19,7 @@ from pathlib import Path
 from model.errors import UserError
 from model.files import read_json
 from utils.commands import Parser, command
+from utils.paths import path_flag
 from utils.toy.layouts.coco import write_coco
 from utils.toy.layouts.common import SEED_OF_SPLIT, SceneSource, scene_key, write_json
 from utils.toy.layouts.mapillary import write_mapillary, write_mapillary_1
@@ -142,7 +143,7 @@ def parse_arguments(argv: Sequence[str] | None) -> WorldConfig:
         required = field.name == "out"
         parser.add_argument(
             f"--{field.name}",
-            type=field.type,
+            type=(lambda text: str(path_flag(text))) if required else field.type,
             required=required,
             default=None if required else field.default,
             help=helps[field.name],

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from utils.commands import Parser, command
+from utils.paths import path_flag
 
 STAGES = ("clip", "sam", "language")
 
@@ -26,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, default=Path("assets/toy"))
-    parser.add_argument("--work", type=Path, default=Path("runs/toy_pretrain"), help="resumable state")
+    parser.add_argument("--out", type=path_flag, default=Path("assets/toy"))
+    parser.add_argument("--work", type=path_flag, default=Path("runs/toy_pretrain"), help="resumable state")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--clip_steps", type=int, default=3500)
     parser.add_argument("--sam_steps", type=int, default=8050)
