@@ -17,6 +17,7 @@ from model.loading import load_model
 from model.lora import merge
 from model.processor import LasagnaProcessor
 from tests.tiny_weights import picture, write_base
+from tests.utils.told_model import ListDataset
 from utils.asking import EvaluationSettings
 from utils.config import TrainConfig
 from utils.data.types import SemanticSample
@@ -67,7 +68,7 @@ EXPECTED = [CLASSES[:2], CLASSES[2:4], CLASSES[4:]]
 
 def test_validation_asks_as_training_does(in_training, samples, queries):
     model, config = in_training
-    report = train_ds.validate(SimpleNamespace(module=model), {"ade20k": samples}, config)
+    report = train_ds.validate(SimpleNamespace(module=model), {"ade20k": ListDataset(samples)}, config)
     assert queries == EXPECTED
     assert report.protocol["classes_per_query"] == LIMIT
 
@@ -76,7 +77,7 @@ def test_validation_asks_as_training_does(in_training, samples, queries):
 def test_an_evaluation_asks_as_training_did_unless_told_otherwise(
     folder, samples, queries, monkeypatch, tmp_path, told
 ):
-    monkeypatch.setattr(evaluation_script, "open_list", lambda *_: {"ade20k": samples})
+    monkeypatch.setattr(evaluation_script, "open_list", lambda *_: {"ade20k": ListDataset(samples)})
     assert evaluation_script.main([f"--version={folder}", f"--report_dir={tmp_path}", *told]) == 0
     assert queries == ([CLASSES] if told else EXPECTED)
 

@@ -118,7 +118,7 @@ class ListDataset(Dataset):
     def __getitem__(self, index: int):
         return self.samples[index]
 
-    def draw(self, rng, recipe):
+    def sample_of(self, index, rng, recipe):
         raise NotImplementedError
 
 
