@@ -122,10 +122,8 @@ def ask_in_words(
 ) -> Answer:
     """A generated answer. Its masks have the names that the user used, where the answer repeats them."""
     answer = model.chat(image, prompt, max_new_tokens=config.max_new_tokens)
-    said = [(name_in(prompt, name), present) for name, present in model.processor.format.parse(answer.text)]
+    said = [(name_in(prompt, name), present) for name, present in answer.mentions]
     names = tuple(name for name, present in said if present)
-    if len(names) != len(answer.masks):  # the text spells "[SEG]" out of letters
-        names = ("",) * len(answer.masks)
     absent = tuple(name for name, present in said if name and not present)
     return Answer(question=prompt, text=answer.text, names=names, masks=answer.masks, absent=absent)
 

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from model.answers import DEFAULT_MATCH_DISTANCE, read_answer
 from model.conversation import Conversation
 from model.decoding import decode_choices
 from model.errors import UserError
 from model.outputs import ChatAnswer, Segmentation
 from model.processor import LasagnaProcessor
 from model.prompts import read_prompts
-from model.sequence import spoken
 from model.tokens import Text
 
 DEFAULT_NEW_TOKENS = 256  # of the API, chat.py, test_sem.py and validation alike
@@ -39,6 +39,7 @@ class InferenceMixin:
         presence_threshold: float | None = None,
         rethreshold: float | None = None,
         classes_per_query: int | None = None,
+        match_distance: float = DEFAULT_MATCH_DISTANCE,
     ) -> Segmentation:
         """Which of `classes` are in the image, and where; see `segment_batch`."""
         [answer] = self.segment_batch(
@@ -48,6 +49,7 @@ class InferenceMixin:
             presence_threshold=presence_threshold,
             rethreshold=rethreshold,
             classes_per_query=classes_per_query,
+            match_distance=match_distance,
         )
         return answer
 
@@ -61,6 +63,7 @@ class InferenceMixin:
         presence_threshold: float | None = None,
         rethreshold: float | None = None,
         classes_per_query: int | None = None,
+        match_distance: float = DEFAULT_MATCH_DISTANCE,
     ) -> list[Segmentation]:
         """Answers one complex query for each image.
 
@@ -73,6 +76,8 @@ class InferenceMixin:
             rethreshold: the same for the finished probabilities.
             classes_per_query: longer lists are split into queries of so many classes; None: as many as one query
                 named in training (`num_all_classes` of the config).
+            match_distance: how far a freely generated name may be from a class name; see `NameMatcher`. Nothing to a
+                model that answers every class.
 
         Raises:
             ValueError: an image has no classes, the lists differ in length, or a threshold is given to a model
@@ -97,7 +102,7 @@ class InferenceMixin:
                     f"a presence threshold needs a model that answers every class with SEG or NEG; this one has "
                     f"{processor.format}. Leave the threshold out"
                 )
-            return self._segment_freely(images, queries, processor)
+            return self._segment_freely(images, queries, processor, match_distance)
 
     def chat(
         self,
@@ -147,7 +152,12 @@ class InferenceMixin:
             ]
             masks = self.decode_masks(chosen, prompts.images, owners)
         return [
-            ChatAnswer(text=processor.decode(row), masks=row_masks, token_ids=row)
+            ChatAnswer(
+                text=processor.decode(row),
+                masks=row_masks,
+                token_ids=row,
+                mentions=processor.mentions(row),
+            )
             for row, row_masks in zip(tokens, masks, strict=True)
         ]
 
@@ -230,11 +240,9 @@ class InferenceMixin:
         images: Sequence[np.ndarray],
         queries: list[tuple[int, tuple[str, ...]]],
         processor: LasagnaProcessor,
+        match_distance: float,
     ) -> list[Segmentation]:
-        """For models that were not taught to answer every class in order: generate, then read the answer.
-
-        A class counts by its first mention; a name that was not asked for is left out together with its mask.
-        """
+        """For models that were not taught to answer every class in order: generate, then read the answer."""
         owners = [owner for owner, _ in queries]
         conversations = [Conversation.of(processor.format.query(names)) for _, names in queries]
         most = max(len(names) for _, names in queries)
@@ -247,14 +255,11 @@ class InferenceMixin:
         )
         results = []
         for (_, names), answer in zip(queries, answers, strict=True):
-            mask_of: dict[str, int | None] = {}
-            num_seg = 0
-            for said, present in processor.format.parse(answer.text):
-                mask_of.setdefault(spoken(said) if said.strip() else "", num_seg if present else None)
-                num_seg += present
-            found = [mask_of.get(spoken(name)) for name in names]
-            kept = [index for index in found if index is not None]
-            results.append((names, [index is not None for index in found], answer.masks[kept], answer))
+            read = read_answer(answer, names, processor.format, max_distance=match_distance)
+            # Masks come in the order of the answer, and go in that of the query.
+            order = sorted(range(len(read.found)), key=read.found.__getitem__)
+            present = [index in read.found for index in range(len(names))]
+            results.append((names, present, read.masks[order], answer))
         return [
             Segmentation(
                 names=tuple(name for i in rows for name in results[i][0]),

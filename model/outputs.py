@@ -62,3 +62,6 @@ class ChatAnswer:
     text: str
     masks: Tensor  # (num_seg, height, width) float32 logits
     token_ids: list[int]  # as generated, with the end token when it came
+    mentions: tuple[
+        tuple[str, bool], ...
+    ] = ()  # (name, present?) of each SEG and NEG; those present have masks

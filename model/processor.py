@@ -27,7 +27,7 @@ from model.images import channels_first, resize_bilinear, resize_fast
 from model.losses import learned_positions
 from model.packing import PADDING, PackedRow, pack_within
 from model.sequence import SequenceFormat
-from model.tokens import TokenIds, decode_text, load_tokenizer, save_tokenizer, token_ids
+from model.tokens import TokenIds, decode_pieces, decode_text, load_tokenizer, save_tokenizer, token_ids
 
 FILE_NAME = "processor_config.json"
 ASPECT_RATIOS = ("square", "pad")
@@ -127,6 +127,10 @@ class LasagnaProcessor:
     def decode(self, ids: Sequence[int] | Tensor) -> str:
         """Text of generated ids, without special tokens other than SEG and NEG."""
         return decode_text(self.tokenizer, ids)
+
+    def mentions(self, ids: Sequence[int] | Tensor) -> tuple[tuple[str, bool], ...]:
+        """(name, present?) for each SEG or NEG among generated ids; those present are the answer's masks."""
+        return tuple(self.format.mentions(decode_pieces(self.tokenizer, ids)))
 
     def plan(self, classes: Sequence[str]) -> tuple[Conversation, AnswerPlan]:
         """The query for `classes` and the plan of its answer, for `decode_choices`."""

@@ -98,18 +98,31 @@ class SequenceFormat:
                 pieces += [f"{', ' if index else ''}{spoken(name)} ", token]
         return tuple(pieces) if self.name == "release" else (*pieces, ".")
 
-    def parse(self, text: str) -> list[tuple[str, bool]]:
-        """(class name, present?) for each SEG or NEG in a decoded answer, in its order.
+    def mentions(self, text: Text) -> list[tuple[str, bool]]:
+        """(name, present?) for each SEG or NEG among the pieces of an answer, in their order.
 
         The name is what stands between the previous token and this one, without separators; "" if nothing.
+        Plain pieces hold no tokens, whatever they spell.
+        """
+        found, words = [], ""
+        for piece in text:
+            if not isinstance(piece, Special):
+                words += piece
+            elif piece in (self.seg, self.neg):
+                found.append((words.strip().lstrip(",.;").strip(), piece == self.seg))
+                words = ""
+        return found
+
+    def parse(self, text: str) -> list[tuple[str, bool]]:
+        """`mentions` of an answer that was written as one string, tokens by their names.
+
+        Not for generated answers, in which a token's name may be spelled in letters.
         """
         tokens = [token for token in (self.seg, self.neg) if token is not None]
         pieces = re.split(f"({'|'.join(re.escape(token) for token in tokens)})", text)
-        names, marks = pieces[:-1:2], pieces[1::2]
-        return [
-            (name.strip().lstrip(",.;").strip(), mark == self.seg)
-            for name, mark in zip(names, marks, strict=True)
-        ]
+        return self.mentions(
+            tuple(Special(piece) if place % 2 else piece for place, piece in enumerate(pieces))
+        )
 
     def found(self) -> Text:
         """The answer "It is [SEG].", in the fixed wording of teacher-forced evaluation."""

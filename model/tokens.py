@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -215,28 +216,31 @@ def decode_text(
 
     The space that `[SEG]` and `[NEG]` swallow when they are encoded is written again.
     """
+    text, after_choice = "", False
+    for piece in decode_pieces(tokenizer, ids):
+        if isinstance(piece, Special):
+            if piece in keep:
+                gap = " " if piece in (SEG, NEG) and text and not text[-1].isspace() else ""
+                text, after_choice = text + gap + piece, piece in (SEG, NEG)
+            continue
+        # The space after a token that swallowed it; a full stop or comma follows without one.
+        text += (" " if after_choice and piece[:1].isalnum() else "") + piece
+        after_choice = False
+    return text.strip()
+
+
+def decode_pieces(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> Text:
+    """The text of `ids`, each special token a piece of its own: "[SEG]" spelled in letters stays letters."""
     special = {
         index: token.content for index, token in tokenizer.added_tokens_decoder.items() if token.special
     }
-    text, section = "", []
-
-    def flush() -> str:
-        words = tokenizer.backend_tokenizer.decode(section, skip_special_tokens=False) if section else ""
-        section.clear()
-        # The space after a token that swallowed it; a full stop or comma follows without one.
-        glue = " " if text.endswith((SEG, NEG)) and words[:1].isalnum() else ""
-        return text + glue + words
-
-    for index in (int(i) for i in ids):
-        if index not in special:
-            section.append(index)
-            continue
-        text = flush()
-        name = special[index]
-        if name in keep:
-            gap = " " if name in (SEG, NEG) and text and not text[-1].isspace() else ""
-            text += gap + name
-    return flush().strip()
+    pieces: list[str] = []
+    for is_special, section in groupby((int(index) for index in ids), special.__contains__):
+        if is_special:
+            pieces += [Special(special[index]) for index in section]
+        else:
+            pieces.append(tokenizer.backend_tokenizer.decode(list(section), skip_special_tokens=False))
+    return tuple(pieces)
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:

@@ -15,9 +15,10 @@ from PIL import Image
 
 import chat
 import test_sem as evaluation_script
-from model.outputs import ChatAnswer, Segmentation
+from model.outputs import Segmentation
 from model.sequence import SequenceFormat
 from tests.commands import REPOSITORY
+from tests.told_answers import answer_of
 from tests.utils.told_model import ListDataset
 from utils.data.types import SemanticSample
 from utils.inference_config import TestConfig
@@ -50,10 +51,8 @@ class KnowingModel(torch.nn.Module):
 
     def chat(self, image, text, **_):
         if "dog" in text:
-            return ChatAnswer(
-                text="It is not in this image [NEG].", masks=torch.zeros(0, *image.shape[:2]), token_ids=[]
-            )
-        return ChatAnswer(text="Sure, it is [SEG].", masks=self.segment(image, ["sky"]).masks, token_ids=[])
+            return answer_of("It is not in this image [NEG].", torch.zeros(0, *image.shape[:2]))
+        return answer_of("Sure, it is [SEG].", self.segment(image, ["sky"]).masks)
 
 
 @pytest.fixture
@@ -296,7 +295,7 @@ def test_masks_of_a_generated_answer_have_the_names_that_the_user_used(knowing, 
     monkeypatch.setattr(
         KnowingModel,
         "chat",
-        lambda *_, **__: ChatAnswer(text="Red car [SEG], dog [NEG], sky [SEG].", masks=masks, token_ids=[]),
+        lambda *_, **__: answer_of("Red car [SEG], dog [NEG], sky [SEG].", masks),
     )
     config = SimpleNamespace(max_new_tokens=9)
     answer = chat.ask_in_words(knowing, None, "Can you segment the red car, dog, sky in this image?", config)

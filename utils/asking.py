@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from model.answers import DEFAULT_MATCH_DISTANCE, FreeAnswer, read_answer
 from model.conversation import Conversation
 from model.errors import UserError
 from model.inference import DEFAULT_NEW_TOKENS, TOKENS_PER_CLASS
+from model.outputs import ChatAnswer
 from model.prompts import move_batch
 from model.sequence import SequenceFormat
 from model.tokens import Text
-from utils.matching import DEFAULT_MATCH_DISTANCE, FreeAnswer, NameMatcher, read_answer
 
 ROWS_PER_IMAGE = 8  # questions about one image that share a pass; more of them take several
 
@@ -30,7 +31,7 @@ class EvaluationSettings:
     rethreshold: float | None = None  # the same for the finished probabilities
     calibrate: bool = False  # find the threshold of finished probabilities with the best F1
     free_generation: bool = False  # complex queries without the constraint of their format
-    match_distance: float = DEFAULT_MATCH_DISTANCE  # of freely generated names, see utils/matching.py
+    match_distance: float = DEFAULT_MATCH_DISTANCE  # of freely generated names, see model/answers.py
     teacher_forced: bool = False  # give the answer "It is [SEG]." instead of generating one
     max_new_tokens: int = DEFAULT_NEW_TOKENS
     max_samples: int | None = None  # of each data set, spread evenly over it; None: all
@@ -135,8 +136,9 @@ def ask_for_masks(
         used = sorted(set(owners))  # an image is encoded once for all of its rows
         rows = [used.index(owner) for owner in owners]
         spoken = ask(model, processor, [images[owner] for owner in used], asked, rows, settings)
-        for owner, (text, masks) in zip(owners, spoken, strict=True):
-            answers[owner].append(MaskAnswer(text=text, mask=union_mask(masks, images[owner].shape[:2])))
+        for owner, answer in zip(owners, spoken, strict=True):
+            mask = union_mask(answer.masks, images[owner].shape[:2])
+            answers[owner].append(MaskAnswer(text=answer.text, mask=mask))
     return answers
 
 
@@ -168,15 +170,9 @@ def ask_freely(
         pictures = [images[owner] for owner in used]
         spoken = _generate(model, processor, pictures, texts, rows, settings, max_new_tokens=most)
         asked_now = flat[done : done + len(owners)]
-        for owner, names, (text, masks) in zip(owners, asked_now, spoken, strict=True):
-            answer = read_answer(
-                processor.format.parse(text),
-                masks,
-                NameMatcher(names, max_distance=settings.match_distance),
-                # What has no [NEG] was taught to be asked for one thing, and to answer "It is [SEG]."
-                lone_name=len(names) == 1 and processor.format.neg is None,
-            )
-            answers[owner].append((names, answer))
+        for owner, names, answer in zip(owners, asked_now, spoken, strict=True):
+            read = read_answer(answer, names, processor.format, max_distance=settings.match_distance)
+            answers[owner].append((names, read))
         done += len(owners)
     return answers
 
@@ -190,7 +186,7 @@ def ask_for_text(
 ) -> list[str]:
     """Ask query i about image i; the generated texts."""
     rows = list(range(len(images)))
-    return [text for text, _ in _generate(model, processor, images, queries, rows, settings)]
+    return [answer.text for answer in _generate(model, processor, images, queries, rows, settings)]
 
 
 def union_mask(logits: Tensor, size: tuple[int, int]) -> np.ndarray:
@@ -217,16 +213,15 @@ def _generate(
     settings: EvaluationSettings,
     *,
     max_new_tokens: int | None = None,
-) -> Iterator[tuple[str, Tensor]]:
-    """Text and (n, height, width) mask logits that the model makes of every query."""
-    answers = model.generate_batch(
+) -> list[ChatAnswer]:
+    """What the model answers to every query."""
+    return model.generate_batch(
         images,
         [Conversation.of(query) for query in queries],
         image_of_row=image_of_row,
         processor=processor,
         max_new_tokens=max_new_tokens or settings.max_new_tokens,
     )
-    yield from ((answer.text, answer.masks) for answer in answers)
 
 
 def _read_answers(
@@ -236,11 +231,15 @@ def _read_answers(
     queries: Sequence[Text],
     image_of_row: Sequence[int],
     settings: EvaluationSettings,
-) -> Iterator[tuple[str, Tensor]]:
-    """The given text and the (1, height, width) mask logits of its [SEG], for every query."""
+) -> list[ChatAnswer]:
+    """For every query the given text and the mask of its [SEG]."""
     answer = processor.format.found()
     conversations = [Conversation.of(query, answer) for query in queries]
     batch = processor.collate(images, conversations, image_of_row, pack_rows=model.can_pack_rows)
     masks = model(**move_batch(batch, model.device)).masks
     # Each row has one [SEG], and rows of an image follow each other.
-    yield from (("".join(answer), mask[None]) for masks_of_image in masks for mask in masks_of_image)
+    return [
+        ChatAnswer(text="".join(answer), masks=mask[None], token_ids=[])
+        for masks_of_image in masks
+        for mask in masks_of_image
+    ]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from model.answers import DEFAULT_MATCH_DISTANCE
 from model.errors import UserError
 from model.inference import DEFAULT_NEW_TOKENS
 from utils.config import ATTENTION, PRECISIONS, fold_alias
 from utils.distributed import dtype_unless_stored
-from utils.matching import DEFAULT_MATCH_DISTANCE
 from utils.settings import check_choices, require_not_negative, require_positive, setting
 
 MERGE_FORMATS = ("lasagna", "lisa")

@@ -154,6 +154,7 @@ def segment(
             presence_threshold=settings.presence_threshold,
             rethreshold=settings.rethreshold,
             classes_per_query=settings.classes_per_query,
+            match_distance=settings.match_distance,
         )
         for number, answer in enumerate(answers):
             masks[number].append(answer.masks)

@@ -28,7 +28,15 @@ class RedModel(torch.nn.Module):
         self.num_asked: list[int] = []
 
     def segment_batch(
-        self, images, classes, *, processor, presence_threshold, rethreshold, classes_per_query
+        self,
+        images,
+        classes,
+        *,
+        processor,
+        presence_threshold,
+        rethreshold,
+        classes_per_query,
+        match_distance,
     ):
         assert not torch.is_grad_enabled()
         answers = []

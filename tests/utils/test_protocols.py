@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from model.outputs import ChatAnswer, Segmentation
+from model.outputs import Segmentation
 from model.sequence import SequenceFormat
+from tests.told_answers import answer_of
 from tests.utils.told_model import absent_from
 from utils.asking import EvaluationSettings
 from utils.data.types import IGNORE, NOTHING, ReasonSample, SemanticSample
@@ -44,7 +45,7 @@ class TalkingModel:
         for owner, conversation in zip(image_of_row, conversations, strict=True):
             text, masks = self.texts[str(conversation.turns[0])]
             stacked = torch.tensor(np.array(masks), dtype=torch.float32).reshape(-1, *images[owner].shape[:2])
-            answers.append(ChatAnswer(text=text, masks=stacked, token_ids=[]))
+            answers.append(answer_of(text, stacked, processor.format))
         return answers
 
     def segment_batch(self, images, classes, *, processor, **options):

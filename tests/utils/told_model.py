@@ -12,8 +12,9 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from model.outputs import ChatAnswer, Segmentation
+from model.outputs import Segmentation
 from model.sequence import SequenceFormat, referring_query
+from tests.told_answers import answer_of
 from utils import evaluate as evaluation
 from utils.data.base import Dataset
 from utils.data.types import IGNORE, ReferringSample, SemanticSample
@@ -70,7 +71,7 @@ class ToldModel(torch.nn.Module):
         results = []
         for row, conversation in zip(image_of_row, conversations, strict=True):
             text, masks = self.answers[images[row].tobytes(), str(conversation.turns[-1])]
-            results.append(ChatAnswer(text=text, masks=masks, token_ids=[]))
+            results.append(answer_of(text, masks))
         return results
 
     def forward(self, *, images, conversations, image_of_row):

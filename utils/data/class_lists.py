@@ -7,13 +7,13 @@ value, a tab, and the official name of a class, or `ignore`. Lines that start wi
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import overload
 
 import numpy as np
 
+from model.answers import normalize_name
 from model.errors import UserError
 from model.files import read_text, split_lines
 from utils.data.types import IGNORE
@@ -49,11 +49,6 @@ class ClassList(Sequence[str]):
 
     def __len__(self) -> int:
         return len(self.spoken)
-
-
-def normalize_name(name: str) -> str:
-    """Lower case, one space between words: names that agree after this are the same name to a reader."""
-    return re.sub(r"[\s_-]+", " ", name.strip().lower())
 
 
 def load_class_list(name: str) -> ClassList:

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from model.answers import NameCounts
 from utils.asking import EvaluationSettings
 from utils.data.types import EvalSample, ReasonSample, ReferringSample, SemanticSample, VqaSample
-from utils.matching import NameCounts
 from utils.protocols.base import Protocol, Sections
 from utils.protocols.masks import (
     GeneralizedProtocol,

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from model.answers import NameCounts
 from utils.asking import EvaluationSettings, ask_freely
 from utils.data.types import IGNORE, NOTHING, SemanticSample
-from utils.matching import NameCounts
 from utils.metrics import UNCLAIMED, ConfusionMatrix, intervals, label_map, label_measures
 from utils.metrics.common import ratio
 from utils.protocols.base import Protocol, Sections

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from model.answers import NameCounts, NameMatcher, match_mentions, read_answer
 from model.sequence import SequenceFormat
-from utils.matching import NameCounts, NameMatcher, read_answer
+from tests.told_answers import answer_of
 
 NAMES = ("traffic light", "tree", "car", "cat", "dining table", "sky-other", "c++")
 
@@ -57,7 +58,7 @@ def test_an_answer_merges_duplicates_by_maximum_and_keeps_hallucinations_apart()
         "tree [SEG], unicorn [SEG], trees [SEG], car [NEG], Tree [NEG], dragon [NEG]."
     )
     masks = torch.tensor([[[3.0, -1.0, 0.0]], [[9.0, 9.0, 9.0]], [[-2.0, 4.0, 0.0]]])
-    answer = read_answer(mentions, masks, NameMatcher(NAMES))
+    answer = match_mentions(mentions, masks, NameMatcher(NAMES))
     assert answer.found == (1,)
     assert answer.masks.tolist() == [[[3.0, 4.0, 0.0]]]
     assert answer.counts == NameCounts(
@@ -70,21 +71,15 @@ def test_an_answer_merges_duplicates_by_maximum_and_keeps_hallucinations_apart()
     assert answer.counts.num_mentions == 6
 
 
-def test_an_answer_that_spells_out_a_token_has_no_masks_to_tell_apart():
-    mentions = [("tree", True), ("car", True)]
-    answer = read_answer(mentions, torch.ones(1, 2, 2), NameMatcher(NAMES))
-    assert answer.found == ()
-    assert len(answer.masks) == 0
-    assert answer.counts.unmatched == ("tree", "car")
-
-
 def test_a_lone_name_takes_every_mask_of_an_answer_that_does_not_name_it():
     masks = torch.tensor([[[1.0, -1.0]], [[-1.0, 2.0]]])
-    mentions = SequenceFormat.named("lisa").parse("It is [SEG] and [SEG].")
-    answer = read_answer(mentions, masks, NameMatcher(["tree"]), lone_name=True)
-    assert answer.found == (0,)
-    assert answer.masks.tolist() == [[[1.0, 2.0]]]
-    assert read_answer(mentions, masks, NameMatcher(["tree"])).found == ()
+    formats = {name: SequenceFormat.named(name) for name in ("lisa", "paper")}
+    said = answer_of("It is [SEG] and [SEG].", masks, formats["lisa"])
+    read = read_answer(said, ["tree"], formats["lisa"])
+    assert read.found == (0,)
+    assert read.masks.tolist() == [[[1.0, 2.0]]]
+    assert read_answer(said, ["tree", "car"], formats["lisa"]).found == ()
+    assert read_answer(said, ["tree"], formats["paper"]).found == ()
 
 
 def test_counts_add_up():

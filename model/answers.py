@@ -1,11 +1,13 @@
-"""Free text to class names: which classes a freely generated answer speaks of.
+"""Reading a freely generated answer: which of the classes asked it speaks of, and which masks are theirs.
 
-A mention is matched exactly after normalising, then by edit distance under a threshold, and otherwise not at all:
-an unmatched mention is a hallucination, which is counted and shown, never pressed into the nearest class.
+Masks belong to mentions by token ids (`ChatAnswer.mentions`), never by what the text spells. A mention is matched
+exactly after normalising, then by edit distance under a threshold, and otherwise not at all: an unmatched mention is
+a hallucination, which is counted and shown, never pressed into the nearest class.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -15,11 +17,18 @@ from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
 from model.errors import UserError
-from utils.data.class_lists import normalize_name
+from model.outputs import ChatAnswer
+from model.sequence import SequenceFormat
 
 DEFAULT_MATCH_DISTANCE = 0.2  # edits / letters of the longer name: "trees" is a tree, "cat" is no car
+_SEPARATORS = re.compile(r"[\s_-]+")
 _EDGES = " \t\n.,;:!?\"'()[]"
 _FILLERS = ("and ", "a ", "an ", "the ")
+
+
+def normalize_name(name: str) -> str:
+    """Lower case, one space between words: names that agree after this are the same name to a reader."""
+    return _SEPARATORS.sub(" ", name.strip().lower())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +55,9 @@ class NameMatcher:
         self.index_of = {key: index for index, key in enumerate(self.keys)}
         if len(self.index_of) < len(self.keys):
             twice = sorted({key for key in self.keys if self.keys.count(key) > 1})
-            raise UserError(f"class names that differ only in case or spaces: {', '.join(twice)}")
+            raise UserError(
+                f"class names that differ only in case or spaces: {', '.join(twice)}; ask for each once"
+            )
         self.max_distance = max_distance
 
     def find(self, mention: str) -> Match | None:
@@ -103,27 +114,41 @@ class FreeAnswer:
 
 
 def read_answer(
+    answer: ChatAnswer,
+    names: Sequence[str],
+    format: SequenceFormat,
+    *,
+    max_distance: float = DEFAULT_MATCH_DISTANCE,
+) -> FreeAnswer:
+    """Read the answer to a complex query that named `names`.
+
+    What has no NEG was taught to be asked for one thing and to answer without naming it ("It is [SEG]."): when its
+    query names one class, every mask is of that class.
+    """
+    matcher = NameMatcher(names, max_distance=max_distance)
+    lone_name = len(names) == 1 and format.neg is None
+    return match_mentions(answer.mentions, answer.masks, matcher, lone_name=lone_name)
+
+
+def match_mentions(
     mentions: Sequence[tuple[str, bool]], masks: Tensor, matcher: NameMatcher, *, lone_name: bool = False
 ) -> FreeAnswer:
-    """Read one answer.
+    """Mentions as classes.
 
     Args:
-        mentions: (name, has a mask) in the order of the answer, as of `SequenceFormat.parse`.
-        masks: (num_masks, height, width) logits, one for each mention that has a mask. When these are not as
-            many, because the text spells out a token, no mask can be told to belong to a name: all mentions
-            are unmatched.
-        lone_name: the query asked for one class, and the model answers such a query without naming it
-            ("It is [SEG]."): every mask is of that class.
+        mentions: (name, has a mask) in the order of the answer.
+        masks: (num_masks, height, width) logits, one for each mention that has a mask.
+        lone_name: every mention means the only name.
     """
-    readable = sum(present for _, present in mentions) == len(masks)
+    assert sum(present for _, present in mentions) == len(masks)
     mask_of: dict[int, Tensor] = {}
     matches: list[Match] = []
     unmatched = []
     rest = iter(masks)
     for name, present in mentions:
-        mask = next(rest) if present and readable else None
+        mask = next(rest) if present else None
         match = Match(index=0, exact=True) if lone_name else matcher.find(name)
-        if match is None or not readable:
+        if match is None:
             unmatched.append(normalize_name(name.strip(_EDGES)))
             continue
         matches.append(match)

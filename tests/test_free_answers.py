@@ -1,0 +1,114 @@
+"""Models that answer freely: chat, predictions and the evaluation read the same words alike, by their token ids."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import chat
+from model.conversation import Conversation
+from model.loading import load_model
+from model.tokens import SEG, Special, encode_text
+from tests.tiny_weights import picture, write_base
+from utils.asking import EvaluationSettings, ask_freely
+from utils.inference_config import ChatConfig
+from utils.predict import segment
+
+IMAGE = picture(40, 60)
+MARK = Special(SEG)
+
+
+@pytest.fixture(scope="module")
+def untrained(llama_tokenizer_folder, tmp_path_factory):
+    folders = write_base(tmp_path_factory.mktemp("free"), llama_tokenizer_folder)
+    return load_model(folders.llava, dtype=torch.float32, format="lisa", **folders.parts)[0]
+
+
+@pytest.fixture
+def says(untrained, monkeypatch):
+    """Makes the model say something, whatever it is asked."""
+
+    def say(*pieces):
+        processor, size = untrained.processor, untrained.config.image_token_id
+        ids = [*encode_text(processor.tokenizer, pieces), processor.token_ids.eos]
+        answers = iter(())
+
+        def scripted(states):
+            nonlocal answers
+            token = next(answers, None)
+            if token is None:
+                answers = iter(ids)
+                token = next(answers)
+            return torch.nn.functional.one_hot(torch.full(states.shape[:-1], token), size).float()
+
+        monkeypatch.setattr(untrained, "text_logits", scripted)
+        return untrained
+
+    return say
+
+
+def ways_to_ask(model, names):
+    """The names found by the API, by chat.py, by test_sem.py --images and by an evaluation, with their masks."""
+    found = model.segment(IMAGE, names)
+    yield list(found.present_names), found.masks
+    answer = chat.ask(model, IMAGE, ChatConfig(version="any"), classes=", ".join(names))
+    yield list(answer.names), answer.masks
+    settings = EvaluationSettings()
+    [(labels, present)] = segment(model, model.processor, [IMAGE], names, settings)
+    assert set(np.unique(labels)) <= {-1, *present}
+    yield [names[index] for index in sorted(present)], None
+    [[(_, read)]] = ask_freely(model, model.processor, [IMAGE], [names], settings)
+    order = sorted(range(len(read.found)), key=read.found.__getitem__)
+    yield [names[read.found[place]] for place in order], read.masks[order]
+
+
+def assert_all_find(model, names, expected, masks):
+    for found, drawn in ways_to_ask(model, names):
+        assert found == expected
+        if drawn is not None:
+            torch.testing.assert_close(drawn, masks)
+
+
+def test_the_one_class_asked_is_found_in_an_answer_that_does_not_name_it(says):
+    model = says("Sure, it is ", MARK, ".")
+    expected = model.segment(IMAGE, ["dog"]).masks
+    assert expected.shape == (1, 40, 60)
+    assert_all_find(model, ["dog"], ["dog"], expected)
+    assert_all_find(says("I see none."), ["dog"], [], expected[:0])
+    assert_all_find(says("It is ", MARK, "."), ["dog", "cat"], [], expected[:0])
+
+
+def test_names_are_matched_alike_everywhere(says):
+    names = ["pool table", "traffic light", "dog"]
+    model = says("The dog ", MARK, ", a trafic light ", MARK, " and the dog ", MARK, ", house ", MARK, ".")
+    said = model.generate_batch([IMAGE], [conversation_about(model, names)])[0]
+    assert said.mentions == (
+        ("The dog", True),
+        ("a trafic light", True),
+        ("and the dog", True),
+        ("house", True),
+    )
+    dog = torch.maximum(said.masks[0], said.masks[2])
+    assert_all_find(model, names, ["traffic light", "dog"], torch.stack([said.masks[1], dog]))
+    exact = model.segment(IMAGE, names, match_distance=0)
+    assert exact.present_names == ("dog",)
+
+
+def test_a_token_spelled_in_letters_is_no_token(says):
+    model = says("dog [SEG], cat ", MARK, ".")
+    answer = model.chat(IMAGE, "dog?")
+    assert answer.text == "dog [SEG], cat [SEG]."
+    assert answer.mentions == (("dog [SEG], cat", True),)
+    assert len(answer.masks) == 1
+    shown = chat.ask_in_words(model, IMAGE, "Where are dog and cat?", ChatConfig(version="any"))
+    assert len(shown.names) == len(shown.masks) == 1
+    assert_all_find(model, ["dog", "cat"], [], answer.masks[:0])
+    spelled = says("dog [SEG], cat [SEG].")
+    assert spelled.chat(IMAGE, "dog?").mentions == ()
+    assert_all_find(spelled, ["dog", "cat"], [], answer.masks[:0])
+    assert_all_find(spelled, ["dog"], [], answer.masks[:0])
+
+
+def conversation_about(model, names):
+    return Conversation.of(model.processor.format.query(names))
