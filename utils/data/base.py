@@ -14,6 +14,7 @@ from typing import ClassVar, TypeVar
 import numpy as np
 
 from model.errors import UserError
+from utils.data.frames import Drawn, Frames
 from utils.data.images import read_image
 from utils.data.types import EvalSample, Recipe, Sample, UnusableItemError
 
@@ -75,6 +76,7 @@ class Dataset(ABC):
         self.split = split
         self.dropped: list[str] = []
         self.left_out: Counter[str] = Counter()  # reason, such as MISSING -> how many
+        self.notes: dict[str, dict[str, None]] = {}  # what was read otherwise than written -> where, in order
 
     @classmethod
     def open(cls, dataset_dir: str | Path, fields: Sequence[str], *, training: bool = False) -> Dataset:
@@ -141,17 +143,41 @@ class Dataset(ABC):
 
     @contextmanager
     def usable(self, path: str | Path, context: str = "") -> Iterator[None]:
-        """What is wrong with the files read inside the block becomes an UnusableItemError about `path`."""
+        """What is wrong with the files read inside the block becomes an UnusableItemError about `path`.
+
+        Files come from anywhere, so anything may go wrong with them: whatever exception that raises is taken.
+        """
         try:
             yield
-        except (OSError, ValueError) as problem:
-            raise UnusableItemError(path, context + str(problem).removeprefix(f"{path}: ")) from problem
+        except Exception as problem:
+            raise UnusableItemError(path, context + reason_of(problem, path)) from problem
 
-    def read_picture(self, path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
-        """The picture, (height, width, 3) uint8; UnusableItemError if it is not of the annotated `size`."""
+    @contextmanager
+    def entry(self, label: str) -> Iterator[None]:
+        """What is wrong with the entry of an annotation file that is read inside leaves it out of the index."""
+        try:
+            yield
+        except Exception as problem:
+            self.drop(label, reason_of(problem, label))
+
+    def read_picture(
+        self, path: Path, size: tuple[int, int] | None = None, drawn: Drawn | None = None
+    ) -> np.ndarray:
+        """The picture, (height, width, 3) uint8; UnusableItemError if it is not of the annotated `size`.
+
+        Of an image that the camera turned, the frame is returned that the annotations `drawn` fit, and noted.
+        """
         with self.usable(path):
-            image = read_image(path, size)
-            if size is not None and image.shape[:2] != size:
+            frames = Frames.of(path) if drawn is not None else None
+            if frames is None:
+                image, known = read_image(path, size), ()
+            else:
+                frame, why = frames.choose(drawn, size)
+                image, known = read_image(path, frame), (frames.upright, frames.stored)
+                if frames.is_turned:
+                    taken = "as stored" if frames.stored == frame != frames.upright else "upright"
+                    self.note(f"turned by the camera, taken {taken}: {why}", path)
+            if size is not None and size not in (image.shape[:2], *known):
                 raise UserError(f"is {image.shape[:2]}, annotated as {size}")
         return image
 
@@ -159,6 +185,12 @@ class Dataset(ABC):
         """Leave an item out of the index, and remember why; `kind` is the reason in a word, to be counted."""
         self.dropped.append(f"{path}: {reason}")
         self.left_out[kind] += 1
+
+    def note(self, what: str, where: str | Path) -> None:
+        """Remember what was read otherwise than it is written; the first of a kind is logged."""
+        if what not in self.notes:
+            logger.warning("%s|%s: %s: %s", self.name, self.split, where, what)
+        self.notes.setdefault(what, {})[str(where)] = None
 
     def check_index(self, num_items: int, looked_in: str | Path) -> None:
         """Log what was dropped; an index without items is an error that says where it looked."""
@@ -174,6 +206,28 @@ class Dataset(ABC):
         if num_items == 0:
             first = f"; {len(self.dropped)} dropped, first: {self.dropped[0]}" if self.dropped else ""
             raise FileNotFoundError(f"{self.name}|{self.split}: no usable item in {looked_in}{first}")
+
+
+def reason_of(problem: Exception, path: str | Path) -> str:
+    """What went wrong with a file, without its name; an exception that nobody expected is called by its type."""
+    if isinstance(problem, UnusableItemError):
+        return problem.reason if problem.path == str(path) else str(problem)
+    if isinstance(problem, OSError | ValueError):
+        return str(problem).removeprefix(f"{path}: ")
+    if isinstance(problem, KeyError):
+        return f"missing or malformed {problem}"
+    return f"missing or malformed ({type(problem).__name__}: {problem})"
+
+
+@contextmanager
+def well_formed(path: str | Path) -> Iterator[None]:
+    """Whatever an annotation file makes its reader raise becomes a ValueError that names the file."""
+    try:
+        yield
+    except (OSError, ValueError):
+        raise
+    except Exception as problem:
+        raise UserError(f"{path}: {reason_of(problem, path)}") from problem
 
 
 def sample_up_to(rng: np.random.Generator, items: Sequence[Item], most: int) -> list[Item]:

@@ -178,6 +178,10 @@ def remarks_on(finding: Finding, config: CheckConfig) -> Group | None:
         ]
     if finding.dropped:
         lines += [Text(f"{len(finding.dropped)} items are left out:"), *named(finding.dropped, most)]
+    lines += [
+        Text(f"{len(places)} x {what}; first: {places[0]}", style="yellow")
+        for what, places in finding.notes.items()
+    ]
     if finding.num_shortened or finding.num_too_long:
         lines.append(
             Text(

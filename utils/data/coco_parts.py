@@ -6,7 +6,6 @@ and is not spoken: "drum_(musical_instrument):rim" is the rim of the drum.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +15,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from model.errors import UserError
-from utils.data.base import MISSING, UNLABELLED
+from utils.data.base import MISSING, UNLABELLED, well_formed
 from utils.data.class_lists import ClassList
 from utils.data.class_masks import ClassMaskDataset
+from utils.data.coco_file import classes_in, id_of, speakable, spoken_names
 from utils.data.files import FolderListing, locate, read_json
+from utils.data.frames import Drawn
 from utils.data.masks import annotated_size, decode_segmentation, union
+from utils.data.polygons import short
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,15 @@ class PartDataset(ClassMaskDataset):
         super().__init__(dataset_dir, split)
         path = locate(self.dataset_dir, self.annotation_files, self.name)
         self.image_folder = locate(self.dataset_dir, self.image_folders, self.name)
-        content = read_json(path, keys=("images", "annotations", "categories"))
-        self.parts, self.class_of = read_categories(content["categories"], path)
-        self.classes = ClassList(
-            [category["name"] for category in content["categories"]],
-            [f"{thing} {part}" if part else thing for thing, part in self.parts],
-            str(path),
-        )
-        self.items = self._build_index(content, path)
+        with well_formed(path):
+            content = read_json(path, keys=("images", "annotations", "categories"))
+            self.parts, self.class_of = read_categories(content["categories"], path)
+            self.classes = ClassList(
+                [category["name"] for category in content["categories"]],
+                [f"{thing} {part}" if part else thing for thing, part in self.parts],
+                str(path),
+            )
+            self.items = self._build_index(content, path)
         self.check_index(len(self.items), path)
 
     def __len__(self) -> int:
@@ -76,7 +79,8 @@ class PartDataset(ClassMaskDataset):
 
     def read(self, index: int) -> tuple[np.ndarray, Mapping[int, np.ndarray]]:
         item = self.items[index]
-        image = self.read_picture(item.path, item.size)
+        drawn = Drawn.of(drawing for found in item.segmentations.values() for drawing in found)
+        image = self.read_picture(item.path, item.size, drawn)
         height, width = image.shape[:2]
         masks = {}
         for class_id, segmentations in item.segmentations.items():
@@ -89,38 +93,31 @@ class PartDataset(ClassMaskDataset):
         """Annotations by image and class; what has no picture, category or segmentation is dropped."""
         segmentations: dict[Any, dict[int, list[Any]]] = defaultdict(lambda: defaultdict(list))
         for position, annotation in enumerate(content["annotations"]):
-            try:
-                class_id = self.class_of[annotation["category_id"]]
-                segmentations[annotation["image_id"]][class_id].append(annotation["segmentation"])
-            except (KeyError, TypeError) as problem:
-                self.drop(f"{path}, annotation {position}", f"misses or spoils {problem}")
+            with self.entry(f"{path}, annotation {position}"):
+                class_id = self.class_of[id_of(annotation["category_id"])]
+                segmentations[id_of(annotation["image_id"])][class_id].append(annotation["segmentation"])
         pictures = FolderListing(self.image_folder)
         items = []
         for position, image in enumerate(content["images"]):
-            try:
-                masks, file_name, size = segmentations[image["id"]], image["file_name"], annotated_size(image)
+            with self.entry(f"{path}, image {position}"):
+                masks, file_name = segmentations[id_of(image["id"])], image["file_name"]
                 if not isinstance(file_name, str):
-                    raise TypeError(f"'file_name': {file_name!r}")
+                    raise UserError(f"'file_name' is {short(file_name)}; it is a text")
+                size = annotated_size(image)
                 # Some instances of these are not annotated: neither present as they are, nor absent.
                 partly = classes_in(image, "not_exhaustive_category_ids", self.class_of)
                 absent = classes_in(image, "neg_category_ids", self.class_of)
-            except (KeyError, TypeError, ValueError) as problem:
-                self.drop(f"{path}, image {position}", f"misses or spoils {problem}")
-                continue
-            whole = {class_id: tuple(found) for class_id, found in masks.items() if class_id not in partly}
-            if file_name not in pictures:
-                self.drop(self.image_folder / file_name, f"not there, but in {path.name}", MISSING)
-            elif not whole:
-                self.drop(self.image_folder / file_name, "no class is annotated in full", UNLABELLED)
-            else:
-                absent -= partly | masks.keys()
-                items.append(PartItem(self.image_folder / file_name, size, whole, tuple(sorted(absent))))
+                whole = {
+                    class_id: tuple(drawn) for class_id, drawn in masks.items() if class_id not in partly
+                }
+                if file_name not in pictures:
+                    self.drop(self.image_folder / file_name, f"not there, but in {path.name}", MISSING)
+                elif not whole:
+                    self.drop(self.image_folder / file_name, "no class is annotated in full", UNLABELLED)
+                else:
+                    absent -= partly | masks.keys()
+                    items.append(PartItem(self.image_folder / file_name, size, whole, tuple(sorted(absent))))
         return items
-
-
-def classes_in(image: Mapping[str, Any], key: str, class_of: Mapping[Any, int]) -> set[int]:
-    """LVIS's lists of categories about one image; ids of categories that are not in this file say nothing."""
-    return {class_of[category] for category in image.get(key) or () if category in class_of}
 
 
 def read_categories(categories: Any, path: Path) -> tuple[list[tuple[str, str]], dict[Any, int]]:
@@ -128,20 +125,18 @@ def read_categories(categories: Any, path: Path) -> tuple[list[tuple[str, str]],
 
     Raises ValueError for a category without id or name, or with an id that another one has.
     """
-    parts, class_of = [], {}
+    names: list[str] = []
+    class_of: dict[Any, int] = {}
     for category in categories:
         if not isinstance(category, Mapping) or "id" not in category or not category.get("name"):
-            raise UserError(f"{path}: a category has 'id' and 'name', got {category!r}")
-        if category["id"] in class_of:
-            raise UserError(f"{path}: two categories have the id {category['id']}")
-        class_of[category["id"]] = len(parts)
-        thing, _, part = category["name"].partition(":")
-        parts.append((speakable(thing), speakable(part)))
-    if not parts:
+            raise UserError(f"{path}: a category has 'id' and 'name', got {short(category)}")
+        category_id = id_of(category["id"])
+        if category_id in class_of:
+            raise UserError(f"{path}: two categories have the id {category_id}")
+        class_of[category_id] = len(names)
+        names.append(category["name"])
+    if not names:
         raise UserError(f"{path}: no categories")
-    return parts, class_of
-
-
-def speakable(name: str) -> str:
-    """A category's name in words: "Car_(automobile)" is "car", "laptop_computer" is "laptop computer"."""
-    return " ".join(re.sub(r"_\(.*?\)", "", name).replace("_", " ").lower().split())
+    things, _, parts = zip(*(name.partition(":") for name in names), strict=True)
+    thing_of = dict(zip(things, spoken_names(list(things)), strict=True))
+    return [(thing_of[thing], speakable(part)) for thing, part in zip(things, parts, strict=True)], class_of

@@ -74,11 +74,16 @@ class FolderListing:
 
     def __contains__(self, relative_path: str) -> bool:
         path = PurePosixPath(relative_path)
-        if path.parent not in self._names:
-            folder = self.folder / path.parent
+        return path.name in self.names(path.parent)
+
+    def names(self, relative_path: str | PurePosixPath) -> frozenset[str]:
+        """The names in a folder below this one; none where it is no folder."""
+        path = PurePosixPath(relative_path)
+        if path not in self._names:
+            folder = self.folder / path
             names = (entry.name for entry in folder.iterdir()) if folder.is_dir() else ()
-            self._names[path.parent] = frozenset(names)
-        return path.name in self._names[path.parent]
+            self._names[path] = frozenset(names)
+        return self._names[path]
 
 
 def read_json(path: Path, keys: Sequence[str] = (), *, fallback: str = "") -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,25 +10,27 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from model.errors import UserError
+from utils.data.polygons import MIN_NUMBERS, check_coordinates, polygons_in, short
 
 MAX_CODE_LENGTH = 6  # characters of one number after the first; pycocotools' numbers have 32 bits
-MIN_POLYGON_NUMBERS = 6  # three points; four numbers would be taken for a box by pycocotools
 
 
 def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarray:
     """A COCO `segmentation` as (height, width) uint8, 1 inside; parts that overlap count once.
 
-    Takes a list of polygons [x0, y0, x1, y1, ...], a run-length code, or a list of run-length codes (as in
-    RefCLEF), each compressed (`counts` a string) or not (`counts` a list). Polygons of fewer than three
-    points cover nothing; an empty list is an empty mask. Raises ValueError for anything else, and for a
-    run-length code of another size.
+    Takes a list of polygons [x0, y0, x1, y1, ...] (or in another form of polygons.py), a run-length code, or a list
+    of run-length codes (as in RefCLEF), each compressed (`counts` a string) or not (`counts` a list). Polygons of
+    fewer than three points cover nothing; an empty list is an empty mask. Raises ValueError for anything else, for
+    numbers that pycocotools cannot take, and for a run-length code of another size.
     """
     if isinstance(segmentation, Mapping):
         segmentation = [segmentation]
     if not isinstance(segmentation, list):
         raise UserError(f"a segmentation is a list or a run-length code, got {type(segmentation).__name__}")
-    polygons = [part for part in segmentation if isinstance(part, list)]
-    codes = [*_rasterize(polygons, height, width), *_run_lengths(segmentation, height, width)]
+    codes = [
+        *_rasterize(polygons_in(segmentation), height, width),
+        *(_run_lengths(part, height, width) for part in segmentation if isinstance(part, Mapping)),
+    ]
     if not codes:
         return np.zeros((height, width), dtype=np.uint8)
     columns = coco_mask.decode(codes[0] if len(codes) == 1 else coco_mask.merge(codes)).T  # (width, height)
@@ -37,10 +38,17 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarra
 
 
 def annotated_size(image: Mapping[str, Any]) -> tuple[int, int] | None:
-    """(height, width) that an `images` entry of a COCO file tells, if it does."""
-    if "height" in image and "width" in image:
-        return int(image["height"]), int(image["width"])
-    return None
+    """(height, width) that an `images` entry of a COCO file tells; None where it tells none, or null.
+
+    Raises ValueError for what is no number of pixels.
+    """
+    written = image.get("height"), image.get("width")
+    if None in written:
+        return None
+    for number in written:
+        if type(number) not in (int, float) or not number >= 1 or number != number // 1:
+            raise UserError(f"height and width are {written}; they are numbers of pixels, or left out")
+    return int(written[0]), int(written[1])
 
 
 def union(masks: Iterable[np.ndarray], height: int, width: int) -> np.ndarray:
@@ -52,37 +60,28 @@ def union(masks: Iterable[np.ndarray], height: int, width: int) -> np.ndarray:
 
 
 def _rasterize(polygons: list[list[float]], height: int, width: int) -> list[dict[str, Any]]:
-    for polygon in polygons:
-        if len(polygon) % 2:
-            raise UserError(f"a polygon lists x and y in turn, got {len(polygon)} numbers")
-        if not set(map(type, polygon)) <= {int, float} or not all(abs(n) < math.inf for n in polygon):
-            raise UserError(f"a polygon holds finite numbers only, got {polygon}")
-    usable = [polygon for polygon in polygons if len(polygon) >= MIN_POLYGON_NUMBERS]
+    points = [check_coordinates(polygon, height, width).ravel() for polygon in polygons]
+    usable = [polygon for polygon in points if len(polygon) >= MIN_NUMBERS]
     return coco_mask.frPyObjects(usable, height, width) if usable else []
 
 
-def _run_lengths(segmentation: list[Any], height: int, width: int) -> list[dict[str, Any]]:
-    codes = []
-    for part in segmentation:
-        if isinstance(part, list):
-            continue
-        if not isinstance(part, Mapping) or "counts" not in part or "size" not in part:
-            raise UserError(f"a run-length code has 'counts' and 'size', got {part!r}")
-        size = tuple(part["size"]) if isinstance(part["size"], list) else part["size"]
-        if size != (height, width):
-            raise UserError(f"run-length code of size {size}, image of {(height, width)}")
-        if isinstance(part["counts"], list):
-            if not all(isinstance(run, int) and run >= 0 for run in part["counts"]):
-                raise UserError("run lengths are whole numbers from 0 on")
-            if sum(part["counts"]) != height * width:
-                raise UserError(
-                    f"run lengths add up to {sum(part['counts'])}, not to {height * width} pixels"
-                )
-            codes.append(coco_mask.frPyObjects(dict(part), height, width))
-        else:
-            _check_compressed(part["counts"], height * width)
-            codes.append(dict(part))
-    return codes
+def _run_lengths(code: Mapping[str, Any], height: int, width: int) -> dict[str, Any]:
+    """A run-length code of this size as pycocotools takes it, its counts compressed."""
+    if "counts" not in code or "size" not in code:
+        raise UserError(f"a run-length code has 'counts' and 'size', got {short(dict(code))}")
+    size = tuple(code["size"]) if isinstance(code["size"], list) else code["size"]
+    if size != (height, width):
+        raise UserError(f"run-length code of size {short(size)}, image of {(height, width)}")
+    counts = code["counts"]
+    if not isinstance(counts, list):
+        _check_compressed(counts, height * width)
+        return {"size": [height, width], "counts": counts}
+    if not all(type(run) in (int, float) and run >= 0 and run == run // 1 for run in counts):
+        raise UserError("run lengths are whole numbers from 0 on")
+    if sum(counts) != height * width:
+        raise UserError(f"run lengths add up to {sum(counts)}, not to {height * width} pixels")
+    whole = [int(run) for run in counts]
+    return coco_mask.frPyObjects({"size": [height, width], "counts": whole}, height, width)
 
 
 def _check_compressed(counts: Any, num_pixels: int) -> None:

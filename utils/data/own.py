@@ -10,7 +10,7 @@ docs/own_data.md.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,17 @@ import numpy as np
 
 from model.errors import UserError
 from utils.data.base import FlagError
-from utils.data.files import FolderListing, names_in
+from utils.data.files import names_in
+from utils.data.image_names import ImageFiles
 from utils.data.masks import decode_segmentation
+from utils.data.polygons import (
+    EmptyMaskError,
+    check_coordinates,
+    check_pixels,
+    fault_of,
+    is_stray,
+    polygons_in,
+)
 from utils.paths import resolve
 
 TRUTH = {"true": True, "false": False}
@@ -103,48 +112,73 @@ def find_split_file(flag: OwnFlag, dataset_dir: str | Path, default: str, suffix
     return path, WHOLE
 
 
-def find_pictures(
+def find_images(
     flag: OwnFlag, annotations: Path, names: Collection[str], dataset_dir: str | Path
-) -> FolderListing:
-    """The folder that the file names in an annotation file are relative to: the first that has one of them.
+) -> ImageFiles:
+    """The files that the names in an annotation file mean, in the folder that has most of them.
 
-    That is where `images=FOLDER` says; without it beside the file, in images/ beside it, or one folder higher.
+    That is where `images=FOLDER` says; without it one of the usual places beside the file or one folder higher, of
+    which the first wins a draw. FileNotFoundError when none has any.
     """
     if "images" in flag.options:
         candidates = [find_path(flag.options["images"], dataset_dir, f"{flag.name}|images=")]
     else:
         folder = annotations.parent
-        candidates = [folder, folder / "images", folder.parent / "images"]
+        split = annotations.stem.rpartition("_")[-1]  # instances_val2017.json: val2017
+        candidates = [folder, folder / "images", folder.parent / "images", folder.parent]
+        candidates += [
+            above / name
+            for above in (folder, folder.parent)
+            for name in (f"images/{split}", split)
+            if (above / name).is_dir()
+        ]
+    found: list[ImageFiles] = []
     for candidate in candidates:
-        listing = FolderListing(candidate)
-        if any(name in listing for name in names):
-            return listing
-    example = next(iter(names), "")
-    raise FileNotFoundError(
-        f"{annotations}: no picture of it, such as {example!r}, is in {', '.join(map(str, candidates))}; "
-        f"say where they are: {flag.name}|images=FOLDER"
-    )
+        found.append(ImageFiles(candidate, names))
+        if len(found[-1].as_written) == len(set(names)):
+            break
+    best = max(found, key=lambda files: (len(files), len(files.as_written)))
+    if not len(best):
+        ambiguous = next(
+            (f"; {name!r} {files.why_not(name)}" for files in found for name in files.ambiguous), ""
+        )
+        example = next(iter(names), "")
+        raise FileNotFoundError(
+            f"{annotations}: no picture of it, such as {example!r}, is in {', '.join(map(str, candidates[:3]))}; "
+            f"say where they are: {flag.name}|images=FOLDER{ambiguous}"
+        )
+    return best
 
 
-def decode_own_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """As `decode_segmentation`, but whatever covers no pixel is a ValueError: its owner can mend it."""
-    mask = decode_segmentation(segmentation, height, width)
-    for part in segmentation if isinstance(segmentation, list) else ():
-        if isinstance(part, list):
-            _check_polygon(part, height, width)
+def decode_own_mask(
+    segmentation: Any, height: int, width: int, on_stray: Callable[[], None] | None = None
+) -> np.ndarray:
+    """As `decode_segmentation`, but what its owner can mend is a ValueError, such as misplaced polygons.
+
+    A polygon that covers no pixel and is as small as what tools leave over (`is_stray`) is passed over beside others;
+    `on_stray` is called for it. EmptyMaskError when nothing but such polygons is left, or the mask covers no pixel.
+    """
+    if not isinstance(segmentation, list):
+        mask = decode_segmentation(segmentation, height, width)
+    else:
+        polygons = polygons_in(segmentation)
+        for polygon in polygons:
+            check_coordinates(polygon, height, width)
+        check_pixels(polygons, height, width)
+        parts: list[Any] = [part for part in segmentation if isinstance(part, Mapping)]
+        faults = {}
+        for polygon in polygons:
+            if not (fault := fault_of(polygon, height, width)):
+                parts.append(polygon)
+            elif is_stray(polygon, height, width):
+                faults[fault] = polygon
+            else:
+                raise UserError(fault)
+        if faults and not parts:
+            raise EmptyMaskError(next(iter(faults)))
+        if faults and on_stray is not None:
+            on_stray()
+        mask = decode_segmentation(parts, height, width)
     if not mask.any():
-        raise UserError("the mask covers no pixel; remove it, or draw it again")
+        raise EmptyMaskError("the mask covers no pixel; remove it, or draw it again")
     return mask
-
-
-def _check_polygon(polygon: list[float], height: int, width: int) -> None:
-    if len(polygon) < 6:
-        raise UserError(
-            f"a polygon of {len(polygon) // 2} points {polygon}; it needs three to cover anything"
-        )
-    x, y = polygon[::2], polygon[1::2]
-    if min(x) >= width or max(x) <= 0 or min(y) >= height or max(y) <= 0:
-        raise UserError(
-            f"a polygon with x {min(x):g} to {max(x):g}, y {min(y):g} to {max(y):g} lies outside the image, which is "
-            f"{width} wide and {height} high; are its coordinates pixels of this image?"
-        )

@@ -16,21 +16,18 @@ from typing import Any
 import numpy as np
 
 from model.errors import UserError
-from utils.data.base import MISSING
+from utils.data.base import MISSING, well_formed
 from utils.data.class_lists import ClassList
 from utils.data.class_masks import ClassMaskDataset
-from utils.data.coco_parts import classes_in, speakable
-from utils.data.files import FolderListing, read_json
+from utils.data.coco_file import classes_in, read_coco, split_groups, spoken_names
+from utils.data.frames import Drawn
+from utils.data.image_names import ImageFiles
 from utils.data.masks import annotated_size
-from utils.data.own import OwnFlag, decode_own_mask, find_pictures, find_split_file
-from utils.data.types import IGNORE, NOTHING, SemanticSample
+from utils.data.own import OwnFlag, decode_own_mask, find_images, find_split_file
+from utils.data.polygons import STRAY_PART, EmptyMaskError, form_of
+from utils.data.types import IGNORE, NOTHING, SemanticSample, UnusableItemError
 
-ID = int | str
-LISTS: dict[str, dict[str, Any]] = {  # of the file -> what each entry of it must have
-    "categories": {"id": ID, "name": str},
-    "images": {"id": ID, "file_name": str},
-    "annotations": {"image_id": ID, "category_id": ID},
-}
+STRAY_OBJECT = "an object too small to cover a pixel, left out; its class is not asked unless drawn elsewhere"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +39,11 @@ class CocoItem:
     objects: tuple[tuple[int, Any], ...]  # class, segmentation
     absent: tuple[int, ...]  # classes known not to be in the image
     partly: frozenset[int]  # classes of which not every object is drawn: not asked
+
+    @property
+    def drawn(self) -> Drawn:
+        """How far the annotations reach, in whichever frame of the image they are."""
+        return Drawn.of(segmentation for _, segmentation in self.objects)
 
     @property
     def is_askable(self) -> bool:
@@ -68,13 +70,17 @@ class OwnCoco(ClassMaskDataset):
         self.file, split = find_split_file(flag, dataset_dir, default, ".json")
         self.splits = (split,)
         super().__init__(dataset_dir, split)
-        content = read_coco(self.file)
-        names = [category["name"] for category in content["categories"]]
-        self.classes = ClassList(names, [speakable(name) for name in names], f"{self.file}, categories")
-        pictures = find_pictures(
-            flag, self.file, [image["file_name"] for image in content["images"]], dataset_dir
-        )
-        items = self._build_index(content, pictures)
+        with well_formed(self.file):
+            content = read_coco(self.file)
+            categories = self._read_classes(content)
+            names = [image["file_name"] for image in content["images"]]
+            images = find_images(flag, self.file, names, dataset_dir)
+            if images.respelled:
+                name, file = next(iter(images.respelled.items()))
+                self.note(
+                    f"file names of {self.file.name} read as others, {name!r} as {file!r}", images.folder
+                )
+            items = self._build_index(content, images, categories)
         self.check_index(len(items), self.file)
         self.items = [item for item in items if item.is_askable] if training else items
         self.knows_absent = any(item.absent for item in self.items)
@@ -101,11 +107,14 @@ class OwnCoco(ClassMaskDataset):
         classes are judged that are drawn completely or known to be absent, and no others.
         """
         item = self.items[index]
-        image = self.read_picture(item.path, item.size)
-        partly = item.partly if self.exhaustive else set(range(len(self.classes))) - set(item.absent)
+        image = self.read_picture(item.path, item.size, item.drawn)
+        objects = self.objects(item, image)
+        too_small = {class_id for class_id, _ in item.objects} - {class_id for class_id, _ in objects}
+        not_absent = set(range(len(self.classes))) - set(item.absent)
+        partly = item.partly | too_small if self.exhaustive else not_absent
         is_known = self.exhaustive or item.absent
         label = np.full(image.shape[:2], NOTHING if is_known else IGNORE, dtype=np.uint16)
-        for class_id, mask in sorted(self.objects(item, image), key=lambda drawn: -int(drawn[1].sum())):
+        for class_id, mask in sorted(objects, key=lambda drawn: -int(drawn[1].sum())):
             label[mask.astype(bool)] = class_id
         return SemanticSample(
             image=image,
@@ -118,7 +127,7 @@ class OwnCoco(ClassMaskDataset):
 
     def read(self, index: int) -> tuple[np.ndarray, Mapping[int, np.ndarray]]:
         item = self.items[index]
-        image = self.read_picture(item.path, item.size)
+        image = self.read_picture(item.path, item.size, item.drawn)
         masks: dict[int, np.ndarray] = {}
         for class_id, mask in self.objects(item, image):
             if class_id not in item.partly:
@@ -132,97 +141,88 @@ class OwnCoco(ClassMaskDataset):
         return self.items[index].path
 
     def objects(self, item: CocoItem, image: np.ndarray) -> list[tuple[int, np.ndarray]]:
-        """Class and (height, width) uint8 mask of every object; UnusableItemError for a mask that is none."""
-        drawn = []
+        """Class and (height, width) uint8 mask of every object; UnusableItemError for a mask that is none.
+
+        What a tool left over, too small to cover a pixel, is left out beside other objects.
+        """
+        drawn, problems = [], []
         for class_id, segmentation in item.objects:
             with self.usable(item.path, f"a mask of {self.classes.official[class_id]!r} in {self.file}: "):
-                drawn.append((class_id, decode_own_mask(segmentation, *image.shape[:2])))
+                try:
+                    mask = decode_own_mask(
+                        segmentation, *image.shape[:2], on_stray=lambda: self.note(STRAY_PART, item.path)
+                    )
+                    drawn.append((class_id, mask))
+                except EmptyMaskError as problem:
+                    if len(item.objects) == 1:
+                        raise
+                    problems.append(problem)
+        if problems and not drawn:
+            raise UnusableItemError(
+                item.path, f"its masks in {self.file} cover no pixel; first: {problems[0]}"
+            )
+        if problems:
+            self.note(STRAY_OBJECT, item.path)
         return drawn
 
-    def _build_index(self, content: Mapping[str, Any], pictures: FolderListing) -> list[CocoItem]:
+    def _read_classes(self, content: Mapping[str, Any]) -> dict[Any, int]:
+        """Set the class list; category id -> class index. Categories that only group others are no classes."""
+        classes, headings = split_groups(content)
+        if headings:
+            self.note(
+                f"no class, as it only groups others and is never annotated: {', '.join(headings)}", self.file
+            )
+        names = [category["name"] for category in classes]
+        self.classes = ClassList(names, spoken_names(names), f"{self.file}, categories")
+        return {category["id"]: index for index, category in enumerate(classes)}
+
+    def _build_index(
+        self, content: Mapping[str, Any], images: ImageFiles, class_of: Mapping[Any, int]
+    ) -> list[CocoItem]:
         """A CocoItem for each image with a picture on disk and a segmentation for each of its annotations."""
-        class_of = {category["id"]: index for index, category in enumerate(content["categories"])}
         objects: dict[Any, list[tuple[int, Any]]] = defaultdict(list)
-        for annotation in content["annotations"]:
-            drawn = (class_of[annotation["category_id"]], annotation.get("segmentation"))
-            objects[annotation["image_id"]].append(drawn)
-        items = []
+        for position, annotation in enumerate(content["annotations"]):
+            segmentation = annotation.get("segmentation")
+            objects[annotation["image_id"]].append((class_of[annotation["category_id"]], segmentation))
+            if form := form_of(segmentation):
+                self.note(
+                    f"a segmentation is {form}; read as a list of [x0, y0, x1, y1, ...]",
+                    f"annotations[{position}]",
+                )
+        entries: dict[Path, list[Mapping[str, Any]]] = defaultdict(list)  # a file may be listed several times
         for image in content["images"]:
-            path = pictures.folder / image["file_name"]
-            if image["file_name"] not in pictures:
-                self.drop(path, f"is not there, but in {self.file}", MISSING)
+            path = images.path(image["file_name"])
+            if image["file_name"] not in images:
+                self.drop(path, f"{images.why_not(image['file_name'])}, but in {self.file}", MISSING)
             elif not all(segmentation for _, segmentation in objects[image["id"]]):
                 self.drop(
                     path,
                     f"an annotation of it in {self.file} has no segmentation; draw a mask, a box is none",
                 )
             else:
-                items.append(self._item(path, image, tuple(objects[image["id"]]), class_of))
-        return items
+                entries[path].append(image)
+        return [self._item(path, listed, objects, class_of) for path, listed in entries.items()]
 
     def _item(
         self,
         path: Path,
-        image: Mapping[str, Any],
-        objects: tuple[tuple[int, Any], ...],
+        entries: Sequence[Mapping[str, Any]],
+        objects: Mapping[Any, Sequence[tuple[int, Any]]],
         class_of: Mapping[Any, int],
     ) -> CocoItem:
-        partly = classes_in(image, "not_exhaustive_category_ids", class_of)
-        absent = (
-            set(class_of.values()) if self.exhaustive else classes_in(image, "neg_category_ids", class_of)
-        )
-        absent -= partly | {class_id for class_id, _ in objects}
+        """One image file, with what all its entries in the annotation file say."""
+        if len(entries) > 1:
+            self.note("listed several times in the annotation file; taken together", path)
+        drawn = tuple(found for image in entries for found in objects[image["id"]])
+        partly, absent = set[int](), set(class_of.values()) if self.exhaustive else set[int]()
+        for image in entries:
+            partly |= classes_in(image, "not_exhaustive_category_ids", class_of)
+            absent |= classes_in(image, "neg_category_ids", class_of)
+        absent -= partly | {class_id for class_id, _ in drawn}
         return CocoItem(
             path=path,
-            size=annotated_size(image),
-            objects=objects,
+            size=annotated_size(entries[0]),
+            objects=drawn,
             absent=tuple(sorted(absent)),
             partly=frozenset(partly),
         )
-
-
-def read_coco(path: Path) -> dict[str, Any]:
-    """A COCO instances file whose entries have what we need and refer to each other.
-
-    Raises ValueError with the file, the entry and what is wrong with it.
-    """
-    content = read_json(path, keys=tuple(LISTS))
-    for name, keys in LISTS.items():
-        if not isinstance(content[name], list):
-            raise UserError(f"{path}: {name!r} must be a list, got {type(content[name]).__name__}")
-        for position, entry in enumerate(content[name]):
-            _check_entry(entry, keys, f"{path}: {name}[{position}]")
-    if not content["categories"]:
-        raise UserError(f"{path}: no categories; they are the classes")
-    image_ids = _unique_ids(content["images"], f"{path}: images")
-    category_ids = _unique_ids(content["categories"], f"{path}: categories")
-    for position, annotation in enumerate(content["annotations"]):
-        for key, ids in (("image_id", image_ids), ("category_id", category_ids)):
-            if annotation[key] not in ids:
-                raise UserError(
-                    f"{path}: annotations[{position}] has {key} {annotation[key]!r}, which no entry of "
-                    f"{'images' if key == 'image_id' else 'categories'} has; add it, or remove the annotation"
-                )
-    return content
-
-
-def _check_entry(entry: Any, keys: Mapping[str, Any], where: str) -> None:
-    for key, kind in keys.items():
-        if not isinstance(entry, dict) or key not in entry:
-            raise UserError(f"{where} has no {key!r}; in COCO instances each of them has {', '.join(keys)}")
-        if not isinstance(entry[key], kind):
-            raise UserError(
-                f"{where}: {key!r} is {entry[key]!r}, not of the kind that COCO instances have there"
-            )
-    for key in ("height", "width"):
-        if key in entry and not isinstance(entry[key], int):
-            raise UserError(f"{where}: {key!r} is {entry[key]!r}; it is a number of pixels, or left out")
-
-
-def _unique_ids(entries: Sequence[Mapping[str, Any]], what: str) -> set[Any]:
-    ids = set()
-    for entry in entries:
-        if entry["id"] in ids:
-            raise UserError(f"{what}: id {entry['id']!r} comes twice; ids tell entries apart")
-        ids.add(entry["id"])
-    return ids

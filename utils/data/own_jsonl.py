@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,14 @@ from model.errors import UserError
 from model.files import read_text, split_lines
 from model.sequence import SequenceFormat
 from model.tokens import NEG, SEG, Special, Text
-from utils.data.base import MISSING, Dataset
-from utils.data.images import read_image, read_label
+from utils.data.base import MISSING, Dataset, well_formed
+from utils.data.files import FolderListing
+from utils.data.frames import Drawn
+from utils.data.image_names import Alike, find_file
+from utils.data.images import read_label
 from utils.data.llava_instruct import dialogue_texts
-from utils.data.own import OwnFlag, decode_own_mask, find_pictures, find_split_file
+from utils.data.own import OwnFlag, decode_own_mask, find_images, find_split_file
+from utils.data.polygons import STRAY_PART, form_of
 from utils.data.types import Recipe, ReferringSample, Sample
 
 KEYS = ("image", "conversations", "masks")
@@ -66,15 +71,24 @@ class OwnJsonl(Dataset):
         self.file, split = find_split_file(flag, dataset_dir, default, ".jsonl")
         self.splits = (split,)
         super().__init__(dataset_dir, split)
-        lines = read_lines(self.file)
-        pictures = find_pictures(flag, self.file, [line.image for line in lines], dataset_dir)
-        self.folder = pictures.folder
+        with well_formed(self.file):
+            lines = read_lines(self.file)
+        self.images = find_images(flag, self.file, [line.image for line in lines], dataset_dir)
+        if self.images.respelled:
+            name, file = next(iter(self.images.respelled.items()))
+            self.note(
+                f"file names of {self.file.name} read as others, {name!r} as {file!r}", self.images.folder
+            )
+        self.beside = FolderListing(self.file.parent)
         self.lines = []
         for line in lines:
-            if line.image in pictures:
+            if line.image in self.images:
                 self.lines.append(line)
             else:
-                self.drop(self.where(line), f"no picture {self.folder / line.image}", MISSING)
+                ambiguous = (
+                    f"; {self.images.why_not(line.image)}" if line.image in self.images.ambiguous else ""
+                )
+                self.drop(self.where(line), f"no picture {self.images.path(line.image)}{ambiguous}", MISSING)
         self.check_index(len(self.lines), self.file)
         self.questions = [line for line in self.lines if line.is_question]
         self.has_no_target = any(not line.masks for line in self.questions)
@@ -119,7 +133,7 @@ class OwnJsonl(Dataset):
             masks=masks.any(axis=0, keepdims=True).astype(np.uint8),
             no_target=(not len(masks),),
             as_written=True,
-            source=str(self.folder / line.image),
+            source=str(self.images.path(line.image)),
         )
 
     def sample_of(self, index: int, rng: np.random.Generator, recipe: Recipe) -> Sample:
@@ -134,11 +148,18 @@ class OwnJsonl(Dataset):
             image=image,
             conversations=(Conversation.of(*answered),),
             masks=masks,
-            source=str(self.folder / line.image),
+            source=str(self.images.path(line.image)),
         )
 
     def where(self, line: Line) -> str:
         return f"{self.file}, line {line.number}"
+
+    def mask_path(self, name: str) -> Path:
+        """The file of a mask; its name counts from the folder of the jsonl file."""
+        path = self.file.parent / name
+        if path.is_file():
+            return path
+        return self.file.parent / (find_file(name, self.beside, Alike(self.beside)) or name)
 
     def read(self, line: Line) -> tuple[np.ndarray, np.ndarray]:
         """Image (height, width, 3) and masks (num_masks, height, width), uint8.
@@ -148,14 +169,23 @@ class OwnJsonl(Dataset):
         written = []  # PNG masks as arrays: their size tells, like a run-length code's, how the image is turned
         for number, mask in enumerate(line.masks):
             with self.usable(self.where(line), f"masks[{number}]: "):
-                written.append(read_mask(self.file.parent / mask) if isinstance(mask, str) else mask)
-        sizes = [size for mask in written if (size := size_of(mask)) is not None]
+                written.append(read_mask(self.mask_path(mask)) if isinstance(mask, str) else mask)
+        drawn = Drawn.of(mask for mask in written if not isinstance(mask, np.ndarray))
+        drawn = replace(
+            drawn, sizes=drawn.sizes + tuple(m.shape for m in written if isinstance(m, np.ndarray))
+        )
         with self.usable(self.where(line)):
-            image = read_image(self.folder / line.image, sizes[0] if sizes else None)
+            image = self.read_picture(self.images.path(line.image), drawn=drawn)
         masks = np.zeros((len(written), *image.shape[:2]), dtype=np.uint8)
         for number, mask in enumerate(written):
             with self.usable(self.where(line), f"masks[{number}]: "):
-                masks[number] = fit_mask(mask, *image.shape[:2])
+                if form := form_of(mask):
+                    self.note(
+                        f"a mask is {form}, not a list of [x0, y0, x1, y1, ...]; read as meant",
+                        self.where(line),
+                    )
+                stray = partial(self.note, STRAY_PART, self.where(line))
+                masks[number] = fit_mask(mask, *image.shape[:2], on_stray=stray)
         return image, masks
 
 
@@ -184,7 +214,9 @@ def parse_line(number: int, entry: Any) -> Line:
             raise UserError(f"{key!r} must be a {kind.__name__}, got {type(entry[key]).__name__}")
     try:
         texts = dialogue_texts(entry)
-    except (KeyError, TypeError, AttributeError) as problem:
+    except Exception as problem:
+        if isinstance(problem, ValueError):
+            raise
         raise UserError(
             f"a turn of 'conversations' has 'from' and 'value', both text ({type(problem).__name__}: {problem})"
         ) from None
@@ -222,20 +254,10 @@ def read_mask(path: Path) -> np.ndarray:
     return (values > 0).astype(np.uint8)
 
 
-def size_of(mask: Any) -> tuple[int, int] | None:
-    """(height, width) of a mask, where it tells: an array or a run-length code does."""
-    size = (
-        mask.shape if isinstance(mask, np.ndarray) else mask.get("size") if isinstance(mask, dict) else None
-    )
-    if not isinstance(size, list | tuple) or [type(number) for number in size] != [int, int]:
-        return None
-    return size[0], size[1]
-
-
-def fit_mask(mask: Any, height: int, width: int) -> np.ndarray:
+def fit_mask(mask: Any, height: int, width: int, on_stray: Callable[[], None] | None = None) -> np.ndarray:
     """A mask as (height, width) uint8; ValueError if it is not of this size."""
     if not isinstance(mask, np.ndarray):
-        return decode_own_mask(mask, height, width)
+        return decode_own_mask(mask, height, width, on_stray)
     if mask.shape != (height, width):
         raise UserError(
             f"is {mask.shape} (height, width), its image {(height, width)}; save it as large as the image"

@@ -28,15 +28,9 @@ def load_plain_pickle(path: str | Path) -> Any:
     """
     try:
         return _PlainUnpickler(io.BytesIO(Path(path).read_bytes()), encoding="utf-8").load()
-    except (
-        pickle.UnpicklingError,
-        EOFError,
-        ValueError,
-        IndexError,
-        KeyError,
-        AttributeError,
-        TypeError,
-    ) as problem:
+    except OSError:
+        raise
+    except Exception as problem:  # a damaged pickle raises anything
         raise UserError(
             f"{path} is refused: {problem}; only lists, dictionaries, strings and numbers may be in it"
         ) from None

@@ -1,29 +1,30 @@
 """ReasonSeg: questions that need reasoning, and polygons for what they mean.
 
 reason_seg/ReasonSeg/SPLIT/NAME.jpg + NAME.json: `text` (questions), `is_sentence`, `shapes` (labelme polygons
-with `label` and `points`). explanatory/train.json: [{image, query, outputs}] explains some answers.
+with `label` and `points`; see labelme.py). explanatory/train.json: [{image, query, outputs}] explains some answers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from model.conversation import Conversation
 from model.errors import UserError
 from model.sequence import reasoning_conversation
-from utils.data.base import UNLABELLED, Dataset, sample_up_to
+from utils.data.base import UNLABELLED, Dataset, sample_up_to, well_formed
 from utils.data.files import locate, read_json, tell_passed_over
-from utils.data.images import images_in, read_image
+from utils.data.frames import Drawn
+from utils.data.images import images_in
+from utils.data.labelme import IGNORED, TARGET, draw_shapes, read_shapes
+from utils.data.polygons import short
 from utils.data.types import ReasonSample, Recipe, Sample, UnusableItemError
 
 ENCODING = "cp1252"  # of the published files that are not UTF-8
-TARGET, IGNORED = 1, 255  # what draw_shapes writes; 0 for the rest
 
 
 @dataclass(frozen=True)
@@ -117,51 +118,21 @@ class ReasonSeg(Dataset):
         """Image, annotation, and label (height, width) uint8: TARGET, IGNORED, or 0 for the rest."""
         with self.usable(item.json_path):
             annotation = read_json(item.json_path, keys=("text", "is_sentence", "shapes"), fallback=ENCODING)
+            if annotation["is_sentence"] not in (True, False):
+                raise UserError(f"'is_sentence' is true or false, got {short(annotation['is_sentence'])}")
             texts = annotation["text"]
             if (
                 not isinstance(texts, list)
                 or not texts
                 or not all(isinstance(t, str) and t.strip() for t in texts)
             ):
-                raise UserError(f"'text' must be a list of questions, got {texts!r}")
-        with self.usable(item.image_path):
-            image = read_image(item.image_path)
+                raise UserError(f"'text' must be a list of questions, got {short(texts)}")
+            shapes = read_shapes(annotation["shapes"])
+            drawn = Drawn.of([[shape.polygon] for shape in shapes])
+        image = self.read_picture(item.image_path, drawn=drawn)
         with self.usable(item.json_path):
-            label = draw_shapes(annotation["shapes"], *image.shape[:2])
+            label = draw_shapes(shapes, *image.shape[:2])
         return image, annotation, label
-
-
-def draw_shapes(shapes: Sequence[Mapping[str, Any]], height: int, width: int) -> np.ndarray:
-    """labelme polygons as (height, width) uint8, outlines included: TARGET, IGNORED, or 0.
-
-    Big polygons are drawn first, so that a small one on top of it shows. A label with "ignore" in it gives
-    IGNORED; "flag" shapes carry remarks, not areas. Source: LISA's reader, utils/data_processing.py.
-    """
-    polygons: list[tuple[np.ndarray, int]] = []
-    for shape in shapes:
-        if not isinstance(shape, Mapping) or "label" not in shape or "points" not in shape:
-            raise UserError("a shape has 'label' and 'points'")
-        name = str(shape["label"]).lower()
-        if name == "flag":
-            continue
-        points = np.asarray(shape["points"], dtype=np.float64)
-        if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
-            raise UserError(f"the points of {name!r} must be pairs of numbers")
-        polygons.append((points.astype(np.int32), IGNORED if "ignore" in name else TARGET))
-
-    def area(points: np.ndarray) -> int:
-        return int(_draw(np.zeros((height, width), dtype=np.uint8), points, 1).sum())
-
-    label = np.zeros((height, width), dtype=np.uint8)
-    for points, value in sorted(polygons, key=lambda polygon: area(polygon[0]), reverse=True):
-        _draw(label, points, value)
-    return label
-
-
-def _draw(canvas: np.ndarray, points: np.ndarray, value: int) -> np.ndarray:
-    cv2.polylines(canvas, [points], True, value, 1)
-    cv2.fillPoly(canvas, [points], value)
-    return canvas
 
 
 def text_conversation(question: str, is_sentence: bool, explanation: str) -> Conversation:
@@ -174,7 +145,10 @@ def read_explanations(path: Path) -> dict[str, str]:
     """Image file name -> explanation; empty when the file is not there, as it is an extra."""
     if not path.exists():
         return {}
-    entries = read_json(path, fallback=ENCODING)
-    return {
-        entry["image"]: entry["outputs"] for entry in entries if entry.get("image") and entry.get("outputs")
-    }
+    explanations = {}
+    with well_formed(path):
+        for entry in read_json(path, fallback=ENCODING):
+            name, text = entry.get("image"), entry.get("outputs")
+            if isinstance(name, str) and isinstance(text, str) and text.strip():
+                explanations[name] = text
+    return explanations

@@ -14,11 +14,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from model.errors import UserError
 from model.sequence import referring_conversation
-from utils.data.base import MISSING, UNLABELLED, Dataset, FlagError, sample_up_to
+from utils.data.base import MISSING, UNLABELLED, Dataset, FlagError, sample_up_to, well_formed
+from utils.data.coco_file import id_of
 from utils.data.files import FolderListing, locate, read_json
+from utils.data.frames import Drawn
 from utils.data.masks import annotated_size, decode_segmentation, union
 from utils.data.pickles import load_plain_pickle
+from utils.data.polygons import short
 from utils.data.types import Recipe, ReferringSample, Sample, UnusableItemError
 
 NO_TARGET = -1  # annotation id of an expression that matches nothing
@@ -106,7 +110,7 @@ class ReferringDataset(Dataset):
 
     def __getitem__(self, index: int) -> ReferringSample:
         item = self.items[index]
-        image = self.read_picture(item.path, item.size)
+        image = self.picture(item)
         return ReferringSample(
             image=image,
             expressions=tuple(expression.text for expression in item.expressions),
@@ -119,7 +123,7 @@ class ReferringDataset(Dataset):
         """One image with up to `num_expressions` of its expressions, each in a conversation of its own."""
         item = self.items[index]
         chosen = sample_up_to(rng, item.expressions, recipe.num_expressions)
-        image = self.read_picture(item.path, item.size)
+        image = self.picture(item)
         conversations = tuple(
             referring_conversation(expression.text, bool(expression.ann_ids), rng, recipe.format)
             for expression in chosen
@@ -130,6 +134,11 @@ class ReferringDataset(Dataset):
             if not mask.any():
                 raise UnusableItemError(item.path, f"the mask of {expression.text!r} is empty")
         return Sample(image=image, conversations=conversations, masks=masks, source=str(item.path))
+
+    def picture(self, item: ReferringItem) -> np.ndarray:
+        """(height, width, 3) uint8, in the frame that the annotations of all its expressions fit."""
+        ids = dict.fromkeys(ann_id for expression in item.expressions for ann_id in expression.ann_ids)
+        return self.read_picture(item.path, item.size, Drawn.of(self.segmentations[ann_id] for ann_id in ids))
 
     def masks(self, item: ReferringItem, expressions: Sequence[Expression], image: np.ndarray) -> np.ndarray:
         """(num_expressions, height, width) uint8: the union of each expression's annotations."""
@@ -143,48 +152,52 @@ class ReferringDataset(Dataset):
 
     def _build_index(self, refs: Any, refs_path: Path, instances_path: Path) -> list[ReferringItem]:
         """Group the split's expressions by image; what has no annotation or no picture on disk is dropped."""
-        instances = read_json(instances_path, keys=("annotations", "images"))
-        segmentations = {a.get("id"): a.get("segmentation") for a in instances["annotations"]}
-        images = {image.get("id"): image for image in instances["images"]}
+        with well_formed(instances_path):
+            instances = read_json(instances_path, keys=("annotations", "images"))
+            segmentations = {id_of(a.get("id")): a.get("segmentation") for a in instances["annotations"]}
+            images = {id_of(image.get("id")): image for image in instances["images"]}
+        if not isinstance(refs, list):
+            raise UserError(f"{refs_path}: a list of references, got {short(refs)}")
         pictures = FolderListing(self.image_folder)
         expressions: dict[int, list[Expression]] = defaultdict(list)
         for position, ref in enumerate(refs):
             label = f"{refs_path}, reference {position}"
-            try:
+            with self.entry(label):
                 if not is_in_split(ref["split"], self.split):
                     continue
-                ann_ids, image_id = target_ids(ref["ann_id"]), ref["image_id"]
+                ann_ids, image_id = target_ids(ref["ann_id"]), id_of(ref["image_id"])
                 texts = [text for sentence in ref["sentences"] if (text := sentence["sent"].strip())]
-            except (KeyError, TypeError, AttributeError) as problem:
-                self.drop(label, f"misses or spoils {problem}")
-                continue
-            missing = [ann_id for ann_id in ann_ids if segmentations.get(ann_id) is None]
-            file_name = images.get(image_id, {}).get("file_name")
-            if missing:
-                self.drop(label, f"no annotation {missing} in {instances_path.name}", UNLABELLED)
-            elif file_name is None:
-                self.drop(label, f"no image {image_id} in {instances_path.name}", MISSING)
-            elif file_name not in pictures:
-                self.drop(label, f"no picture {self.image_folder / file_name}", MISSING)
-            elif not texts:
-                self.drop(label, "no expression")
-            else:
-                expressions[image_id] += [Expression(text, ann_ids) for text in texts]
-                self.num_references += 1
-                self.segmentations |= {ann_id: segmentations[ann_id] for ann_id in ann_ids}
+                missing = [ann_id for ann_id in ann_ids if segmentations.get(ann_id) is None]
+                image = images.get(image_id, {})
+                file_name = image.get("file_name")
+                annotated_size(image)  # raises if it is no size
+                if missing:
+                    self.drop(label, f"no annotation {missing} in {instances_path.name}", UNLABELLED)
+                elif file_name is None:
+                    self.drop(label, f"no image {image_id} in {instances_path.name}", MISSING)
+                elif file_name not in pictures:
+                    self.drop(label, f"no picture {self.image_folder / file_name}", MISSING)
+                elif not texts:
+                    self.drop(label, "no expression")
+                else:
+                    expressions[image_id] += [Expression(text, ann_ids) for text in texts]
+                    self.num_references += 1
+                    self.segmentations |= {ann_id: segmentations[ann_id] for ann_id in ann_ids}
         return [
             ReferringItem(
                 path=self.image_folder / images[image_id]["file_name"],
                 size=annotated_size(images[image_id]),
                 expressions=tuple(expressions[image_id]),
             )
-            for image_id in sorted(expressions)
+            for image_id in sorted(expressions, key=lambda image_id: (isinstance(image_id, str), image_id))
         ]
 
 
 def target_ids(ann_id: int | Sequence[int]) -> tuple[int, ...]:
     """The annotations a reference means: one, or a list; gRefCOCO writes [-1] when nothing matches."""
-    ids = (ann_id,) if isinstance(ann_id, int) else tuple(ann_id)
+    ids = tuple(map(id_of, ann_id if isinstance(ann_id, list | tuple) else [ann_id]))
+    if not all(isinstance(each, int | str) for each in ids):
+        raise UserError(f"'ann_id' is {short(ann_id)}; it is an annotation's id, or a list of them")
     return () if ids == (NO_TARGET,) else ids
 
 

@@ -40,6 +40,7 @@ class Finding:
     num_bad: int = 0  # those that cannot be used
     bad: list[str] = field(default_factory=list)  # "path: reason" of these, each once
     dropped: list[str] = field(default_factory=list)  # "path: reason", known from the index
+    notes: dict[str, list[str]] = field(default_factory=dict)  # what was read otherwise than written -> where
     tokens: list[int] = field(default_factory=list)  # longest conversation of each sample, text tokens
     num_shortened: int = 0
     num_too_long: int = 0
@@ -129,6 +130,7 @@ class Surveyor:
         except ValueError as problem:  # of a mixture that finds nothing usable
             finding.problem = str(problem)
         finding.bad = list(dict.fromkeys(finding.bad))
+        finding.notes = {what: list(places) for what, places in dataset.notes.items()}
         finding.label_range = (min(seen), max(seen)) if seen else None
 
     def draw(self, finding: Finding, dataset: Dataset) -> None:

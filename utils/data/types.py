@@ -77,13 +77,13 @@ class Sample:
     def __post_init__(self) -> None:
         check_image(self.image, self.source)
         if not self.conversations:
-            raise ValueError(f"{self.source}: a sample needs at least one conversation")
+            raise UserError(f"{self.source}: a sample needs at least one conversation")
         if self.encoded and len(self.encoded) != len(self.conversations):
-            raise ValueError(f"{self.source}: {len(self.encoded)} encoded of {len(self.conversations)}")
+            raise UserError(f"{self.source}: {len(self.encoded)} encoded of {len(self.conversations)}")
         check_masks(self.masks, self.image, self.source)
         num_seg = sum(conversation.num_seg for conversation in self.conversations)
         if num_seg != len(self.masks):
-            raise ValueError(f"{self.source}: {num_seg} [SEG] in the answers but {len(self.masks)} masks")
+            raise UserError(f"{self.source}: {num_seg} [SEG] in the answers but {len(self.masks)} masks")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +130,7 @@ class SemanticSample:
     def __post_init__(self) -> None:
         check_image(self.image, self.source)
         if self.label.shape != self.image.shape[:2] or self.label.dtype != np.uint16:
-            raise ValueError(
+            raise UserError(
                 f"{self.source}: label must be {self.image.shape[:2]} uint16, "
                 f"got {self.label.shape} {self.label.dtype}"
             )
@@ -152,7 +152,7 @@ class ReferringSample:
         check_image(self.image, self.source)
         check_masks(self.masks, self.image, self.source)
         if not len(self.expressions) == len(self.masks) == len(self.no_target):
-            raise ValueError(
+            raise UserError(
                 f"{self.source}: {len(self.expressions)} expressions, {len(self.masks)} masks, "
                 f"{len(self.no_target)} no-target marks; these must be as many"
             )
@@ -189,13 +189,13 @@ EvalSample = SemanticSample | ReferringSample | ReasonSample | VqaSample
 
 def check_image(image: np.ndarray, source: str) -> None:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ValueError(f"{source}: image must be (height, width, 3) uint8, got {image.shape} {image.dtype}")
+        raise UserError(f"{source}: image must be (height, width, 3) uint8, got {image.shape} {image.dtype}")
 
 
 def check_masks(masks: np.ndarray, image: np.ndarray, source: str) -> None:
     """Masks are (num, height, width) uint8 of the image's size; (0, height, width) when there are none."""
     if masks.dtype != np.uint8 or masks.ndim != 3 or masks.shape[1:] != image.shape[:2]:
-        raise ValueError(
+        raise UserError(
             f"{source}: masks must be (num, {image.shape[0]}, {image.shape[1]}) uint8, "
             f"got {masks.shape} {masks.dtype}"
         )

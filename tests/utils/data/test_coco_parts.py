@@ -151,9 +151,9 @@ def test_what_cannot_be_used_is_dropped_and_counted(tmp_path):
     assert [item.path.name for item in data.items] == ["1.jpg"]
     reasons = "\n".join(data.dropped)
     for part in (
-        "annotation 1: misses or spoils 99", "annotation 2: misses or spoils 'segmentation'",
-        "2.jpg: no class is annotated in full", "image 2: misses or spoils 'file_name'",
-        "image 3: misses or spoils invalid literal", "image 4: misses or spoils", "6.jpg: not there",
+        "annotation 1: missing or malformed 99", "annotation 2: missing or malformed 'segmentation'",
+        "2.jpg: no class is annotated in full", "image 2: missing or malformed 'file_name'",
+        "image 3: height and width are (24, 'wide')", "image 4: missing or malformed", "6.jpg: not there",
     ):  # fmt: skip
         assert part in reasons
     assert len(data.dropped) == 7
@@ -189,8 +189,8 @@ def test_a_picture_of_another_size_is_named(tmp_path, recipe):
         ([{"id": 1}], "a category has 'id' and 'name'"),
         ([{"id": 1, "name": "dog"}, {"id": 1, "name": "cat"}], "two categories have the id 1"),
         (
-            [{"id": 1, "name": "mouse_(animal)"}, {"id": 2, "name": "Mouse"}],
-            "'mouse' and 'mouse' have the same",
+            [{"id": 1, "name": "mouse_(animal)"}, {"id": 2, "name": "Mouse_(animal)"}],
+            "'mouse_\\(animal\\)' and 'Mouse_\\(animal\\)' have the same",
         ),
         ([], "no categories"),
     ],

@@ -3,7 +3,8 @@ import pytest
 
 from model.tokens import SEG
 from tests.utils.data.layouts import HEIGHT, WIDTH, drawn, picture, save, save_json, write_reason_seg
-from utils.data.reason_seg import IGNORED, ReasonSeg, draw_shapes
+from utils.data.labelme import IGNORED, draw_shapes, read_shapes
+from utils.data.reason_seg import ReasonSeg
 from utils.data.types import Recipe, UnusableItemError
 
 BIG = [[2, 2], [28, 2], [28, 20], [2, 20]]
@@ -40,17 +41,21 @@ def test_evaluation_asks_the_first_question_and_leaves_ignored_pixels_out(tmp_pa
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
 def test_small_polygons_lie_on_top_whatever_their_order(order):
     shapes = [shape("target", BIG), shape("ignore", SMALL), shape("target", TINY)]
-    label = draw_shapes([shapes[k] for k in order], HEIGHT, WIDTH)
+    label = draw_shapes(read_shapes([shapes[k] for k in order]), HEIGHT, WIDTH)
     expected = np.where(drawn(SMALL) > drawn(TINY), IGNORED, drawn(BIG))
     assert np.array_equal(label, expected)
 
 
 def test_outlines_belong_to_the_mask_and_polygons_may_leave_the_picture():
-    label = draw_shapes([shape("target", [[-10, -10], [5, -10], [5, 5], [-10, 5]])], HEIGHT, WIDTH)
+    label = draw_shapes(
+        read_shapes([shape("target", [[-10, -10], [5, -10], [5, 5], [-10, 5]])]), HEIGHT, WIDTH
+    )
     assert label[:6, :6].all()
     assert label.sum() == 36
-    assert not draw_shapes([shape("target", [[90, 90], [95, 90], [95, 95]])], HEIGHT, WIDTH).any()
-    line = draw_shapes([shape("target", [[2, 3], [9, 3]])], HEIGHT, WIDTH)
+    assert not draw_shapes(
+        read_shapes([shape("target", [[90, 90], [95, 90], [95, 95]])]), HEIGHT, WIDTH
+    ).any()
+    line = draw_shapes(read_shapes([shape("target", [[2, 3], [9, 3]])]), HEIGHT, WIDTH)
     assert line.sum() == 8
 
 

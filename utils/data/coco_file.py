@@ -1,0 +1,164 @@
+"""Reading COCO instances files as tools write them: ids, sizes and file names in their several forms.
+
+The format: https://cocodataset.org/#format-data; LVIS's additions: https://www.lvisdataset.org/dataset.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from model.errors import UserError
+from utils.data.class_lists import normalize_name
+from utils.data.files import read_json
+from utils.data.polygons import short
+
+logger = logging.getLogger(__name__)
+
+ID = int | str
+LISTS: dict[str, dict[str, Any]] = {  # of the file -> what each entry of it must have
+    "categories": {"id": ID, "name": str},
+    "images": {"id": ID, "file_name": str},
+    "annotations": {"image_id": ID, "category_id": ID},
+}
+WHOLE_NUMBER = re.compile(r"-?\d{1,18}(\.0+)?")
+CLASS_ID_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")  # of an image of LVIS
+
+
+def id_of(value: Any) -> Any:
+    """An id as ids are compared: 1, 1.0, "1" and "1.0" are the same; what is no number stays as it is."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, str) and WHOLE_NUMBER.fullmatch(value.strip()):
+        return int(value.strip().partition(".")[0])
+    return value
+
+
+def read_coco(path: Path) -> dict[str, Any]:
+    """A COCO instances file whose entries have what we need and refer to each other; ids as `id_of` makes them.
+
+    Raises UserError with the file, the entry and what is wrong with it.
+    """
+    content = read_json(path, keys=tuple(LISTS))
+    for name, keys in LISTS.items():
+        if not isinstance(content[name], list):
+            raise UserError(f"{path}: {name!r} must be a list, got {type(content[name]).__name__}")
+        for position, entry in enumerate(content[name]):
+            where = f"{path}: {name}[{position}]"
+            if not isinstance(entry, dict):
+                raise UserError(f"{where} is {short(entry)}, not an object with {', '.join(keys)}")
+            _unify(entry)
+            _check_entry(entry, keys, where)
+    if not content["categories"]:
+        raise UserError(f"{path}: no categories; they are the classes")
+    image_ids = _unique_ids(content["images"], f"{path}: images")
+    category_ids = _unique_ids(content["categories"], f"{path}: categories")
+    for position, annotation in enumerate(content["annotations"]):
+        for key, ids in (("image_id", image_ids), ("category_id", category_ids)):
+            if annotation[key] not in ids:
+                raise UserError(
+                    f"{path}: annotations[{position}] has {key} {annotation[key]!r}, which no entry of "
+                    f"{'images' if key == 'image_id' else 'categories'} has; add it, or remove the annotation"
+                )
+    return content
+
+
+def _unify(entry: dict[str, Any]) -> None:
+    """Ids, sizes and the file name of an entry in their usual form, in place."""
+    for key in ("id", "image_id", "category_id"):
+        if key in entry:
+            entry[key] = id_of(entry[key])
+    for key in ("height", "width"):
+        if isinstance(entry.get(key), float) and entry[key].is_integer():
+            entry[key] = int(entry[key])
+        elif key in entry and entry[key] is None:  # as good as not stated
+            del entry[key]
+    if entry.get("file_name") is None and isinstance(entry.get("coco_url"), str):
+        entry["file_name"] = entry["coco_url"]  # LVIS has no other name
+
+
+def _check_entry(entry: Mapping[str, Any], keys: Mapping[str, Any], where: str) -> None:
+    for key, kind in keys.items():
+        if key not in entry:
+            raise UserError(f"{where} has no {key!r}; in COCO instances each of them has {', '.join(keys)}")
+        if not isinstance(entry[key], kind) or isinstance(entry[key], bool):
+            raise UserError(
+                f"{where}: {key!r} is {short(entry[key])}, not of the kind that COCO instances have there"
+            )
+    for key in ("height", "width"):
+        if key in entry and (type(entry[key]) is not int or entry[key] < 1):
+            raise UserError(f"{where}: {key!r} is {short(entry[key])}; it is a number of pixels, or left out")
+    for key in CLASS_ID_LISTS:
+        if not isinstance(entry.get(key) or [], list):
+            raise UserError(
+                f"{where}: {key!r} is {short(entry[key])}; it is a list of category ids, or left out"
+            )
+
+
+def _unique_ids(entries: Sequence[Mapping[str, Any]], what: str) -> set[Any]:
+    ids = set()
+    for entry in entries:
+        if entry["id"] in ids:
+            raise UserError(f"{what}: id {entry['id']!r} comes twice; ids tell entries apart")
+        ids.add(entry["id"])
+    return ids
+
+
+def classes_in(image: Mapping[str, Any], key: str, class_of: Mapping[Any, int]) -> set[int]:
+    """LVIS's lists of categories about one image; ids of categories that are not in this file say nothing."""
+    ids = image.get(key) or []
+    if not isinstance(ids, list):
+        raise UserError(f"{key!r} is {short(ids)}; it is a list of category ids")
+    return {class_of[category] for written in ids if (category := id_of(written)) in class_of}
+
+
+def split_groups(content: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The categories that are classes, and the names of those that only group others.
+
+    A category that is the supercategory of another one, and that no annotation and no list of an image names, is a
+    heading, as Roboflow writes one for every project: nobody looked for it, so it is neither present nor absent.
+    """
+    used = {annotation["category_id"] for annotation in content["annotations"]}
+    for image in content["images"]:
+        used.update(id_of(written) for key in CLASS_ID_LISTS for written in image.get(key) or ())
+    groups = Counter(
+        normalize_name(category["supercategory"])
+        for category in content["categories"]
+        if isinstance(category.get("supercategory"), str)
+    )
+    classes, headings = [], []
+    for category in content["categories"]:
+        name = normalize_name(category["name"])
+        above = category.get("supercategory")
+        is_own = isinstance(above, str) and normalize_name(above) == name
+        if category["id"] not in used and groups[name] > is_own:
+            headings.append(category["name"])
+        else:
+            classes.append(category)
+    return classes, headings
+
+
+def speakable(name: str) -> str:
+    """A category's name in words: "Car_(automobile)" is "car", "laptop_computer" is "laptop computer"."""
+    return _words(re.sub(r"_\(.*?\)", "", name))
+
+
+def spoken_names(names: Sequence[str]) -> list[str]:
+    """Each name in words; what `_(...)` says is spoken only where names would be the same without it.
+
+    "bow_(weapon)" and "bow_(decorative_ribbons)" are "bow (weapon)" and "bow (decorative ribbons)".
+    """
+    distinct = dict.fromkeys(names)
+    short_names = {name: speakable(name) for name in distinct}
+    count = Counter(normalize_name(spoken) for spoken in short_names.values())
+    return [
+        short_names[name] if count[normalize_name(short_names[name])] == 1 else _words(name) for name in names
+    ]
+
+
+def _words(name: str) -> str:
+    return " ".join(name.replace("_", " ").lower().split())

@@ -1,0 +1,152 @@
+"""Polygons in annotation files: the forms that tools write them in, checked before a foreign decoder sees a number.
+
+COCO writes a segmentation as a list of polygons, each [x0, y0, x1, y1, ...]. Two other forms can mean only one thing,
+so they are read as well: one polygon without the outer list, and points as pairs [[x0, y0], [x1, y1], ...].
+"""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from model.errors import UserError
+
+MAX_SIDES = 10  # image sides that a coordinate may lie away from the origin
+# Pixels of one outline. pycocotools takes five samples a pixel and counts them in 32 bits; a polygon that needs more
+# than this is noise, and would take a gigabyte.
+MAX_OUTLINE = 2**22
+MIN_NUMBERS = 6  # three points; pycocotools takes four numbers for a box
+# What covers no pixel and is as small as this was left over by a tool: pixels, and share of the longer side.
+STRAY_PIXELS, STRAY_SHARE = 3.0, 0.01
+NUMBERS = {int, float}  # not bool, which is an int too
+
+STRAY_PART = "a polygon too small to cover a pixel, left out of its mask"
+FLAT, PAIRS = "one polygon without the outer list", "points as pairs [x, y]"
+
+
+class EmptyMaskError(UserError):
+    """A mask, or a part of one, that covers no pixel of its image."""
+
+
+_brief = reprlib.Repr()
+_brief.maxlevel, _brief.maxlist, _brief.maxdict, _brief.maxstring, _brief.maxother = 2, 4, 2, 40, 40
+
+
+def short(value: Any) -> str:
+    """A value as Python writes it, cut where it is long or deep; for messages."""
+    return _brief.repr(value)
+
+
+def form_of(segmentation: Any) -> str:
+    """FLAT or PAIRS where a segmentation is written in that form, "" where it is as COCO has it or unusable."""
+    if not isinstance(segmentation, list) or not segmentation:
+        return ""
+    if type(segmentation[0]) in NUMBERS:
+        return FLAT
+    first = segmentation[0]
+    is_paired = isinstance(first, list) and first and (len(first) == 2 or isinstance(first[0], list))
+    return PAIRS if is_paired else ""
+
+
+def polygons_in(segmentation: list[Any]) -> list[list[float]]:
+    """The polygons of a segmentation, each [x0, y0, x1, y1, ...]; run-length codes among them are passed over.
+
+    Raises ValueError for what is no polygon in any of the three forms.
+    """
+    if segmentation and not any(isinstance(part, list | Mapping) for part in segmentation):
+        return [_numbers(segmentation)]
+    parts = [part for part in segmentation if not isinstance(part, Mapping)]
+    # [[x, y], [x, y], [x, y]]: polygons of one point are none, so these are the points of one.
+    if len(parts) > 1 and all(_is_pair(part) for part in parts):
+        return [_numbers([number for pair in parts for number in pair])]
+    return [_flat(part) for part in parts]
+
+
+def _is_pair(part: Any) -> bool:
+    return isinstance(part, list) and len(part) == 2 and not isinstance(part[0], list)
+
+
+def _flat(part: Any) -> list[float]:
+    if not isinstance(part, list):
+        raise UserError(f"a segmentation is a list of polygons, got {short(part)} in it")
+    if part and all(isinstance(point, list) for point in part):
+        if not all(_is_pair(point) for point in part):
+            wrong = next(point for point in part if not _is_pair(point))
+            raise UserError(
+                f"a point is a pair [x, y], got {short(wrong)}; write polygons as [x0, y0, x1, y1, ...]"
+            )
+        part = [number for point in part for number in point]
+    return _numbers(part)
+
+
+def _numbers(polygon: list[Any]) -> list[float]:
+    if not set(map(type, polygon)) <= NUMBERS:
+        wrong = next(number for number in polygon if type(number) not in NUMBERS)
+        raise UserError(f"a polygon holds finite numbers only, got {short(wrong)}")
+    if len(polygon) % 2:
+        raise UserError(f"a polygon lists x and y in turn, got {len(polygon)} numbers")
+    return polygon
+
+
+def check_coordinates(polygon: Iterable[float], height: int, width: int) -> np.ndarray:
+    """The points of [x0, y0, x1, y1, ...], (num_points, 2) float64, all of them near the image.
+
+    Raises ValueError for a number that is not finite, one farther away than MAX_SIDES of the longer image side, and
+    an outline of more than MAX_OUTLINE pixels: decoders crash on these, or take all memory.
+    """
+    limit = MAX_SIDES * max(height, width)
+    try:
+        points = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
+    except OverflowError:  # a whole number of more than 308 digits
+        raise UserError(
+            f"a coordinate is too large for a number; at most {limit} is near this image"
+        ) from None
+    if not np.isfinite(points).all():
+        raise UserError(f"a polygon holds finite numbers only, got {points[~np.isfinite(points)][0]}")
+    if (np.abs(points) > limit).any():
+        raise UserError(
+            f"a coordinate is {points[np.abs(points) > limit][0]:g}, more than {MAX_SIDES} sides away from an image "
+            f"that is {width} wide and {height} high; are the coordinates pixels of this image?"
+        )
+    steps = np.abs(points - np.roll(points, 1, axis=0)).max(axis=1, initial=0)
+    if steps.sum() > MAX_OUTLINE:
+        raise UserError(f"an outline of {steps.sum():.0f} pixels; it may have {MAX_OUTLINE}")
+    return points
+
+
+def check_pixels(polygons: Iterable[Iterable[float]], height: int, width: int) -> None:
+    """ValueError when all coordinates lie between 0 and 1: they are fractions of the size, as YOLO writes them."""
+    numbers = [number for polygon in polygons for number in polygon]
+    if numbers and min(numbers) >= 0 and max(numbers) <= 1:
+        raise UserError(
+            "all coordinates are between 0 and 1: fractions of the image's size, not pixels; multiply x by the width "
+            f"({width}) and y by the height ({height})"
+        )
+
+
+def fault_of(polygon: list[float], height: int, width: int) -> str:
+    """Why a polygon covers no pixel, as far as its points tell: "" where nothing is wrong with it."""
+    if len(polygon) < MIN_NUMBERS:
+        return f"a polygon of {len(polygon) // 2} points {polygon}; it needs three to cover anything"
+    x, y = polygon[::2], polygon[1::2]
+    if min(x) >= width or max(x) <= 0 or min(y) >= height or max(y) <= 0:
+        return (
+            f"a polygon with x {min(x):g} to {max(x):g}, y {min(y):g} to {max(y):g} lies outside the image, which is "
+            f"{width} wide and {height} high; are its coordinates pixels of this image?"
+        )
+    return ""
+
+
+def is_stray(polygon: list[float], height: int, width: int) -> bool:
+    """Whether a polygon that covers no pixel is so small that a tool left it over, rather than misplaced."""
+    x, y = polygon[::2] or [0], polygon[1::2] or [0]
+    return max(max(x) - min(x), max(y) - min(y)) <= max(STRAY_PIXELS, STRAY_SHARE * max(height, width))
+
+
+def extent_of(polygons: Iterable[list[float]]) -> tuple[float, float]:
+    """The largest (y, x) of all points; (0, 0) without points."""
+    largest = [(max(polygon[1::2]), max(polygon[::2])) for polygon in polygons if len(polygon) >= 2]
+    return max((y for y, _ in largest), default=0.0), max((x for _, x in largest), default=0.0)
