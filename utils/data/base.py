@@ -221,10 +221,10 @@ def reason_of(problem: Exception, path: str | Path) -> str:
 
 @contextmanager
 def well_formed(path: str | Path) -> Iterator[None]:
-    """Whatever an annotation file makes its reader raise becomes a ValueError that names the file."""
+    """Whatever an annotation file makes its reader raise becomes a UserError that names the file."""
     try:
         yield
-    except (OSError, ValueError):
+    except (OSError, UserError):
         raise
     except Exception as problem:
         raise UserError(f"{path}: {reason_of(problem, path)}") from problem
