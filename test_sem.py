@@ -34,7 +34,7 @@ from utils.evaluate import NUM_SHOWN, Outputs, evaluate_datasets
 from utils.inference_config import TestConfig
 from utils.logs import start_logging
 from utils.paths import writable_folder
-from utils.predict import find_images, predict_images, read_class_file
+from utils.predict import classes_asked, find_images, predict_images
 from utils.predictions import file_stems
 from utils.report import Report
 from utils.settings import parse_config
@@ -70,11 +70,14 @@ def evaluate(config: TestConfig) -> None:
 def predict(config: TestConfig) -> None:
     """Predict pictures without ground truth."""
     settings = settings_of(config)
-    images, classes = find_images(config.images), read_class_file(config.classes)
+    images = find_images(config.images)
+    classes, values = classes_asked(config.classes)
     folder = writable_folder(config.save_predictions, "--save_predictions")
     with distributed():
         model, processor = load(config)
-        path = predict_images(model, processor, images, classes, folder, settings, name=config.version)
+        path = predict_images(
+            model, processor, images, classes, folder, settings, class_values=values, name=config.version
+        )
         if path:
             print(f"predictions: {path}")
 

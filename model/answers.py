@@ -8,6 +8,7 @@ a hallucination, which is counted and shown, never pressed into the nearest clas
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -28,7 +29,7 @@ _FILLERS = ("and ", "a ", "an ", "the ")
 
 def normalize_name(name: str) -> str:
     """Lower case, one space between words: names that agree after this are the same name to a reader."""
-    return _SEPARATORS.sub(" ", name.strip().lower())
+    return _SEPARATORS.sub(" ", unicodedata.normalize("NFC", name).strip().lower())
 
 
 @dataclass(frozen=True, kw_only=True)

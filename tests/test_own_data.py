@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tests.commands import REPOSITORY, Command, blocks, shell_commands
+from utils.data.class_file import read_class_file
 from utils.data.own_jsonl import parse_line
-from utils.data.own_sem import read_classes
 from utils.data.types import IGNORE, NOTHING
 from utils.toy.demo import write_untrained
 from utils.toy.layouts.common import SceneSource
@@ -87,7 +87,8 @@ def test_the_page_starts_from_a_folder_and_ends_with_a_conversation():
 def test_the_class_list_of_the_page_means_what_the_page_says(tmp_path):
     (listed,) = [block for block in blocks(PAGE, "text") if block.startswith("ignore\n")]
     (tmp_path / "classes.txt").write_text(listed, encoding="utf-8")
-    classes, table = read_classes(tmp_path / "classes.txt")
+    file = read_class_file(tmp_path / "classes.txt")
+    classes, table = file.classes, file.id_table
     assert list(classes) == ["road", "tree", "building"]
     assert table[:5].tolist() == [IGNORE, 0, 1, 2, NOTHING]
     assert table[255] == table[65535] == IGNORE

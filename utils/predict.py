@@ -2,11 +2,12 @@
 
     python test_sem.py --version FOLDER --images 'photos/*.jpg' --classes classes.txt --save_predictions out
 
-    out/labels/NAME.png      class of each pixel: the line of the class file, counted from 0; 255 (65535 from 256
-                             classes on) where no mask is
-    out/overlays/NAME.png    the same as a picture to look at
-    out/predictions.json     {"model", "classes", "no_class", "settings", "images": [{"file", "labels", "overlay",
-                             "present": [{"class", "name", "probability", "pixels"}]}], "unreadable": [...]}
+    out/labels/NAME.png      class of each pixel: the line of the class file, counted from 0, as in own data; 255
+                             (65535 where a class has the number 255 or more) where no mask is
+    out/overlays/NAME.png    the same as an image to look at
+    out/predictions.json     {"model", "classes", "values", "no_class", "settings", "images": [{"file", "labels",
+                             "overlay", "present": [{"class", "name", "probability", "pixels"}]}],
+                             "unreadable": [...]}; "values" has the line of each class, "class" is one of them
 
 The probability is 0 or 1 where the model answers freely, as it then gives none.
 """
@@ -28,13 +29,13 @@ from tqdm import tqdm
 
 from utils.asking import ROWS_PER_IMAGE, EvaluationSettings
 from utils.colours import class_colour, palette
+from utils.data.class_file import read_class_file
 from utils.data.class_lists import CLASSES_DIR, ClassList, load_class_list
 from utils.data.files import is_hidden, tell_passed_over
 from utils.data.images import images_in, read_image
 from utils.evaluate import evaluation_mode, gather, in_batches, rank_and_world_size
 from utils.metrics import label_map
 from utils.paths import matches
-from utils.predictions import label_values
 from utils.visualize import LegendEntry, annotate, resize_labels
 
 logger = logging.getLogger(__name__)
@@ -64,19 +65,21 @@ def is_no_data(path: Path) -> bool:
     return is_hidden(path.name) or any(is_hidden(part) for part in path.parts if not part.startswith("."))
 
 
-def read_class_file(name: str) -> ClassList:
-    """The class list of a text file, or of a data set of ours by its name.
+def classes_asked(name: str) -> tuple[ClassList, tuple[int, ...]]:
+    """The classes of a text file, or of a data set of ours by its name, and the label value of each.
 
-    Raises FileNotFoundError, and ValueError for an empty list or one that names a class twice.
+    Raises FileNotFoundError, and UserError for a file that breaks the rules of utils/data/class_file.py.
     """
     shipped = sorted(path.stem for path in CLASSES_DIR.glob("*.txt") if not path.stem.endswith("_ids"))
     if name in shipped:
-        return load_class_list(name)
-    if not Path(name).is_file() or Path(name).suffix != ".txt":
+        classes = load_class_list(name)
+        return classes, tuple(range(len(classes)))
+    if not Path(name).is_file() or Path(name).suffix.lower() != ".txt":
         raise FileNotFoundError(
             f"--classes {name} is no .txt file; write one class a line into one, or take one of: {', '.join(shipped)}"
         )
-    return load_class_list(name)
+    file = read_class_file(Path(name))
+    return file.classes, file.values
 
 
 def predict_images(
@@ -87,12 +90,16 @@ def predict_images(
     folder: Path,
     settings: EvaluationSettings,
     *,
+    class_values: Sequence[int] | None = None,
     name: str = "",
     show_progress: bool = True,
 ) -> Path | None:
-    """Predict pictures and write the files; a picture that cannot be read is logged and listed.
+    """Predict images and write the files; an image that cannot be read is logged and listed.
 
-    A collective call when several processes run; they share the pictures.
+    A collective call when several processes run; they share the images.
+
+    Args:
+        class_values: label value of each class, its place in `classes` unless told otherwise.
 
     Returns:
         the path of predictions.json, on the first process.
@@ -101,7 +108,7 @@ def predict_images(
     settings.constrains(processor.format)  # thresholds need a model that knows probabilities
     rank, world_size = rank_and_world_size()
     names = output_names(images)
-    values = label_values(None, len(classes))
+    values = values_written(class_values or range(len(classes)))
     mine = in_batches(range(len(images)), settings.val_batch_size)[rank::world_size]
     entries: dict[int, dict[str, Any]] = {}
     with (
@@ -121,6 +128,7 @@ def predict_images(
         "model": name,
         "settings": settings.protocol(constrained=processor.format.answers_every_class),
         "classes": list(classes),
+        "values": values[:-1].tolist(),
         "no_class": int(values[-1]),
         "images": [{"file": str(images[index]), **entries[index]} for index in sorted(entries)],
         "unreadable": [str(path) for index, path in enumerate(images) if index not in entries],
@@ -166,6 +174,12 @@ def segment(
         (label_map(torch.cat(of_picture), list(classes_there)), classes_there)
         for of_picture, classes_there in zip(masks, present, strict=True)
     ]
+
+
+def values_written(class_values: Sequence[int]) -> np.ndarray:
+    """(num_classes + 1,) uint8 or uint16: the value of each class in a label image, last that of no class."""
+    no_class = 255 if max(class_values) < 255 else 65535
+    return np.array([*class_values, no_class], dtype=np.uint8 if no_class == 255 else np.uint16)
 
 
 def output_names(images: Sequence[Path]) -> list[str]:
@@ -217,7 +231,7 @@ def _write(
     return {
         **files,
         "present": [
-            {"class": k, "name": classes[k], "probability": present[k], "pixels": int(pixels[k])}
+            {"class": int(values[k]), "name": classes[k], "probability": present[k], "pixels": int(pixels[k])}
             for k in ranked
         ],
     }

@@ -108,7 +108,9 @@ def test_a_perfect_model_is_perfect(datasets):
     model = ToldModel()
     samples = datasets["ade20k"] = semantic_world(model, 4)
     for sample in samples:
-        model.label_maps[sample.image.tobytes()] = np.where(sample.label == IGNORE, UNCLAIMED, sample.label)
+        model.label_maps[sample.image.tobytes()] = np.where(
+            sample.label == IGNORE, UNCLAIMED, sample.label.astype(np.int32)
+        )
     result = run(model, "ade20k")
     assert result.sections["semantic"]["miou"] == 1.0
     assert result.sections["presence"]["accuracy"] == 1.0
@@ -265,7 +267,7 @@ def test_the_best_and_the_worst_samples_are_shown_in_order(datasets):
     for share, sample in zip(shares, samples, strict=True):
         right = np.arange(sample.label.size).reshape(sample.label.shape) < share * sample.label.size
         model.label_maps[sample.image.tobytes()] = np.where(
-            right & (sample.label != IGNORE), sample.label, UNCLAIMED
+            right & (sample.label != IGNORE), sample.label.astype(np.int32), UNCLAIMED
         )
     report = evaluate_datasets(
         model, FakeProcessor(), {"ade20k": ListDataset(samples)}, EvaluationSettings(), outputs=Outputs(num_shown=2),

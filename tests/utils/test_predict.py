@@ -15,7 +15,7 @@ from model.outputs import Segmentation
 from model.sequence import SequenceFormat
 from utils.asking import EvaluationSettings
 from utils.data.class_lists import ClassList, load_class_list
-from utils.predict import find_images, output_names, predict_images, read_class_file
+from utils.predict import classes_asked, find_images, output_names, predict_images, values_written
 
 
 class RedModel(torch.nn.Module):
@@ -114,6 +114,22 @@ def test_pictures_get_labels_an_overlay_and_their_classes_with_probabilities(
         assert overlay.height > 100
 
 
+def test_label_images_count_lines_of_the_class_file(photos, tmp_path):
+    """Lines that name no class keep their number, as in own data."""
+    path = predict_images(
+        RedModel(), PROCESSOR, [photos / "a" / "1.png"], things(3), tmp_path, EvaluationSettings(),
+        class_values=(1, 2, 254), show_progress=False,
+    )  # fmt: skip
+    content = json.loads(path.read_text())
+    assert (content["values"], content["no_class"]) == ([1, 2, 254], 255)
+    assert sorted(entry["class"] for entry in content["images"][0]["present"]) == [1, 254]
+    labels = np.asarray(Image.open(tmp_path / content["images"][0]["labels"]))
+    assert (labels[:, :5] == 1).all()
+    assert (labels[:, 5:] == 254).all()
+    assert values_written((3, 255)).tolist() == [3, 255, 65535]
+    assert values_written((3, 254)).dtype == np.uint8
+
+
 def test_two_thousand_classes_are_asked_in_several_passes_and_found_by_their_place(photos, tmp_path):
     names = [f"name {number}" for number in range(2000)]
     names[1999], names[700] = "thing 0", "thing 2"
@@ -172,25 +188,33 @@ def test_no_two_pictures_write_the_same_file(tmp_path):
 
 def test_classes_are_read_from_a_file_or_taken_from_a_data_set(tmp_path):
     path = tmp_path / "classes.txt"
-    path.write_text("# mine\nred car\n\nfire hydrant\thydrant\n", encoding="utf-8")
-    assert list(read_class_file(str(path))) == ["red car", "hydrant"]
-    assert list(read_class_file("ade20k")) == list(load_class_list("ade20k"))
+    path.write_text("ignore\nred car\nNothing\nfire hydrant\thydrant\n", encoding="utf-8")
+    classes, values = classes_asked(str(path))
+    assert list(classes) == ["red car", "hydrant"]
+    assert values == (1, 3), "lines, counted from 0, as in own data"
+    classes, values = classes_asked("ade20k")
+    assert list(classes) == list(load_class_list("ade20k"))
+    assert values == tuple(range(150))
     path.write_text("".join(f"thing {number}\n" for number in range(2000)))
-    assert len(read_class_file(str(path))) == 2000
+    assert len(classes_asked(str(path))[0]) == 2000
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "no classes; write one a line"), ("\n# x\n", "no classes"), ("dog\ncat\nDog\n", "'dog' and 'Dog'")],
+    [
+        ("", "no classes; write one a line"),
+        ("\n# x\n", "line 1: '' names no class for label value 0"),
+        ("dog\ncat\nDog\n", "'dog' and 'Dog'"),
+    ],
 )
 def test_a_class_file_without_classes_or_with_one_twice_is_refused(tmp_path, text, message):
     path = tmp_path / "classes.txt"
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
-        read_class_file(str(path))
+        classes_asked(str(path))
 
 
 def test_a_class_file_that_is_not_there_is_said_with_what_could_be_given(tmp_path):
     for name in (str(tmp_path / "classes.txt"), "ade20j", "dog, cat"):
         with pytest.raises(FileNotFoundError, match=r"is no \.txt file; .* ade20k, "):
-            read_class_file(name)
+            classes_asked(name)

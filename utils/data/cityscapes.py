@@ -5,7 +5,7 @@ from pathlib import Path
 
 from utils.data.base import MISSING, UNLABELLED
 from utils.data.class_lists import load_class_list, load_id_table
-from utils.data.files import is_hidden, locate
+from utils.data.files import locate, visible
 from utils.data.semantic import SemanticDataset
 
 IMAGE_SUFFIX = "_leftImg8bit.png"
@@ -23,9 +23,7 @@ class Cityscapes(SemanticDataset):
         images = locate(self.dataset_dir, (f"cityscapes/leftImg8bit/{self.split}",), self.name)
         labels = locate(self.dataset_dir, (f"cityscapes/gtFine/{self.split}",), self.name)
         used = set()
-        for image_path in sorted(images.glob(f"*/*{IMAGE_SUFFIX}")):
-            if is_hidden(image_path.name) or is_hidden(image_path.parent.name):
-                continue
+        for image_path in files_of_cities(images, IMAGE_SUFFIX):
             stem = image_path.name.removesuffix(IMAGE_SUFFIX)
             label_path = labels / image_path.parent.name / f"{stem}{LABEL_SUFFIX}"
             used.add(label_path)
@@ -33,5 +31,12 @@ class Cityscapes(SemanticDataset):
                 yield image_path, label_path
             else:
                 self.drop(image_path, f"no label {label_path}", UNLABELLED)
-        for label_path in sorted(set(labels.glob(f"*/*{LABEL_SUFFIX}")) - used):
-            self.drop(label_path, f"no image of it in {images}", MISSING)
+        for label_path in files_of_cities(labels, LABEL_SUFFIX):
+            if label_path not in used:
+                self.drop(label_path, f"no image of it in {images}", MISSING)
+
+
+def files_of_cities(folder: Path, suffix: str) -> list[Path]:
+    """The files CITY/*`suffix` below a folder, sorted; hidden ones are no data."""
+    cities = (city for city in visible(folder) if city.is_dir())
+    return [path for city in cities for path in visible(city) if path.name.endswith(suffix)]

@@ -7,6 +7,7 @@ value, a tab, and the official name of a class, or `ignore`. Lines that start wi
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import overload
@@ -19,6 +20,7 @@ from model.files import read_text, split_lines
 from utils.data.types import IGNORE
 
 CLASSES_DIR = Path(__file__).parent / "classes"
+CONTROL = {"Cc", "Cs", "Zl", "Zp"}  # Unicode categories: control, half a pair, line and paragraph ends
 NO_CLASS = -1  # entry of an id table for values that a label file must not contain
 
 
@@ -29,6 +31,7 @@ class ClassList(Sequence[str]):
         for names in (official, spoken):
             seen: dict[str, str] = {}
             for name in names:
+                check_name(name, source)
                 key = normalize_name(name)
                 if not key:
                     raise UserError(f"{source}: a class has no name")
@@ -51,12 +54,22 @@ class ClassList(Sequence[str]):
         return len(self.spoken)
 
 
-def load_class_list(name: str) -> ClassList:
-    """The class list of a data set of ours, or of a file `path/classes.txt`.
+def check_name(name: str, source: str) -> None:
+    """UserError when a class name holds a control character: it could be neither printed nor asked for."""
+    for character in name:
+        if unicodedata.category(character) in CONTROL:
+            raise UserError(
+                f"{source}: {name!r} holds the control character U+{ord(character):04X}; remove it (lines end at "
+                "\\n or \\r\\n alone)"
+            )
 
-    Raises FileNotFoundError, and ValueError for an empty list or one with duplicates after normalising.
+
+def load_class_list(name: str) -> ClassList:
+    """The class list of a data set of ours; class files of users are read by utils/data/class_file.py.
+
+    Raises FileNotFoundError, and UserError for an empty list or one with duplicates after normalising.
     """
-    path = Path(name) if name.endswith(".txt") else CLASSES_DIR / f"{name}.txt"
+    path = CLASSES_DIR / f"{name}.txt"
     rows = list(_rows(path))
     if not rows:
         raise UserError(f"{path}: no classes; write one a line")

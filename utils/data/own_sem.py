@@ -5,32 +5,24 @@
 
 Two lines of classes.txt are no classes: pixels of a value `ignore` are neither taught nor judged (255, in 16-bit
 PNGs 65535, is such a value too when the list is shorter); pixels of a value `nothing` show none of the classes.
-After a tab a line may tell another name to speak: `bldg<TAB>building`.
+utils/data/class_file.py reads it.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from model.errors import UserError
-from model.files import read_text, split_lines
-from utils.data.class_lists import ClassList, make_id_table
+from utils.data.class_file import read_class_file
 from utils.data.files import names_in
 from utils.data.own import WHOLE, OwnFlag, find_path
 from utils.data.semantic import SemanticDataset
-from utils.data.types import IGNORE, NOTHING, UnusableItemError
+from utils.data.types import IGNORE, UnusableItemError
 
-logger = logging.getLogger(__name__)
-
-MEANING_OF_LINE = {"ignore": IGNORE, "nothing": NOTHING}
-BACKGROUND = ("background", "_background_", "__background__")
 BORDER, MIN_BORDER = 0.02, 4  # depth of an ignored border: a share of the shorter side, and pixels
-IGNORED_VALUES = (255, 65535)  # of 8-bit and of 16-bit labels, where no class has them
 
 
 class OwnSemantic(SemanticDataset):
@@ -47,7 +39,8 @@ class OwnSemantic(SemanticDataset):
         self.name = flag.name
         self.exhaustive = self.knows_absent = flag.is_exhaustive(default=True)
         self.root = find_path(flag.path, dataset_dir, flag.name)
-        self.classes, self.id_table = read_classes(self.root / "classes.txt")
+        self.class_file = read_class_file(self.root / "classes.txt")
+        self.classes, self.id_table = self.class_file.classes, self.class_file.id_table
         split = find_split(self.root, flag, self.train_split if training else self.val_split)
         self.splits = (split,)
         super().__init__(self.root, split)
@@ -82,7 +75,11 @@ class OwnSemantic(SemanticDataset):
         try:
             return super().class_ids(values, path)
         except UnusableItemError as problem:
-            cure = f"value n is line n, counted from 0, of {self.root / 'classes.txt'}; add lines, or mend the label"
+            first = self.class_file.first_value
+            cure = (
+                f"value n is line n, counted from {first}, of {self.root / 'classes.txt'}; add lines, or mend the "
+                "label"
+            )
             raise UnusableItemError(path, f"{problem.reason}; {cure}") from None
 
 
@@ -117,41 +114,3 @@ def find_split(root: Path, flag: OwnFlag, default: str) -> str:
             f"{flag.name}|{split} needs the folder {root / split}; {root} holds {names_in(root)}{hint}"
         )
     return split
-
-
-def read_classes(path: Path) -> tuple[ClassList, np.ndarray]:
-    """The classes of a classes.txt, and the id table of label values.
-
-    Raises FileNotFoundError, and ValueError for an empty list, a name that comes twice or a blank line inside.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} does not exist; write the name of a class a line: the first line is that of label value 0"
-        )
-    lines = split_lines(read_text(path).rstrip())
-    names: list[list[str]] = []
-    meanings: list[tuple[int, int]] = []
-    for value, line in enumerate(lines):
-        columns = [column.strip() for column in line.split("\t")]
-        if not columns[-1] or line.startswith("#"):
-            raise UserError(
-                f"{path}, line {value + 1}: {line.strip()!r} names no class for label value {value}; write "
-                "'ignore' or 'nothing' for a value without one, and no comments"
-            )
-        if len(columns) == 1 and line.strip() in MEANING_OF_LINE:
-            meanings.append((value, MEANING_OF_LINE[line.strip()]))
-        else:
-            if columns[-1].lower() in BACKGROUND:
-                logger.warning(
-                    "%s, line %d: %r will be asked like any other class; write 'nothing' if it is none",
-                    path,
-                    value + 1,
-                    columns[-1],
-                )
-            meanings.append((value, len(names)))
-            names.append(columns)
-    if not names:
-        raise UserError(f"{path}: no classes; write one a line")
-    meanings += [(value, IGNORE) for value in IGNORED_VALUES if value >= len(lines)]
-    classes = ClassList([columns[0] for columns in names], [columns[-1] for columns in names], str(path))
-    return classes, make_id_table(meanings)

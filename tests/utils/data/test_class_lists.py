@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from model.sequence import spoken
+from utils.data.class_file import read_class_file
 from utils.data.class_lists import (
     NO_CLASS,
     ClassList,
@@ -133,9 +134,9 @@ def test_every_class_has_exactly_one_label_value(name):
 def test_a_list_with_duplicates_is_refused(tmp_path):
     (tmp_path / "classes.txt").write_text("Traffic light\ncar\ntraffic-light\n")
     with pytest.raises(ValueError, match=r"classes\.txt: classes 'Traffic light' and 'traffic-light'"):
-        load_class_list(str(tmp_path / "classes.txt"))
+        read_class_file(tmp_path / "classes.txt")
     with pytest.raises(ValueError, match="same name"):
         ClassList(["a", "b"], ["thing", "thing"], "here")
-    (tmp_path / "none.txt").write_text("# nothing\n\n")
+    (tmp_path / "none.txt").write_text("\n\n")
     with pytest.raises(ValueError, match="no classes"):
-        load_class_list(str(tmp_path / "none.txt"))
+        read_class_file(tmp_path / "none.txt")

@@ -1,0 +1,131 @@
+"""Class files as users write them: line n, counted from 0, is the class of label value n.
+
+One reader and one rule for the classes.txt of own data and for `test_sem.py --classes FILE`. After a tab a line may
+tell another name to speak: `bldg<TAB>building`. Some lines are no classes, in upper or lower case:
+
+    ignore         pixels of this value are neither taught nor judged
+    nothing        pixels of this value show none of the classes
+    _background_   the same, as labelme writes it
+    __ignore__     only in line 1, as in labelme's labels.txt: it stands for value -1, which labelme stores as 255,
+                   and the next line is value 0
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from model.answers import normalize_name
+from model.errors import UserError
+from model.files import read_text, split_lines
+from utils.data.class_lists import ClassList, check_name, make_id_table
+from utils.data.types import IGNORE, NOTHING
+
+logger = logging.getLogger(__name__)
+
+MEANING_OF_LINE = {"ignore": IGNORE, "nothing": NOTHING, "_background_": NOTHING}
+LABELME_IGNORE = "__ignore__"
+IGNORED_VALUES = (255, 65535)  # of 8-bit and of 16-bit labels, where no class has them
+# Names that probably are no classes, after normalising -> the word that says so. Not guessed, but pointed out.
+NO_CLASS_NAMES = {
+    **dict.fromkeys(("background", "bg", "nothing", "none", "no class"), "nothing"),
+    **dict.fromkeys(
+        ("ignore", "ignored", "void", "unlabeled", "unlabelled", "unannotated", "unknown", "undefined", "dontcare",
+         "don't care"),
+        "ignore",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassFile:
+    """The classes of a file, and the label values that they and the other lines stand for."""
+
+    classes: ClassList
+    values: tuple[int, ...]  # label value of each class
+    id_table: np.ndarray  # label value -> class index, IGNORE, NOTHING or NO_CLASS, see make_id_table
+    first_value: int  # of line 1
+
+
+def read_class_file(path: Path) -> ClassFile:
+    """The classes of a text file.
+
+    Raises FileNotFoundError, and UserError naming the line for an empty list, a name that comes twice, a blank line
+    inside or a comment, as these would move the values of all lines below.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist; write the name of a class a line: the first line is that of label value 0"
+        )
+    lines = split_lines(read_text(path))
+    while lines and not lines[-1].strip():
+        del lines[-1]
+    first_value = -1 if lines and lines[0].strip().lower() == LABELME_IGNORE else 0
+    if first_value:
+        logger.info(
+            "%s: %s in line 1 is labelme's value -1, stored as 255; line 2 is value 0", path, lines[0]
+        )
+    names: list[list[str]] = []
+    values: list[int] = []
+    meanings: list[tuple[int, int]] = []
+    for number, line in enumerate(lines[-first_value:], start=1 - first_value):
+        value = number - 1 + first_value
+        columns = _columns(line, value, f"{path}, line {number}")
+        word = columns[0].lower()
+        if len(columns) == 1 and word in MEANING_OF_LINE:
+            meanings.append((value, MEANING_OF_LINE[word]))
+            continue
+        meanings.append((value, len(names)))
+        values.append(value)
+        names.append(columns)
+    if not names:
+        raise UserError(f"{path}: no classes; write one a line")
+    num_values = len(lines) + first_value
+    meanings += [(value, IGNORE) for value in IGNORED_VALUES if value >= num_values]
+    classes = ClassList([columns[0] for columns in names], [columns[-1] for columns in names], str(path))
+    for remark in no_class_remarks(classes):
+        logger.warning("%s: %s", path, remark)
+    return ClassFile(
+        classes=classes, values=tuple(values), id_table=make_id_table(meanings), first_value=first_value
+    )
+
+
+def no_class_remarks(names: Sequence[str]) -> list[str]:
+    """A line about each name that probably is no class, and what to write if it is none."""
+    return [
+        f"{name!r} will be asked like any other class; write {NO_CLASS_NAMES[key]!r} if it is none"
+        for name in names
+        if (key := normalize_name(name).strip()) in NO_CLASS_NAMES
+    ]
+
+
+def _columns(line: str, value: int, where: str) -> list[str]:
+    """The name of a class and, in a second column, the name to speak."""
+    columns = line.split("\t")
+    for column in columns:
+        check_name(column, where)
+    columns = [column.strip() for column in columns]
+    if not all(columns) or line.lstrip().startswith("#"):
+        raise UserError(
+            f"{where}: {line.strip()!r} names no class for label value {value}; write 'ignore' or 'nothing' for a "
+            "value without one, and no comments"
+        )
+    words = {*MEANING_OF_LINE, LABELME_IGNORE}
+    if len(columns) > 2:
+        raise UserError(
+            f"{where}: {line!r} has {len(columns)} columns; write a name, or a name, a tab and the name to speak"
+        )
+    if len(columns) == 2 and words.intersection(column.lower() for column in columns):
+        raise UserError(
+            f"{where}: {line!r} has a name beside a word that is no class; write one of them alone"
+        )
+    if columns[0].lower() == LABELME_IGNORE:
+        raise UserError(
+            f"{where}: {LABELME_IGNORE} has a meaning in line 1 alone, where labelme writes it; write 'ignore' for "
+            f"label value {value}"
+        )
+    return columns
