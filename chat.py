@@ -6,11 +6,12 @@
 
 With --classes the model says of each whether it is in the picture: "person [SEG], tree [SEG], dog [NEG].".
 Each [SEG] of an answer is one mask, written to --vis_save_path as street_mask_1_person.png (255 inside, 0
-outside), beside street_overlay.png. Without --image it asks for pictures and questions until you leave.
+outside), beside street_overlay.png. Without --image it asks for images and questions until you leave.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -27,19 +28,23 @@ from model.loading import load_model
 from model.sequence import spoken
 from utils.colours import MASK_COLOURS, Colour, class_colour
 from utils.commands import command, one_line
-from utils.data.images import read_image
+from utils.data.files import names_in
+from utils.data.images import IMAGE_SUFFIXES, read_image
 from utils.distributed import device_of
 from utils.inference_config import ChatConfig
 from utils.logs import start_logging
 from utils.metrics import label_map
+from utils.paths import check_writable, resolve, shortened, writable_folder
 from utils.settings import parse_config
 from utils.visualize import LegendEntry, annotate
 
+COMMANDS = {"image": "a path", "classes": "class names", "help": "", "quit": ""}
 HELP = """\
-  :image PATH        look at another picture
+  PATH               look at an image; also dropped into the terminal, or :image PATH
   :classes a, b, c   say which of these are in it, and where
-  :quit              leave
-  everything else is a question about the picture"""
+  :help, :quit       show this, leave
+  everything else is a question about the image"""
+MAX_STEM_BYTES, MAX_CLASS_BYTES = 120, 80  # of a file name, which holds 255
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse_config(ChatConfig, argv)
     start_logging()
     check_question(config)
-    image = read_picture(config.image) if config.image else None
+    image = read_picture(config.image, "--image") if config.image else None
+    check_writable(config.vis_save_path, "--vis_save_path")
     model = load(config)
     if image is None:
         converse(model, config)
@@ -82,9 +88,13 @@ def check_question(config: ChatConfig) -> None:
         raise UserError(f"--{questions[0]} needs --image, the picture that it is about")
 
 
-def read_picture(path: str) -> np.ndarray:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"--image {path} does not exist; pass a picture file")
+def read_picture(text: str, flag: str = "") -> np.ndarray:
+    """The image that `text` names."""
+    path, named = Path(resolve(text)), f"{flag} {text}".strip()
+    if path.is_dir():
+        raise UserError(f"{named} is a folder, which holds {names_in(path)}; pass a picture file")
+    if not path.is_file():
+        raise FileNotFoundError(f"{named} does not exist; pass a picture file")
     return read_image(path)
 
 
@@ -144,8 +154,8 @@ def name_in(prompt: str, name: str) -> str:
 def tell(answer: Answer, image: np.ndarray, stem: str, config: ChatConfig) -> None:
     """Print the text; write a picture for each mask and the overlay of all."""
     print(answer.text)
-    folder = Path(config.vis_save_path)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = writable_folder(config.vis_save_path, "--vis_save_path")
+    stem = shortened(stem, MAX_STEM_BYTES)
     for number, (name, logits) in enumerate(zip(answer.names, answer.masks, strict=True), start=1):
         path = folder / f"{stem}_mask_{number}{file_suffix(name)}.png"
         Image.fromarray((logits > 0).cpu().numpy().astype(np.uint8) * 255).save(path)
@@ -157,7 +167,7 @@ def tell(answer: Answer, image: np.ndarray, stem: str, config: ChatConfig) -> No
 
 def file_suffix(name: str) -> str:
     """A class name as the end of a file name."""
-    words = re.sub(r"\W+", "_", name).strip("_")
+    words = shortened(re.sub(r"\W+", "_", name).strip("_"), MAX_CLASS_BYTES)
     return f"_{words}" if words else ""
 
 
@@ -190,19 +200,48 @@ def converse(model: LasagnaForConditionalGeneration, config: ChatConfig) -> None
             line = input("picture> " if image is None else f"{stem}> ").strip()
         except (EOFError, KeyboardInterrupt):
             return
-        command, _, rest = line.partition(" ")
-        if command == ":quit":
-            return
         try:
-            if command == ":image" or (image is None and line):
-                path = rest.strip() if command == ":image" else line
-                image, stem, number = read_picture(path), Path(path).stem, 0
-            elif line:
-                named = {"classes": rest} if command == ":classes" else {"prompt": line}
+            command, text = understand(line, has_image=image is not None)
+            if command == "quit":
+                return
+            if command == "help":
+                print(HELP)
+            elif command == "image":
+                image, stem, number = read_picture(text), Path(resolve(text)).stem, 0
+            elif text:
                 number += 1
-                tell(ask(model, image, config, **named), image, f"{stem}_{number}", config)
+                tell(ask(model, image, config, **{command: text}), image, f"{stem}_{number}", config)
         except (UserError, OSError) as problem:
             print(one_line(problem))  # and ask again
+
+
+def understand(line: str, *, has_image: bool) -> tuple[str, str]:
+    """What a line of a conversation asks for: (image, PATH), (classes, NAMES), (prompt, QUESTION), help or quit.
+
+    Raises:
+        UserError: an unknown command, or a question before there is an image.
+    """
+    if not line.startswith(":"):
+        is_image = bool(line) and (not has_image or is_path(line))
+        return ("image" if is_image else "prompt"), line
+    name, *rest = line.split(maxsplit=1)
+    command, text = name[1:].lower(), "".join(rest)
+    if command not in COMMANDS:
+        raise UserError(f"unknown command {name}; known: {', '.join(f':{known}' for known in COMMANDS)}")
+    if command in ("image", "classes") and not text:
+        raise UserError(f"{name} needs {COMMANDS[command]}; :help shows how to write it")
+    if command == "classes" and not has_image:
+        raise UserError(f"{name} asks about an image, and there is none yet; give its path first")
+    return command, text
+
+
+def is_path(line: str) -> bool:
+    """Whether a line names an image rather than asks a question, as when a file is dropped into the terminal."""
+    path = resolve(line)
+    begins = line.strip("'\"").startswith(("/", "~/", "./", "../", "file:/"))
+    return begins or (
+        os.path.exists(path) and (os.sep in path or Path(path).suffix.lower() in IMAGE_SUFFIXES)
+    )
 
 
 if __name__ == "__main__":

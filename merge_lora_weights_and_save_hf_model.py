@@ -27,6 +27,7 @@ from utils.hub import check_login, push_folder
 from utils.inference_config import MergeConfig
 from utils.logs import start_logging
 from utils.model_card import model_card
+from utils.paths import check_writable
 from utils.report import Report, read_report
 from utils.settings import parse_config
 
@@ -52,10 +53,11 @@ def free_folder(path: str) -> Path:
     """The folder to write, which must not hold anything yet: nobody's model is overwritten."""
     if not path:
         raise UserError("--save_path says where the merged model goes")
-    folder = Path(path).expanduser()
+    folder = Path(path)
     if folder.exists() and (folder.is_file() or any(folder.iterdir())):
         raise UserError(f"--save_path {path} exists; remove it or choose another name")
-    return folder
+    check_writable(folder.parent, "--save_path")  # where it is made, before it gets its name
+    return check_writable(folder, "--save_path")
 
 
 def base_of(config: MergeConfig, settings: RunSettings) -> str:

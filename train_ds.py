@@ -12,6 +12,7 @@ losses to runs/EXP/losses.jsonl and, for TensorBoard, to runs/EXP; what became o
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -39,13 +40,21 @@ from utils.data.mixture import Mixture, build_train_mixture
 from utils.data.registry import parse_val_list
 from utils.data.types import Batch
 from utils.deepspeed_config import deepspeed_config
-from utils.distributed import dtype_of, is_main_process, seed_of_step, set_launch_environment, world_size
+from utils.distributed import (
+    dtype_of,
+    is_main_process,
+    meeting,
+    seed_of_step,
+    set_launch_environment,
+    world_size,
+)
 from utils.evaluate import evaluate_datasets, open_datasets
 from utils.logs import start_logging
 from utils.meters import Meters, peak_memory
+from utils.paths import check_writable
 from utils.profiling import StepProfiler
 from utils.report import Report
-from utils.sam_cache import SamCache, check_folder
+from utils.sam_cache import SamCache
 from utils.settings import parse_config
 from utils.train_log import deciding_score, log_step, log_validation, open_log
 
@@ -82,11 +91,14 @@ def start_processes(config: TrainConfig) -> None:
         # On a CPU, DeepSpeed would probe compilers at every start and compile shared-memory collectives for minutes
         # at the first; only its inference engine uses those, training goes through gloo.
         deepspeed.ops.__compatible_ops__ = {}
-    deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+    if os.environ["RANK"] == "0":  # before the others wait for it
+        check_writable(config.run_dir, "--log_base_dir")
+        if config.sam_cache:
+            check_writable(config.sam_cache, "--sam_cache")
+    with meeting():
+        deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", verbose=False)
     if config.compile:
         check_compiler()
-    if config.sam_cache:
-        check_folder(config.sam_cache)
     if config.zero_stage == 3 and world_size() > 1 and not config.no_eval:
         raise UserError(
             "--zero_stage 3 cannot validate on several processes, whose answers differ in length; add --no_eval and "

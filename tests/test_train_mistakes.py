@@ -20,7 +20,7 @@ from tests.commands import BASE, QUICK, SMALL_RUN, complaint, losses_of, run
         (["--val_dataset=nothing"], ["unknown data set 'nothing'"]),
         (["--sample_rates=1,2"], ["--sample_rates", "2 rates", "4 of --dataset"]),
         (["--format=xml"], ["--format", "'xml'", "paper"]),
-        (["--conv_type=poem"], ["unknown prompt 'poem'", "llava_v1"]),
+        (["--conv_type=poem"], ["--conv_type", "'poem'", "llava_v1"]),
         (["--order_following=perhaps"], ["--order_following", "perhaps"]),
         (["--precision=int8"], ["--precision", "'int8'", "bf16"]),
         (["--precision=fp16"], ["--precision fp16 needs a GPU"]),
@@ -43,6 +43,9 @@ from tests.commands import BASE, QUICK, SMALL_RUN, complaint, losses_of, run
         (["--dataset_dir=EMPTY", "--no_eval"], ["empty holds nothing", "--dataset_dir"]),
         (["--refer_seg_data=refcoco|google"], ["refcoco", "refs(google).p"]),
         (["--config=nowhere.yaml"], ["--config nowhere.yaml does not exist", "configs/"]),
+        (["--log_base_dir=FILE"], ["--log_base_dir", "cannot be written to", "name another folder"]),
+        (["--log_base_dir=FILE/x"], ["--log_base_dir", "cannot be written to"]),
+        (["--exp_name=" + "long" * 70], ["--log_base_dir", "File name too long"]),
         (["--config=BAD_KEY"], ["unknown setting 'batchsize'", "did you mean 'batch_size'?"]),
         (["--config=BAD_VALUE"], ["--batch_size", "two"]),
         (["--config=NOT_YAML"], ["is not YAML"]),
@@ -55,6 +58,8 @@ def test_a_mistake_is_one_line_and_leaves_nothing(flags, parts, at_work, tmp_pat
     for name, content in files.items():
         (tmp_path / name).write_text(content)
         flags = [flag.replace(name, str(tmp_path / name)) for flag in flags]
+    (tmp_path / "file").write_text("")
+    flags = [flag.replace("FILE", str(tmp_path / "file")) for flag in flags]
     flags = [flag.replace("EMPTY", str(tmp_path / "empty")) for flag in flags]
     small = (*SMALL_RUN, "--val_dataset_list=ade20k", f"--log_base_dir={tmp_path / 'runs'}")
     assert run("train_ds", *BASE, *small, *flags) == 2

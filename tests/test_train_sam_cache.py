@@ -120,8 +120,11 @@ def test_a_full_cache_is_used_as_it_is(train, tmp_path):
         (["--sam_cache_gb=5"], ["--sam_cache_gb 5 needs --sam_cache"]),
         (["--sam_cache=c", "--sam_cache_gb=-1"], ["--sam_cache_gb must be >= 0, got -1"]),
         (["--sam_cache=c", "--sam_cache_gb=much"], ["--sam_cache_gb", "much"]),
-        (["--sam_cache=FILE"], ["--sam_cache", "file is not a folder", "give a folder"]),
-        (["--sam_cache=FILE/below"], ["--sam_cache", "file is not a folder", "give a folder"]),
+        (["--sam_cache=FILE"], ["--sam_cache", "file cannot be written to", "name another folder"]),
+        (
+            ["--sam_cache=FILE/below"],
+            ["--sam_cache", "file/below cannot be written to", "name another folder"],
+        ),
     ],
 )
 def test_a_mistake_is_one_line(flags, parts, at_work, tmp_path, capsys):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from model.conversation import PROMPTS
 from model.errors import UserError
 from model.sequence import DEFAULT_NUM_ALL_CLASSES, TOKENS_OF_FORMAT, SequenceFormat
 from utils.settings import check_choices, require_not_negative, require_positive, setting
@@ -28,7 +29,7 @@ class DataConfig:
         "", "model to start from: a LLaVA, or any model of this family (warm start)", path=True
     )
     format: str = setting("paper", "how complex queries are written", tuple(TOKENS_OF_FORMAT))
-    conv_type: str = setting("llava_v1", "prompt template: llava_v1, llava_llama_2 or chat_template")
+    conv_type: str = setting("llava_v1", "prompt template of conversations", tuple(PROMPTS))
     model_max_length: int = setting(
         1024, "most text tokens of a conversation; image features are not counted"
     )

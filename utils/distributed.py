@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from model.errors import UserError
 from model.interop.parts import DTYPES
 
 
@@ -63,6 +64,23 @@ def world_size() -> int:
 
 
 @contextmanager
+def meeting() -> Iterator[None]:
+    """What hinders the processes from meeting in the block is a UserError: mostly a port that is in use."""
+    try:
+        yield
+    except dist.DistNetworkError as problem:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        if "EADDRINUSE" in str(problem) or "address already in use" in str(problem).lower():
+            raise UserError(
+                f"port {os.environ.get('MASTER_PORT')} is in use, perhaps by another run; choose another one: "
+                "deepspeed --master_port=PORT"
+            ) from None
+        raise UserError(
+            f"the processes cannot meet at {place}: {str(problem).strip().split(chr(10))[0]}"
+        ) from None
+
+
+@contextmanager
 def distributed() -> Iterator[int]:
     """Join the process group that a launcher set up, if there is one; yields this process's rank.
 
@@ -72,7 +90,8 @@ def distributed() -> Iterator[int]:
     if torch.cuda.is_available():
         torch.cuda.set_device(device_of())
     if joins:
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        with meeting():
+            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield dist.get_rank() if dist.is_initialized() else 0
     finally:

@@ -28,6 +28,7 @@ from utils.data.base import Dataset
 from utils.data.registry import DATASETS
 from utils.data.semantic import SemanticDataset
 from utils.data.types import IGNORE, NOTHING, EvalSample, ReasonSample, ReferringSample, SemanticSample
+from utils.paths import shortened
 
 Entry = dict[str, Any]
 
@@ -37,6 +38,7 @@ def file_stems(entries: Iterable[str]) -> dict[str, str]:
     stems: dict[str, str] = {}
     for entry in entries:
         plain = re.sub(r"[^A-Za-z0-9+.-]+", "_", entry).strip("_.") or "data"
+        plain = shortened(plain, 120)  # of the 255 bytes of a file name
         taken, stem = {name.lower() for name in stems.values()}, plain
         while stem.lower() in taken:
             stem = f"{plain}_{len(stems) + 1}"

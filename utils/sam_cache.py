@@ -25,9 +25,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from model.errors import UserError
 from model.sam import SamSegmenter
 from utils.data.types import Batch
+from utils.paths import writable_folder
 from utils.sam_keys import checksum, encoder_key
 
 logger = logging.getLogger(__name__)
@@ -75,8 +75,7 @@ class SamCache:
         self.together = together
         self._allowance = 0  # bytes that may be added before the folder is counted again
         self._closed = False  # full, or not writable any more: said once, then nothing is added
-        check_folder(folder)
-        (self.folder / encoder_key).mkdir(parents=True, exist_ok=True)
+        writable_folder(self.folder / encoder_key, "--sam_cache")
 
     @classmethod
     def of(
@@ -221,23 +220,6 @@ class SamCache:
         if not self._closed:
             logger.warning("%s", reason)
         self._closed = True
-
-
-def check_folder(folder: str | Path) -> None:
-    """Whether entries can be written below `folder`, which need not be there yet; makes nothing.
-
-    Raises:
-        ValueError: it, or what it would be in, is a file or cannot be written.
-    """
-    place = Path(folder).resolve()
-    while not place.exists():
-        place = place.parent
-    if not place.is_dir():
-        raise UserError(
-            f"--sam_cache {folder}: {place} is not a folder; give a folder, which is made if needed"
-        )
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise UserError(f"--sam_cache {folder}: {place} cannot be written; give a folder that can")
 
 
 def _any_process(encodes: bool, device: torch.device) -> bool:

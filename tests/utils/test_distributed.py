@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 import torch
 import torch.distributed as dist
 
+from model.errors import UserError
 from utils import distributed as ours
 from utils.distributed import (
     device_of,
     dtype_of,
     is_main_process,
+    meeting,
     seed_of_step,
     set_launch_environment,
     world_size,
@@ -101,3 +105,13 @@ def test_a_group_is_joined_only_when_a_launcher_started_several_processes(no_lau
     with ours.distributed() as rank:  # it existed before, and stays
         assert rank == 1
     assert calls == ["join gloo", "leave"]
+
+
+def test_a_port_in_use_is_one_line_that_names_it(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("MASTER_PORT", str(port))
+        with pytest.raises(UserError, match=rf"port {port} is in use.*--master_port=PORT"), meeting():
+            dist.TCPStore("127.0.0.1", port, world_size=2, is_master=True)

@@ -179,7 +179,9 @@ def test_what_the_file_system_refuses_is_said_once_and_training_goes_on(tmp_path
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     for place in ("file", "file/below"):
-        with pytest.raises(ValueError, match=r"--sam_cache .*file is not a folder; give a folder"):
+        with pytest.raises(
+            ValueError, match=r"--sam_cache .* cannot be written to \(.*\); name another folder"
+        ):
             open_cache(tmp_path / place)
 
 

@@ -36,6 +36,7 @@ from utils.data.collate import LengthLimit
 from utils.data.mixture import Mixture, recipe_of
 from utils.data.types import Sample
 from utils.logs import quiet, start_logging
+from utils.paths import check_writable
 from utils.settings import parse_config, setting
 from utils.visualize import GAP, INK, MARGIN, PALE, PAPER, LegendEntry, draw_legend, font, overlay
 
@@ -83,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # A file written for a run may hold all of its settings.
     config = parse_config(PreviewConfig, argv, passed_over=[entry.name for entry in fields(TrainConfig)])
     start_logging()
+    check_writable(config.out, "--out")
     processor = processor_for(config.version, config.sequence_format, config.conv_type)
     mixture = build_mixture(config, processor)
     shown = [show(index, mixture[index]) for index in range(config.num_samples)]

@@ -19,7 +19,7 @@ from pathlib import Path
 from model.errors import UserError
 from model.files import read_json
 from utils.commands import Parser, command
-from utils.paths import path_flag
+from utils.paths import check_writable, path_flag
 from utils.toy.layouts.coco import write_coco
 from utils.toy.layouts.common import SEED_OF_SPLIT, SceneSource, scene_key, write_json
 from utils.toy.layouts.mapillary import write_mapillary, write_mapillary_1
@@ -115,6 +115,7 @@ def make_world(config: WorldConfig) -> bool:
         ):
             return False
         raise UserError(f"{out} holds another world, {found}, not {parameters}; delete it or change --out")
+    check_writable(out, "--out")
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:

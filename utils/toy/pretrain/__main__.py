@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from utils.commands import Parser, command
-from utils.paths import path_flag
+from utils.paths import path_flag, writable_folder
 
 STAGES = ("clip", "sam", "language")
 
@@ -37,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(args.threads)
-    args.out.mkdir(parents=True, exist_ok=True)
-    args.work.mkdir(parents=True, exist_ok=True)
+    writable_folder(args.out, "--out")
+    writable_folder(args.work, "--work")
     if "clip" in args.stages:
         from utils.toy.pretrain.clip import pretrain_clip
 
