@@ -182,6 +182,7 @@ def remarks_on(finding: Finding, config: CheckConfig) -> Group | None:
         Text(f"{len(places)} x {what}; first: {places[0]}", style="yellow")
         for what, places in finding.notes.items()
     ]
+    lines += [Text(remark, style="yellow") for remark in finding.remarks]
     if finding.num_shortened or finding.num_too_long:
         lines.append(
             Text(

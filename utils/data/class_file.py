@@ -49,6 +49,7 @@ class ClassFile:
     values: tuple[int, ...]  # label value of each class
     id_table: np.ndarray  # label value -> class index, IGNORE, NOTHING or NO_CLASS, see make_id_table
     first_value: int  # of line 1
+    num_values: int  # the lines name values below this; of higher ones, IGNORED_VALUES are ignored unasked
 
 
 def read_class_file(path: Path) -> ClassFile:
@@ -90,7 +91,11 @@ def read_class_file(path: Path) -> ClassFile:
     for remark in no_class_remarks(classes):
         logger.warning("%s: %s", path, remark)
     return ClassFile(
-        classes=classes, values=tuple(values), id_table=make_id_table(meanings), first_value=first_value
+        classes=classes,
+        values=tuple(values),
+        id_table=make_id_table(meanings),
+        first_value=first_value,
+        num_values=num_values,
     )
 
 

@@ -14,6 +14,8 @@ from typing import Any
 
 from PIL import ExifTags, Image
 
+from model.files import open_regular
+from utils.data.images import FORMATS
 from utils.data.polygons import extent_of, polygons_in
 
 Size = tuple[int, int]  # (height, width)
@@ -34,7 +36,7 @@ class Frames:
     def of(cls, path: Path) -> Frames | None:
         """From the file's header; None for what is no readable image, which its decoder will tell."""
         try:
-            with Image.open(path) as image:
+            with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
                 orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
                 stored = image.height, image.width
         except Exception:  # decoders raise anything on damaged headers

@@ -10,18 +10,23 @@ utils/data/class_file.py reads it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from utils.data.class_file import read_class_file
+from model.errors import UserError
+from utils.data.class_file import IGNORED_VALUES, read_class_file
 from utils.data.files import names_in
 from utils.data.own import WHOLE, OwnFlag, find_path
-from utils.data.semantic import SemanticDataset
+from utils.data.semantic import SemanticDataset, values_in
 from utils.data.types import IGNORE, UnusableItemError
 
+logger = logging.getLogger(__name__)
+
+NUM_LOOKED_AT = 64  # labels, to tell whether all of them are masks of 0 and 255
 BORDER, MIN_BORDER = 0.02, 4  # depth of an ignored border: a share of the shorter side, and pixels
 
 
@@ -34,6 +39,7 @@ class OwnSemantic(SemanticDataset):
 
     name = "own_sem"
     source = "own_sem"
+    ignored_hint = "; 255 is ignored: masks of 0 and 255 must be masks of 0 and 1"
 
     def __init__(self, dataset_dir: str | Path, flag: OwnFlag, *, training: bool = False) -> None:
         self.name = flag.name
@@ -44,6 +50,7 @@ class OwnSemantic(SemanticDataset):
         split = find_split(self.root, flag, self.train_split if training else self.val_split)
         self.splits = (split,)
         super().__init__(self.root, split)
+        self.check_masks()
 
     @classmethod
     def open(cls, dataset_dir: str | Path, fields: Sequence[str], *, training: bool = False) -> OwnSemantic:
@@ -62,9 +69,51 @@ class OwnSemantic(SemanticDataset):
 
     def absent_classes(self, label: np.ndarray) -> list[int]:
         """None where labels are not exhaustive, or where ignored pixels may hide a whole object."""
-        if not self.exhaustive or may_hide_object(label == IGNORE):
+        if not self.exhaustive or may_hide_object(label == IGNORE) or self.shows_ignored_alone(label):
             return []
         return super().absent_classes(label)
+
+    def shows_ignored_alone(self, label: np.ndarray) -> bool:
+        """Whether a label has no class but pixels of a value, such as 255, that is ignored without being listed.
+
+        The borders that annotators leave around objects do not stand alone: such pixels mark something.
+        """
+        listed = self.id_table[: self.class_file.num_values]
+        is_listed = bool((listed == IGNORE).any())
+        return not is_listed and bool((label == IGNORE).any()) and not values_in(label, len(self.classes))
+
+    def check_masks(self) -> None:
+        """Point out labels that are masks of 0 and 255: 255, which marks the thing in them, is ignored.
+
+        Labels are read only as long as none has another value. Raises UserError when value 0 is no class either.
+        """
+        num_looked_at = min(len(self.pairs), NUM_LOOKED_AT)
+        masks: list[Path] = []
+        for index in np.linspace(0, len(self.pairs) - 1, num_looked_at).astype(int):
+            path = self.pairs[index][1]
+            try:
+                values = {*values_in(self.read_values(path))}
+            except (OSError, UserError):
+                continue  # counted when it is drawn
+            marked = values - {0}
+            if len(marked) > 1 or any(not self.is_ignored_unasked(value) for value in marked):
+                return
+            masks += [path] if marked else []
+        if not masks:
+            return
+        (value,) = {*values_in(self.read_values(masks[0]))} - {0}
+        found = f"{self.name}: the only values of the labels are 0 and {value}, such as in {masks[0]}"
+        cure = (
+            f"{value} is ignored; if it marks a thing, save the thing as the number of its line in "
+            f"{self.root / 'classes.txt'}, such as 1"
+        )
+        if self.id_table[0] >= len(self.classes) and 2 * len(masks) >= num_looked_at:
+            raise UserError(f"{found}: no pixel has a class, as {cure}")
+        logger.warning("%s: %s", found, cure)
+
+    def is_ignored_unasked(self, value: int) -> bool:
+        """Whether a label value is ignored although classes.txt does not say so."""
+        return value in IGNORED_VALUES and value >= self.class_file.num_values
 
     def partly_labelled(self, absent: Sequence[int]) -> tuple[int, ...]:
         if self.exhaustive:

@@ -17,6 +17,7 @@ from utils.data.files import tell_passed_over, visible
 from utils.data.images import LABEL_SUFFIXES, UNFIT_SUFFIXES, images_in, read_image, read_label, unfit_label
 from utils.data.types import IGNORE, NOTHING, Recipe, Sample, SemanticSample, UnusableItemError
 
+MAX_VALUES_NAMED = 10  # unknown values of a label, in messages
 MAX_BINS = 4096  # of a histogram by OpenCV, which is the faster one up to about this number
 
 
@@ -26,6 +27,7 @@ class SemanticDataset(Dataset):
     source = "sem_seg"
     classes: ClassList  # this and the table are fixed, or set by find_pairs when files on disk hold them
     id_table: np.ndarray  # (num_values,) label value -> class index, IGNORE, or NO_CLASS
+    ignored_hint: str = ""  # what to say of a label that shows nothing but ignored pixels
     on_label: Callable[[Path, np.ndarray], None] | None = None  # called with each label file that is read
 
     def __init__(self, dataset_dir: str | Path, split: str) -> None:
@@ -72,7 +74,8 @@ class SemanticDataset(Dataset):
         present = values_in(label, len(self.classes))
         absent = self.absent_classes(label)
         if not present and not (absent and NOTHING in label):
-            raise UnusableItemError(self.pairs[index][1], "no pixel has a class")
+            hint = self.ignored_hint if IGNORE in label else ""
+            raise UnusableItemError(self.pairs[index][1], f"no pixel has a class{hint}")
         conversation, answered = complex_conversation(
             [self.classes[class_id] for class_id in present],
             [self.classes[class_id] for class_id in absent],
@@ -134,7 +137,9 @@ class SemanticDataset(Dataset):
         found = values_in(values)
         unknown = [int(v) for v in found if v >= len(self.id_table) or self.id_table[v] == NO_CLASS]
         if unknown:
-            raise UnusableItemError(path, f"label values {unknown} are not in {self.name}'s class list")
+            more = f" and {len(unknown) - MAX_VALUES_NAMED} more" if unknown[MAX_VALUES_NAMED:] else ""
+            values_named = f"{unknown[:MAX_VALUES_NAMED]}{more}"
+            raise UnusableItemError(path, f"label values {values_named} are not in {self.name}'s class list")
         return np.take(self.id_table.astype(np.uint16), values)
 
     def pair_by_stem(self, image_dir: Path, label_dir: Path) -> Iterator[tuple[Path, Path]]:

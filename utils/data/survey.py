@@ -6,7 +6,7 @@ utils/data/check.py prints it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,8 +18,8 @@ from utils.data.base import Dataset, FlagError
 from utils.data.collate import LengthLimit
 from utils.data.mixture import Mixture
 from utils.data.registry import DATASETS, Entry
-from utils.data.semantic import SemanticDataset, values_in
-from utils.data.types import Recipe, Sample, UnusableItemError
+from utils.data.remarks import Remarks
+from utils.data.types import EvalSample, Recipe, Sample, UnusableItemError
 
 NO_LIMIT = 2**31
 
@@ -41,6 +41,7 @@ class Finding:
     bad: list[str] = field(default_factory=list)  # "path: reason" of these, each once
     dropped: list[str] = field(default_factory=list)  # "path: reason", known from the index
     notes: dict[str, list[str]] = field(default_factory=dict)  # what was read otherwise than written -> where
+    remarks: list[str] = field(default_factory=list)  # what is odd, though it can be used
     tokens: list[int] = field(default_factory=list)  # longest conversation of each sample, text tokens
     num_shortened: int = 0
     num_too_long: int = 0
@@ -51,35 +52,31 @@ class Finding:
         return not self.problem and self.num_bad <= max_bad_fraction * self.num_read
 
 
-def read_training_items(dataset: Dataset, recipe: Recipe) -> Iterator[str]:
-    """A sample of every item, with all that is said about it; yields "" or what is wrong with the item."""
+def read_training_items(
+    dataset: Dataset, recipe: Recipe, see: Callable[[Sample], None] = lambda sample: None
+) -> Iterator[str]:
+    """A sample of every item, with all that is said about it, shown to `see`; yields "" or what is wrong with it."""
     everything = replace(recipe, num_all_classes=NO_LIMIT, num_expressions=NO_LIMIT, num_questions=NO_LIMIT)
     for index in range(dataset.num_items):
         problem = ""
         try:
-            dataset.sample_of(index, np.random.default_rng(index), everything)
+            see(dataset.sample_of(index, np.random.default_rng(index), everything))
         except UnusableItemError as error:
             problem = str(error)
         yield problem
 
 
-def read_evaluation_items(dataset: Dataset, num_items: int) -> Iterator[str]:
+def read_evaluation_items(
+    dataset: Dataset, num_items: int, see: Callable[[EvalSample], None] = lambda item: None
+) -> Iterator[str]:
     """Read `num_items` evaluation items, evenly spread; yields as `read_training_items`."""
     for index in np.linspace(0, len(dataset) - 1, num_items).round().astype(int):
         problem = ""
         try:
-            dataset[int(index)]
+            see(dataset[int(index)])
         except (OSError, ValueError) as error:
             problem = str(error)
         yield problem
-
-
-def note_label_values(dataset: Dataset) -> set[int]:
-    """A set that takes in the values of all label files that `dataset` reads from now on."""
-    seen: set[int] = set()
-    if isinstance(dataset, SemanticDataset):
-        dataset.on_label = lambda path, values: seen.update(values_in(values))
-    return seen
 
 
 def full_name(entry: Entry, training: bool) -> str:
@@ -121,19 +118,21 @@ class Surveyor:
 
     def look(self, finding: Finding, dataset: Dataset) -> None:
         """Draw samples or walk through evaluation items, and note what comes out."""
-        seen = note_label_values(dataset)
+        remarks = Remarks(dataset)
         try:
             if finding.training:
-                self.draw(finding, dataset)
+                self.draw(finding, dataset, remarks)
             if not finding.training or self.read_all:
-                self.read(finding, dataset)
+                self.read(finding, dataset, remarks)
         except ValueError as problem:  # of a mixture that finds nothing usable
             finding.problem = str(problem)
         finding.bad = list(dict.fromkeys(finding.bad))
         finding.notes = {what: list(places) for what, places in dataset.notes.items()}
+        seen = remarks.label_values
         finding.label_range = (min(seen), max(seen)) if seen else None
+        finding.remarks = remarks.lines(saw_all=self.read_all)
 
-    def draw(self, finding: Finding, dataset: Dataset) -> None:
+    def draw(self, finding: Finding, dataset: Dataset, remarks: Remarks) -> None:
         """Samples as training gets them: how fast, and how long."""
         encode = None if self.processor is None else LengthLimit(self.processor, NO_LIMIT)
         mixture = Mixture([dataset], [1.0], recipe=self.recipe, seed=self.seed, fit=encode)
@@ -147,6 +146,7 @@ class Surveyor:
                 finding.num_read += 1 + len(sample.skipped)
                 finding.num_bad += len(sample.skipped)
             self.measure(finding, sample)
+            remarks.see_sample(sample)
         finding.samples_per_second = self.num_samples / seconds
 
     def measure(self, finding: Finding, sample: Sample) -> None:
@@ -161,14 +161,14 @@ class Surveyor:
         else:
             finding.num_shortened += bool(fitted.classes_left_out or fitted.conversations_left_out)
 
-    def read(self, finding: Finding, dataset: Dataset) -> None:
+    def read(self, finding: Finding, dataset: Dataset, remarks: Remarks) -> None:
         """Every item of a training set, or some or all of an evaluation set."""
         if finding.training:
             num_items = dataset.num_items
-            problems = read_training_items(dataset, self.recipe)
+            problems = read_training_items(dataset, self.recipe, remarks.see_sample)
         else:
             num_items = len(dataset) if self.read_all else min(self.num_samples, len(dataset))
-            problems = read_evaluation_items(dataset, num_items)
+            problems = read_evaluation_items(dataset, num_items, remarks.see_item)
         start = time.perf_counter()
         hide = None if self.read_all else True  # None: in anything but a terminal
         for problem in tqdm(

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from model.errors import UserError
 from tests.utils.data.layouts import HEIGHT, WIDTH, blocks, picture, save
 from utils.data.registry import build_val_dataset, parse_entry
 from utils.data.types import IGNORE, NOTHING, UnusableItemError
@@ -70,8 +71,10 @@ def test_an_image_that_shows_none_of_the_classes_teaches_their_absence(tmp_path,
     assert sample.masks.shape == (0, HEIGHT, WIDTH)
     with pytest.raises(UnusableItemError, match="no pixel has a class"):
         training(data, "exhaustive=false").draw(np.random.default_rng(0), recipe)
-    with pytest.raises(UnusableItemError, match="no pixel has a class"):
-        training(write(tmp_path, [blocks([0, 255])])).draw(np.random.default_rng(0), recipe)
+    with pytest.raises(UnusableItemError, match="no pixel has a class; 255 is ignored"):
+        training(write(tmp_path, [blocks([0, 255]), blocks([1])])).sample_of(
+            0, np.random.default_rng(0), recipe
+        )
 
 
 def test_more_than_255_classes_are_written_as_16_bit_labels(tmp_path, recipe):
@@ -184,6 +187,43 @@ def test_class_lists_that_make_no_sense_are_refused(tmp_path, classes, message):
 def test_a_class_called_background_is_pointed_out(tmp_path, caplog):
     training(write(tmp_path, [blocks([1])], classes="background\nbolt\n"))
     assert "'background' will be asked like any other class; write 'nothing' if it is none" in caplog.text
+
+
+@pytest.mark.parametrize("high", [255, 65535])
+def test_masks_of_0_and_255_are_refused_with_the_cure(tmp_path, high):
+    """The thing would be ignored, and taught as absent."""
+    masks = [blocks([0, high]), blocks([0, high, 0]), blocks([0, 0])]
+    message = rf"only values of the labels are 0 and {high}, such as .*0\.png: no pixel has a class.* save"
+    with pytest.raises(UserError, match=message):
+        training(write(tmp_path, masks, classes="nothing\nball\n"))
+
+
+def test_masks_of_0_and_255_are_pointed_out_where_0_is_a_class(tmp_path, caplog):
+    training(write(tmp_path, [blocks([0, 255])], classes="ball\nbox\n"))
+    assert "the only values of the labels are 0 and 255" in caplog.text
+    assert "if it marks a thing, save the thing as the number of its line" in caplog.text
+    caplog.clear()
+    training(write(tmp_path, [blocks([0, 1, 255])], classes="nothing\nball\n"))
+    listed = "nothing\n" + "".join(f"part {number}\n" for number in range(1, 256))
+    training(write(tmp_path, [blocks([0, 255])], classes=listed))
+    assert not caplog.text
+
+
+def test_nothing_is_ruled_out_where_255_stands_alone(tmp_path, recipe):
+    """However small it is: the borders that annotators ignore lie around objects."""
+    label = blocks([0])
+    label[5:8, 5:8] = 255
+    dataset = training(write(tmp_path, [label, blocks([0, 1])], classes="nothing\nball\nbox\n"))
+    assert dataset[0].absent == ()
+    assert dataset[1].absent == (1,)
+    with pytest.raises(UnusableItemError, match="masks of 0 and 255 must be masks of 0 and 1"):
+        dataset.sample_of(0, np.random.default_rng(0), recipe)
+
+
+def test_of_many_unknown_values_a_few_are_named(tmp_path):
+    label = np.arange(24 * 32).astype(np.uint8).reshape(24, 32)
+    with pytest.raises(UnusableItemError, match=r"label values \[5, 6, .*, 14\] and 240 more are not in"):
+        training(write(tmp_path, [label]))[0]
 
 
 def test_a_missing_class_list_says_how_to_write_one(tmp_path):

@@ -1,0 +1,116 @@
+"""What the checker points out in data that can be used."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.utils.data.layouts import blocks, picture, save
+from tests.utils.data.test_own_sem import write
+from utils.data import check
+from utils.data.remarks import is_line
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """The check of own data: its exit code and all that it prints, in one line of words."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(entry, *flags):
+        code = check.main(["--dataset_dir=.", f"--dataset={entry}", "--num_samples=20", *flags])
+        printed = capsys.readouterr()
+        return code, " ".join((printed.out + printed.err).split())
+
+    return run
+
+
+def joined(text):
+    """Without white space, since long paths are broken anywhere."""
+    return "".join(text.split())
+
+
+def test_good_data_gets_no_remark(tmp_path, run):
+    data = write(tmp_path, [blocks([1, 2]), blocks([3, 4, 255])])
+    code, printed = run(f"own_sem:{data}")
+    assert code == 0
+    for word in ("present", "odd", "palettes", "darker", "thin", "hold only"):
+        assert word not in printed
+
+
+def test_classes_that_are_never_present_are_named(tmp_path, run):
+    data = write(tmp_path, [blocks([1])] * 2)
+    code, printed = run(f"own_sem:{data}")
+    assert code == 0, "a remark is no error"
+    seen = "in the 2 images read (--all reads every one)"
+    assert f"2 of 3 classes are never present {seen}: 'hex nut', 'rust'" in printed
+    assert "2 of 3 classes are never present: 'hex nut', 'rust'" in run(f"own_sem:{data}", "--all")[1]
+
+
+@pytest.mark.parametrize(
+    ("names", "remark"),
+    [
+        ("sky, tree\n[SEG] box\n0 ball\na_b\n", "odd characters: 'sky, tree', '[SEG] box', '0 ball', 'a_b'"),
+        ("caf\u00c3\u00a9\nbox\n", "look garbled: 'caf\u00c3\u00a9'"),
+        ("\ufffd\ufffd\nbox\n", "look garbled"),
+        ("a\u200bb\nbox\n", "odd characters: 'a\\u200bb'"),
+        ("unlabeled\nbox\n", "'unlabeled' will be asked like any other class; write 'ignore' if it is none"),
+        ("traffic light\ncaf\u00e9\n\u5929\u7a7a\nperson's hand\nbus/truck\nT-shirt\n\u0939\u093f\n", ""),
+    ],
+)  # fmt: skip
+def test_names_that_look_wrong_are_named(tmp_path, run, names, remark):
+    data = write(tmp_path, [blocks([0, 1])], classes=names)
+    printed = run(f"own_sem:{data}")[1]
+    assert remark in printed
+    assert bool(remark) == any(word in printed for word in ("odd", "garbled", "any other class"))
+
+
+def test_labels_of_0_and_255_are_named(tmp_path, run):
+    data = write(tmp_path, [blocks([0, 1]), blocks([0, 255])], classes="road\nball\n")
+    printed = run(f"own_sem:{data}", "--all")[1]
+    assert "1 of 2 labels hold only 0 and 255" in printed
+    assert "if it marks a thing, save it as the number of its class" in printed
+
+
+def test_palettes_that_differ_are_named(tmp_path, run):
+    data = write(tmp_path, [blocks([1, 2])] * 2)
+    for number, colours in enumerate(([0, 0, 0, 9, 9, 9, 200, 0, 0], [0, 0, 0, 9, 9, 9, 0, 200, 0])):
+        label = Image.fromarray(blocks([1, 2]), mode="P")
+        label.putpalette(colours)
+        label.save(data / f"labels/{number}.png")
+    printed = run(f"own_sem:{data}", "--all")[1]
+    assert "palettes differ between files: value 2 has the colour (" in printed
+    label.save(data / "labels/0.png")
+    assert "palettes differ" not in run(f"own_sem:{data}", "--all")[1]
+
+
+def test_dark_images_are_named(tmp_path, run):
+    data = write(tmp_path, [blocks([1, 2])] * 2)
+    save(data / "images/1.png", picture(1) // 11)
+    printed = run(f"own_sem:{data}", "--all")[1]
+    assert "1 of 2 images are darker than a tenth of their range" in printed
+    assert joined(f"{data}/images/1.png") in joined(printed)
+
+
+def test_masks_as_thin_as_a_line_are_named(tmp_path, run):
+    label = blocks([3])
+    label[3, 2:30] = 1
+    label[10:18, 4:12] = 2
+    data = write(tmp_path, [label])
+    printed = run(f"own_sem:{data}", "--all")[1]
+    assert "1 of 2 masks are as thin as a line" in printed
+    assert (
+        "1 of 2 masks are as thin as a line"
+        in run(f"own_sem:{data}", f"--val_dataset_list=own_sem:{data}")[1]
+    )
+
+
+def test_a_line_is_long_and_at_most_two_pixels_wide():
+    mask = np.zeros((40, 40), dtype=np.uint8)
+    assert not is_line(mask)
+    mask[5:7, :] = 1
+    assert is_line(mask), "also along the edge of the image"
+    mask[5:8, 10:14] = 1
+    assert not is_line(mask)
+    small = np.zeros((40, 40), dtype=np.uint8)
+    small[3:5, 3:9] = 1
+    assert not is_line(small), "a small object"
+    assert is_line(np.eye(40, dtype=np.uint8))

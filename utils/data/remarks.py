@@ -1,0 +1,204 @@
+"""What is odd about a data set that can be used: seen while it is read, told by utils.data.check.
+
+Nothing here is an error. Each remark says what was seen, how often, where first, and what it may mean.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from utils.data.base import Dataset
+from utils.data.class_file import IGNORED_VALUES, no_class_remarks
+from utils.data.semantic import SemanticDataset, values_in
+from utils.data.types import EvalSample, Sample, SemanticSample
+
+MAX_NAMED = 8  # names in one remark
+DARK = 0.1  # of the range: an image is dark when hardly a pixel is brighter
+BRIGHT_SHARE = 0.01  # of the pixels that may be brighter
+STEP = 4  # every so many rows and columns are enough to tell how dark an image is
+LINE_LENGTH = 12  # pixels; a thin mask that is shorter is a small object
+ERODED = np.ones((3, 3), dtype=np.uint8)  # what is at most two pixels wide vanishes under it
+# What names hold besides letters, digits and marks; all else is spoken as it is, and rarely meant.
+PLAIN = set(" \u0027\u2019()&/.+-")
+GARBLED = re.compile(
+    "\ufffd|[\u00c2\u00c3][\u0080-\u00bf\u0192\u2018-\u2122]|\u00e2\u20ac"
+)  # UTF-8 read as cp1252
+
+
+class Remarks:
+    """Collects what is odd about one data set while others read it: label files, samples, evaluation items."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.names: Sequence[str] = getattr(dataset, "classes", ())
+        self.is_own = dataset.name.startswith("own_")
+        self.id_table: np.ndarray | None = None
+        self.label_values: set[int] = set()
+        self._labels: dict[Path, list[int]] = {}  # label file -> its values
+        self._items: set[str] = set()
+        self._present: set[str] = set()
+        self._colours: dict[
+            int, tuple[tuple[int, ...], Path]
+        ] = {}  # palette index -> colour, and where it has it
+        self._palettes_differ = ""
+        self._dark: dict[str, float] = {}
+        self._thin: dict[str, int] = {}
+        self._num_masks = 0
+        if isinstance(dataset, SemanticDataset):
+            self.id_table = dataset.id_table
+            dataset.on_label = self.see_label
+
+    def see_label(self, path: Path, values: np.ndarray) -> None:
+        """A label file and its values (height, width), as they are stored."""
+        found = values_in(values)
+        self.label_values.update(found)
+        if path not in self._labels:
+            self._labels[path] = found
+            self._compare_palette(path, found)
+
+    def see_sample(self, sample: Sample) -> None:
+        """A training sample."""
+        for conversation in sample.conversations:
+            self._present.update(getattr(conversation, "present", ()))
+        self._see(sample.source, sample.image, sample.masks)
+
+    def see_item(self, item: EvalSample) -> None:
+        """An evaluation item."""
+        if isinstance(item, SemanticSample):
+            present = values_in(item.label, len(item.classes))
+            self._present.update(item.classes[class_id] for class_id in present)
+            masks: Iterable[np.ndarray] = ((item.label == class_id).astype(np.uint8) for class_id in present)
+        else:
+            masks = getattr(item, "masks", ())
+        self._see(item.source, item.image, masks)
+
+    def lines(self, *, saw_all: bool) -> list[str]:
+        """The remarks; classes that a published data set never shows only if every item was seen."""
+        told = [*self._on_names(), *self._on_labels()]
+        if self.names and self._items and (self.is_own or saw_all):
+            told += self._on_absent_classes(saw_all)
+        if self._palettes_differ:
+            told.append(self._palettes_differ)
+        if self._dark:
+            path, brightest = next(iter(self._dark.items()))
+            told.append(
+                f"{len(self._dark)} of {len(self._items)} images are darker than a tenth of their range, such as "
+                f"{path} (99 % of it is below {brightest:.0%}): are its values of a range that no file tells?"
+            )
+        if self._thin:
+            told.append(
+                f"{sum(self._thin.values())} of {self._num_masks} masks are as thin as a line, such as in "
+                f"{next(iter(self._thin))}: was an outline or a stroke saved instead of an area?"
+            )
+        return told
+
+    def _see(self, source: str, image: np.ndarray, masks: Iterable[np.ndarray]) -> None:
+        if source not in self._items:
+            brightest = np.quantile(image[::STEP, ::STEP].max(axis=2), 1 - BRIGHT_SHARE) / 255
+            if brightest < DARK:
+                self._dark[source] = float(brightest)
+            num_thin = 0
+            for mask in masks:
+                self._num_masks += 1
+                num_thin += is_line(mask)
+            if num_thin:
+                self._thin[source] = num_thin
+        self._items.add(source)
+
+    def _on_names(self) -> list[str]:
+        if not self.is_own or not self.names:
+            return []
+        told = no_class_remarks(self.names)
+        odd = [name for name in self.names if not is_plain(name)]
+        garbled = [name for name in self.names if GARBLED.search(name)]
+        if garbled:
+            told.append(
+                f"class names look garbled: {listed(garbled)}; was their file read in another encoding?"
+            )
+        odd = [name for name in odd if name not in garbled]
+        if odd:
+            told.append(
+                f"class names with odd characters: {listed(odd)}; they are asked for as they are written"
+            )
+        return told
+
+    def _on_labels(self) -> list[str]:
+        """Labels that look like masks of 0 and 255, while 255 is ignored."""
+        if self.id_table is None:
+            return []
+        ignored = {value for value in IGNORED_VALUES if self._class_of(value) is None}
+        masks = [
+            path
+            for path, values in self._labels.items()
+            if values[-1] in ignored and {*values} <= {0, values[-1]}
+        ]
+        if not masks or (not self.is_own and len(masks) < len(self._labels)):
+            return []
+        return [
+            f"{len(masks)} of {len(self._labels)} labels hold only 0 and {self._labels[masks[0]][-1]}, such as "
+            f"{masks[0]}: the high value is ignored; if it marks a thing, save it as the number of its class"
+        ]
+
+    def _class_of(self, value: int) -> str | None:
+        """The class of a label value, if it has one."""
+        assert self.id_table is not None
+        class_id = int(self.id_table[value]) if value < len(self.id_table) else -1
+        return self.names[class_id] if 0 <= class_id < len(self.names) else None
+
+    def _on_absent_classes(self, saw_all: bool) -> list[str]:
+        if self.id_table is None:
+            present = self._present
+        else:
+            present = {self._class_of(value) for value in self.label_values}
+        missing = [name for name in self.names if name not in present]
+        if not missing:
+            return []
+        seen = "" if saw_all else f" in the {len(self._items)} images read (--all reads every one)"
+        return [f"{len(missing)} of {len(self.names)} classes are never present{seen}: {listed(missing)}"]
+
+    def _compare_palette(self, path: Path, values: Sequence[int]) -> None:
+        """Remember which colour each value of a palette image has; one value of two colours is odd."""
+        if self._palettes_differ:
+            return
+        try:
+            with Image.open(path) as image:
+                palette = image.getpalette() if image.mode == "P" else None
+        except Exception:  # what cannot be opened was told when it was read
+            return
+        for value in values if palette else ():
+            colour = tuple(palette[3 * value : 3 * value + 3])
+            known, where = self._colours.setdefault(value, (colour, path))
+            if colour and known and colour != known:
+                self._palettes_differ = (
+                    f"palettes differ between files: value {value} has the colour {known} in {where} and {colour} in "
+                    f"{path}; labels are read by value, not by colour: do values mean the same in all files?"
+                )
+                return
+
+
+def is_line(mask: np.ndarray) -> bool:
+    """Whether a mask (height, width) of 0 and 1 is nowhere wider than two pixels, and long enough for a line."""
+    x, y, width, height = cv2.boundingRect(mask)
+    if max(width, height) < LINE_LENGTH:
+        return False
+    inside = np.ascontiguousarray(mask[y : y + height, x : x + width])
+    framed = cv2.copyMakeBorder(inside, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    return not cv2.erode(framed, ERODED).any()
+
+
+def is_plain(name: str) -> bool:
+    """Whether a class name is made of what names are written with, and begins with a letter."""
+    written = all(character in PLAIN or unicodedata.category(character)[0] in "LNM" for character in name)
+    return written and name[:1].isalpha()
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names, quoted, and how many more there are."""
+    more = f" and {len(names) - MAX_NAMED} more" if names[MAX_NAMED:] else ""
+    return ", ".join(repr(name) for name in names[:MAX_NAMED]) + more
