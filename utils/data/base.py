@@ -16,7 +16,7 @@ import numpy as np
 from model.errors import UserError
 from utils.data.frames import Drawn, Frames
 from utils.data.images import read_image
-from utils.data.types import EvalSample, Recipe, Sample, UnusableItemError
+from utils.data.types import MAX_REASON, EvalSample, Recipe, Sample, UnusableItemError, cut
 
 logger = logging.getLogger(__name__)
 
@@ -183,7 +183,7 @@ class Dataset(ABC):
 
     def drop(self, path: str | Path, reason: str, kind: str = UNUSABLE) -> None:
         """Leave an item out of the index, and remember why; `kind` is the reason in a word, to be counted."""
-        self.dropped.append(f"{path}: {reason}")
+        self.dropped.append(cut(f"{path}: {reason}", 2 * MAX_REASON))
         self.left_out[kind] += 1
 
     def note(self, what: str, where: str | Path) -> None:
@@ -227,7 +227,7 @@ def well_formed(path: str | Path) -> Iterator[None]:
     except (OSError, UserError):
         raise
     except Exception as problem:
-        raise UserError(f"{path}: {reason_of(problem, path)}") from problem
+        raise UserError(f"{path}: {cut(reason_of(problem, path))}") from problem
 
 
 def sample_up_to(rng: np.random.Generator, items: Sequence[Item], most: int) -> list[Item]:

@@ -61,7 +61,7 @@ def read_coco(path: Path) -> dict[str, Any]:
         for key, ids in (("image_id", image_ids), ("category_id", category_ids)):
             if annotation[key] not in ids:
                 raise UserError(
-                    f"{path}: annotations[{position}] has {key} {annotation[key]!r}, which no entry of "
+                    f"{path}: annotations[{position}] has {key} {short(annotation[key])}, which no entry of "
                     f"{'images' if key == 'image_id' else 'categories'} has; add it, or remove the annotation"
                 )
     return content
@@ -103,7 +103,7 @@ def _unique_ids(entries: Sequence[Mapping[str, Any]], what: str) -> set[Any]:
     ids = set()
     for entry in entries:
         if entry["id"] in ids:
-            raise UserError(f"{what}: id {entry['id']!r} comes twice; ids tell entries apart")
+            raise UserError(f"{what}: id {short(entry['id'])} comes twice; ids tell entries apart")
         ids.add(entry["id"])
     return ids
 

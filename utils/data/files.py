@@ -93,10 +93,22 @@ def read_json(path: Path, keys: Sequence[str] = (), *, fallback: str = "") -> An
     """
     text = read_text(path, fallback=fallback)
     try:
-        content = json.loads(text)
+        content = parse_json(text)
     except (ValueError, RecursionError) as problem:  # ValueError: also numbers of thousands of digits
         raise UserError(f"{path}: not JSON ({problem})") from None
     for key in keys:
         if not isinstance(content, dict) or key not in content:
             raise UserError(f"{path}: no {key!r} in it")
+    return content
+
+
+def parse_json(text: str) -> Any:
+    """What a JSON text says. ValueError or RecursionError for what is none, or holds half a character.
+
+    JSON may write a character above 65535 as two halves, "\\ud83d\\ude00". One half alone can neither be tokenized
+    nor printed.
+    """
+    content = json.loads(text)
+    if "\\ud" in text.lower():
+        json.dumps(content, ensure_ascii=False).encode()  # UnicodeEncodeError, a ValueError
     return content

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -18,9 +18,10 @@ from utils.data.files import FolderListing
 
 # Label Studio puts eight hexadecimal digits before the name of an uploaded file, other servers a UUID.
 UPLOAD_PREFIX = re.compile(
-    r"^(?:[0-9a-f]{8}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})[-_](?=.)", re.IGNORECASE
+    r"^(?:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{8})[-_](?=.)", re.IGNORECASE
 )
 DRIVE = re.compile(r"^[A-Za-z]:(?=/)")
+Names = dict[str, list[str]]
 FORMS = ("NFC", "NFD")  # Unicode's composed and decomposed letters; macOS writes the latter
 
 
@@ -63,20 +64,28 @@ class ImageFiles:
 
 
 class Alike:
-    """The only file that differs from a relative path in no more than `loose` leaves out."""
+    """The only file that is called like a relative path but for case, Unicode form, or the prefix of an upload."""
 
     def __init__(self, listing: FolderListing) -> None:
         self.listing = listing
-        self._by_loose_name: dict[str, dict[str, list[str]]] = {}  # folder -> loose name -> names
+        self._names: dict[
+            str, tuple[Names, Names]
+        ] = {}  # folder -> names by `loose`, whole and without a prefix
 
     def find(self, path: str) -> str | None:
         folder, slash, name = path.rpartition("/")
-        if folder not in self._by_loose_name:
-            names = self._by_loose_name[folder] = {}
+        if folder not in self._names:
+            whole, bare = self._names[folder] = defaultdict(list), defaultdict(list)
             for there in self.listing.names(folder):
-                names.setdefault(loose(there), []).append(there)
-        found = self._by_loose_name[folder].get(loose(name), [])
-        return f"{folder}{slash}{found[0]}" if len(found) == 1 else None
+                whole[loose(there)].append(there)
+                if without_prefix(there) != there:
+                    bare[loose(without_prefix(there))].append(there)
+        whole, bare = self._names[folder]
+        # One of the two may have a prefix. With two different ones they are two files.
+        for found in (whole.get(loose(name)), whole.get(loose(without_prefix(name))), bare.get(loose(name))):
+            if found and len(found) == 1:
+                return f"{folder}{slash}{found[0]}"
+        return None
 
 
 def find_file(name: str, listing: FolderListing, alike: Alike) -> str | None:
@@ -109,7 +118,7 @@ def spellings(name: str) -> Iterator[str]:
         plain = [*parse_qs(parts.query).get("d", ()), parts.path]  # ?d=: its local files
     seen = set()
     for path in plain:
-        for decoded in dict.fromkeys((path, unquote(path))):
+        for decoded in dict.fromkeys((path, unquote(path).replace("\\", "/"))):
             parts = [part for part in DRIVE.sub("", decoded).split("/") if part not in ("", ".", "..")]
             for start in range(len(parts)):
                 for form in FORMS:
@@ -120,5 +129,10 @@ def spellings(name: str) -> Iterator[str]:
 
 
 def loose(name: str) -> str:
-    """A file name without an upload's prefix, in lower case and composed letters."""
-    return unicodedata.normalize("NFC", UPLOAD_PREFIX.sub("", name)).casefold()
+    """A file name in lower case and composed letters."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def without_prefix(name: str) -> str:
+    """A file name without the prefix that a server gave it when it was uploaded."""
+    return UPLOAD_PREFIX.sub("", name)

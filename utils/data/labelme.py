@@ -135,9 +135,8 @@ def _draw(shape: Shape, height: int, width: int) -> np.ndarray:
 def _place(canvas: np.ndarray, mask: np.ndarray, left: int, top: int) -> np.ndarray:
     """`mask` on `canvas` with its first pixel at (top, left), as much of it as lies inside."""
     height, width = canvas.shape
-    y, x = max(top, 0), max(left, 0)
-    part = (
-        mask[y - top : height - top, x - left : width - left] if top < height and left < width else mask[:0]
-    )
-    canvas[y : y + part.shape[0], x : x + part.shape[1]] = part
+    inside = mask[max(-top, 0) : max(height - top, 0), max(-left, 0) : max(width - left, 0)]
+    if inside.size:
+        y, x = max(top, 0), max(left, 0)
+        canvas[y : y + inside.shape[0], x : x + inside.shape[1]] = inside
     return canvas

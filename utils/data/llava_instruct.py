@@ -18,6 +18,7 @@ from model.errors import UserError
 from utils.data.base import MISSING, Dataset
 from utils.data.files import FolderListing, locate, read_json
 from utils.data.images import read_image
+from utils.data.polygons import short
 from utils.data.types import Recipe, Sample, VqaSample
 
 IMAGE_PLACEHOLDER = "<image>"
@@ -106,7 +107,7 @@ def dialogue_texts(entry: Mapping[str, Any]) -> tuple[str, ...]:
     for position, turn in enumerate(turns):
         speaker = SPEAKERS[position % 2]
         if turn["from"] != speaker:
-            raise UserError(f"turn {position} is from {turn['from']!r}, not from {speaker!r}")
+            raise UserError(f"turn {position} is from {short(turn['from'])}, not from {speaker!r}")
         texts.append(
             turn["value"].replace(IMAGE_PLACEHOLDER, "").strip() if speaker == "human" else turn["value"]
         )

@@ -92,9 +92,8 @@ def _check_compressed(counts: Any, num_pixels: int) -> None:
     """
     if not isinstance(counts, str | bytes):
         raise UserError(f"'counts' is a string or a list of run lengths, got {type(counts).__name__}")
-    code = (
-        np.frombuffer(counts.encode() if isinstance(counts, str) else counts, np.uint8).astype(np.int64) - 48
-    )
+    written = counts.encode(errors="surrogatepass") if isinstance(counts, str) else counts
+    code = np.frombuffer(written, np.uint8).astype(np.int64) - 48
     if not len(code) or code.min() < 0 or code.max() > 63 or code[-1] & 32:
         raise UserError("the run-length code is cut off or holds other characters than it may")
     last = np.flatnonzero(code & 32 == 0)  # character that ends each number

@@ -29,6 +29,7 @@ from utils.data.polygons import (
     fault_of,
     is_stray,
     polygons_in,
+    short,
 )
 from utils.paths import resolve
 
@@ -144,7 +145,8 @@ def find_images(
         )
         example = next(iter(names), "")
         raise FileNotFoundError(
-            f"{annotations}: no picture of it, such as {example!r}, is in {', '.join(map(str, candidates[:3]))}; "
+            f"{annotations}: no picture of it, such as {short(example)}, is in "
+            f"{', '.join(map(str, candidates[:3]))}; "
             f"say where they are: {flag.name}|images=FOLDER{ambiguous}"
         )
     return best

@@ -11,7 +11,6 @@ beside the file, 0 outside. [NEG] in an answer says that something is not in the
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +26,7 @@ from model.files import read_text, split_lines
 from model.sequence import SequenceFormat
 from model.tokens import NEG, SEG, Special, Text
 from utils.data.base import MISSING, Dataset, well_formed
-from utils.data.files import FolderListing
+from utils.data.files import FolderListing, parse_json
 from utils.data.frames import Drawn
 from utils.data.image_names import Alike, find_file
 from utils.data.images import read_label
@@ -196,7 +195,7 @@ def read_lines(path: Path) -> list[Line]:
         if not text.strip():
             continue
         try:
-            lines.append(parse_line(number, json.loads(text)))
+            lines.append(parse_line(number, parse_json(text)))
         except (ValueError, RecursionError) as problem:
             raise UserError(f"{path}, line {number}: {problem}") from None
     return lines

@@ -47,8 +47,9 @@ def form_of(segmentation: Any) -> str:
     if type(segmentation[0]) in NUMBERS:
         return FLAT
     first = segmentation[0]
-    is_paired = isinstance(first, list) and first and (len(first) == 2 or isinstance(first[0], list))
-    return PAIRS if is_paired else ""
+    if isinstance(first, list) and first and isinstance(first[0], list):
+        return PAIRS
+    return PAIRS if len(segmentation) > 1 and all(_is_pair(part) for part in segmentation) else ""
 
 
 def polygons_in(segmentation: list[Any]) -> list[list[float]]:

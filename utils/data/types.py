@@ -23,6 +23,12 @@ IGNORE = 65535
 # Class id of pixels that are known to belong to none of the classes: nothing is asked about them, but a mask that
 # claims them is wrong.
 NOTHING = 65534
+MAX_REASON = 600  # characters of what is said about one item
+
+
+def cut(text: str, most: int = MAX_REASON) -> str:
+    """A message without its middle where it is longer than `most`, as with a file name of 5,000 characters."""
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
 
 
 class UnusableItemError(UserError):
@@ -32,6 +38,7 @@ class UnusableItemError(UserError):
     """
 
     def __init__(self, path: str | Path, reason: str) -> None:
+        reason = cut(reason)
         super().__init__(f"{path}: {reason}")
         self.path = str(path)
         self.reason = reason
