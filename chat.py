@@ -25,6 +25,7 @@ from torch import Tensor
 from model.errors import UserError
 from model.lasagna import LasagnaForConditionalGeneration
 from model.loading import load_model
+from model.outputs import EncodedImage
 from model.sequence import spoken
 from utils.colours import MASK_COLOURS, Colour, class_colour
 from utils.commands import command, one_line
@@ -100,7 +101,7 @@ def read_picture(text: str, flag: str = "") -> np.ndarray:
 
 def ask(
     model: LasagnaForConditionalGeneration,
-    image: np.ndarray,
+    image: np.ndarray | EncodedImage,
     config: ChatConfig,
     *,
     prompt: str = "",
@@ -128,7 +129,7 @@ def ask(
 
 
 def ask_in_words(
-    model: LasagnaForConditionalGeneration, image: np.ndarray, prompt: str, config: ChatConfig
+    model: LasagnaForConditionalGeneration, image: np.ndarray | EncodedImage, prompt: str, config: ChatConfig
 ) -> Answer:
     """A generated answer. Its masks have the names that the user used, where the answer repeats them."""
     answer = model.chat(image, prompt, max_new_tokens=config.max_new_tokens)
@@ -208,9 +209,10 @@ def converse(model: LasagnaForConditionalGeneration, config: ChatConfig) -> None
                 print(HELP)
             elif command == "image":
                 image, stem, number = read_picture(text), Path(resolve(text)).stem, 0
+                encoded = model.encode(image)  # once for all questions about it
             elif text:
                 number += 1
-                tell(ask(model, image, config, **{command: text}), image, f"{stem}_{number}", config)
+                tell(ask(model, encoded, config, **{command: text}), image, f"{stem}_{number}", config)
         except (UserError, OSError) as problem:
             print(one_line(problem))  # and ask again
 

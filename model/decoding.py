@@ -128,6 +128,8 @@ def decode_choices(
     """
     if not len(plans) == len(prompt_embeds) == len(prompt_mask):
         raise ValueError(f"{len(plans)} plans for {len(prompt_embeds)} prompts")
+    if not plans:
+        return []
     margin_needed = _logit(0.5 if presence_threshold is None else presence_threshold)
     if rethreshold is not None and not 0 <= rethreshold <= 1:
         raise UserError(f"rethreshold must be in [0, 1], got {rethreshold}")

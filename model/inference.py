@@ -11,16 +11,16 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import Tensor
-from transformers import DynamicCache
 
 from model.answers import DEFAULT_MATCH_DISTANCE, read_answer
 from model.conversation import Conversation
 from model.decoding import decode_choices
 from model.errors import UserError
-from model.outputs import ChatAnswer, Segmentation
+from model.greedy import greedy
+from model.outputs import ChatAnswer, EncodedImage, Segmentation
 from model.processor import LasagnaProcessor
-from model.prompts import read_prompts
+from model.prompts import encode_batch, read_prompts
+from model.sequence import class_names
 from model.tokens import Text
 
 DEFAULT_NEW_TOKENS = 256  # of the API, chat.py, test_sem.py and validation alike
@@ -28,11 +28,32 @@ TOKENS_PER_CLASS = 16  # enough for any class name with its choice, where an ans
 
 
 class InferenceMixin:
-    """`segment`, `segment_batch`, `chat` and `generate_batch` of `LasagnaForConditionalGeneration`."""
+    """`encode`, `segment`, `chat` and their batch forms, of `LasagnaForConditionalGeneration`."""
+
+    def encode(self, image: np.ndarray, *, processor: LasagnaProcessor | None = None) -> EncodedImage:
+        """A (height, width, 3) uint8 RGB image for several questions: its encoders, most of an answer, run once.
+
+        `segment`, `chat` and their batch forms take it for the image and answer as they do to the image itself. It
+        belongs to this model as it is now, and to this processor.
+        """
+        [encoded] = self.encode_batch([image], processor=processor)
+        return encoded
+
+    @torch.no_grad()
+    def encode_batch(
+        self, images: Sequence[np.ndarray | EncodedImage], *, processor: LasagnaProcessor | None = None
+    ) -> list[EncodedImage]:
+        """`encode` of many images at once; those that are encoded already stay."""
+        fresh = [image for image in images if not isinstance(image, EncodedImage)]
+        if not fresh:
+            return list(images)
+        with self._evaluating():
+            found = iter(encode_batch(self, processor or self._own_processor(), fresh))
+        return [image if isinstance(image, EncodedImage) else next(found) for image in images]
 
     def segment(
         self,
-        image: np.ndarray,
+        image: np.ndarray | EncodedImage,
         classes: Sequence[str],
         *,
         processor: LasagnaProcessor | None = None,
@@ -56,7 +77,7 @@ class InferenceMixin:
     @torch.no_grad()
     def segment_batch(
         self,
-        images: Sequence[np.ndarray],
+        images: Sequence[np.ndarray | EncodedImage],
         classes: Sequence[Sequence[str]],
         *,
         processor: LasagnaProcessor | None = None,
@@ -68,7 +89,7 @@ class InferenceMixin:
         """Answers one complex query for each image.
 
         Args:
-            images: (height, width, 3) uint8 RGB each.
+            images: (height, width, 3) uint8 RGB each, or as `encode` gives it. No images are no answers.
             classes: for each image the class names to look for.
             processor: the model's own if not given.
             presence_threshold: probability from which a class counts as present; None: the likelier choice.
@@ -80,20 +101,27 @@ class InferenceMixin:
                 model that answers every class.
 
         Raises:
-            ValueError: an image has no classes, the lists differ in length, or a threshold is given to a model
-                that answers freely and so has no probabilities.
+            ValueError: an image has no classes or one string in place of a list, the lists differ in length, or a
+                threshold is given to a model that answers freely and so has no probabilities.
         """
         processor = processor or self._own_processor()
-        if len(images) != len(classes):
-            raise ValueError(f"{len(images)} images but {len(classes)} lists of classes")
+        if isinstance(classes, str) or len(images) != len(classes):
+            what = (
+                "the string " + repr(classes)
+                if isinstance(classes, str)
+                else f"{len(classes)} lists of classes"
+            )
+            raise ValueError(f"{len(images)} images but {what}; pass a list of class names for each image")
         limit = self.config.num_all_classes if classes_per_query is None else classes_per_query
         if limit < 1:
             raise UserError(f"classes_per_query must be at least 1, got {limit}")
         queries = [
-            (index, tuple(names[start : start + limit]))
-            for index, names in enumerate(classes)
-            for start in range(0, max(len(names), 1), limit)
+            (index, names[start : start + limit])
+            for index, names in enumerate(map(class_names, classes))
+            for start in range(0, len(names), limit)
         ]
+        if not queries:
+            return []
         with self._evaluating():
             if processor.format.answers_every_class:
                 return self._segment_constrained(images, queries, processor, presence_threshold, rethreshold)
@@ -106,7 +134,7 @@ class InferenceMixin:
 
     def chat(
         self,
-        image: np.ndarray,
+        image: np.ndarray | EncodedImage,
         text: str | Text | Conversation,
         *,
         processor: LasagnaProcessor | None = None,
@@ -122,7 +150,7 @@ class InferenceMixin:
     @torch.no_grad()
     def generate_batch(
         self,
-        images: Sequence[np.ndarray],
+        images: Sequence[np.ndarray | EncodedImage],
         conversations: Sequence[Conversation],
         *,
         image_of_row: Sequence[int] | None = None,
@@ -132,18 +160,20 @@ class InferenceMixin:
         """Greedy answers to conversations that end with the user.
 
         Args:
-            images: (height, width, 3) uint8 RGB each; each is encoded once.
+            images: (height, width, 3) uint8 RGB each, or as `encode` gives it; each is encoded once.
             conversations: one for each image, or as many as `image_of_row` says.
             image_of_row: for each conversation the index of its image.
             max_new_tokens: the answer is cut after this many tokens.
         """
         processor = processor or self._own_processor()
         owners = list(range(len(images))) if image_of_row is None else list(image_of_row)
+        if not conversations and not owners:
+            return []
         with self._evaluating():
             prompts = read_prompts(self, processor, images, conversations, owners)
             eos = processor.token_ids.eos
-            tokens, states = self._greedy(
-                prompts.embeddings, prompts.mask, eos, max_new_tokens, cache=prompts.cache
+            tokens, states = greedy(
+                self, prompts.embeddings, prompts.mask, eos, max_new_tokens, cache=prompts.cache
             )
             seg = processor.token_ids.seg
             chosen = [
@@ -161,46 +191,9 @@ class InferenceMixin:
             for row, row_masks in zip(tokens, masks, strict=True)
         ]
 
-    def _greedy(
-        self,
-        prompt: Tensor,
-        mask: Tensor,
-        eos: int,
-        max_new_tokens: int,
-        *,
-        cache: DynamicCache | None = None,
-    ) -> tuple[list[list[int]], list[Tensor]]:
-        """For each row its new tokens and the states (num_new, hidden_dim) that decided on them.
-
-        prompt, mask, cache: as in `model.prompts.Prompts`; the cache is used up.
-        """
-        cache = DynamicCache() if cache is None else cache
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -prompt.shape[1] :]
-        tokens: list[list[int]] = [[] for _ in range(len(prompt))]
-        states: list[list[Tensor]] = [[] for _ in range(len(prompt))]
-        step, open_rows = prompt, list(range(len(prompt)))
-        for _ in range(max_new_tokens):
-            state = self.language_states(step, mask, positions, cache)[:, -1]
-            token = self.text_logits(state).argmax(-1)
-            for row, new, deciding in zip(open_rows, to_host(token), state, strict=True):
-                tokens[row].append(new)
-                states[row].append(deciding)
-            going_on = [place for place, row in enumerate(open_rows) if tokens[row][-1] != eos]
-            if not going_on:
-                break
-            positions = positions[:, -1:] + 1
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            if len(going_on) < len(open_rows):  # a finished row is not computed any more
-                open_rows = [open_rows[place] for place in going_on]
-                kept = torch.tensor(going_on, device=mask.device)
-                cache.batch_select_indices(kept)
-                token, mask, positions = token[kept], mask[kept], positions[kept]
-            step = self.embed(token.unsqueeze(1))
-        return tokens, [torch.stack(row) if row else prompt[0, :0] for row in states]
-
     def _segment_constrained(
         self,
-        images: Sequence[np.ndarray],
+        images: Sequence[np.ndarray | EncodedImage],
         queries: list[tuple[int, tuple[str, ...]]],
         processor: LasagnaProcessor,
         presence_threshold: float | None,
@@ -237,7 +230,7 @@ class InferenceMixin:
 
     def _segment_freely(
         self,
-        images: Sequence[np.ndarray],
+        images: Sequence[np.ndarray | EncodedImage],
         queries: list[tuple[int, tuple[str, ...]]],
         processor: LasagnaProcessor,
         match_distance: float,
@@ -290,8 +283,3 @@ class InferenceMixin:
 def rows_of_images(owners: Sequence[int], num_images: int) -> list[list[int]]:
     """For each image the indices of its rows, in order."""
     return [[row for row, owner in enumerate(owners) if owner == image] for image in range(num_images)]
-
-
-def to_host(tokens: Tensor) -> list[int]:
-    """The one place where generation waits for the device."""
-    return tokens.tolist()

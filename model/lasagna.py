@@ -206,6 +206,8 @@ class LasagnaForConditionalGeneration(InferenceMixin, ExactBuffers, PreTrainedMo
         self, states: Sequence[Tensor], images: EncodedImages, owners: Sequence[int]
     ) -> Sequence[Tensor]:
         """As `decode_masks`, but (n_i, 4 * grid, 4 * grid) as SAM's decoder gives them."""
+        if not states:
+            return []
         counts = [len(group) for group in states]
         image_of_mask = [owner for owner, count in zip(owners, counts, strict=True) for _ in range(count)]
         prompts = torch.cat(list(states))

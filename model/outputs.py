@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
 from model.losses import Losses
 
 Size = tuple[int, int]  # (height, width) in pixels
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EncodedImage:
+    """What both encoders make of one image: `model.encode` gives it, and every question may take it for the image.
+
+    The language model's keys and values of the image are not part of it: they would be 300 MB for a 7B model, and
+    answers on top of them differ in their last bits from those of one pass.
+    """
+
+    features: Tensor  # (num_image_tokens, hidden_dim) for the language model
+    embedding: Tensor  # (prompt_embed_dim, grid, grid) for SAM's mask decoder
+    resized_size: Size
+    original_size: Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +39,25 @@ class EncodedImages:
 
     def __len__(self) -> int:
         return len(self.original_sizes)
+
+    def __getitem__(self, index: int) -> EncodedImage:
+        """One image of the batch; IndexError behind the last."""
+        return EncodedImage(
+            features=self.features[index],
+            embedding=self.embeddings[index],
+            resized_size=self.resized_sizes[index],
+            original_size=self.original_sizes[index],
+        )
+
+    @classmethod
+    def of(cls, images: Sequence[EncodedImage]) -> EncodedImages:
+        """A batch of images that were encoded before, wherever that was."""
+        return cls(
+            features=torch.stack([image.features for image in images]),
+            embeddings=torch.stack([image.embedding for image in images]),
+            resized_sizes=[image.resized_size for image in images],
+            original_sizes=[image.original_size for image in images],
+        )
 
 
 @dataclass

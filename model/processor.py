@@ -164,12 +164,7 @@ class LasagnaProcessor:
             sam_needs: `sam_images` holds only these pictures, in this order, because the embeddings of the others
                 are known; none: it is None. By default, all.
         """
-        if len(conversations) != len(image_of_row):
-            raise ValueError(
-                f"{len(conversations)} conversations but {len(image_of_row)} entries in image_of_row"
-            )
-        if not all(0 <= image < len(images) for image in image_of_row):
-            raise ValueError(f"image_of_row {list(image_of_row)} does not fit {len(images)} images")
+        check_rows(conversations, image_of_row, len(images))
         encoded = [row if isinstance(row, Encoded) else self.encode(row) for row in conversations]
         owners = list(image_of_row)
         if pack_rows:
@@ -187,8 +182,8 @@ class LasagnaProcessor:
             owners = [owner for owner, _ in packed]
             batch = self._pad_packed([row for _, row in packed])
         else:
-            batch = self._pad_rows(encoded, padding_side)
-        batch |= self._pad_images(images, fast_resize, sam_needs)
+            batch = self.row_inputs(encoded, padding_side)
+        batch |= self.image_inputs(images, fast_resize, sam_needs)
         batch["image_of_row"] = torch.tensor(owners, dtype=torch.long)
         batch |= self._find_segs(batch["input_ids"], owners)
         if masks is None:
@@ -199,7 +194,8 @@ class LasagnaProcessor:
             _check_masks(masks, images, batch["seg_images"])
         return batch
 
-    def _pad_rows(self, encoded: Sequence[Encoded], side: str) -> dict[str, Tensor]:
+    def row_inputs(self, encoded: Sequence[Encoded], side: str) -> dict[str, Tensor]:
+        """Ids, labels and mask (N, T) of at least one conversation, padded at the "left" or "right" side."""
         if side not in ("left", "right"):
             raise ValueError(f"padding_side must be 'left' or 'right', got {side!r}")
         length = max(len(row.input_ids) for row in encoded)
@@ -230,9 +226,13 @@ class LasagnaProcessor:
             "segment_ids": segments,
         }
 
-    def _pad_images(
-        self, images: Sequence[np.ndarray], fast_resize: bool, sam_needs: Collection[int] | None = None
+    def image_inputs(
+        self,
+        images: Sequence[np.ndarray],
+        fast_resize: bool = False,
+        sam_needs: Collection[int] | None = None,
     ) -> dict[str, Any]:
+        """What both encoders take of at least one image, with the sizes; arguments as in `collate`."""
         needed = range(len(images)) if sam_needs is None else sam_needs
         return {
             "clip_images": torch.from_numpy(
@@ -265,6 +265,18 @@ class LasagnaProcessor:
         }
 
 
+def check_rows(conversations: Sequence[object], image_of_row: Sequence[int], num_images: int) -> None:
+    """Raises a ValueError unless there are conversations, each about one of the images."""
+    if len(conversations) != len(image_of_row):
+        raise ValueError(
+            f"{len(conversations)} conversations but {len(image_of_row)} entries in image_of_row"
+        )
+    if not conversations:
+        raise ValueError("a batch needs at least one conversation, got none")
+    if not all(0 <= image < num_images for image in image_of_row):
+        raise ValueError(f"image_of_row {list(image_of_row)} does not fit {num_images} images")
+
+
 def longest_side_size(height: int, width: int, longest_side: int) -> tuple[int, int]:
     """(height, width) after resizing to `longest_side`, rounded as segment_anything does."""
     scale = longest_side * 1.0 / max(height, width)
@@ -283,6 +295,8 @@ def pad_to_square(image: np.ndarray, mean: Sequence[float]) -> np.ndarray:
 
 
 def _check_image(image: np.ndarray) -> None:
+    if not isinstance(image, np.ndarray):
+        raise ValueError(f"expected a (height, width, 3) uint8 array, got {type(image).__name__}")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ValueError(f"expected a (height, width, 3) uint8 picture, got {image.shape} {image.dtype}")
 

@@ -8,7 +8,7 @@ fewer tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from model.conversation import Conversation
-from model.outputs import EncodedImages
+from model.outputs import EncodedImage, EncodedImages
 from model.packing import shared_prefix
-from model.processor import LasagnaProcessor
+from model.processor import LasagnaProcessor, check_rows
 
 if TYPE_CHECKING:
     from model.lasagna import LasagnaForConditionalGeneration
@@ -40,20 +40,27 @@ class Prompts:
 def read_prompts(
     model: LasagnaForConditionalGeneration,
     processor: LasagnaProcessor,
-    images: Sequence[np.ndarray],
+    images: Sequence[np.ndarray | EncodedImage],
     conversations: Sequence[Conversation],
     image_of_row: Sequence[int],
 ) -> Prompts:
-    """Encodes (height, width, 3) uint8 images and conversations about them that end with the user.
+    """Encodes (height, width, 3) uint8 images, unless they are encoded, and conversations that end with the user.
 
     Raises:
-        ValueError: images are asked several times, and the prompts do not begin alike.
+        ValueError: there is nothing to answer; a conversation ends with its answer, or is about an image that is not
+            there; images are asked several times, and the prompts do not begin alike.
     """
+    check_rows(conversations, image_of_row, len(images))
+    for conversation in conversations:
+        if conversation.turns[-1].role != "user":
+            raise ValueError(
+                f"a conversation to be answered ends with the user, got {conversation.turns[-1]}"
+            )
     encoded = [processor.encode(conversation) for conversation in conversations]
-    batch = processor.collate(images, encoded, image_of_row, padding_side="left")
-    batch = move_batch(batch, model.device)
-    found = model.encode_images(**{name: batch[name] for name in IMAGE_ARGUMENTS})
-    ids, mask, owners = batch["input_ids"], batch["attention_mask"], batch["image_of_row"]
+    found = encode_batch(model, processor, images)
+    rows = move_batch(processor.row_inputs(encoded, "left"), model.device)
+    ids, mask = rows["input_ids"], rows["attention_mask"]
+    owners = torch.tensor(list(image_of_row)).to(model.device, non_blocking=True)
     cache = DynamicCache()
     if len(set(image_of_row)) == len(image_of_row):
         embeddings = model.embed(ids, found.features[owners])
@@ -70,6 +77,47 @@ def read_prompts(
         embeddings=model.embed(ids[:, length:]),
         mask=torch.cat([mask.new_ones(len(ids), length), own], dim=1),
         cache=cache,
+    )
+
+
+def encode_batch(
+    model: LasagnaForConditionalGeneration,
+    processor: LasagnaProcessor,
+    images: Sequence[np.ndarray | EncodedImage],
+) -> EncodedImages:
+    """At least one image, encoded; those that are encoded already are taken as they are.
+
+    Raises:
+        ValueError: an image was encoded by another model.
+    """
+    fresh = [image for image in images if not isinstance(image, EncodedImage)]
+    if fresh:
+        found = model.encode_images(**move_batch(processor.image_inputs(fresh), model.device))
+        if len(fresh) == len(images):
+            return found
+    rest = iter(found[index] for index in range(len(fresh)))
+    return EncodedImages.of(
+        [
+            _at_home(image, model, processor) if isinstance(image, EncodedImage) else next(rest)
+            for image in images
+        ]
+    )
+
+
+def _at_home(
+    image: EncodedImage, model: LasagnaForConditionalGeneration, processor: LasagnaProcessor
+) -> EncodedImage:
+    """The image on the model's device."""
+    settings = model.config.sam_settings
+    features = processor.num_image_tokens, model.config.vlm_config.text_config.hidden_size
+    embedding = settings.prompt_embed_dim, *settings.grid_size
+    found = tuple(image.features.shape), tuple(image.embedding.shape)
+    if found != (features, embedding):
+        raise ValueError(
+            f"the image was encoded by another model (shapes {found}, here {(features, embedding)}); encode it again"
+        )
+    return replace(
+        image, features=image.features.to(model.device), embedding=image.embedding.to(model.device)
     )
 
 

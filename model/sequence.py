@@ -73,9 +73,7 @@ class SequenceFormat:
 
     def query(self, classes: Sequence[str]) -> Text:
         """What the user asks, for the given class names."""
-        if not classes:
-            raise UserError("a query needs at least one class name")
-        names = ", ".join(spoken(name) for name in classes)
+        names = ", ".join(spoken(name) for name in class_names(classes))
         if self.name == "release":
             listed = (Special(CAT_START), f" {names} ", Special(CAT_END))
             return (Special(SEMANTIC), "Segment this image.", *listed)
@@ -134,6 +132,19 @@ TOKENS_OF_FORMAT: dict[str, tuple[str, str | None]] = {
     "release": (INS, NO_INS),
     "lisa": (SEG, None),
 }
+
+
+def class_names(classes: Sequence[str]) -> tuple[str, ...]:
+    """The class names of one query. Raises ValueError for none, for what is no name, and for one bare string."""
+    if isinstance(classes, str):
+        raise UserError(f"classes are a list of names, got the string {classes!r}; pass [{classes!r}]")
+    names = tuple(classes)
+    if not names:
+        raise UserError("a query needs at least one class name")
+    for name in names:
+        if not isinstance(name, str):
+            raise UserError(f"a class name is a string, got {name!r}")
+    return names
 
 
 def spoken(name: str) -> str:

@@ -88,7 +88,7 @@ def batch_of(ids, mask, images, owners, processor):
         "input_ids": ids,
         "attention_mask": mask,
         "image_of_row": torch.tensor(owners),
-        **processor._pad_images(images, fast_resize=False),
+        **processor.image_inputs(images),
         **processor._find_segs(ids, owners),
     }
 

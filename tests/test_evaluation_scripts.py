@@ -33,6 +33,12 @@ class KnowingModel(torch.nn.Module):
     config = SimpleNamespace(num_all_classes=80)
     device = torch.device("cpu")
 
+    def encode_batch(self, images, **_):
+        return images
+
+    def encode(self, image):
+        return image
+
     def segment_batch(self, images, classes, **_):
         return [self.segment(image, names) for image, names in zip(images, classes, strict=True)]
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from merge_lora_weights_and_save_hf_model import main as merge_script
+from model.greedy import greedy
 from model.interop import training
 from model.interop.training import apply_training_weights
 from model.loading import load_model
@@ -197,12 +198,12 @@ def test_greedy_generation_equals_the_released_code(shared_model, path):
     length = json.loads(path.with_suffix(".json").read_text())["max_new_tokens"]
     ids = numbers["input_ids"]
     prompt, _, mask = expand(ids, ids, np.ones_like(ids), processor)
-    images = processor._pad_images([numbers["image0"]], fast_resize=False)
+    images = processor.image_inputs([numbers["image0"]])
     seg = processor.token_ids.seg
     with torch.no_grad():
         encoded = model.encode_images(**images)
         embeddings = model.embed(prompt, encoded.features)
-        [tokens], [states] = model._greedy(embeddings, mask, processor.token_ids.eos, length)
+        [tokens], [states] = greedy(model, embeddings, mask, processor.token_ids.eos, length)
         assert tokens == numbers["output_ids"][0, ids.shape[1] :].tolist()
         # Their masks include those of the prompt's tokens, each from the state before it.
         asked = model.language_states(embeddings, mask)[0]
@@ -239,7 +240,7 @@ def test_preprocessing_equals_the_released_code(shared_model, path):
             resized = processor.sam_image(image)
             expected = numbers[f"{name}_sam_resized_s8"]
             assert np.array_equal(resized.transpose(1, 2, 0)[::8, ::8], expected), name
-            images = processor._pad_images([image], fast_resize=False)
+            images = processor.image_inputs([image])
             shared_model.sam.encode(images["sam_images"], images["resized_sizes"])
             close(seen[-1][0, :, ::16, ::16], numbers[f"{name}_sam_preprocessed_s16"], f"SAM input of {name}")
             clip = processor.clip_image(image)

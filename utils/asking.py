@@ -13,7 +13,7 @@ from model.answers import DEFAULT_MATCH_DISTANCE, FreeAnswer, read_answer
 from model.conversation import Conversation
 from model.errors import UserError
 from model.inference import DEFAULT_NEW_TOKENS, TOKENS_PER_CLASS
-from model.outputs import ChatAnswer
+from model.outputs import ChatAnswer, EncodedImage
 from model.prompts import move_batch
 from model.sequence import SequenceFormat
 from model.tokens import Text
@@ -131,11 +131,12 @@ def ask_for_masks(
     judged.
     """
     ask = _read_answers if settings.teacher_forced else _generate
+    seen = images if settings.teacher_forced else model.encode_batch(images, processor=processor)
     answers: list[list[MaskAnswer]] = [[] for _ in images]
     for owners, asked in _slices(queries, settings.val_batch_size * ROWS_PER_IMAGE):
         used = sorted(set(owners))  # an image is encoded once for all of its rows
         rows = [used.index(owner) for owner in owners]
-        spoken = ask(model, processor, [images[owner] for owner in used], asked, rows, settings)
+        spoken = ask(model, processor, [seen[owner] for owner in used], asked, rows, settings)
         for owner, answer in zip(owners, spoken, strict=True):
             mask = union_mask(answer.masks, images[owner].shape[:2])
             answers[owner].append(MaskAnswer(text=answer.text, mask=mask))
@@ -163,12 +164,14 @@ def ask_freely(
     flat = [names for of_image in asked for names in of_image]
     most = TOKENS_PER_CLASS * (max((len(names) for names in flat), default=0) + 1)
     answers: list[list[tuple[tuple[str, ...], FreeAnswer]]] = [[] for _ in images]
+    encoded = model.encode_batch(images, processor=processor)  # once, however many queries there are
     done = 0
     for owners, texts in _slices(queries, settings.val_batch_size * ROWS_PER_IMAGE):
         used = sorted(set(owners))
         rows = [used.index(owner) for owner in owners]
-        pictures = [images[owner] for owner in used]
-        spoken = _generate(model, processor, pictures, texts, rows, settings, max_new_tokens=most)
+        spoken = _generate(
+            model, processor, [encoded[i] for i in used], texts, rows, settings, max_new_tokens=most
+        )
         asked_now = flat[done : done + len(owners)]
         for owner, names, answer in zip(owners, asked_now, spoken, strict=True):
             read = read_answer(answer, names, processor.format, max_distance=settings.match_distance)
@@ -207,7 +210,7 @@ def _slices(queries: Sequence[Sequence[Text]], most: int) -> Iterator[tuple[list
 def _generate(
     model: Any,
     processor: Any,
-    images: Sequence[np.ndarray],
+    images: Sequence[np.ndarray | EncodedImage],
     queries: Sequence[Text],
     image_of_row: Sequence[int],
     settings: EvaluationSettings,

@@ -152,11 +152,12 @@ def segment(
     if not pictures:
         return []
     at_once = (settings.classes_per_query or model.config.num_all_classes) * ROWS_PER_IMAGE
+    encoded = model.encode_batch(pictures, processor=processor)
     masks: list[list[torch.Tensor]] = [[] for _ in pictures]
     present: list[dict[int, float]] = [{} for _ in pictures]
     for start in range(0, len(classes), at_once):
         answers = model.segment_batch(
-            pictures,
+            encoded,
             [classes[start : start + at_once]] * len(pictures),
             processor=processor,
             presence_threshold=settings.presence_threshold,

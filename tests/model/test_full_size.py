@@ -12,9 +12,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
-from model import inference
 from model.config import LasagnaConfig
 from model.decoding import AnswerPlan, decode_choices
+from model.greedy import greedy
 from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import add_lora, mark_trainable
 from model.prompts import IMAGE_ARGUMENTS
@@ -133,9 +133,9 @@ def prompts(model):
 def test_an_answer_is_generated_and_drawn_on_a_gpu(prompts, monkeypatch):
     model, images, prompt, mask = prompts
     words = iter([[5, 5, 5], [6, 6, 2], [2, 2]])
-    monkeypatch.setattr(inference, "to_host", lambda tokens: next(words))
+    monkeypatch.setattr("model.greedy.to_host", lambda tokens: next(words))
     with FAKE, torch.no_grad():
-        tokens, states = model._greedy(prompt, mask, eos=2, max_new_tokens=9)
+        tokens, states = greedy(model, prompt, mask, eos=2, max_new_tokens=9)
         assert tokens == [[5, 6, 2], [5, 6, 2], [5, 2]]
         masks = model.decode_masks([state[1:] for state in states], images, [0, 0, 1])
         assert [tuple(m.shape) for m in masks] == [(2, *ORIGINAL[0]), (2, *ORIGINAL[0]), (1, *ORIGINAL[1])]

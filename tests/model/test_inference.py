@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from model.conversation import Conversation
+from model.greedy import greedy
 from model.prompts import read_prompts
 from tests.tiny_weights import picture
 from tests.watching import passes_of
@@ -91,12 +92,12 @@ def test_generated_answers_have_the_tokens_and_states_of_the_finished_text(model
     """Rows of one image and of several, some of which end earlier than others."""
     eos = model.processor.token_ids.eos
     prompts = read_prompts(model, model.processor, IMAGES, QUESTIONS, OWNERS)
-    free, _ = model._greedy(prompts.embeddings, prompts.mask, eos, 8, cache=prompts.cache)
+    free, _ = greedy(model, prompts.embeddings, prompts.mask, eos, 8, cache=prompts.cache)
     # The untrained model never ends by itself: what the first row says third is made the end token.
     end = free[0][2]
     prompts = read_prompts(model, model.processor, IMAGES, QUESTIONS, OWNERS)
     work.clear()
-    tokens, states = model._greedy(prompts.embeddings, prompts.mask, end, 8, cache=prompts.cache)
+    tokens, states = greedy(model, prompts.embeddings, prompts.mask, end, 8, cache=prompts.cache)
     assert tokens == [row[: row.index(end) + 1] if end in row else row for row in free]
     assert len(tokens[0]) <= 3
     for step, (rows, _) in enumerate(work):

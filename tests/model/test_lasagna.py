@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -5,8 +7,11 @@ import torch.nn.functional as F
 
 from model.conversation import Conversation
 from model.lora import add_lora, mark_trainable
+from model.sequence import SequenceFormat
 from model.tokens import SEG, Special
 from tests.tiny_weights import picture
+from utils.asking import EvaluationSettings, ask_for_masks, ask_for_text, ask_freely
+from utils.predict import segment
 
 IMAGES = [picture(40, 60, seed=1), picture(50, 30, seed=2)]
 
@@ -285,12 +290,46 @@ def test_asking_does_not_change_the_mode(tiny_model):
     assert tiny_model.training
 
 
+@pytest.mark.parametrize("format", ["paper", "lisa"])
+def test_nothing_asked_is_nothing_answered(tiny_model, monkeypatch, format):
+    processor = replace(tiny_model.processor, format=SequenceFormat.named(format))
+    monkeypatch.setattr(tiny_model.sam, "encode", lambda *_: pytest.fail("an encoder ran"))
+    assert tiny_model.segment_batch([], [], processor=processor) == []
+    assert tiny_model.generate_batch([], [], processor=processor) == []
+    assert tiny_model.generate_batch(IMAGES, [], image_of_row=[], processor=processor) == []
+    assert tiny_model.encode_batch([]) == []
+    settings = EvaluationSettings()
+    assert ask_for_masks(tiny_model, processor, [], [], settings) == []
+    assert ask_freely(tiny_model, processor, [], [], settings) == []
+    assert ask_for_text(tiny_model, processor, [], [], settings) == []
+    assert segment(tiny_model, processor, [], ["dog"], settings) == []
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda m: m.segment_batch(IMAGES, [["dog"]]), "2 images but 1"),
         (lambda m: m.segment(IMAGES[0], ["dog"], classes_per_query=0), "at least 1"),
         (lambda m: m.segment(IMAGES[0], []), "at least one class"),
+        (lambda m: m.segment_batch(IMAGES, [["dog"], []]), "at least one class"),
+        (lambda m: m.segment(IMAGES[0], "dog"), r"the string 'dog'; pass \['dog'\]"),
+        (lambda m: m.segment_batch(IMAGES, [["dog"], "tree"]), r"the string 'tree'; pass \['tree'\]"),
+        (lambda m: m.segment_batch(IMAGES, ["dog", "tree"]), r"the string 'dog'"),
+        (lambda m: m.segment_batch(IMAGES[:1], "x"), "1 images but the string 'x'"),
+        (lambda m: m.segment(IMAGES[0], [3]), "a class name is a string, got 3"),
+        (lambda m: m.segment_batch([], [["dog"]]), "0 images but 1"),
+        (lambda m: m.segment_batch(IMAGES, []), "2 images but 0"),
+        (lambda m: m.processor.plan("dog"), r"the string 'dog'"),
+        (lambda m: m.generate_batch(IMAGES, []), "0 conversations but 2"),
+        (lambda m: m.generate_batch([], [Conversation.of("dog?")]), "1 conversations but 0"),
+        (
+            lambda m: m.generate_batch([], [Conversation.of("dog?")], image_of_row=[0]),
+            "does not fit 0 images",
+        ),
+        (lambda m: m.chat(IMAGES[0], Conversation.of("dog?", "No.")), "ends with the user, got No"),
+        (lambda m: m.chat([IMAGES[0]], "dog?"), "uint8 array, got list"),
+        (lambda m: m.processor.collate([], [], []), "at least one conversation"),
+        (lambda m: m.processor.collate(IMAGES, [], [], pack_rows=True), "at least one conversation"),
     ],
 )
 def test_impossible_questions_are_refused(tiny_model, call, message):
