@@ -99,10 +99,10 @@ def read_class_file(path: Path) -> ClassFile:
     )
 
 
-def no_class_remarks(names: Sequence[str]) -> list[str]:
-    """A line about each name that probably is no class, and what to write if it is none."""
+def no_class_remarks(names: Sequence[str], cure: str = "write {word!r}") -> list[str]:
+    """A line about each name that probably is no class, and what to do if it is none."""
     return [
-        f"{name!r} will be asked like any other class; write {NO_CLASS_NAMES[key]!r} if it is none"
+        f"{name!r} will be asked like any other class; {cure.format(word=NO_CLASS_NAMES[key])} if it is none"
         for name in names
         if (key := normalize_name(name).strip()) in NO_CLASS_NAMES
     ]

@@ -116,11 +116,20 @@ def classes_in(image: Mapping[str, Any], key: str, class_of: Mapping[Any, int]) 
     return {class_of[category] for written in ids if (category := id_of(written)) in class_of}
 
 
+LABELME_WORDS = ("_background_", "__ignore__")  # of its class lists, which are no classes
+
+
+def is_labelmes_word(name: str) -> bool:
+    """Whether a category is one that labelme writes for what has no class."""
+    return name.strip().lower() in LABELME_WORDS
+
+
 def split_groups(content: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
     """The categories that are classes, and the names of those that only group others.
 
     A category that is the supercategory of another one, and that no annotation and no list of an image names, is a
     heading, as Roboflow writes one for every project: nobody looked for it, so it is neither present nor absent.
+    The same holds for `_background_` and `__ignore__`, which labelme puts into every list.
     """
     used = {annotation["category_id"] for annotation in content["annotations"]}
     for image in content["images"]:
@@ -135,7 +144,7 @@ def split_groups(content: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list
         name = normalize_name(category["name"])
         above = category.get("supercategory")
         is_own = isinstance(above, str) and normalize_name(above) == name
-        if category["id"] not in used and groups[name] > is_own:
+        if category["id"] not in used and (groups[name] > is_own or is_labelmes_word(category["name"])):
             headings.append(category["name"])
         else:
             classes.append(category)

@@ -125,15 +125,20 @@ def read_rows(
                     raise UserError(f"{path} is not UTF-8 ({problem}); download it again") from None
 
         reader = csv.DictReader(lines())
-        missing = [column for column in columns if column not in (reader.fieldnames or ())]
-        if missing:
-            raise UserError(
-                f"{path}: no column {', '.join(missing)}; it has {', '.join(reader.fieldnames or ())}"
-            )
-        for row in reader:
-            if any(not row[column] for column in columns):
-                raise UserError(f"{path}, line {reader.line_num}: a column of {', '.join(columns)} is empty")
-            yield reader.line_num, row
+        try:
+            missing = [column for column in columns if column not in (reader.fieldnames or ())]
+            if missing:
+                raise UserError(
+                    f"{path}: no column {', '.join(missing)}; it has {', '.join(reader.fieldnames or ())}"
+                )
+            for row in reader:
+                if any(not row[column] for column in columns):
+                    raise UserError(
+                        f"{path}, line {reader.line_num}: a column of {', '.join(columns)} is empty"
+                    )
+                yield reader.line_num, row
+        except csv.Error as problem:
+            raise UserError(f"{path}, line {reader.line_num}: not CSV ({problem})") from None
 
 
 def find_csv(root: Path, names: Sequence[str], given: Path | None, flag: str) -> Path | None:

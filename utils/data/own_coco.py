@@ -19,7 +19,7 @@ from model.errors import UserError
 from utils.data.base import MISSING, well_formed
 from utils.data.class_lists import ClassList
 from utils.data.class_masks import ClassMaskDataset
-from utils.data.coco_file import classes_in, read_coco, split_groups, spoken_names
+from utils.data.coco_file import classes_in, is_labelmes_word, read_coco, split_groups, spoken_names
 from utils.data.frames import Drawn
 from utils.data.image_names import ImageFiles
 from utils.data.masks import annotated_size
@@ -168,10 +168,12 @@ class OwnCoco(ClassMaskDataset):
     def _read_classes(self, content: Mapping[str, Any]) -> dict[Any, int]:
         """Set the class list; category id -> class index. Categories that only group others are no classes."""
         classes, headings = split_groups(content)
-        if headings:
-            self.note(
-                f"no class, as it only groups others and is never annotated: {', '.join(headings)}", self.file
-            )
+        labelmes = [name for name in headings if is_labelmes_word(name)]
+        groups = [name for name in headings if name not in labelmes]
+        for reason, no_classes in (("only groups others", groups), ("is labelme's word for none", labelmes)):
+            if no_classes:
+                listed = ", ".join(no_classes)
+                self.note(f"no class, as it {reason} and is never annotated: {listed}", self.file)
         names = [category["name"] for category in classes]
         self.classes = ClassList(names, spoken_names(names), f"{self.file}, categories")
         return {category["id"]: index for index, category in enumerate(classes)}

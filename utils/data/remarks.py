@@ -114,7 +114,10 @@ class Remarks:
     def _on_names(self) -> list[str]:
         if not self.is_own or not self.names:
             return []
-        told = no_class_remarks(self.names)
+        if self.id_table is None:  # of annotations, not of label values
+            told = no_class_remarks(self.names, "remove the category")
+        else:
+            told = no_class_remarks(self.names)
         odd = [name for name in self.names if not is_plain(name)]
         garbled = [name for name in self.names if GARBLED.search(name)]
         if garbled:

@@ -158,6 +158,8 @@ def test_a_header_in_the_class_descriptions_is_no_class_and_labels_of_images_are
         ({"descriptions": DESCRIPTIONS + "/m/5,tie\n", "masks": MASKS + ROWS + "e.png,e,/m/5,e,\n"},
          "classes 'tie' and 'tie' have the same name"),
         ({"labels": "ImageID,LabelName,Confidence\nd0ed,/m/4,no\n"}, "line 2: Confidence 'no' is no number"),
+        ({"masks": MASKS + "a.png,d0ed\ra,/m/2,a,\n"}, "segmentation.csv, line .*: not CSV"),
+        ({"masks": MASKS + "a.png," + "d" * 200_000 + ",/m/2,a,\n"}, "segmentation.csv, line .*: not CSV"),
     ],
 )  # fmt: skip
 def test_csv_files_of_another_form_are_refused_in_one_line(tmp_path, capsys, files, message):

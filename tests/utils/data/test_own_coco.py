@@ -381,3 +381,17 @@ def test_a_coordinate_far_away_is_a_skip(tmp_path, recipe, number):
     path = write(tmp_path, content(annotation(5, [[number, *BOX[1:]]])))
     with pytest.raises(UnusableItemError, match="more than 10 sides away"):
         training(path).draw(np.random.default_rng(0), recipe)
+
+
+def test_labelmes_words_are_no_classes_while_nothing_is_drawn_for_them(tmp_path, caplog):
+    written = content(annotation(5, [BOX]))
+    written["categories"] += [{"id": 0, "name": "_background_"}, {"id": 99, "name": "__ignore__"}]
+    path = write(tmp_path, written)
+    assert list(training(path).classes) == list(SPOKEN)
+    assert (
+        "no class, as it is labelme's word for none and is never annotated: _background_, __ignore__"
+        in caplog.text
+    )
+    written["annotations"].append(annotation(0, [BOX]))
+    path = write(tmp_path, written)
+    assert len(training(path).classes) == len(SPOKEN) + 1, "somebody drew it"

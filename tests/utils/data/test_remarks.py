@@ -5,6 +5,8 @@ import pytest
 from PIL import Image
 
 from tests.utils.data.layouts import blocks, picture, save
+from tests.utils.data.test_own_coco import BOX, annotation, content
+from tests.utils.data.test_own_coco import write as write_coco
 from tests.utils.data.test_own_sem import write
 from utils.data import check
 from utils.data.remarks import is_line
@@ -61,6 +63,14 @@ def test_names_that_look_wrong_are_named(tmp_path, run, names, remark):
     printed = run(f"own_sem:{data}")[1]
     assert remark in printed
     assert bool(remark) == any(word in printed for word in ("odd", "garbled", "any other class"))
+
+
+def test_categories_that_are_probably_no_classes_are_named(tmp_path, run):
+    written = content(annotation(5, [BOX]), annotation(10, [BOX]))
+    written["categories"][0]["name"] = "Background"
+    path = write_coco(tmp_path, written)
+    message = "'background' will be asked like any other class; remove the category if it is none"
+    assert message in run(f"own_coco:{path}")[1]
 
 
 def test_labels_of_0_and_255_are_named(tmp_path, run):
