@@ -16,6 +16,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import deepspeed
@@ -28,7 +29,7 @@ from model.loading import load_model
 from model.lora import add_lora, mark_trainable
 from model.processor import LasagnaProcessor
 from utils.asking import EvaluationSettings
-from utils.checkpoint import check_run, resume, save_best, save_checkpoint
+from utils.checkpoint import Validated, check_run, resume, save_best, save_checkpoint, save_validated
 from utils.commands import command
 from utils.compiling import check_compiler, compile_blocks
 from utils.config import TrainConfig
@@ -37,7 +38,6 @@ from utils.data.base import Dataset
 from utils.data.collate import LengthLimit, build_loader
 from utils.data.counts import DataCounts
 from utils.data.mixture import Mixture, build_train_mixture
-from utils.data.registry import parse_val_list
 from utils.data.types import Batch
 from utils.deepspeed_config import deepspeed_config
 from utils.distributed import (
@@ -48,7 +48,7 @@ from utils.distributed import (
     set_launch_environment,
     world_size,
 )
-from utils.evaluate import evaluate_datasets, open_datasets
+from utils.evaluate import evaluate_datasets
 from utils.logs import start_logging
 from utils.meters import Meters, peak_memory
 from utils.paths import check_writable
@@ -56,7 +56,15 @@ from utils.profiling import StepProfiler
 from utils.report import Report
 from utils.sam_cache import SamCache
 from utils.settings import parse_config
-from utils.train_log import deciding_score, log_step, log_validation, open_log
+from utils.train_log import (
+    TrainLog,
+    deciding_score,
+    log_failed_validation,
+    log_step,
+    log_validation,
+    open_log,
+)
+from utils.val_sets import open_list
 
 PROFILE_FOLDER = "profile"
 SUMMARY_FILE = "data.json"  # what became of the samples
@@ -75,9 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     sam_cache = open_sam_cache(config, model)
     engine = start_deepspeed(config, model)
-    step, best_score, counted = resume(engine, config)
+    step, validated, counted = resume(engine, config)
     say(f"{mixture.describe()}\nsteps {step} to {config.num_steps}, {count_trainable(model)}")
-    train(engine, mixture, datasets, config, step, best_score, DataCounts.from_state(counted), sam_cache)
+    train(engine, mixture, datasets, config, step, validated, DataCounts.from_state(counted), sam_cache)
     return 0
 
 
@@ -110,9 +118,7 @@ def open_validation(config: TrainConfig) -> dict[str, Dataset]:
     """The data sets to validate on, opened before the model: a misspelt name should not cost minutes."""
     if config.no_eval:
         return {}
-    return open_datasets(
-        [str(entry) for entry in parse_val_list(config.val_dataset_list)], config.dataset_dir
-    )
+    return open_list(config.val_dataset_list, config.dataset_dir)
 
 
 def build_model(config: TrainConfig) -> tuple[LasagnaForConditionalGeneration, LasagnaProcessor]:
@@ -172,7 +178,7 @@ def train(
     datasets: dict[str, Dataset],
     config: TrainConfig,
     start: int,
-    best_score: float | None,
+    validated: Validated,
     counts: DataCounts,
     sam_cache: SamCache | None,
 ) -> None:
@@ -183,6 +189,9 @@ def train(
     batches = on_device(loaded, engine, sam_cache, meters, costs)
     profiler = StepProfiler(config.profile if is_main_process() else 0, config.run_dir / PROFILE_FOLDER)
     with open_log(config, start) as log, profiler:
+        # What a kill cut off: the weights of an epoch are saved before they are validated.
+        if start and start % config.steps_per_epoch == 0 and validated.step < start:
+            validated = validate_epoch(engine, datasets, config, start, validated, log)
         for step in range(start + 1, config.num_steps + 1):
             started = time.perf_counter()
             torch.manual_seed(seed_of_step(config.seed, step))  # dropout
@@ -197,12 +206,10 @@ def train(
             if ends_epoch:
                 # First, so that nothing is lost if the validation fails.
                 save_checkpoint(engine, config, step, counts.state())
-                report = validate(engine, datasets, config)
-                log_validation(step, report, log)
-                score = deciding_score(report)
-                if score is not None and (best_score is None or score > best_score):
-                    best_score = score
-                    save_best(engine, config, step, score)
+                validated = validate_epoch(engine, datasets, config, step, validated, log)
+        if datasets and validated.best_step is None:
+            say("no validation came to a number: ckpt_best holds the last weights")
+            save_best(engine, config, max(start, config.num_steps), None)
     if is_main_process():
         counts.save(config.run_dir / SUMMARY_FILE)
         if config.profile:
@@ -265,6 +272,35 @@ def train_step(
             engine.step()
         counts.add(batch)
         meters.add(vars(output.losses) | {"skipped": len(batch.skipped), "shortened": batch.num_shortened})
+
+
+def validate_epoch(
+    engine: Any,
+    datasets: dict[str, Dataset],
+    config: TrainConfig,
+    step: int,
+    validated: Validated,
+    log: TrainLog,
+) -> Validated:
+    """Validate the weights of a step, keep them if they are the best so far, and note that it is done.
+
+    A validation that fails is logged, and tried again when the run is resumed at this step.
+    """
+    if not datasets:
+        return validated
+    try:
+        report = validate(engine, datasets, config)
+    except Exception as problem:  # whatever it is, days of training do not end for it
+        log_failed_validation(step, problem)
+        return validated
+    log_validation(step, report, log)
+    score = deciding_score(report)
+    if score is not None and (validated.best_score is None or score > validated.best_score):
+        save_best(engine, config, step, score)
+        validated = replace(validated, best_step=step, best_score=score)
+    validated = replace(validated, step=step)
+    save_validated(config, validated)
+    return validated
 
 
 def validate(engine: Any, datasets: dict[str, Dataset], config: TrainConfig) -> Report | None:

@@ -225,6 +225,7 @@ def test_what_a_run_without_a_checkpoint_logged_is_forgotten(at_work, tmp_path):
 
 def test_the_best_checkpoint_is_kept_by_validation_over_a_restart(at_work, tmp_path, monkeypatch):
     scores = iter([0.2, 0.5, 0.3, 0.4, math.nan, 0.6])
+    monkeypatch.setattr(train_ds, "open_validation", lambda _: {"told": []})
     monkeypatch.setattr(train_ds, "validate", lambda *_: None)
     monkeypatch.setattr(train_ds, "deciding_score", lambda _: next(scores))
     flags = [*QUICK, f"--log_base_dir={tmp_path}", "--exp_name=best", "--steps_per_epoch=1"]

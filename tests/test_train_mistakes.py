@@ -104,14 +104,17 @@ def test_a_data_set_without_a_readable_picture_is_one_line(workers, broken_world
     assert not list(tmp_path.glob("runs/*/ckpt_model"))
 
 
-def test_a_validation_that_fails_loses_no_training(broken_world, at_work, tmp_path, capsys):
+def test_a_validation_that_fails_loses_no_training(broken_world, at_work, tmp_path, caplog):
     world, spoil = broken_world
     spoil("validation", 1)
     flags = [*BASE, *SMALL_RUN, *ONLY_ADE, f"--dataset_dir={world}", f"--log_base_dir={tmp_path}",
              "--exp_name=fails", "--steps_per_epoch=1", "--epochs=2", "--val_dataset_list=ade20k",
              "--batch_size=1"]  # fmt: skip
-    assert run("train_ds", *flags) == 2
-    assert "cannot be decoded" in capsys.readouterr().err.splitlines()[-1]
-    assert (tmp_path / "fails" / "ckpt_model" / "latest").read_text() == "global_step1"
+    assert run("train_ds", *flags) == 0
+    assert "step 1: the validation failed, and training goes on: " in caplog.text
+    assert "cannot be decoded" in caplog.text
+    assert "Traceback" not in caplog.text
+    assert (tmp_path / "fails" / "ckpt_model" / "latest").read_text() == "global_step2"
+    assert (tmp_path / "fails" / "ckpt_best" / "latest").read_text() == "global_step2"
     assert run("train_ds", *flags, "--no_eval") == 0
     assert [line["step"] for line in losses_of(tmp_path / "fails")] == [1, 2]

@@ -3,15 +3,20 @@
 runs/EXP/ckpt_model/latest, global_step500/, zero_to_fp32.py     the newest
 runs/EXP/ckpt_model/lasagna/                                     config, tokenizer, processor, run.yaml
 runs/EXP/ckpt_best/                                              the same for the best validation
+runs/EXP/validation.json                                         up to which step epochs are validated, and the best
+
+Every moment may be the last. `latest` is written, whole or not at all, when its save is complete; an older save goes
+after that. A validation is noted when its weights are kept, so one that was killed is made up for on resume.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +24,7 @@ import torch
 import torch.distributed as dist
 
 from model.errors import UserError
-from model.files import read_text, read_yaml, split_lines
+from model.files import read_json, read_text, read_yaml, split_lines
 from model.interop.deepspeed import safe_globals
 from model.interop.training import CHECKPOINT_FOLDER, SETTINGS_FOLDER
 from model.lasagna import LasagnaForConditionalGeneration
@@ -31,6 +36,8 @@ from utils.settings import save_config
 logger = logging.getLogger(__name__)
 
 BEST_FOLDER = "ckpt_best"
+VALIDATION_FILE = "validation.json"
+LATEST = "latest"
 # What a run may continue with another value of: how long it goes on, where things are, what only costs time,
 # and what is measured. Everything else decides the weights, and stays as it was.
 FREE = (
@@ -46,8 +53,17 @@ def save_checkpoint(engine: Any, config: TrainConfig, step: int, counted: Mappin
     _save(engine, config, config.run_dir / CHECKPOINT_FOLDER, {"step": step, "counted": dict(counted)})
 
 
-def save_best(engine: Any, config: TrainConfig, step: int, score: float) -> None:
-    """Save the weights of the best validation so far. A collective call."""
+@dataclass(frozen=True, kw_only=True)
+class Validated:
+    """Up to which step the epochs of a run are validated, and which of them is the best."""
+
+    step: int = 0
+    best_step: int | None = None  # None: none of them has a number
+    best_score: float | None = None
+
+
+def save_best(engine: Any, config: TrainConfig, step: int, score: float | None) -> None:
+    """Save the weights of the best validation so far; None: of no validation. A collective call."""
     _save(engine, config, config.run_dir / BEST_FOLDER, {"step": step, "best_score": score})
 
 
@@ -59,12 +75,66 @@ def _save(engine: Any, config: TrainConfig, folder: Path, state: dict[str, Any])
         # Stale files of another world size in the same tag would be read as part of this save.
         shutil.rmtree(folder / tag, ignore_errors=True)
     _wait_for_all()
-    engine.save_checkpoint(str(folder), tag=tag, client_state=state, exclude_frozen_parameters=True)
+    # DeepSpeed would write `latest` in place: a kill at that moment leaves an empty one.
+    engine.save_checkpoint(
+        str(folder), tag=tag, client_state=state, save_latest=False, exclude_frozen_parameters=True
+    )
     _wait_for_all()
     if is_main_process():
-        for old in folder.glob("global_step*"):
-            if old.name != tag:
-                shutil.rmtree(old)
+        write_whole(folder / LATEST, tag)
+        _remove_all_but(folder, tag)
+    _wait_for_all()
+
+
+def _remove_all_but(folder: Path, tag: str) -> None:
+    for old in folder.glob("global_step*"):
+        if old.name != tag:
+            shutil.rmtree(old)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that whoever reads it, also after a kill, finds the old text or the new one."""
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def save_validated(config: TrainConfig, validated: Validated) -> None:
+    """Note how far the run is validated."""
+    if is_main_process():
+        write_whole(config.run_dir / VALIDATION_FILE, json.dumps(asdict(validated)) + "\n")
+
+
+def read_validated(config: TrainConfig, step: int) -> Validated:
+    """How far a run that stands at `step` is validated; what a kill left beside its best save is removed.
+
+    The best save itself is asked too: a kill may come after it and before the note. A note of later steps is that
+    of an earlier run in this folder.
+    """
+    path, best = config.run_dir / VALIDATION_FILE, config.run_dir / BEST_FOLDER
+    try:
+        noted = Validated(**read_json(path))
+    except TypeError:
+        raise UserError(
+            f"{path} is not what was written; delete it, the newest epoch is then validated"
+        ) from None
+    if noted.step > step:
+        noted = Validated()
+    if not (best / LATEST).is_file():
+        return Validated(step=noted.step)
+    state = read_state(best)
+    if state["step"] > step:
+        return noted
+    if is_main_process():
+        _remove_all_but(best, (best / LATEST).read_text(encoding="utf-8").strip())
+    if state["best_score"] is None:
+        return Validated(step=noted.step)
+    return Validated(
+        step=max(noted.step, state["step"]), best_step=state["step"], best_score=state["best_score"]
+    )
 
 
 def _wait_for_all() -> None:
@@ -127,24 +197,26 @@ def read_state(folder: Path) -> dict[str, Any]:
     return _load_safely(str(paths[0]), mmap=True)
 
 
-def resume(engine: Any, config: TrainConfig) -> tuple[int, float | None, dict[str, Any]]:
-    """Continue from the run's newest checkpoint; returns (steps done, best score so far, what was `counted`).
+def resume(engine: Any, config: TrainConfig) -> tuple[int, Validated, dict[str, Any]]:
+    """Continue from the run's newest checkpoint; returns (steps done, how far validated, what was `counted`).
 
     Raises:
         ValueError: the checkpoint does not fit the model.
     """
-    folder, best = config.run_dir / CHECKPOINT_FOLDER, config.run_dir / BEST_FOLDER
-    if not (folder / "latest").is_file():
-        return 0, None, {}
+    folder = config.run_dir / CHECKPOINT_FOLDER
+    if not (folder / LATEST).is_file():
+        return 0, Validated(), {}
     engine.checkpoint_engine.load = _load_safely
     # ZeRO-3 restores weights from the optimizer's parts; there, the module holds none to compare.
     load_module = _load_trainable if config.zero_stage < 3 else None
     path, state = engine.load_checkpoint(str(folder), load_module_strict=False, custom_load_fn=load_module)
     if path is None:
         raise UserError(f"{folder} cannot be read; remove it to start again")
-    logger.info("continues %s at step %d", path, state["step"])
-    best_score = read_state(best)["best_score"] if (best / "latest").is_file() else None
-    return int(state["step"]), best_score, state.get("counted", {})
+    step = int(state["step"])
+    if is_main_process():
+        _remove_all_but(folder, f"global_step{step}")
+    logger.info("continues %s at step %d", path, step)
+    return step, read_validated(config, step), state.get("counted", {})
 
 
 def forget_after(log: Path, step: int) -> None:

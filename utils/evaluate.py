@@ -171,17 +171,36 @@ class DatasetRun:
     def result(self, model: Any, processor: Any, *, show_progress: bool) -> Result:
         """Predict this process's share of what is not finished, gather what all have, and count."""
         started = time.perf_counter()
-        protocol = protocol_for(
-            self.dataset[self.chosen[0]], self.settings, has_no_target=self.dataset.has_no_target
-        )
         # Processes need not see each other's disks.
         outcomes = gather(self.finished, may_repeat=True)
-        todo = unfinished(in_batches(self.chosen, self.settings.val_batch_size), outcomes)
+        predicted: dict[int, Outcome] = {}
+        failure: Exception | None = None
+        try:
+            sample = self.dataset[self.chosen[0]]
+            protocol = protocol_for(sample, self.settings, has_no_target=self.dataset.has_no_target)
+            for new in self._predict(protocol, model, processor, outcomes, show_progress=show_progress):
+                predicted |= new
+        except Exception as problem:  # told to the other processes, which would wait for this one
+            failure = problem
+        raise_everywhere(failure)
+        outcomes |= gather(predicted)
+        return self._count(protocol, outcomes, seconds=time.perf_counter() - started)
+
+    def _predict(
+        self,
+        protocol: Protocol,
+        model: Any,
+        processor: Any,
+        finished: Mapping[int, Outcome],
+        *,
+        show_progress: bool,
+    ) -> Iterator[dict[int, Outcome]]:
+        """This process's share of what is not finished, batch by batch; on disk before it is given."""
+        todo = unfinished(in_batches(self.chosen, self.settings.val_batch_size), finished)
         mine = todo[self.rank :: self.world_size]
         extremes = Extremes(self.num_shown)
-        for index, outcome in outcomes.items():
+        for index, outcome in finished.items():
             extremes.enters(index, outcome.score)
-        predicted: dict[int, Outcome] = {}
         with tqdm(
             total=len(self.chosen),
             initial=len(self.chosen) - sum(map(len, todo)),
@@ -197,10 +216,8 @@ class DatasetRun:
                 }
                 if self.shard:
                     self.shard.append(new)
-                predicted |= new
+                yield new
                 bar.update(min(len(batch) * self.world_size, bar.total - bar.n))
-        outcomes |= gather(predicted)
-        return self._count(protocol, outcomes, seconds=time.perf_counter() - started)
 
     def _outcome(
         self, protocol: Protocol, extremes: Extremes, index: int, sample: Any, prediction: Any
@@ -295,6 +312,21 @@ def rank_and_world_size() -> tuple[int, int]:
 def wait_for_all() -> None:
     if rank_and_world_size()[1] > 1:
         dist.barrier()
+
+
+def raise_everywhere(failure: Exception | None) -> None:
+    """Raise on every process what went wrong on one of them. A collective call; None: nothing went wrong here."""
+    _, world_size = rank_and_world_size()
+    failures: list[tuple[bool, str] | None] = [None] * world_size
+    if world_size > 1:
+        mine = None if failure is None else (isinstance(failure, UserError), str(failure) or repr(failure))
+        dist.all_gather_object(failures, mine)
+    if failure is not None:
+        raise failure
+    for other, told in enumerate(failures):
+        if told is not None:
+            is_mistake, message = told
+            raise UserError(message) if is_mistake else RuntimeError(f"process {other}: {message}")
 
 
 def gather(mine: dict[int, Any], *, may_repeat: bool = False) -> dict[int, Any]:

@@ -7,6 +7,7 @@ TensorBoard alone.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -17,11 +18,15 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from model.errors import UserError
 from utils.checkpoint import forget_after
+from utils.commands import one_line
 from utils.config import TrainConfig
 from utils.distributed import is_main_process
 from utils.meters import Meters, Summary
 from utils.report import Report, Result
+
+logger = logging.getLogger(__name__)
 
 LOSSES_FILE = "losses.jsonl"
 # The number that a data set is judged by: the first of these that it has.
@@ -119,6 +124,17 @@ def deciding_score(report: Report | None) -> float | None:
     """The number of the first data set: the weights with the highest are kept as the best."""
     score = score_of(report.results[0]) if report else None
     return None if score is None or math.isnan(score[1]) else score[1]
+
+
+def log_failed_validation(step: int, problem: Exception) -> None:
+    """Say that an epoch could not be validated; what is not the user's doing with its traceback."""
+    is_mistake = isinstance(problem, UserError | OSError)
+    logger.error(
+        "step %d: the validation failed, and training goes on: %s",
+        step,
+        one_line(problem) if is_mistake else f"{type(problem).__name__}: {problem}",
+        exc_info=None if is_mistake else problem,
+    )
 
 
 def log_validation(step: int, report: Report | None, log: TrainLog) -> None:

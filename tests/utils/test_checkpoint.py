@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 
-from utils.checkpoint import FREE, check_run, check_same_run, forget_after, read_state, resume
+from utils.checkpoint import FREE, Validated, check_run, check_same_run, forget_after, read_state, resume
 from utils.config import TrainConfig
 from utils.settings import save_config
 
@@ -32,7 +32,7 @@ def checkpoint(config):
 
 def test_a_new_run_may_start(config):
     check_run(config, num_processes=8)
-    assert resume(None, config) == (0, None, {})
+    assert resume(None, config) == (0, Validated(), {})
 
 
 def test_a_run_continues_with_the_settings_it_had(checkpoint, config):

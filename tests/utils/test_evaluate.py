@@ -318,3 +318,21 @@ def test_a_data_set_that_is_not_there_is_said_before_anything_is_predicted(tmp_p
 def test_settings_without_meaning_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         EvaluationSettings(**wrong)
+
+
+def test_what_fails_on_one_process_ends_the_evaluation_on_all_of_them(datasets, monkeypatch):
+    models = [ToldModel(), ToldModel()]
+    for model in models:
+        datasets["ade20k"] = semantic_world(model, 4)
+    models[1].label_maps.clear()  # the second process knows no image: KeyError
+
+    def run_or_fail(rank: int) -> str:
+        try:
+            run(models[rank], "ade20k")
+        except (KeyError, RuntimeError) as problem:
+            return f"{type(problem).__name__}: {problem}"[:24]
+        return "went on"
+
+    told = Threads(monkeypatch, 2).run(run_or_fail)
+    assert told[0].startswith("RuntimeError: process 1:")
+    assert told[1].startswith("KeyError: ")
