@@ -100,11 +100,12 @@ def test_an_image_that_is_ignored_as_a_whole_is_not_judged(tmp_path):
     )
 
 
-@pytest.mark.parametrize(("thickness", "num_pairs"), [(21, 0), (3, 2)], ids=["an object", "a border"])
+@pytest.mark.parametrize(("thickness", "num_pairs"), [(21, 2), (3, 4)], ids=["an object", "a border"])
 def test_a_class_may_hide_under_ignored_pixels_but_not_under_a_border(tmp_path, thickness, num_pairs):
     label = np.zeros((64, 96))
     label[20 : 20 + thickness, 30:51] = 255
-    data = write_semantic(tmp_path, "nothing\nball\n", [label, label])
+    label[:5] = 2
+    data = write_semantic(tmp_path, "nothing\nball\nsky\n", [label, label])
     result = result_of(f"own_sem:{data}", [np.full((64, 96), UNCLAIMED)] * 2)
     assert result.sections["presence"]["num_pairs_all"] == num_pairs
 
