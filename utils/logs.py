@@ -21,6 +21,8 @@ def start_logging() -> None:
     transformers_logging.disable_progress_bar()
     # PyTorch's scheduler counts DeepSpeed's steps wrongly and says so at every start.
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+    # Pillow's remarks about damaged metadata; what cannot be read is told with its path.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 @contextmanager

@@ -52,13 +52,13 @@ def visible(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not is_hidden(path.name))
 
 
-def tell_passed_over(folder: Path, paths: Sequence[Path]) -> None:
-    """Log which entries of a folder of images are none, so that nothing is passed over in silence."""
+def tell_passed_over(folder: Path, paths: Sequence[Path], wanted: str = "image files") -> None:
+    """Log which entries of a folder are not what is wanted there, so that nothing is passed over in silence."""
     if paths:
         more = f" and {len(paths) - MAX_LISTED} more" if paths[MAX_LISTED:] else ""
         names = ", ".join(path.name for path in paths[:MAX_LISTED])
         logger.warning(
-            "%s: %d entries are no image files and are passed over: %s%s", folder, len(paths), names, more
+            "%s: %d entries are no %s and are passed over: %s%s", folder, len(paths), wanted, names, more
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -151,7 +152,7 @@ class SemanticDataset(Dataset):
         labels, unfit = label_files(label_dir)
         image_of: dict[str, Path] = {}
         for path in images:
-            stem = path.stem
+            stem = stem_of(path)
             if stem in image_of and stem in labels:
                 raise UserError(
                     f"{image_of[stem]} and {path} both belong to the label {labels[stem]}; remove or rename one"
@@ -163,11 +164,18 @@ class SemanticDataset(Dataset):
                 self.drop(*unfit[stem])
             else:
                 self.drop(path, f"no label {stem}.png in {label_dir}", UNLABELLED)
-        unread = {path.stem: (path, reason) for path, reason in others}
+        unread = {stem_of(path): (path, reason) for path, reason in others}
         alone = labels.keys() - image_of.keys()
         for stem in sorted(alone):
             self.drop(*unread.get(stem, (labels[stem], f"no image {stem}.* in {image_dir}", MISSING)))
-        tell_passed_over(image_dir, [path for path, _ in others if path.stem not in alone])
+        tell_passed_over(image_dir, [path for path, _ in others if stem_of(path) not in alone])
+        spare = [path for stem, (path, _) in unfit.items() if stem in labels or stem not in image_of]
+        tell_passed_over(label_dir, spare, "labels")
+
+
+def stem_of(path: Path) -> str:
+    """The stem that pairs an image with its label; macOS writes "é" as two characters, others as one."""
+    return unicodedata.normalize("NFC", path.stem)
 
 
 def label_files(folder: Path) -> tuple[dict[str, Path], dict[str, tuple[Path, str]]]:
@@ -180,12 +188,13 @@ def label_files(folder: Path) -> tuple[dict[str, Path], dict[str, tuple[Path, st
     others = []
     for path in visible(folder):
         suffix = path.suffix.lower()
-        if suffix in LABEL_SUFFIXES and path.stem in labels:
-            raise UserError(f"{labels[path.stem]} and {path} are labels of one image; remove or rename one")
+        stem = stem_of(path)
+        if suffix in LABEL_SUFFIXES and stem in labels:
+            raise UserError(f"{labels[stem]} and {path} are labels of one image; remove or rename one")
         if suffix in LABEL_SUFFIXES:
-            labels[path.stem] = path
+            labels[stem] = path
         elif suffix in UNFIT_SUFFIXES:
-            unfit[path.stem] = path, unfit_label(path.suffix, UNFIT_SUFFIXES[suffix])
+            unfit[stem] = path, unfit_label(path.suffix, UNFIT_SUFFIXES[suffix])
         else:
             others.append(path)
     tell_passed_over(folder, others)

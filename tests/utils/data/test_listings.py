@@ -160,3 +160,19 @@ def test_a_folder_is_listed_without_opening_its_files(tmp_path):
     images, others = images_in(tmp_path)
     assert [path.name for path in images] == ["a.JPG", "b.png"]
     assert others == [(tmp_path / "c.txt", ".txt is of no kind that is read")]
+
+
+def test_images_and_labels_pair_in_any_form_of_unicode(tmp_path):
+    """macOS writes \u00e9 as two characters, others as one."""
+    data = write(tmp_path, [blocks([1, 2])], classes=CLASSES)
+    (data / "images/0.png").rename(data / "images/caf\u00e9.png")
+    (data / "labels/0.png").rename(data / "labels/cafe\u0301.png")
+    assert len(training(data)) == 1
+    assert not training(data).dropped
+
+
+def test_a_lossy_copy_beside_a_label_is_named(tmp_path, caplog):
+    data = write(tmp_path, [blocks([1, 2])], classes=CLASSES)
+    save(data / "labels/0.jpg", picture(0))
+    assert len(training(data)) == 1
+    assert f"{data}/labels: 1 entries are no labels and are passed over: 0.jpg" in caplog.text
