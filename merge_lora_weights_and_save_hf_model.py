@@ -62,7 +62,7 @@ def free_folder(path: str) -> Path:
 
 def base_of(config: MergeConfig, settings: RunSettings) -> str:
     """The model that the run started from."""
-    version = config.version or settings.run.get("version")
+    version = config.version or settings.place_of("version")
     if not version:
         read_training_weights(config.weight, config.tag)  # says so if the path is of another kind
         raise UserError(
@@ -80,8 +80,8 @@ def open_checkpoint(config: MergeConfig, settings: RunSettings, target: Path) ->
         base_of(config, settings),
         config.weight,
         scratch=target.parent,
-        vision_tower=config.vision_tower or settings.run.get("vision_tower") or None,
-        sam=config.vision_pretrained or settings.run.get("vision_pretrained") or None,
+        vision_tower=config.vision_tower or settings.place_of("vision_tower"),
+        sam=config.vision_pretrained or settings.place_of("vision_pretrained"),
         dtype=dtype_unless_stored(config.precision),
         format=SequenceFormat.from_dict(stored_format) if stored_format else None,
         prompt=settings.config.get("prompt"),

@@ -160,7 +160,7 @@ def load_trained(
         ValueError: nothing says which model that was.
     """
     settings = read_run_settings(path)
-    base = base or settings.run.get("version")
+    base = base or settings.place_of("version")
     if not base:
         raise UserError(
             f"{path}: {kind}, but nothing says which model it started from; pass its base as --version and "
@@ -174,8 +174,8 @@ def load_trained(
         format = released.training_format(weights, local_folder(base, flag="--version"))
     model, _ = load_model(
         base,
-        vision_tower=vision_tower or settings.run.get("vision_tower"),
-        sam=sam or settings.run.get("vision_pretrained"),
+        vision_tower=vision_tower or settings.place_of("vision_tower"),
+        sam=sam or settings.place_of("vision_pretrained"),
         format=format,
         prompt=prompt or settings.config.get("prompt"),
         **told,

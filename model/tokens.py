@@ -25,12 +25,16 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from model.downloads import check_download
 from model.errors import UserError
 from model.files import read_json
 
 if TYPE_CHECKING:
     from model.sequence import SequenceFormat
 
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer.model", "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json",
+)  # fmt: skip
 IMAGE = "<image>"
 IM_START = "<im_start>"
 IM_END = "<im_end>"
@@ -251,13 +255,19 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     ids of the tokenizer class of that time, which the stock classes no longer do.
     """
     folder = Path(folder)
-    if (folder / "tokenizer.json").is_file():
-        # AutoTokenizer reads config.json first, and warns unless the type "lasagna" is registered by then.
-        is_ours = read_json(folder / "config.json").get("model_type") == "lasagna"
-        tokenizer = (PreTrainedTokenizerFast if is_ours else AutoTokenizer).from_pretrained(folder)
-    elif (folder / "tokenizer.model").is_file():
-        tokenizer = _load_original(folder)
-    else:
+    files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    for path in files:
+        check_download(path)
+    try:
+        tokenizer = _load_stored(folder)
+    except UserError:
+        raise
+    except Exception as problem:  # of tokenizers and sentencepiece, which raise it bare for a damaged file
+        reason = next(iter(str(problem).strip().splitlines()), type(problem).__name__)
+        raise UserError(
+            f"{' or '.join(map(str, files))} cannot be read ({reason}); copy or download the tokenizer again"
+        ) from problem
+    if tokenizer is None:
         raise FileNotFoundError(
             f"{folder} has neither tokenizer.json nor tokenizer.model; pass the folder of a whole model"
         )
@@ -265,6 +275,15 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer
+
+
+def _load_stored(folder: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a folder; None where there is none."""
+    if (folder / "tokenizer.json").is_file():
+        # AutoTokenizer reads config.json first, and warns unless the type "lasagna" is registered by then.
+        is_ours = read_json(folder / "config.json").get("model_type") == "lasagna"
+        return (PreTrainedTokenizerFast if is_ours else AutoTokenizer).from_pretrained(folder)
+    return _load_original(folder) if (folder / "tokenizer.model").is_file() else None
 
 
 def _load_original(folder: Path) -> PreTrainedTokenizerBase:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from model.downloads import check_download
 from model.errors import UserError
 from model.files import read_json
 
@@ -22,6 +23,9 @@ from model.files import read_json
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 NAMES_SHOWN = 8
+# Where training scripts put weights, the likeliest first.
+WRAPPERS = ("state_dict", "module", "model", "model_state_dict", "model_state", "net", "network", "weights", "params",
+            "sam", "sam_model", "ema", "model_ema")  # fmt: skip
 # What torch.load raises for files that are cut off, of another kind, or hold code.
 READ_ERRORS = (pickle.UnpicklingError, struct.error, RuntimeError, EOFError, OSError, LookupError, ValueError)
 
@@ -50,6 +54,7 @@ def read_torch_file(path: str | Path) -> dict[str, object]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
+    check_download(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip(path))
     except READ_ERRORS as error:
@@ -89,7 +94,10 @@ def is_zip(path: Path) -> bool:
 
 
 def read_weight_file(path: str | Path) -> dict[str, Tensor]:
-    """All weights of a .safetensors, .bin, .pt or .pth file, out of a `state_dict` or `module` around it.
+    """All weights of a .safetensors, .bin, .pt or .pth file.
+
+    Out of what training scripts put around them: {"model": weights, "epoch": 3}, `WRAPPERS` in each other, and
+    "module." in front of every name.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -99,15 +107,34 @@ def read_weight_file(path: str | Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         with open_safetensors(path) as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    content = read_torch_file(path)
-    for wrapper in ("state_dict", "module"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
+    content = unwrapped(read_torch_file(path))
     weights = content.items() if isinstance(content, dict) else ()
     weights = {name: value for name, value in weights if isinstance(value, Tensor)}
     if not weights:
-        raise UserError(f"{path} holds no weights by name; pass a checkpoint's weight file")
+        raise UserError(
+            f"{path} holds no weights by name but {what_is_in(content)}; pass a checkpoint's weight file"
+        )
+    while all(name.startswith("module.") for name in weights):  # of DataParallel
+        weights = without_prefix(weights, "module.")
     return weights
+
+
+def unwrapped(content: object) -> object:
+    """What is inside `WRAPPERS`, however many are around it."""
+    while isinstance(content, dict) and not any(isinstance(value, Tensor) for value in content.values()):
+        inner = next((content[name] for name in WRAPPERS if isinstance(content.get(name), dict)), None)
+        if inner is None:
+            break
+        content = inner
+    return content
+
+
+def what_is_in(content: object) -> str:
+    """The first entries of a file's content, for messages: "epoch (int), optimizer (dict)"."""
+    if not isinstance(content, dict):
+        return f"a {type(content).__name__}"
+    entries = [f"{name} ({type(value).__name__})" for name, value in content.items()]
+    return ", ".join(entries[:NAMES_SHOWN]) + (" ..." if entries[NAMES_SHOWN:] else "") or "nothing"
 
 
 @contextmanager
@@ -120,6 +147,7 @@ def open_safetensors(path: Path) -> Iterator[Any]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
+    check_download(path)
     try:
         with safe_open(path, framework="pt") as file:
             yield file

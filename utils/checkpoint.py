@@ -31,7 +31,8 @@ from model.lasagna import LasagnaForConditionalGeneration
 from model.weights import check_keys
 from utils.config import TrainConfig
 from utils.distributed import is_main_process
-from utils.settings import save_config
+from utils.paths import same_place
+from utils.settings import STARTED_IN, path_settings, save_config
 
 logger = logging.getLogger(__name__)
 
@@ -176,16 +177,42 @@ def check_same_run(config: TrainConfig, path: Path) -> None:
     if not path.is_file():
         raise UserError(f"{path} is missing, which says how the run was started; choose another --exp_name")
     saved = read_yaml(path)
+    started_in = saved.get(STARTED_IN) or ""
     changed = [
         f"--{name} was {saved[name]!r}, is {now!r}"
         for name, now in asdict(config).items()
-        if name in saved and name not in FREE and saved[name] != now
+        if name in saved and name not in FREE and not _is_same(name, saved[name], now, started_in)
     ]
     if changed:
         raise UserError(
             f"run {config.exp_name!r} was started with other settings ({'; '.join(changed)}); "
             "choose another --exp_name, or give the settings that it had"
         )
+
+
+def _is_same(name: str, before: Any, now: Any, started_in: str) -> bool:
+    """Whether a setting is what it was; a path may be written in another way."""
+    if name == "dataset":
+        return _same_data(before, now, started_in)
+    if name in path_settings(TrainConfig) and before and now:
+        return same_place(os.path.join(started_in, before), now)
+    return before == now
+
+
+def _same_data(before: str, now: str, started_in: str) -> bool:
+    """Whether two values of --dataset name the same sources, own data by whatever path."""
+
+    def places(text: str, folder: str) -> list[tuple[str, ...]]:
+        """(source,), or (kind, ":", absolute path and what follows it) of own data."""
+        entries = [part.strip().partition(":") for part in text.split("||")]
+        return [
+            (kind, colon, os.path.realpath(os.path.join(folder, os.path.expanduser(path))))
+            if colon
+            else (kind,)
+            for kind, colon, path in entries
+        ]
+
+    return places(before, started_in) == places(now, "")
 
 
 def read_state(folder: Path) -> dict[str, Any]:

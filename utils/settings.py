@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, field, fields
@@ -19,6 +20,7 @@ from model.files import read_yaml
 from utils.paths import resolve
 
 Config = TypeVar("Config")
+STARTED_IN = "started_in"  # in a run's run.yaml: the folder that its relative paths count from
 
 
 def setting(
@@ -96,7 +98,7 @@ def _flags_of(path: str, names: Sequence[str], kind: type, passed_over: Sequence
     content = read_yaml(Path(path), flag="--config")
     flags = []
     for name, value in content.items():
-        if name not in names and name in passed_over:
+        if name == STARTED_IN or (name not in names and name in passed_over):
             continue
         if name not in names:
             close = difflib.get_close_matches(str(name), names, n=1)
@@ -108,8 +110,12 @@ def _flags_of(path: str, names: Sequence[str], kind: type, passed_over: Sequence
 
 
 def save_config(config: Any, path: Path) -> None:
-    """Write settings as YAML that `--config` reads."""
-    path.write_text(yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    """Write settings as YAML that `--config` reads, from any folder: paths that are there become absolute."""
+    content = asdict(config) | {STARTED_IN: os.getcwd()}
+    for name in path_settings(config):
+        if content[name] and os.path.exists(content[name]):
+            content[name] = os.path.abspath(content[name])
+    path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def check_choices(config: Any) -> None:

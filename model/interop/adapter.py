@@ -27,9 +27,24 @@ OLD_NAMES = (
     ("language_model.lm_head.", "lm_head."),
     ("multi_modal_projector.", "model.multi_modal_projector."),
 )
-# Entries of adapter_config.json that would change what the weights mean, and their neutral values.
-NEUTRAL = {"use_dora": (None, False), "rank_pattern": (None, {}), "alpha_pattern": (None, {}), "bias": (None, "none"),
-           "fan_in_fan_out": (None, False), "lora_bias": (None, False)}  # fmt: skip
+# Entries of adapter_config.json that say nothing about what the weights mean, or that the names of the weights tell.
+FREE = {
+    "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "inference_mode", "r",
+    "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "use_rslora", "layers_to_transform",
+    "layers_pattern", "modules_to_save", "megatron_core", "qalora_group_size", "eva_config", "runtime_config",
+}  # fmt: skip
+# Every other entry must be off (None, False, empty) or one of these.
+NEUTRAL = {
+    "bias": ("none",),
+    "revision": ("main",),
+    "init_lora_weights": (True, "gaussian", "eva", "orthogonal"),
+}
+OFF = (None, False, "", [], {})
+CURES = {
+    "init_lora_weights": "it moved the base when the adapter was made: load base and adapter with PEFT and write a "
+    "plain one, model.save_pretrained(FOLDER, path_initial_model_for_weight_conversion=INITIAL_ADAPTER)"
+}
+CURE = "merge it with PEFT, PeftModel.from_pretrained(BASE, FOLDER).merge_and_unload(), and pass the merged model"
 
 
 def is_adapter(folder: Path) -> bool:
@@ -57,10 +72,11 @@ def read_adapter(folder: Path) -> dict[str, Tensor]:
         raise UserError(
             f"{folder} is a PEFT adapter of type {config.get('peft_type')!r}; only LORA is supported"
         )
-    strange = [f"{name}={config[name]!r}" for name, fine in NEUTRAL.items() if config.get(name) not in fine]
+    strange = [name for name, value in config.items() if not is_neutral(name, value)]
     if strange:
+        entries = ", ".join(f"{name}={config[name]!r}" for name in strange)
         raise UserError(
-            f"{folder}/{CONFIG_FILE} has {', '.join(strange)}, which is not supported; merge it with PEFT first"
+            f"{folder}/{CONFIG_FILE} has {entries}, which is not supported; {CURES.get(strange[0], CURE)}"
         )
     path = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if path is None:
@@ -69,6 +85,11 @@ def read_adapter(folder: Path) -> dict[str, Tensor]:
     if (folder / OTHER_WEIGHTS).is_file():
         weights |= read_weight_file(folder / OTHER_WEIGHTS)
     return {training_name(name): value for name, value in weights.items()}
+
+
+def is_neutral(name: str, value: Any) -> bool:
+    """Whether an entry of adapter_config.json leaves a plain LoRA; entries of later versions of PEFT must be off."""
+    return name in FREE or any(value is fine or value == fine for fine in (*OFF, *NEUTRAL.get(name, ())))
 
 
 def training_name(name: str) -> str:

@@ -12,6 +12,7 @@ from huggingface_hub.utils import HfHubHTTPError, HFValidationError, LocalEntryN
 from torch import Tensor
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
+from model.downloads import check_folder
 from model.sam import SamSettings
 from model.sequence import SequenceFormat
 
@@ -62,8 +63,13 @@ def local_folder(name: str | Path, *, flag: str) -> Path:
     """
     path = Path(name).expanduser()
     if path.is_dir():
+        check_folder(path)
         return path
     looks_like_a_repository = str(name).count("/") == 1 and not str(name).startswith((".", "/", "~"))
+    if looks_like_a_repository and path.parent.is_dir():
+        # A misspelt folder: the hub's repository of that name would be a stranger's.
+        there = ", ".join(sorted(entry.name for entry in path.parent.iterdir())[:12]) or "nothing"
+        raise FileNotFoundError(f"{flag} {name} is not there; the folder {path.parent} holds {there}")
     if looks_like_a_repository and not path.exists():
         try:
             return Path(

@@ -8,12 +8,23 @@ from torch import Tensor
 
 from model.errors import UserError
 from model.sam import SamSettings, sam_settings_from_state_dict
-from model.weights import read_weight_file
+from model.weights import read_weight_file, what_is_in, without_prefix
+
+ENCODER = "image_encoder.pos_embed"
 
 
 def is_sam_file(path: Path) -> bool:
     """Whether a file holds a SAM. Raises a ValueError for what is no weight file at all."""
-    return "image_encoder.pos_embed" in read_weight_file(path)
+    return ENCODER in sam_weights(path)
+
+
+def sam_weights(path: Path) -> dict[str, Tensor]:
+    """The weights of a file; one prefix before every name ("sam.", "model.") is taken off."""
+    weights = read_weight_file(path)
+    prefix = next((name.removesuffix(ENCODER) for name in weights if name.endswith(f".{ENCODER}")), "")
+    if prefix and all(name.startswith(prefix) for name in weights):
+        weights = without_prefix(weights, prefix)
+    return weights
 
 
 def read_sam(path: str | Path) -> tuple[SamSettings, dict[str, Tensor]]:
@@ -30,8 +41,10 @@ def read_sam(path: str | Path) -> tuple[SamSettings, dict[str, Tensor]]:
         raise FileNotFoundError(
             f"--vision_pretrained {path} does not exist; pass one of sam_vit_{{h,l,b}}*.pth"
         )
-    weights = read_weight_file(path)
+    weights = sam_weights(path)
     try:
         return sam_settings_from_state_dict(weights), weights
     except (UserError, KeyError) as error:
-        raise UserError(f"--vision_pretrained {path}: {error}") from error
+        raise UserError(
+            f"--vision_pretrained {path}: {error}; the file holds {what_is_in(weights)}"
+        ) from error

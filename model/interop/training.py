@@ -32,6 +32,7 @@ class RunSettings:
 
     run: dict[str, Any] = field(default_factory=dict)  # run.yaml: the flags of train_ds.py
     config: dict[str, Any] = field(default_factory=dict)  # config.json of the model
+    source: Path | None = None  # the file of `run`
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -44,6 +45,31 @@ class RunSettings:
         """Most classes that one query named; runs older than the entry of config.json say it in run.yaml."""
         return self.config.get("num_all_classes") or self.run.get("num_all_classes")
 
+    def place_of(self, name: str) -> str | None:
+        """The file, folder or repository that the run was given as --`name`; None where it was given none.
+
+        A relative path counts from where the run was started, else from here and from the folders above the run.
+
+        Raises:
+            FileNotFoundError: it is a path, and nothing is there; a path is never looked up on the hub.
+        """
+        given = self.run.get(name)
+        if not given or self.source is None:
+            return given or None
+        started_in = self.run.get("started_in")
+        path = Path(given).expanduser()
+        above = self.source.resolve().parents
+        for folder in (*([Path(started_in)] if started_in else []), Path(), *above):
+            if (folder / path).exists():
+                return str(folder / path)
+        knows_its_paths = started_in or self.source.name == adapter.CONFIG_FILE
+        if knows_its_paths and given.count("/") <= 1 and not given.startswith((".", "/", "~")):
+            return given  # a repository: what was a path then was written as an absolute one
+        raise FileNotFoundError(
+            f"{self.source} says that the run was started in {started_in or 'a folder that it does not name'} with "
+            f"--{name} {given}, which is not there; pass --{name}"
+        )
+
 
 def read_run_settings(path: str | Path) -> RunSettings:
     """The settings of a weight file or folder, looked for in it, beside it and in the run's checkpoint.
@@ -54,14 +80,14 @@ def read_run_settings(path: str | Path) -> RunSettings:
     """
     path = Path(path).expanduser()
     if adapter.is_adapter(path):
-        return RunSettings(run=adapter.run_settings(path))
+        return RunSettings(run=adapter.run_settings(path), source=path / adapter.CONFIG_FILE)
     beside = path.parent
     for place in (path, path / CHECKPOINT_FOLDER, beside, beside / CHECKPOINT_FOLDER, beside.parent):
         folder = place / SETTINGS_FOLDER
         if folder.is_dir():
             run = folder / "run.yaml"
             content = read_yaml(run) if run.is_file() else {}
-            return RunSettings(run=content, config=read_json(folder / "config.json"))
+            return RunSettings(run=content, config=read_json(folder / "config.json"), source=run)
     return RunSettings()
 
 

@@ -1,0 +1,63 @@
+"""Files that are not what their names say: a Git LFS pointer, a web page, half a download."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+from model.errors import UserError
+
+SUFFIXES = (".bin", ".safetensors", ".pth", ".pt", ".ckpt", ".model", ".json")
+POINTER = b"version https://git-lfs"
+PAGE = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<error")
+BEGINNING = 512  # bytes; a pointer is shorter
+
+
+def check_download(path: Path) -> None:
+    """Whether a file of weights, a tokenizer or a JSON file can be one, by its first bytes.
+
+    Raises:
+        UserError: it is a Git LFS pointer, a web page, empty, cut off or text; the message has the cure.
+    """
+    try:
+        with path.open("rb") as file:
+            begins = file.read(BEGINNING)
+    except (FileNotFoundError, IsADirectoryError):
+        return  # whoever reads it says so, and which flag named it
+    plain = begins.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if not begins:
+        raise UserError(f"{path} is empty; copy or download it again")
+    if plain.startswith(POINTER):
+        raise UserError(
+            f"{path} is a Git LFS pointer, not the file itself: run `git lfs install && git lfs pull` in its folder, "
+            "or download the file again"
+        )
+    if plain.startswith(PAGE):
+        raise UserError(
+            f"{path} is a web page, not the file itself: download it again from the link that leads to the file "
+            "(on the hub: /resolve/, not /blob/; some files need a login)"
+        )
+    if path.suffix.lower() in (".json", ".model"):
+        return
+    if begins.startswith(b"PK\x03\x04") and not zipfile.is_zipfile(path):
+        raise UserError(
+            f"{path} is cut off ({path.stat().st_size:,} bytes are there); copy or download it again"
+        )
+    if plain.startswith(b"{") and _is_json(path):
+        raise UserError(f"{path} is a JSON text, not weights; download it again")
+
+
+def check_folder(folder: Path) -> None:
+    """`check_download` for each file of a model's folder that has a fitting name."""
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in SUFFIXES and path.is_file():
+            check_download(path)
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_bytes()[:100_000])
+    except ValueError:
+        return False
+    return True
