@@ -187,10 +187,7 @@ class OwnCoco(ClassMaskDataset):
             segmentation = annotation.get("segmentation")
             objects[annotation["image_id"]].append((class_of[annotation["category_id"]], segmentation))
             if form := form_of(segmentation):
-                self.note(
-                    f"a segmentation is {form}; read as a list of [x0, y0, x1, y1, ...]",
-                    f"annotations[{position}]",
-                )
+                self.note(f"{form}; read as meant", f"annotations[{position}]")
         entries: dict[Path, list[Mapping[str, Any]]] = defaultdict(list)  # a file may be listed several times
         for image in content["images"]:
             path = images.path(image["file_name"])

@@ -179,10 +179,7 @@ class OwnJsonl(Dataset):
         for number, mask in enumerate(written):
             with self.usable(self.where(line), f"masks[{number}]: "):
                 if form := form_of(mask):
-                    self.note(
-                        f"a mask is {form}, not a list of [x0, y0, x1, y1, ...]; read as meant",
-                        self.where(line),
-                    )
+                    self.note(f"{form}; read as meant", self.where(line))
                 stray = partial(self.note, STRAY_PART, self.where(line))
                 masks[number] = fit_mask(mask, *image.shape[:2], on_stray=stray)
         return image, masks

@@ -24,7 +24,8 @@ STRAY_PIXELS, STRAY_SHARE = 3.0, 0.01
 NUMBERS = {int, float}  # not bool, which is an int too
 
 STRAY_PART = "a polygon too small to cover a pixel, left out of its mask"
-FLAT, PAIRS = "one polygon without the outer list", "points as pairs [x, y]"
+FLAT = "one polygon comes without the outer list; a segmentation is a list of polygons"
+PAIRS = "points come as pairs [x, y]; COCO writes them flat, [x0, y0, x1, y1, ...]"
 
 
 class EmptyMaskError(UserError):

@@ -209,3 +209,26 @@ def test_a_file_with_a_missing_key_is_refused(tmp_path):
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r"paco_lvis needs .*paco_lvis_v1_train.json"):
         PacoLvis(tmp_path, "train")
+
+
+def test_numbers_and_texts_are_the_same_ids(tmp_path):
+    categories = [category | {"id": str(category["id"])} for category in CATEGORIES]
+    images = [
+        image(1.0, file_name="train2017/1.jpg", neg_category_ids=["5"], not_exhaustive_category_ids=[9.0])
+    ]
+    write_paco(tmp_path, images, [annotation("1", 7.0, compressed_rle(BLOB))], categories)
+    (item,) = PacoLvis(tmp_path, "train").items
+    assert list(item.segmentations) == [0]
+    assert item.absent == (3,)
+
+
+def test_things_of_one_name_keep_what_tells_them_apart(tmp_path):
+    names = (
+        "bow_(weapon)",
+        "bow_(weapon):string",
+        "bow_(decorative_ribbons)",
+        "drum_(musical_instrument):rim",
+    )
+    parts, _ = read_categories([{"id": k, "name": name} for k, name in enumerate(names)], tmp_path)
+    weapon, ribbons = "bow (weapon)", "bow (decorative ribbons)"
+    assert parts == [(weapon, ""), (weapon, "string"), (ribbons, ""), ("drum", "rim")]

@@ -9,7 +9,7 @@ from tests.utils.data.layouts import HEIGHT, WIDTH, box_polygon, compressed_rle
 from utils.data.labelme import draw_shapes, read_shapes
 from utils.data.masks import decode_segmentation
 from utils.data.own import decode_own_mask
-from utils.data.polygons import MAX_SIDES, check_coordinates, form_of
+from utils.data.polygons import FLAT, MAX_SIDES, PAIRS, check_coordinates, form_of
 
 BOX, OTHER = box_polygon(2, 3, 10, 8), box_polygon(20, 3, 4, 4)
 LIMIT = MAX_SIDES * WIDTH
@@ -80,9 +80,9 @@ def test_whole_numbers_may_be_written_as_fractions_in_run_lengths():
     ("written", "form"),
     [
         ([BOX], ""),
-        (BOX, "one polygon without the outer list"),
-        (paired(BOX), "points as pairs [x, y]"),
-        ([paired(BOX)], "points as pairs [x, y]"),
+        (BOX, FLAT),
+        (paired(BOX), PAIRS),
+        ([paired(BOX)], PAIRS),
     ],
 )
 def test_a_polygon_is_the_same_in_every_form(written, form):

@@ -1,4 +1,5 @@
 import collections
+import json
 import os
 import pickle
 from functools import partial
@@ -284,3 +285,28 @@ def test_pickles_of_python_2_and_damaged_ones(tmp_path):
     (tmp_path / "cut.p").write_bytes(pickle.dumps(list(range(1000)))[:-9])
     with pytest.raises(ValueError, match=r"cut\.p is refused"):
         load_plain_pickle(tmp_path / "cut.p")
+
+
+def test_numbers_and_texts_are_the_same_ids(tmp_path):
+    write_refcoco(tmp_path)
+    folder = tmp_path / "refer_seg/refcoco"
+    refs = pickle.loads((folder / "refs(unc).p").read_bytes())
+    refs[0] |= {"ann_id": "11", "image_id": 1.0}
+    refs[1] |= {"ann_id": [12.0], "image_id": "1"}
+    (folder / "refs(unc).p").write_bytes(pickle.dumps(refs))
+    instances = json.loads((folder / "instances.json").read_text())
+    for entry in (*instances["annotations"], *instances["images"]):
+        entry["id"] = str(entry["id"])
+    (folder / "instances.json").write_text(json.dumps(instances))
+    first = RefCoco(tmp_path, "train")[0]
+    assert first.expressions == ("the left box", "small one", "the right box")
+    assert np.array_equal(first.masks, [mask_of(LEFT), mask_of(LEFT), mask_of(RIGHT)])
+
+
+def test_a_number_that_crashes_decoders_is_a_skip(tmp_path, recipe):
+    refs = [reference(0, 11, 1, "train", "the box")]
+    write_refer(tmp_path, "refcoco", refs, {11: [[1e8, 2, 9, 2, 9, 12]]}, [1])
+    with pytest.raises(
+        UnusableItemError, match=r"annotations \[11\]: a coordinate is 1e\+08, more than 10 sides"
+    ):
+        RefCoco(tmp_path, "train").draw(np.random.default_rng(0), recipe)
