@@ -56,8 +56,9 @@ def free_folder(path: str) -> Path:
     folder = Path(path)
     if folder.exists() and (folder.is_file() or any(folder.iterdir())):
         raise UserError(f"--save_path {path} exists; remove it or choose another name")
+    check_writable(folder, "--save_path")
     check_writable(folder.parent, "--save_path")  # where it is made, before it gets its name
-    return check_writable(folder, "--save_path")
+    return folder
 
 
 def base_of(config: MergeConfig, settings: RunSettings) -> str:

@@ -3,6 +3,7 @@
 import platform
 import re
 import subprocess
+import tomllib
 from importlib.metadata import version
 
 from utils import env
@@ -50,3 +51,9 @@ def test_missing_parts_are_said_not_raised(monkeypatch, tmp_path):
 def test_an_argument_is_refused(capsys):
     assert env.main(["--json"]) == 2
     assert "takes no arguments" in capsys.readouterr().err
+
+
+def test_readme_and_project_ask_for_the_same_python():
+    project = tomllib.loads((env.REPOSITORY / "pyproject.toml").read_text())["project"]
+    least = project["requires-python"].removeprefix(">=")
+    assert f"Python {least} or newer" in (env.REPOSITORY / "README.md").read_text()
