@@ -31,6 +31,10 @@ class FlagError(UserError):
     """An entry of a flag that makes no sense, whatever is on disk: an unknown split, a field too many."""
 
 
+class NothingUsableError(FileNotFoundError):
+    """A data set is there, and none of its items can be used."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Coverage:
     """How much of what an annotation file or folder lists can be used, and why the rest cannot."""
@@ -204,8 +208,10 @@ class Dataset(ABC):
                 self.dropped[0],
             )
         if num_items == 0:
-            first = f"; {len(self.dropped)} dropped, first: {self.dropped[0]}" if self.dropped else ""
-            raise FileNotFoundError(f"{self.name}|{self.split}: no usable item in {looked_in}{first}")
+            text = f"{self.name}|{self.split}: no usable item in {looked_in}"
+            if not self.dropped:
+                raise FileNotFoundError(text)
+            raise NothingUsableError(f"{text}; {len(self.dropped)} dropped, first: {self.dropped[0]}")
 
 
 def reason_of(problem: Exception, path: str | Path) -> str:

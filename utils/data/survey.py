@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from model.processor import LasagnaProcessor
-from utils.data.base import Dataset, FlagError
+from utils.data.base import Dataset, FlagError, NothingUsableError
 from utils.data.collate import LengthLimit
 from utils.data.mixture import Mixture
 from utils.data.registry import DATASETS, Entry
@@ -108,7 +108,8 @@ class Surveyor:
             raise
         except (OSError, ValueError) as problem:
             finding.problem = str(problem)
-            finding.is_missing = isinstance(problem, FileNotFoundError)
+            is_there = isinstance(problem, NothingUsableError)
+            finding.is_missing = isinstance(problem, FileNotFoundError) and not is_there
             return finding, None
         classes = getattr(dataset, "classes", None)
         finding.num_images, finding.num_annotations = dataset.num_images, dataset.num_annotations

@@ -191,3 +191,13 @@ def test_a_draw_is_the_sample_of_the_item_that_its_first_number_chooses(name, to
         assert (drawn.source, drawn.conversations) == (expected.source, expected.conversations)
         assert np.array_equal(drawn.masks, expected.masks)
         assert np.array_equal(drawn.image, expected.image)
+
+
+def test_data_that_is_there_and_cannot_be_used_is_broken_not_missing(run, root):
+    for path in (root / "ade20k/annotations/training").iterdir():
+        path.rename(path.with_suffix(".jpg"))
+    for flags in (("--num_samples=2",), ("--num_samples=2", "--sem_seg_data=ade20k")):
+        code, printed = run(*flags)
+        assert code == 1
+        assert "ade20k|train broken" in printed
+        assert "a label as .jpg cannot hold class numbers" in printed
