@@ -127,3 +127,12 @@ def test_a_folder_is_asked_in_the_precision_that_it_stores_unless_told_otherwise
             loaded = script.load(kind(version=str(tmp_path), precision=precision))
             model = loaded[0] if isinstance(loaded, tuple) else loaded
             assert {value.dtype for value in model.parameters()} == {expected}, (kind, precision)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+def test_a_quantised_model_computes_in_the_16_bits_that_its_folder_stores(folder, tmp_path):
+    load_model(folder, dtype=torch.bfloat16)[0].save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="--load_in_8bit needs a GPU"):
+        load_model(tmp_path, quantization="8bit")
+    with pytest.raises(ValueError, match="16 bit; pass --precision bf16 or fp16"):
+        load_model(folder, quantization="8bit")
