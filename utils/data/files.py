@@ -109,6 +109,6 @@ def parse_json(text: str) -> Any:
     nor printed.
     """
     content = json.loads(text)
-    if "\\ud" in text.lower():
+    if "\\ud" in text or "\\uD" in text:
         json.dumps(content, ensure_ascii=False).encode()  # UnicodeEncodeError, a ValueError
     return content

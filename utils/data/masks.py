@@ -67,6 +67,8 @@ def _rasterize(polygons: list[list[float]], height: int, width: int) -> list[dic
 
 def _run_lengths(code: Mapping[str, Any], height: int, width: int) -> dict[str, Any]:
     """A run-length code of this size as pycocotools takes it, its counts compressed."""
+    if "x" in code and "y" in code:
+        raise UserError(f"a point is a pair [x, y], got {short(dict(code))}; write [x0, y0, x1, y1, ...]")
     if "counts" not in code or "size" not in code:
         raise UserError(f"a run-length code has 'counts' and 'size', got {short(dict(code))}")
     size = tuple(code["size"]) if isinstance(code["size"], list) else code["size"]

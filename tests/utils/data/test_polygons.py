@@ -110,6 +110,7 @@ def test_several_polygons_may_be_paired_and_lie_beside_run_lengths():
         ([[*BOX, "7", 3]], "a polygon holds finite numbers only, got '7'"),
         ([[*BOX, True, 3]], "a polygon holds finite numbers only, got True"),
         ([[{"x": 1, "y": 2}, {"x": 3, "y": 4}]], "a polygon holds finite numbers only, got {'x': 1"),
+        ([{"x": 1, "y": 2}, {"x": 3, "y": 4}], r"a point is a pair \[x, y\], got {'x': 1, 'y': 2}"),
         ([[[1, 2, 3], [4, 5, 6], [7, 8, 9]]], r"a point is a pair \[x, y\], got \[1, 2, 3\]"),
         ([[[[1, 2], [3, 4], [5, 6]]]], r"a point is a pair \[x, y\], got \[\[1, 2\]"),
         ([BOX, 7], "a segmentation is a list of polygons, got 7"),
