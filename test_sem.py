@@ -30,7 +30,7 @@ from model.processor import LasagnaProcessor
 from utils.asking import EvaluationSettings
 from utils.commands import command
 from utils.distributed import device_of, distributed
-from utils.evaluate import NUM_SHOWN, Outputs, evaluate_datasets
+from utils.evaluate import NUM_SHOWN, Outputs, check_calibration, evaluate_datasets
 from utils.inference_config import TestConfig
 from utils.logs import start_logging
 from utils.paths import writable_folder
@@ -59,6 +59,7 @@ def evaluate(config: TestConfig) -> None:
     settings = settings_of(config)
     # Before the model: minutes of loading should not end in a misspelt name.
     datasets = open_list(config.val_dataset_list, config.dataset_dir)
+    check_calibration(datasets, settings)
     outputs = outputs_of(config)
     with distributed() as rank:
         model, processor = load(config)

@@ -144,12 +144,18 @@ class SheetRow:
 
 
 def semantic_row(
-    image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, classes: Sequence[str], iou: np.ndarray
+    image: np.ndarray,
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    classes: Sequence[str],
+    iou: np.ndarray,
+    absent: Sequence[int] | None = None,
 ) -> SheetRow:
     """A scene with the classes of truth or prediction as legend, large ones first, with the IoU of each or a
     word where it is 0 because one of both is empty. The score is the mean of these IoU.
 
     iou: (num_classes,) of this image alone, NaN for a class in neither map.
+    absent: classes that are known not to be in the image; None: all that the truth does not show.
     """
     sizes = [
         np.bincount(labels[(labels >= 0) & (labels < len(classes))], minlength=len(classes))
@@ -158,7 +164,11 @@ def semantic_row(
     shown = [int(k) for k in np.argsort(-(sizes[0] + sizes[1]), kind="stable") if np.isfinite(iou[k])]
     legend = []
     for k in shown:
-        note = "missed" if not sizes[1][k] else "invented" if not sizes[0][k] else f"{iou[k]:.2f}"
+        note = f"{iou[k]:.2f}"
+        if not sizes[1][k]:
+            note = "missed"
+        elif not sizes[0][k]:
+            note = "invented" if absent is None or k in absent else "not labelled"
         legend.append(LegendEntry(name=classes[k], colour=class_colour(classes[k]), note=note))
     return SheetRow(
         image=image,
@@ -180,7 +190,9 @@ def mask_row(
         prediction=np.where(prediction, 0, UNCLAIMED),
         colours=np.array([MASK_COLOURS[0]], dtype=np.uint8),
         legend=(
-            LegendEntry(name="mask", colour=MASK_COLOURS[0], note=f"{iou:.2f}"),
+            LegendEntry(
+                name="mask", colour=MASK_COLOURS[0], note="not judged" if math.isnan(iou) else f"{iou:.2f}"
+            ),
             LegendEntry(name=question),
             LegendEntry(name=answer or "(no answer)", pale=True),
         ),

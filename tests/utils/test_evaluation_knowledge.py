@@ -18,6 +18,7 @@ from utils.data.registry import build_val_dataset
 from utils.data.types import ReasonSample
 from utils.evaluate import evaluate_datasets
 from utils.metrics import UNCLAIMED
+from utils.protocols import SemanticPrediction, protocol_for
 from utils.report import read_report
 from utils.tables import print_report
 
@@ -308,3 +309,16 @@ def test_any_referring_data_says_whether_an_expression_has_no_target(tmp_path, t
     segmentations = {11: [layouts.box_polygon(1, 2, 8, 10)]}
     layouts.write_refer(tmp_path, "refcoco", refs, segmentations, [1], refs_file="refs(unc).p")
     assert build_val_dataset("refcoco|unc|val", tmp_path).has_no_target is has_no_target
+
+
+def test_a_class_that_nobody_looked_for_is_not_said_to_be_invented(tmp_path):
+    path = write_coco(tmp_path, [{}, {"neg_category_ids": [1]}], [(0, 0, box(0, 5)), (1, 0, box(0, 5))])
+    dataset = build_val_dataset(f"own_coco:{path}|exhaustive=false", ".")
+    protocol = protocol_for(dataset[0], EvaluationSettings(), has_no_target=False)
+    labels = columns((4, 0), (1, 1)).astype(np.int16)
+    prediction = SemanticPrediction(labels=labels, asked=np.arange(3), answered_present=np.arange(2))
+    notes = [
+        {entry.name: entry.note for entry in protocol.picture(sample, prediction).legend}
+        for sample in dataset
+    ]
+    assert notes == [{"a": "0.80", "b": "not labelled"}, {"a": "0.80", "b": "invented"}]

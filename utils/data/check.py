@@ -26,10 +26,11 @@ from utils.commands import command
 from utils.config import TrainConfig
 from utils.data.asked import LookConfig, entries_asked, entries_known, processor_for
 from utils.data.mixture import recipe_of
-from utils.data.registry import Entry, parse_val_list
+from utils.data.registry import Entry, parse_entry, parse_val_list, split_list
 from utils.data.survey import Finding, Surveyor
 from utils.logs import quiet, start_logging
 from utils.settings import parse_config, setting
+from utils.val_sets import ALL, FLAG, open_all
 
 WIDTH, MAX_NAME = 80, 19  # columns
 MAX_NAMED = 10  # files named of each data set; with --all ten times as many
@@ -41,7 +42,9 @@ class CheckConfig(LookConfig):
     """What the checker can be told: the data flags of training. Without any, all that is found is checked."""
 
     version: str = setting("", "model whose tokenizer counts tokens; empty: they are not counted", path=True)
-    val_dataset_list: str = setting("", "evaluation sets to check: ade20k|val,refcoco|unc|testA")
+    val_dataset_list: str = setting(
+        "", "evaluation sets to check: ade20k|val,refcoco|unc|testA; all: what is found"
+    )
     all: bool = setting(False, "read every file, not a sample")
 
 
@@ -51,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse_config(CheckConfig, argv, passed_over=[entry.name for entry in fields(TrainConfig)])
     asked = [(entry, True) for entry in entries_asked(config)]
     if config.val_dataset_list:
-        asked += [(entry, False) for entry in parse_val_list(config.val_dataset_list)]
+        asked += [(entry, False) for entry in entries_to_evaluate(config)]
     surveyor = build_surveyor(config)
     findings = survey(surveyor, asked or entries_known())
     findings = findings if asked else missing_in_one_row(findings)
@@ -62,6 +65,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not finding.is_usable(config.max_bad_fraction) and (asked or not finding.is_missing)
     ]
     return 1 if failed or all(finding.is_missing for finding in findings) else 0
+
+
+def entries_to_evaluate(config: CheckConfig) -> list[Entry]:
+    """What --val_dataset_list names, with what `all` finds, as in an evaluation."""
+    parts = split_list(config.val_dataset_list, FLAG, separator=",")
+    named = ",".join(part for part in parts if part != ALL)
+    entries = parse_val_list(named) if named else ()
+    found = open_all(Path(config.dataset_dir)) if ALL in parts else ()
+    return [*entries, *(parse_entry(text, FLAG) for text in found)]
 
 
 def build_surveyor(config: CheckConfig) -> Surveyor:

@@ -73,13 +73,15 @@ class ReferringProtocol(Protocol):
     def picture(self, sample: ReferringSample, prediction: Sequence[MaskAnswer]) -> SheetRow:
         # One of the expressions: another for each image, the same in every run.
         number = zlib.crc32(sample.source.encode()) % len(sample.expressions)
+        mask = sample.masks[number]
+        iou = overlap(prediction[number].mask, mask, sample.ignore).iou
         return mask_row(
             sample.image,
             sample.masks[number],
             prediction[number].mask,
             question=sample.expressions[number],
             answer=prediction[number].text,
-            iou=overlap(prediction[number].mask, sample.masks[number], sample.ignore).iou,
+            iou=iou if is_judged(mask, sample.ignore, no_target=sample.no_target[number]) else math.nan,
         )
 
 
@@ -176,7 +178,7 @@ class ReasoningProtocol(Protocol):
             prediction.mask,
             question=sample.question,
             answer=prediction.text,
-            iou=overlap(prediction.mask, sample.mask, sample.ignore).iou,
+            iou=self.score(self.record(sample, prediction)),
         )
 
 

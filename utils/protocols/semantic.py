@@ -184,7 +184,7 @@ class SemanticProtocol(Protocol):
 
     def picture(self, sample: SemanticSample, prediction: SemanticPrediction) -> SheetRow:
         iou = self._matrix_of(sample, prediction).iou()
-        return semantic_row(sample.image, sample.label, prediction.labels, self.classes, iou)
+        return semantic_row(sample.image, sample.label, prediction.labels, self.classes, iou, sample.absent)
 
     def confusion(self, records: Sequence[SemanticRecord]) -> np.ndarray:
         """(num_classes + 1, num_classes + 1) int64 pixels; see `ConfusionMatrix.counts`."""

@@ -201,3 +201,10 @@ def test_data_that_is_there_and_cannot_be_used_is_broken_not_missing(run, root):
         assert code == 1
         assert "ade20k|train broken" in printed
         assert "a label as .jpg cannot hold class numbers" in printed
+
+
+def test_all_evaluation_sets_that_are_there_are_checked(run, root):
+    write_ade20k(root, [blocks([1, 2])], "validation")
+    code, printed = run("--val_dataset_list=all", "--num_samples=1")
+    assert code == 0
+    assert "ade20k|val" in printed
