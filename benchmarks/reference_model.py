@@ -67,6 +67,7 @@ class PlainModel:
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """SAM's encoder, one image at a time."""
+        images = images.to(self.sam.image_encoder.pos_embed.dtype)
         return torch.cat([self.sam.image_encoder(image.unsqueeze(0)) for image in images])
 
     def states(self, batch: PlainBatch) -> Tensor:
@@ -116,12 +117,13 @@ class PlainModel:
         _, dense = self.sam.prompt_encoder(points=None, boxes=None, masks=None)
         low_res, _ = self.sam.mask_decoder(
             image_embeddings=embedding.unsqueeze(0),
-            image_pe=self.sam.prompt_encoder.get_dense_pe(),
+            # Its own `get_dense_pe` fails in bfloat16; in float32 the two are the same.
+            image_pe=self.model.sam.dense_positions(dense),
             sparse_prompt_embeddings=prompts.unsqueeze(1),
             dense_prompt_embeddings=dense.expand(len(prompts), -1, -1, -1),
             multimask_output=False,
         )
-        return self.sam.postprocess_masks(low_res, tuple(resized), tuple(original)).squeeze(1)
+        return self.sam.postprocess_masks(low_res.float(), tuple(resized), tuple(original)).squeeze(1)
 
 
 def plain_bce(logits: Tensor, truth: Tensor) -> Tensor:
@@ -183,11 +185,12 @@ def sam_pixels(
     images: Tensor, sizes: Sequence[Size], side: int, mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:
     """(B, 3, side, side) float32: each image normalised, then padded with zeros."""
-    whole = torch.zeros(len(images), 3, side, side)
+    whole = torch.zeros(len(images), 3, side, side, device=images.device)
     for place, image, (height, width) in zip(whole, images, sizes, strict=True):
         place[:, :height, :width] = normalized(image[:, :height, :width].float(), mean, std)
     return whole
 
 
 def normalized(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    return (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    mean, std = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (mean, std))
+    return (pixels - mean) / std

@@ -79,7 +79,7 @@ def load_model(
         dtype: of the weights. If not given, as stored; what a training run left gets the run's precision.
         quantization: "8bit" or "4bit" for the language model's layers; needs a GPU and bitsandbytes.
         device: where the model goes; the CPU if not given, the first GPU if quantised.
-        attn_implementation: of the language model; "auto" takes flash attention where it can run, else SDPA.
+        attn_implementation: of the language model; "auto" is SDPA, see `choose_attention`.
         format: sequence format (or its name) where the folder does not say; "paper" if nobody does.
         prompt: prompt template where the folder does not say.
         seed: for weights that are new: rows of added tokens and, if the folder has none, the projection.
@@ -226,19 +226,28 @@ def recognise(path: Path, tag: str | None = None) -> str:
 
 
 def choose_attention(name: str, dtype: torch.dtype | None) -> str:
-    """ "auto" becomes flash attention where it is installed, there is a GPU and the dtype fits; else SDPA.
+    """What computes the language model's attention; "auto" is SDPA.
+
+    SDPA masks within a row, as packed conversations need, runs fused kernels on every device, and was faster than
+    flex attention on an H100 (`make gpu`). Flash attention cannot mask within a row: it is taken when it is named.
 
     Raises:
-        ValueError: flex attention on a machine without a GPU.
+        UserError: flex attention without a GPU; flash attention that is not installed or cannot run here.
     """
-    if name == "flex_attention" and not torch.cuda.is_available():
+    on_gpu = torch.cuda.is_available()
+    if name == "flex_attention" and not on_gpu:
         raise UserError(
             "--attn_implementation flex_attention needs a GPU: on a CPU it cannot train; take sdpa"
         )
-    if name != "auto":
-        return name
-    flash = torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None
-    return "flash_attention_2" if flash and dtype in (torch.float16, torch.bfloat16) else "sdpa"
+    if name == "flash_attention_2":
+        if importlib.util.find_spec("flash_attn") is None:
+            raise UserError(
+                f"--attn_implementation {name} is not installed; pip install flash-attn --no-build-isolation, or "
+                "take sdpa"
+            )
+        if not on_gpu or dtype not in (torch.float16, torch.bfloat16):
+            raise UserError(f"--attn_implementation {name} needs a GPU and bf16 or fp16; take sdpa")
+    return "sdpa" if name == "auto" else name
 
 
 def with_settings(

@@ -5,22 +5,22 @@ from __future__ import annotations
 import torch
 from torch._dynamo.utils import counters
 
-from benchmarks.gpu.engine import NUM_CONVERSATIONS, NUM_IMAGES, TrainingStep
+from benchmarks.gpu.engine import NUM_CONVERSATIONS, NUM_IMAGES, TrainingStep, switch_compiled
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.results import Results
 from benchmarks.gpu.training import time_way
-from utils.compiling import check_compiler, compile_blocks
+from utils.compiling import check_compiler
 
 LENGTHS, TINY_LENGTHS = (3, 4, 6, 7), (3,)  # conversations of an image: rows of other lengths
 
 
 def measure(machine: Machine, results: Results) -> None:
-    """Adds the part "compiled"; the last one, as the model stays compiled."""
+    """Adds the part "compiled"."""
     check_compiler()
     step = TrainingStep(machine)
     torch._dynamo.reset()
     counters.clear()
-    compile_blocks(step.model, backend="eager" if machine.tiny else "inductor")
+    switch_compiled(step.model, True, "eager" if machine.tiny else "inductor")
     batches = [step.batch(NUM_IMAGES, number) for number in (NUM_CONVERSATIONS, NUM_CONVERSATIONS + 3)]
     for batch in batches:  # one length, then another: from there on for all
         step.learn(batch)
@@ -35,8 +35,11 @@ def measure(machine: Machine, results: Results) -> None:
                 counters["stats"]["unique_graphs"] - graphs, bar=0, at_least=False)  # fmt: skip
     if counters["graph_break"]:
         results.texts["graph breaks"] = "\n".join(f"- {reason}" for reason in counters["graph_break"])
+    single = step.batch(NUM_IMAGES, NUM_CONVERSATIONS, packed=False)
+    time_way(machine, results, step, "single rows, compiled", lambda: step.learn(single), single, False)
     time_way(machine, results, step, "packed, compiled", lambda: step.learn(batches[0]), batches[0], False)
     step.model.set_gradient_checkpointing(False)
     name = "packed, compiled, no gradient checkpointing"
     time_way(machine, results, step, name, lambda: step.learn(batches[0]), batches[0], False)
     step.model.set_gradient_checkpointing(True)
+    switch_compiled(step.model, False)

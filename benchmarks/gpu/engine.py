@@ -1,5 +1,6 @@
-"""The step of DeepSpeed's engine: ZeRO 2, ten micro-batches accumulated, clipping and AdamW; its profile, the places
-where the host waits, its memory, and what `utils.flops` and `utils.memory` say of it.
+"""The step of DeepSpeed's engine: ten micro-batches accumulated, clipping and AdamW; eager and compiled, with and
+without gradient checkpointing; its profile, the places where the host waits, its memory, and what `utils.flops` and
+`utils.memory` say of it.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ from typing import Any
 import deepspeed
 import torch
 from torch import Tensor
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.results import Results
 from benchmarks.train_step import make_scene
+from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import add_lora, mark_trainable
 from model.prompts import move_batch
+from utils.compiling import compile_blocks, undo_compilation
 from utils.config import TrainConfig
 from utils.costs import CostModel, Work
 from utils.deepspeed_config import deepspeed_config
@@ -27,13 +31,13 @@ from utils.flop_formulas import total
 from utils.flops import SUSTAINED
 from utils.memory import activation_bytes, count_parameters, estimate
 from utils.memory import build as build_on_meta
-from utils.profiling import parts_table, times_of_parts
+from utils.profiling import PARTS, parts_table, times_of_parts
 
 NUM_IMAGES, NUM_CONVERSATIONS = 2, 5
 BAR_UTILISATION, GOAL_UTILISATION, BAR_MEMORY, BAR_TIME = 0.40, 0.55, 0.10, 0.25
 ACCUMULATION = 10
 MANY_MASKS, TINY_MANY_MASKS = 16, 3  # conversations of an image in the step whose memory is predicted
-KERNELS = 40
+KERNELS, PROFILED = 40, 2
 
 
 class TrainingStep:
@@ -69,10 +73,14 @@ class TrainingStep:
         return total(part for name, part in parts.items() if not (encoded and name == "SAM encoder")).model
 
 
-def measure_engine(machine: Machine, results: Results, step: TrainingStep) -> None:
-    """An optimizer step under ZeRO 2, its profile, its waits and its memory."""
+def measure(machine: Machine, results: Results) -> None:
+    """Adds the part "engine": an optimizer step, its profile, its waits and its memory."""
+    step = TrainingStep(machine)
     config = TrainConfig(
-        version="random", grad_accumulation_steps=ACCUMULATION, precision=precision_of(machine)
+        version="random",
+        grad_accumulation_steps=ACCUMULATION,
+        precision=precision_of(machine),
+        zero_stage=machine.zero_stage,
     )
     set_launch_environment()
     deepspeed.init_distributed("nccl" if machine.on_gpu else "gloo", verbose=False)
@@ -80,43 +88,83 @@ def measure_engine(machine: Machine, results: Results, step: TrainingStep) -> No
     engine, *_ = deepspeed.initialize(
         model=step.model, model_parameters=trained, config=deepspeed_config(config, 1)
     )
+    try:
+        turns = 1 if machine.tiny else ACCUMULATION
+        compare_switches(machine, results, step, engine, turns)
+        results.save()
+        many = step.batch(NUM_IMAGES, TINY_MANY_MASKS if machine.tiny else MANY_MASKS)
+        take(engine, many, turns)
+        measured = machine.peak_bytes(lambda: take(engine, many, turns))
+        predict_memory(machine, results, step, many, measured)
+        look_inside(machine, results, step, engine, turns)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def take(engine: Any, batch: dict[str, Any], turns: int) -> None:
+    """Micro-batches as train_ds.py takes them; ACCUMULATION of them are one optimizer step."""
+    for _ in range(turns):
+        output = engine(**batch)
+        with record_function("backward"):
+            engine.backward(output.loss)
+        with record_function("optimizer"):
+            engine.step()
+
+
+def compare_switches(machine: Machine, results: Results, step: TrainingStep, engine: Any, turns: int) -> None:
+    """Time of a micro-batch with its share of the optimizer step; the fastest is what the bars are for."""
     batch = step.batch(NUM_IMAGES, NUM_CONVERSATIONS)
-    turns = 1 if machine.tiny else ACCUMULATION
-
-    def optimizer_step() -> None:
-        for _ in range(turns):
-            output = engine(**batch)
-            with record_function("backward"):
-                engine.backward(output.loss)
-            with record_function("optimizer"):
-                engine.step()
-
-    seconds = machine.seconds(optimizer_step, rounds=3, warm_up=1) / turns
     work = Work.of_batch(batch, step.model.config.image_token_id)
-    results.add("training", "micro-batch with its share of the optimizer step: ms", 1e3 * seconds)
-    results.add("training", "the same: images/s", NUM_IMAGES / seconds)
-    results.add("training", "the same: text tokens/s", work.num_text_tokens / seconds)
-    results.add("training", "the same: model FLOPs utilisation", step.flops(batch) / seconds / machine.matrix_rate,
+    taken: dict[str, float] = {}
+    for compiled in (False, True):
+        switch_compiled(step.model, compiled, "eager" if machine.tiny else "inductor")
+        for checkpointing in (True, False):
+            step.model.set_gradient_checkpointing(checkpointing)
+            name = ("compiled" if compiled else "eager") + (
+                ", gradient checkpointing" if checkpointing else ""
+            )
+            way = lambda: machine.seconds(lambda: take(engine, batch, turns), rounds=2, warm_up=1)  # noqa: E731
+            seconds = results.attempt("engine", name, way)
+            if seconds is None:
+                continue
+            taken[name] = seconds / turns
+            results.add_row(
+                f"engine: micro-batch with its share of the optimizer step, ZeRO {machine.zero_stage}",
+                {
+                    "way": name,
+                    "ms": f"{1e3 * taken[name]:.1f}",
+                    "images/s": f"{NUM_IMAGES / taken[name]:.1f}",
+                    "text tokens/s": f"{work.num_text_tokens / taken[name]:.0f}",
+                    "model FLOPs utilisation": f"{step.flops(batch) / taken[name] / machine.matrix_rate:.1%}",
+                },
+            )
+    switch_compiled(step.model, False)
+    step.model.set_gradient_checkpointing(True)
+    best = min(taken, key=lambda name: taken[name])
+    results.add("engine", f"model FLOPs utilisation, {best}", step.flops(batch) / taken[best] / machine.matrix_rate,
                 bar=BAR_UTILISATION, goal=GOAL_UTILISATION)  # fmt: skip
-    predicted = seconds_of(machine, step, batch)
-    results.add("training", f"utils.flops predicts {1e3 * predicted:.0f} ms; relative error",
-                abs(predicted / seconds - 1), bar=BAR_TIME, at_least=False)  # fmt: skip
-    profile_step(machine, results, optimizer_step)
+    parts = step.costs.training(work)
+    predicted = total(parts.values()).total / (SUSTAINED * machine.matrix_rate)
+    results.add("engine", f"{best}: utils.flops predicts {1e3 * predicted:.0f} ms; relative error",
+                abs(predicted / taken[best] - 1), bar=BAR_TIME, at_least=False)  # fmt: skip
+
+
+def switch_compiled(model: LasagnaForConditionalGeneration, on: bool, backend: str = "inductor") -> None:
+    """Compiles the blocks that --compile compiles, or has them run as they are."""
+    if on:
+        compile_blocks(model, backend)
+    else:
+        undo_compilation(model)
+
+
+def look_inside(machine: Machine, results: Results, step: TrainingStep, engine: Any, turns: int) -> None:
+    """Where the time of some micro-batches goes, and where the host waits in an optimizer step."""
+    batch = step.batch(NUM_IMAGES, NUM_CONVERSATIONS)
     if machine.on_gpu:
-        waits = where_the_host_waits(optimizer_step)
-        name = f"waits in an optimizer step of {turns} micro-batches, DeepSpeed's included"
-        results.add("training", name, sum(waits.values()))
+        waits = where_the_host_waits(lambda: take(engine, batch, turns))
+        results.add("engine", "waits in an optimizer step, DeepSpeed's", sum(waits.values()))
         results.texts["where the host waits"] = "\n".join(f"- {place}: {n}" for place, n in waits.items())
-    num_masks = TINY_MANY_MASKS if machine.tiny else MANY_MASKS
-    many = step.batch(NUM_IMAGES, num_masks)
-
-    def one() -> None:
-        engine.backward(engine(**many).loss)
-        engine.step()
-
-    one()
-    measured = machine.peak_bytes(lambda: [one() for _ in range(turns)])
-    predict_memory(machine, results, step, many, num_masks, measured)
+    profile_step(machine, results, lambda: take(engine, batch, PROFILED))
 
 
 def where_the_host_waits(run: Callable[[], Any]) -> Counter[str]:
@@ -139,36 +187,25 @@ def precision_of(machine: Machine) -> str:
     return "bf16" if machine.on_gpu else "fp32"
 
 
-def seconds_of(machine: Machine, step: TrainingStep, batch: dict[str, Any]) -> float:
-    """What `utils.flops` says of a micro-batch at this card's measured matrix rate."""
-    parts = step.costs.training(Work.of_batch(batch, step.model.config.image_token_id))
-    return total(parts.values()).total / (SUSTAINED * machine.matrix_rate)
-
-
 def predict_memory(
-    machine: Machine,
-    results: Results,
-    step: TrainingStep,
-    batch: dict[str, Any],
-    num_masks: int,
-    measured: int,
+    machine: Machine, results: Results, step: TrainingStep, batch: dict[str, Any], measured: int
 ) -> None:
     """The estimate of `utils.memory` for this very batch."""
     shape = step.model.config
+    num_masks = len(batch["seg_images"]) // NUM_IMAGES
     num_text = batch["input_ids"].shape[1] - shape.vlm_config.image_seq_length
     config = TrainConfig(version="random", model_max_length=num_text, precision=precision_of(machine))
     meta = build_on_meta(config, shape)
-    expected = estimate(
-        count_parameters(meta), 2, 1, config.precision, activation_bytes(meta, config, num_masks)
-    ).total
-    results.add("training", f"peak memory under ZeRO 2, {num_masks} masks an image, GB", measured / 1e9)
+    count, activations = count_parameters(meta), activation_bytes(meta, config, num_masks)
+    expected = estimate(count, machine.zero_stage, 1, config.precision, activations).total
+    results.add("engine", f"peak memory, {num_masks} masks an image, GB", measured / 1e9)
     limits = {"bar": BAR_MEMORY, "at_least": False} if measured else {}
-    results.add("training", f"utils.memory predicts {expected / 1e9:.1f} GB; relative error",
+    results.add("engine", f"utils.memory predicts {expected / 1e9:.1f} GB; relative error",
                 abs(expected / measured - 1) if measured else 0.0, **limits)  # fmt: skip
 
 
 def profile_step(machine: Machine, results: Results, run: Callable[[], Any]) -> None:
-    """Where the time of an optimizer step goes."""
+    """Where the time goes."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if machine.on_gpu else [])]
     with profile(activities=activities) as profiled:
         run()
@@ -177,7 +214,8 @@ def profile_step(machine: Machine, results: Results, run: Callable[[], Any]) -> 
     key = "self_device_time_total" if machine.on_gpu else "self_cpu_time_total"
     operators = averages.table(sort_by=key, row_limit=KERNELS, max_name_column_width=70)
     text = f"```\n{parts_table(times_of_parts(averages))}\n```\n\n```\n{operators}\n```"
-    results.texts["where an optimizer step goes"] = text
+    results.texts[f"where {PROFILED} micro-batches go"] = text
     if machine.on_gpu:
-        busy = sum(event.self_device_time_total for event in averages) / 1e6
-        results.add("training", "kernels of an optimizer step, s", busy)
+        kernels = (event for event in averages if event.device_type == DeviceType.CUDA)
+        busy = sum(event.self_device_time_total for event in kernels if event.key not in PARTS) / 1e6
+        results.add("engine", "kernels of a micro-batch, ms", 1e3 * busy / PROFILED)

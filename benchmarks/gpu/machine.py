@@ -27,20 +27,21 @@ class Machine:
     tiny: bool
     device: torch.device
     dtype: torch.dtype
+    zero_stage: int = 2
     matrix_rate: float = field(default=float("nan"))  # FLOP/s of a large product in `dtype`
 
     @classmethod
-    def found(cls, *, tiny: bool) -> Machine:
+    def found(cls, *, tiny: bool, zero_stage: int = 2) -> Machine:
         """The first GPU; the CPU for `tiny`.
 
         Raises:
             UserError: there is no GPU.
         """
         if tiny:
-            return cls(tiny=True, device=torch.device("cpu"), dtype=torch.float32)
+            return cls(tiny=True, device=torch.device("cpu"), dtype=torch.float32, zero_stage=zero_stage)
         if not torch.cuda.is_available():
             raise UserError("no CUDA GPU is here; --tiny runs every part on a CPU")
-        return cls(tiny=False, device=torch.device("cuda", 0), dtype=torch.bfloat16)
+        return cls(tiny=False, device=torch.device("cuda", 0), dtype=torch.bfloat16, zero_stage=zero_stage)
 
     @property
     def on_gpu(self) -> bool:

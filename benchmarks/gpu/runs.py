@@ -48,6 +48,7 @@ RUNS: dict[str, tuple[tuple[tuple[str, ...], ...], float]] = {
     "fp16 with its scaler": ((("--zero_stage=2", "--precision=fp16"),), 0.05),
 }
 TINY = (REFERENCE, "resumed")
+LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 SECONDS = 240  # after which a run is given up
 
 
@@ -101,7 +102,10 @@ def start(argv: Sequence[str], *, in_process: bool) -> tuple[int, str]:
         finally:
             os.chdir(before)
     command = [sys.executable, str(ROOT / "train_ds.py"), *argv]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # Each is a launch of its own, whatever this process has joined.
+    environment = {name: value for name, value in os.environ.items() if name not in LAUNCH} | {
+        "OMP_NUM_THREADS": "1"
+    }
     try:
         done = subprocess.run(
             command, cwd=ROOT, env=environment, timeout=SECONDS, check=False, text=True,

@@ -1,7 +1,8 @@
 """A training step of the recipe's micro-batch: 2 images of 480x640 with 5 referring conversations each.
 
 Model FLOPs utilisation is the step's model FLOPs (`utils.costs`; nothing that is recomputed) over its time and the
-card's measured matrix rate. Ways are compared by forward and backward alone; `benchmarks.gpu.engine` has the rest.
+card's measured matrix rate. Ways are compared by forward and
+backward alone; the optimizer is in `benchmarks.gpu.engine`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.correct import set_attention
-from benchmarks.gpu.engine import NUM_CONVERSATIONS, NUM_IMAGES, TrainingStep, measure_engine
+from benchmarks.gpu.engine import NUM_CONVERSATIONS, NUM_IMAGES, TrainingStep
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.results import Results
 from benchmarks.reference_model import PlainModel, plain_batch
@@ -28,8 +29,6 @@ def measure(machine: Machine, results: Results) -> None:
     step = TrainingStep(machine)
     compare_ways(machine, results, step)
     count_waits(machine, results, step)
-    results.save()
-    measure_engine(machine, results, step)
 
 
 def compare_ways(machine: Machine, results: Results, step: TrainingStep) -> None:

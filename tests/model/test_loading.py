@@ -1,3 +1,4 @@
+import importlib.util
 import logging
 import shutil
 
@@ -15,8 +16,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from model.config import LasagnaConfig
 from model.conversation import Conversation
+from model.errors import UserError
 from model.lasagna import LasagnaForConditionalGeneration
-from model.loading import load_model
+from model.loading import choose_attention, load_model
 from model.processor import LasagnaProcessor
 from model.weights import read_folder
 from tests.tiny_weights import HIDDEN_DIM, edit_json, picture, write_shards
@@ -263,3 +265,15 @@ def test_the_auto_classes_know_a_folder_of_ours(tiny_model, tmp_path):
     tiny_model.save_pretrained(tmp_path)
     assert isinstance(AutoConfig.from_pretrained(tmp_path), LasagnaConfig)
     assert isinstance(AutoModelForImageTextToText.from_pretrained(tmp_path), LasagnaForConditionalGeneration)
+
+
+def test_auto_is_the_attention_that_packs_also_where_flash_attention_is_installed(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    assert choose_attention("auto", torch.bfloat16) == "sdpa"
+    assert choose_attention("flash_attention_2", torch.bfloat16) == "flash_attention_2"
+    with pytest.raises(UserError, match="flash_attention_2 needs a GPU and bf16 or fp16; take sdpa"):
+        choose_attention("flash_attention_2", torch.float32)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="flash_attention_2 is not installed; pip install flash-attn"):
+        choose_attention("flash_attention_2", torch.bfloat16)

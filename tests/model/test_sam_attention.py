@@ -10,7 +10,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from model import sam_attention
 from model.sam import SamSegmenter, SamSettings, build_sam
-from model.sam_attention import FusedAttention, attend_folded, attend_in_pieces, relative_table
+from model.sam_attention import (
+    FusedAttention,
+    attend_folded,
+    attend_in_pieces,
+    attend_with_mask,
+    fastest_way,
+    relative_table,
+)
 from tests.watching import Largest
 
 HEADS, DIM = 3, 24
@@ -84,9 +91,9 @@ def attention(side=(5, 7), table=None, dtype=torch.float64):
     return eager, FusedAttention(copy.deepcopy(eager)), torch.randn(2, *side, DIM, dtype=dtype)
 
 
-@pytest.mark.parametrize("attend", [attend_in_pieces, attend_folded])
+@pytest.mark.parametrize("attend", [attend_in_pieces, attend_with_mask, attend_folded])
 @pytest.mark.parametrize("table", [None, (5, 5), (9, 12)], ids=["exact", "shorter", "longer"])
-def test_both_ways_equal_segment_anything_on_any_grid(attend, table):
+def test_every_way_equals_segment_anything_on_any_grid(attend, table):
     eager, ours, x = attention(table=table)
     with torch.no_grad():
         assert relative(ours(x, attend), eager(x)) < 1e-10
@@ -146,8 +153,8 @@ def test_a_copy_has_weights_of_its_own():
 
 
 @pytest.mark.parametrize(("dim", "heads"), [(1280, 16), (1024, 16), (768, 12)], ids=["h", "l", "b"])
-@pytest.mark.parametrize("side", [64, 14], ids=["global", "window"])
-def test_on_a_gpu_published_sizes_fit_flash_kernels(dim, heads, side, monkeypatch):
+def test_on_a_gpu_published_sizes_fit_flash_kernels(dim, heads, monkeypatch):
+    side = 64  # of a global block
     asked = []
 
     def record(q, k, v, **keywords):
@@ -172,3 +179,18 @@ def test_on_a_gpu_published_sizes_fit_flash_kernels(dim, heads, side, monkeypatc
     assert q[3] % 8 == 0
     assert dtypes == {torch.bfloat16}
     assert keywords == {"scale"}  # and no mask
+
+
+@pytest.mark.parametrize(
+    ("device", "side", "learns", "way"),
+    [
+        ("cpu", 64, False, attend_in_pieces),
+        ("cpu", 64, True, attend_folded),
+        ("cuda", 14, False, attend_with_mask),
+        ("cuda", 64, False, attend_folded),
+    ],
+)
+def test_each_device_and_size_takes_its_fastest_way(device, side, learns, way):
+    with FakeTensorMode():  # no GPU is needed for a tensor's device
+        tokens = torch.empty(1, side, side, 1280, device=device)
+    assert fastest_way(tokens, learns=learns) is way
