@@ -69,7 +69,7 @@ class Frames:
         reasons = (
             "its run-length codes have that size",
             "its polygons fit only that",
-            "the file states that size",
+            "its polygons do not tell, and the file states that size",
         )
         return frame, reasons[decided]
 
