@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from pathlib import Path
 
@@ -11,6 +10,10 @@ from model.errors import UserError
 SUFFIXES = (".bin", ".safetensors", ".pth", ".pt", ".ckpt", ".model", ".json")
 POINTER = b"version https://git-lfs"
 PAGE = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<error")
+OTHER_KINDS = (
+    (b"\xff\xd8\xff", "an image"), (b"\x89PNG", "an image"), (b"GIF8", "an image"), (b"%PDF", "a PDF"),
+    (b"\x1f\x8b", "a packed archive"), (b"7z\xbc\xaf", "a packed archive"), (b"\xfd7zXZ", "a packed archive"),
+)  # fmt: skip
 BEGINNING = 512  # bytes; a pointer is shorter
 
 
@@ -44,8 +47,11 @@ def check_download(path: Path) -> None:
         raise UserError(
             f"{path} is cut off ({path.stat().st_size:,} bytes are there); copy or download it again"
         )
-    if plain.startswith(b"{") and _is_json(path):
-        raise UserError(f"{path} is a JSON text, not weights; download it again")
+    kind = next((kind for mark, kind in OTHER_KINDS if begins.startswith(mark)), None)
+    if kind is None and _is_text(begins):
+        kind = "a text"
+    if kind:
+        raise UserError(f"{path} is {kind}, not weights; pass the file of weights, or download it again")
 
 
 def check_folder(folder: Path) -> None:
@@ -55,9 +61,10 @@ def check_folder(folder: Path) -> None:
             check_download(path)
 
 
-def _is_json(path: Path) -> bool:
+def _is_text(content: bytes) -> bool:
+    """Whether bytes are printable UTF-8; weights begin with a pickle's, a zip's or a length's control characters."""
     try:
-        json.loads(path.read_bytes()[:100_000])
-    except ValueError:
+        text = content[:-3].decode() or content.decode()  # the last character may be cut
+    except UnicodeDecodeError:
         return False
-    return True
+    return all(letter.isprintable() or letter in "\t\r\n" for letter in text)

@@ -46,6 +46,12 @@ LLAMA_FIELDS = (
     "rope_scaling", "bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings", "attention_bias",
 )  # fmt: skip
 SELECT_FEATURE = {"patch": "default", "cls_patch": "full"}
+# Entries whose other values belong to another model: tiles of the image, resamplers, quantised weights.
+READ = {
+    "image_aspect_ratio": (None, "square", "pad"), "mm_patch_merge_type": (None, "flat"), "s2": (None, False),
+    "mm_vision_select_feature": (None, "", *SELECT_FEATURE), "mm_resampler_type": (None, "identity"),
+    "quantization_config": (None, {}),
+}  # fmt: skip
 PROJECTOR_ACT = {"linear": "linear", "mlp2x_gelu": "gelu"}
 
 
@@ -67,6 +73,7 @@ def read_llava(
         FileNotFoundError: the CLIP tower is neither inside nor where --vision_tower (or the config) says.
         ValueError: weights do not fit, or the projector is of an unknown kind.
     """
+    check_settings(folder, config)
     weights = {name: value for name, value in weights.items() if not COMPUTED.search(name)}
     tower_weights, vision_config, clip_processor = read_tower(folder, config, weights, options)
     weights.update(tower_weights)
@@ -100,6 +107,16 @@ def read_llava(
         clip_processor=clip_processor,
         image_aspect_ratio="pad" if config.get("image_aspect_ratio") == "pad" else "square",
     )
+
+
+def check_settings(folder: Path, config: dict[str, Any]) -> None:
+    """UserError for an entry of config.json that would change what the weights mean, such as those of LLaVA 1.6."""
+    wrong = [f"{name}={config[name]!r}" for name, known in READ.items() if config.get(name) not in known]
+    if wrong:
+        raise UserError(
+            f"{folder}/config.json has {', '.join(wrong)}, which is not supported; pass a LLaVA 1 or 1.5, or its "
+            "Hugging Face conversion"
+        )
 
 
 def hugging_face_name(name: str, projector: str = "linear") -> str:

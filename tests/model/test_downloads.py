@@ -26,7 +26,9 @@ XML = b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>'
 @pytest.mark.parametrize(
     ("content", "said"),
     [(POINTER, "Git LFS pointer.*git lfs pull"), (PAGE, "web page.*download it again"), (XML, "web page"),
-     (b"", "is empty"), (b'{"error": "not found"}', "JSON text, not weights")],
+     (b"", "is empty"), (b'{"error": "not found"}', "is a text, not weights"),
+     (b"404: Not Found", "is a text"), (b"\xff\xd8\xff\xe0JFIF", "is an image"),
+     (b"\x1f\x8b\x08", "is a packed archive")],
 )  # fmt: skip
 def test_what_a_file_of_weights_really_is_is_said_with_the_cure(name, content, said, tmp_path):
     path = tmp_path / name

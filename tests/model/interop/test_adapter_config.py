@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from model.errors import UserError
 from model.interop.adapter import read_adapter
+from model.interop.llava_v1 import check_settings
 
 
 def write(folder, **changes):
@@ -46,3 +47,16 @@ def test_what_changes_the_meaning_of_the_weights_is_refused_with_the_way_to_conv
     assert f"adapter_config.json has {name}={value!r}, which is not supported" in str(error.value)
     cure = "path_initial_model_for_weight_conversion" if name == "init_lora_weights" else "merge_and_unload"
     assert cure in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"image_aspect_ratio": "anyres"}, {"mm_patch_merge_type": "spatial_unpad"}, {"mm_resampler_type": "perceiver"},
+     {"mm_vision_select_feature": "slicefour"}, {"quantization_config": {"bits": 4}}, {"s2": True}],
+)  # fmt: skip
+def test_an_original_llava_of_another_kind_is_refused(changes, tmp_path):
+    check_settings(tmp_path, {"image_aspect_ratio": "pad", "mm_vision_select_feature": "patch"})
+    name, value = next(iter(changes.items()))
+    with pytest.raises(UserError, match="which is not supported") as error:
+        check_settings(tmp_path, changes)
+    assert f"config.json has {name}={value!r}" in str(error.value)
