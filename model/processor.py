@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,14 @@ class LasagnaProcessor:
             raise FileNotFoundError(f"{folder} has no {FILE_NAME}; pass a folder that save_pretrained wrote")
         settings = read_json(path)
         settings.pop("processor_class", None)
+        stored = [entry for entry in fields(cls) if entry.init and entry.name not in ("tokenizer", "clip")]
+        known = {entry.name for entry in stored}
+        needed = {entry.name for entry in stored if entry.default is MISSING}
+        if not needed <= settings.keys() <= known:
+            raise UserError(
+                f"{path} holds {', '.join(settings) or 'nothing'} and must hold {', '.join(sorted(known))}; "
+                "copy it again"
+            )
         settings["format"] = SequenceFormat.from_dict(settings["format"])
         clip = CLIPImageProcessorPil.from_pretrained(folder)
         return cls(tokenizer=load_tokenizer(folder), clip=clip, **settings)

@@ -63,8 +63,13 @@ class SequenceFormat:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SequenceFormat:
-        """The inverse of `to_dict`."""
-        return cls(**values)
+        """The inverse of `to_dict`. Raises a UserError for a stored format with other entries."""
+        try:
+            return cls(**values)
+        except TypeError as problem:
+            raise UserError(
+                f"no sequence format that was stored: {values!r}; copy the folder again"
+            ) from problem
 
     @property
     def answers_every_class(self) -> bool:

@@ -12,6 +12,8 @@ from model.downloads import check_folder
 from model.errors import UserError
 from model.interop.parts import local_folder
 from model.interop.sam import is_sam_file, read_sam
+from model.processor import LasagnaProcessor
+from model.sequence import SequenceFormat
 from model.tokens import load_tokenizer
 from model.weights import read_weight_file
 from tests.commands import REPOSITORY
@@ -110,3 +112,14 @@ def test_a_misspelt_folder_is_not_looked_up_on_the_hub(tmp_path, monkeypatch):
         FileNotFoundError, match="--version models/lava is not there; the folder models holds llava"
     ):
         local_folder("models/lava", flag="--version")
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", '{"format": {}, "sam_image_size": 9, "num_image_tokens": 4, "extra": 1}']
+)
+def test_settings_of_a_processor_that_were_edited_are_told(content, tmp_path):
+    (tmp_path / "processor_config.json").write_text(content)
+    with pytest.raises(UserError, match=r"processor_config\.json holds .* and must hold format, "):
+        LasagnaProcessor.from_pretrained(tmp_path)
+    with pytest.raises(UserError, match="no sequence format that was stored"):
+        SequenceFormat.from_dict({"name": "xml"})
