@@ -22,22 +22,22 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from model.checkpoints.load import load_model
 from model.errors import UserError
 from model.lasagna import LasagnaForConditionalGeneration
-from model.loading import load_model
 from model.outputs import EncodedImage
-from model.sequence import spoken
-from utils.colours import MASK_COLOURS, Colour, class_colour
-from utils.commands import command, one_line
+from model.text.sequence import spoken
+from utils.common.commands import command, one_line
+from utils.common.distributed import device_of
+from utils.common.logs import start_logging
+from utils.common.paths import check_writable, resolve, shortened, writable_folder
+from utils.common.settings import parse_config
+from utils.config.inference import ChatConfig
 from utils.data.files import names_in
 from utils.data.images import IMAGE_SUFFIXES, read_image
-from utils.distributed import device_of
-from utils.inference_config import ChatConfig
-from utils.logs import start_logging
-from utils.metrics import label_map
-from utils.paths import check_writable, resolve, shortened, writable_folder
-from utils.settings import parse_config
-from utils.visualize import LegendEntry, annotate
+from utils.evaluation.metrics import label_map
+from utils.reports.colours import MASK_COLOURS, Colour, class_colour
+from utils.reports.visualize import LegendEntry, annotate
 
 COMMANDS = {"image": "a path", "classes": "class names", "help": "", "quit": ""}
 HELP = """\

@@ -17,19 +17,19 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from model.checkpoints.layouts.training import RunSettings, read_run_settings, read_training_weights
+from model.checkpoints.merge import MergedModel, open_merge, save
 from model.errors import UserError
-from model.interop.training import RunSettings, read_run_settings, read_training_weights
-from model.merging import MergedModel, open_merge, save
-from model.sequence import SequenceFormat
-from utils.commands import command
-from utils.distributed import dtype_unless_stored
-from utils.hub import check_login, push_folder
-from utils.inference_config import MergeConfig
-from utils.logs import start_logging
-from utils.model_card import model_card
-from utils.paths import check_writable
-from utils.report import Report, read_report
-from utils.settings import parse_config
+from model.text.sequence import SequenceFormat
+from utils.common.commands import command
+from utils.common.distributed import dtype_unless_stored
+from utils.common.hub import check_login, push_folder
+from utils.common.logs import start_logging
+from utils.common.paths import check_writable
+from utils.common.settings import parse_config
+from utils.config.inference import MergeConfig
+from utils.reports.model_card import model_card
+from utils.reports.report import Report, read_report
 
 
 @command("merge_lora_weights_and_save_hf_model.py")

@@ -8,7 +8,7 @@
     python test_sem.py --version FOLDER --images 'photos/*.jpg' --classes classes.txt --save_predictions out
 
 FOLDER is what merge_lora_weights_and_save_hf_model.py writes. The numbers are printed, and written to
---report_dir (utils/report.py says what is in it); a sheet of eight samples of each data set goes to
+--report_dir (utils/reports/report.py says what is in it); a sheet of eight samples of each data set goes to
 --vis_save_path. Several processes share the samples, and each sample is counted once. A killed evaluation goes on
 with --resume. With --images nothing is evaluated: pictures without ground truth are predicted.
 """
@@ -23,24 +23,24 @@ from pathlib import Path
 
 import torch
 
+from model.checkpoints.load import load_model
 from model.errors import UserError
 from model.lasagna import LasagnaForConditionalGeneration
-from model.loading import load_model
 from model.processor import LasagnaProcessor
-from utils.asking import EvaluationSettings
-from utils.commands import command
-from utils.distributed import device_of, distributed
-from utils.evaluate import NUM_SHOWN, Outputs, check_calibration, evaluate_datasets
-from utils.inference_config import TestConfig
-from utils.logs import start_logging
-from utils.paths import writable_folder
-from utils.predict import classes_asked, find_images, predict_images
-from utils.predictions import file_stems
-from utils.report import Report
-from utils.settings import parse_config
-from utils.tables import print_report
-from utils.val_sets import open_list
-from utils.visualize import draw_sheet
+from utils.common.commands import command
+from utils.common.distributed import device_of, distributed
+from utils.common.logs import start_logging
+from utils.common.paths import writable_folder
+from utils.common.settings import parse_config
+from utils.config.inference import TestConfig
+from utils.evaluation.evaluate import NUM_SHOWN, Outputs, check_calibration, evaluate_datasets
+from utils.evaluation.predict import classes_asked, find_images, predict_images
+from utils.evaluation.prediction_files import file_stems
+from utils.evaluation.prompting import EvaluationSettings
+from utils.evaluation.val_datasets import open_list
+from utils.reports.report import Report
+from utils.reports.tables import print_report
+from utils.reports.visualize import draw_sheet
 
 
 @command("test_sem.py")

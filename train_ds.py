@@ -23,24 +23,13 @@ import deepspeed
 import torch
 from torch.profiler import record_function
 
+from model.checkpoints.load import load_model
 from model.errors import UserError
 from model.lasagna import LasagnaForConditionalGeneration
-from model.loading import load_model
 from model.lora import add_lora, mark_trainable
 from model.processor import LasagnaProcessor
-from utils.asking import EvaluationSettings
-from utils.checkpoint import Validated, check_run, resume, save_best, save_checkpoint, save_validated
-from utils.commands import command
-from utils.compiling import check_compiler, compile_blocks
-from utils.config import TrainConfig
-from utils.costs import CostModel
-from utils.data.base import Dataset
-from utils.data.collate import LengthLimit, build_loader
-from utils.data.counts import DataCounts
-from utils.data.mixture import Mixture, build_train_mixture
-from utils.data.types import Batch
-from utils.deepspeed_config import deepspeed_config
-from utils.distributed import (
+from utils.common.commands import command
+from utils.common.distributed import (
     dtype_of,
     is_main_process,
     meeting,
@@ -48,15 +37,24 @@ from utils.distributed import (
     set_launch_environment,
     world_size,
 )
-from utils.evaluate import evaluate_datasets
-from utils.logs import start_logging
-from utils.meters import Meters, peak_memory
-from utils.paths import check_writable
-from utils.profiling import StepProfiler
-from utils.report import Report
-from utils.sam_cache import SamCache
-from utils.settings import parse_config
-from utils.train_log import (
+from utils.common.logs import start_logging
+from utils.common.paths import check_writable
+from utils.common.settings import parse_config
+from utils.config.training import TrainConfig
+from utils.costs.cost_model import CostModel
+from utils.data.base import Dataset
+from utils.data.collate import LengthLimit, build_loader
+from utils.data.counts import DataCounts
+from utils.data.mixture import Mixture, build_train_mixture
+from utils.data.types import Batch
+from utils.evaluation.evaluate import evaluate_datasets
+from utils.evaluation.prompting import EvaluationSettings
+from utils.evaluation.val_datasets import open_list
+from utils.reports.report import Report
+from utils.training.checkpoint import Validated, check_run, resume, save_best, save_checkpoint, save_validated
+from utils.training.compile import check_compiler, compile_blocks
+from utils.training.deepspeed_config import deepspeed_config
+from utils.training.log import (
     TrainLog,
     deciding_score,
     log_failed_validation,
@@ -64,7 +62,9 @@ from utils.train_log import (
     log_validation,
     open_log,
 )
-from utils.val_sets import open_list
+from utils.training.meters import Meters, peak_memory
+from utils.training.profile import StepProfiler
+from utils.training.sam_cache import SamCache
 
 PROFILE_FOLDER = "profile"
 SUMMARY_FILE = "data.json"  # what became of the samples

@@ -30,7 +30,7 @@ import torch
 from benchmarks.measure import Claim, Runs, claims_table, take_turns, write_results
 from benchmarks.models import SIZES, build
 from benchmarks.queries import Asker, Query, make_query, single_tokens
-from model.loading import load_model
+from model.checkpoints.load import load_model
 from utils.data.class_lists import load_class_list
 from utils.toy.scene import CLASSES, draw_scene
 

@@ -34,16 +34,16 @@ from transformers import (
 )
 
 import merge_lora_weights_and_save_hf_model as merge_script
+from model.checkpoints.layouts.training import SETTINGS_FOLDER
+from model.checkpoints.lazy import write_shards
+from model.checkpoints.load import load_model
 from model.config import LasagnaConfig
-from model.interop.training import SETTINGS_FOLDER
+from model.decoders.sam import SamSettings, build_sam
 from model.lasagna import LasagnaForConditionalGeneration
-from model.loading import load_model
 from model.lora import add_lora, mark_trainable
-from model.sam import SamSettings, build_sam
-from model.stored import write_shards
-from model.tokens import load_tokenizer, save_tokenizer
-from utils.config import TrainConfig
-from utils.sizes import CLIP_LARGE, LLAMA, LLAMA_VOCABULARY, model_config
+from model.text.tokens import load_tokenizer, save_tokenizer
+from utils.config.training import TrainConfig
+from utils.costs.model_sizes import CLIP_LARGE, LLAMA, LLAMA_VOCABULARY, model_config
 
 ROOT = Path(__file__).parents[1]
 TOKENIZER = ROOT / "assets" / "toy" / "llava"

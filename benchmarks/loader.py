@@ -28,13 +28,13 @@ from transformers import CLIPImageProcessorPil
 
 from benchmarks.reference import PlainLoader, num_bytes, path_of
 from model.processor import LasagnaProcessor
-from model.sequence import SequenceFormat
-from model.tokens import add_special_tokens, load_tokenizer
-from utils.data.ade20k import Ade20k
+from model.text.sequence import SequenceFormat
+from model.text.tokens import add_special_tokens, load_tokenizer
 from utils.data.base import Dataset
 from utils.data.collate import Collate, LengthLimit
+from utils.data.datasets.ade20k import Ade20k
+from utils.data.datasets.refer import RefCoco
 from utils.data.mixture import Mixture
-from utils.data.refer import RefCoco
 from utils.data.types import Recipe
 
 TOKENIZER = Path(__file__).parents[1] / "assets" / "toy" / "llava"

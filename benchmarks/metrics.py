@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from utils.data.types import IGNORE
-from utils.metrics import ConfusionMatrix, label_map
+from utils.evaluation.metrics import ConfusionMatrix, label_map
 
 # What we promise: so many times faster, with this share of the memory.
 GOAL_SPEED, GOAL_MEMORY = 50, 1 / 20

@@ -18,16 +18,16 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, PreTrainedTokenizerBase
 
 from benchmarks import ROOT
-from model.assemble import DEFAULT_FORMAT, build_processor
+from model.checkpoints.assemble import DEFAULT_FORMAT, build_processor
+from model.checkpoints.load import load_model
 from model.config import LasagnaConfig
 from model.lasagna import LasagnaForConditionalGeneration
-from model.loading import load_model
 from model.lora import add_lora, mark_trainable
 from model.processor import LasagnaProcessor
-from model.sequence import SequenceFormat
-from model.tokens import add_special_tokens, load_tokenizer, token_ids
-from utils.memory import default_dtype
-from utils.sizes import CLIP_LARGE, LLAMA, LLAMA_VOCABULARY, SAM
+from model.text.sequence import SequenceFormat
+from model.text.tokens import add_special_tokens, load_tokenizer, token_ids
+from utils.costs.memory import default_dtype
+from utils.costs.model_sizes import CLIP_LARGE, LLAMA, LLAMA_VOCABULARY, SAM
 
 TOY = ROOT / "assets" / "toy"
 MEDIUM_LLAMA = {

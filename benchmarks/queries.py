@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.reference_answer import PlainAnswer
-from model.decoding import ComplexAnswer, decode_choices
+from model.generation.decoding import ComplexAnswer, decode_choices
+from model.generation.prompts import Prompts, read_prompts
 from model.lasagna import LasagnaForConditionalGeneration
 from model.outputs import EncodedImages
 from model.processor import LasagnaProcessor
-from model.prompts import Prompts, read_prompts
 
 HEIGHT, WIDTH = 480, 640
 TOLERANCE = 1e-3  # of states, relative to the largest number in them; all ways compute the same ones

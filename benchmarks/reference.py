@@ -20,11 +20,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from model.conversation import IGNORE_INDEX, Conversation
 from model.processor import LasagnaProcessor, longest_side_size
-from model.sequence import complex_conversation, referring_conversation
+from model.text.conversation import IGNORE_INDEX, Conversation
+from model.text.sequence import complex_conversation, referring_conversation
 from utils.data.base import sample_up_to
-from utils.data.refer import ReferringDataset
+from utils.data.datasets.refer import ReferringDataset
 from utils.data.semantic import SemanticDataset
 from utils.data.types import Recipe
 

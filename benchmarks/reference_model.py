@@ -18,10 +18,10 @@ from segment_anything.modeling.image_encoder import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.conversation import IGNORE_INDEX
+from model.decoders.sam import build_sam
 from model.lasagna import LasagnaForConditionalGeneration
 from model.outputs import Size
-from model.sam import build_sam
+from model.text.conversation import IGNORE_INDEX
 
 
 @dataclass(frozen=True, kw_only=True)

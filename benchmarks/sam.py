@@ -4,9 +4,9 @@
     python -m benchmarks.sam --quick    # the toy world's SAM: seconds
 
 One picture, float32, one thread. "Encoder" is all of it. "Global attention" is that of one block that sees the whole
-picture, in both ways of `model.sam_attention`: in pieces, as a CPU runs it, and folded, as on a GPU. Ways take turns,
-each number is a median over the rounds. Memory is what this process grows by at most, from the system's account of
-it; weights and the picture are there before. All ways compute the same numbers, which is checked.
+picture, in both ways of `model.decoders.sam_attention`: in pieces, as a CPU runs it, and folded, as on a GPU. Ways
+take turns, each number is a median over the rounds. Memory is what this process grows by at most, from the system's
+account of it; weights and the picture are there before. All ways compute the same numbers, which is checked.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from torch import Tensor
 
 from benchmarks.measure import Claim, Runs, claims_table, take_turns, write_results
 from benchmarks.models import SIZES, TOY, fill_positions
-from model.interop.sam import read_sam
-from model.sam import SamSegmenter, SamSettings, build_sam
-from model.sam_attention import attend_folded
-from utils.sizes import SAM
+from model.checkpoints.layouts.sam import read_sam
+from model.decoders.sam import SamSegmenter, SamSettings, build_sam
+from model.decoders.sam_attention import attend_folded
+from utils.costs.model_sizes import SAM
 
 EAGER, OURS, FOLDED = "segment_anything", "ours", "ours, folded as on a GPU"
 TOLERANCE = 1e-5  # of the largest value

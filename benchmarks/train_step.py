@@ -28,13 +28,13 @@ from torch import Tensor
 from benchmarks.measure import Claim, Runs, claims_table, take_turns, write_results
 from benchmarks.models import SIZES, build
 from benchmarks.reference_model import PlainModel, plain_batch
-from model.conversation import Conversation
+from model.decoders.sam import SamSegmenter
 from model.losses import learned_positions, text_cross_entropy
-from model.packing import packed_attention
 from model.processor import LasagnaProcessor
-from model.sam import SamSegmenter
-from model.sequence import referring_conversation
-from utils.sam_cache import SamCache
+from model.text.conversation import Conversation
+from model.text.packing import packed_attention
+from model.text.sequence import referring_conversation
+from utils.training.sam_cache import SamCache
 
 HEIGHT, WIDTH = 480, 640
 # RefCOCO's expressions are three to four words long on average, RefCOCOg's eight.

@@ -6,7 +6,8 @@
                              state before [SEG] -> seg_projector --+
     sam_images -> SAM image encoder ------------------------------+-> SAM mask decoder -> masks
 
-Training and inference share this path; they differ only in where the tokens come from (`model/inference.py`).
+Training and inference share this path; they differ only in where the tokens come from
+(`model/generation/inference.py`).
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 from transformers import AutoModelForImageTextToText, Cache, PreTrainedModel
 
+from model.backbones.clip import clip_patches
+from model.checkpoints.layouts.base import local_folder
+from model.checkpoints.weights import ExactBuffers, check_loading_info
 from model.config import LasagnaConfig
-from model.inference import InferenceMixin
-from model.interop.parts import local_folder
+from model.decoders.sam import SamSegmenter
+from model.generation.inference import InferenceMixin
 from model.losses import (
     LOGITS_PER_CHUNK,
     learned_positions,
@@ -31,12 +35,9 @@ from model.losses import (
     text_cross_entropy,
 )
 from model.outputs import EncodedImages, LasagnaOutput, Size
-from model.packing import packed_attention, packed_blocks
 from model.processor import FILE_NAME as PROCESSOR_FILE
 from model.processor import LasagnaProcessor
-from model.sam import SamSegmenter
-from model.vision import clip_patches
-from model.weights import ExactBuffers, check_loading_info
+from model.text.packing import packed_attention, packed_blocks
 
 CHUNKS_OF_DIVIDED_HEAD = 8  # pieces of the text loss under ZeRO-3, however long it is
 
@@ -260,7 +261,7 @@ class LasagnaForConditionalGeneration(InferenceMixin, ExactBuffers, PreTrainedMo
             gt_masks: per image (n_i, height, width), in the order of its [SEG]s.
             learned_rows, learned_columns: (n,) positions of the learned tokens in `labels`. A batch of the
                 processor has them; else they are searched for, and the host waits for the device.
-            position_ids, segment_ids: (N, T), where rows hold several conversations; see model/packing.py.
+            position_ids, segment_ids: (N, T), where rows hold several conversations; see model/text/packing.py.
             return_predictions: logits and masks beside the losses, which need neither as a whole.
         """
         images = self.encode_images(

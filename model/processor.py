@@ -19,15 +19,15 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase
 
-from model.conversation import IGNORE_INDEX, PROMPTS, Conversation, Encoded, encode_conversation
-from model.decoding import AnswerPlan, plan_answer
 from model.errors import UserError
 from model.files import read_json
-from model.images import channels_first, resize_bilinear, resize_fast
+from model.generation.decoding import AnswerPlan, plan_answer
+from model.image_resize import channels_first, resize_bilinear, resize_fast
 from model.losses import learned_positions
-from model.packing import PADDING, PackedRow, pack_within
-from model.sequence import SequenceFormat
-from model.tokens import TokenIds, decode_pieces, decode_text, load_tokenizer, save_tokenizer, token_ids
+from model.text.conversation import IGNORE_INDEX, PROMPTS, Conversation, Encoded, encode_conversation
+from model.text.packing import PADDING, PackedRow, pack_within
+from model.text.sequence import SequenceFormat
+from model.text.tokens import TokenIds, decode_pieces, decode_text, load_tokenizer, save_tokenizer, token_ids
 
 FILE_NAME = "processor_config.json"
 ASPECT_RATIOS = ("square", "pad")
@@ -166,7 +166,7 @@ class LasagnaProcessor:
             masks: for each picture (number of its [SEG], height, width) uint8, in the order of rows and of
                 [SEG] in them; without masks there are no labels either.
             padding_side: "right" to train, "left" to generate.
-            pack_rows: the conversations of an image share a row; see model/packing.py.
+            pack_rows: the conversations of an image share a row; see model/text/packing.py.
             max_length: text tokens of such a row, image features not counted; what is longer takes several rows.
                 None: one row for each image.
             sam_needs: `sam_images` holds only these pictures, in this order, because the embeddings of the others

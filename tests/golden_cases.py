@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.loading import load_model
+from model.checkpoints.load import load_model
 from tests.commands import REPOSITORY
 
 FOLDER = Path(os.environ.get("LASAGNA_GOLDEN", REPOSITORY.parent / "shared" / "golden"))

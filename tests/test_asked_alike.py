@@ -12,16 +12,16 @@ from PIL import Image
 import chat
 import test_sem as evaluation_script
 import train_ds
-from model.inference import DEFAULT_NEW_TOKENS
-from model.loading import load_model
+from model.checkpoints.load import load_model
+from model.generation.inference import DEFAULT_NEW_TOKENS
 from model.lora import merge
 from model.processor import LasagnaProcessor
 from tests.tiny_weights import picture, write_base
-from tests.utils.told_model import ListDataset
-from utils.asking import EvaluationSettings
-from utils.config import TrainConfig
+from tests.utils.evaluation.told_model import ListDataset
+from utils.config.inference import ChatConfig, TestConfig
+from utils.config.training import TrainConfig
 from utils.data.types import SemanticSample
-from utils.inference_config import ChatConfig, TestConfig
+from utils.evaluation.prompting import EvaluationSettings
 
 CLASSES = ("sky", "tree", "dog", "cat", "road")
 LIMIT = 2

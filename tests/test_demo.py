@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 import utils.toy.demo as demo
-from model.loading import load_model
+from model.checkpoints.load import load_model
 from tests.commands import REPOSITORY
-from utils.report import read_report
+from utils.reports.report import read_report
 
 FEW = ["--num_images=8", "--num_val=4", "--max_samples=2"]
 SHORT = "--epochs 1 --steps_per_epoch 2 --batch_size 2 --num_threads 1 --max_val_samples 1 --val_dataset_list ade20k"

@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 
 import chat
-from model.conversation import Conversation
-from model.loading import load_model
+from model.checkpoints.load import load_model
+from model.text.conversation import Conversation
 from tests.tiny_weights import picture, write_base
-from utils.asking import ROWS_PER_IMAGE, EvaluationSettings, ask_for_masks, ask_freely
-from utils.inference_config import ChatConfig
-from utils.predict import segment
+from utils.config.inference import ChatConfig
+from utils.evaluation.predict import segment
+from utils.evaluation.prompting import ROWS_PER_IMAGE, EvaluationSettings, ask_for_masks, ask_freely
 
 IMAGES = [picture(40, 60, seed=1), picture(50, 30, seed=2)]
 NAMES = ["dog", "tree", "pool table", "sky", "road"]

@@ -16,12 +16,12 @@ from PIL import Image
 import chat
 import test_sem as evaluation_script
 from model.outputs import Segmentation
-from model.sequence import SequenceFormat
+from model.text.sequence import SequenceFormat
 from tests.commands import REPOSITORY
 from tests.told_answers import answer_of
-from tests.utils.told_model import ListDataset
+from tests.utils.evaluation.told_model import ListDataset
+from utils.config.inference import TestConfig
 from utils.data.types import SemanticSample
-from utils.inference_config import TestConfig
 
 CLASSES = ("sky", "grass", "dog")
 

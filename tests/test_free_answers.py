@@ -7,13 +7,13 @@ import pytest
 import torch
 
 import chat
-from model.conversation import Conversation
-from model.loading import load_model
-from model.tokens import SEG, Special, encode_text
+from model.checkpoints.load import load_model
+from model.text.conversation import Conversation
+from model.text.tokens import SEG, Special, encode_text
 from tests.tiny_weights import picture, write_base
-from utils.asking import EvaluationSettings, ask_freely
-from utils.inference_config import ChatConfig
-from utils.predict import segment
+from utils.config.inference import ChatConfig
+from utils.evaluation.predict import segment
+from utils.evaluation.prompting import EvaluationSettings, ask_freely
 
 IMAGE = picture(40, 60)
 MARK = Special(SEG)

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from merge_lora_weights_and_save_hf_model import main as merge_script
-from model.greedy import greedy
-from model.interop import training
-from model.interop.training import apply_training_weights
-from model.loading import load_model
+from model.checkpoints.layouts import training
+from model.checkpoints.layouts.training import apply_training_weights
+from model.checkpoints.load import load_model
+from model.generation.greedy import greedy
 from tests.golden_cases import (
     IMAGE_PLACEHOLDER,
     TOLERANCE,
@@ -27,7 +27,7 @@ from tests.golden_cases import (
     trained_once,
 )
 from utils.data.types import IGNORE
-from utils.metrics import ConfusionMatrix, mask_scores, overlap
+from utils.evaluation.metrics import ConfusionMatrix, mask_scores, overlap
 
 TRAIN_CASES, GENERATE_CASES = cases("train_*.npz"), cases("generate_*.npz")
 TRAINED_PARTS = ("embed_tokens", "lm_head", "sam.mask_decoder", "seg_projector")

@@ -10,7 +10,7 @@ import pytest
 
 from tests.commands import REPOSITORY, Command, blocks, shell_commands
 from utils.data.class_file import read_class_file
-from utils.data.own_jsonl import parse_line
+from utils.data.datasets.own_jsonl import parse_line
 from utils.data.types import IGNORE, NOTHING
 from utils.toy.demo import write_untrained
 from utils.toy.layouts.common import SceneSource
@@ -74,8 +74,8 @@ def test_every_command_of_the_page_works_one_after_the_other(desk, monkeypatch, 
 def test_the_page_starts_from_a_folder_and_ends_with_a_conversation():
     scripts = [Command.parse(line).script for line in shell_commands(PAGE)]
     assert scripts == [
-        "utils.data.check",
-        "utils.data.preview",
+        "utils.data.tools.check",
+        "utils.data.tools.preview",
         "train_ds",
         "train_ds",
         "merge_lora_weights_and_save_hf_model",

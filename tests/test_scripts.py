@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from model.lasagna import LasagnaForConditionalGeneration
 from model.processor import LasagnaProcessor
 from tests.commands import README, REPOSITORY, SMALL_RUN, Command, blocks, fill_in, run, shell_commands
-from utils.config import TrainConfig
-from utils.inference_config import ChatConfig, MergeConfig, TestConfig
-from utils.settings import parse_config
+from utils.common.settings import parse_config
+from utils.config.inference import ChatConfig, MergeConfig, TestConfig
+from utils.config.training import TrainConfig
 
 CONFIG_OF_SCRIPT = {
     "train_ds": TrainConfig,

@@ -16,13 +16,13 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train_ds
-from model.interop.deepspeed import read_checkpoint
-from model.interop.training import read_training_weights
+from model.checkpoints.layouts.deepspeed import read_checkpoint
+from model.checkpoints.layouts.training import read_training_weights
 from model.lora import TRAINABLE_PATTERN
 from tests.commands import BASE, QUICK, REPOSITORY, complaint, losses_of, run
-from utils.config import TrainConfig
-from utils.profiling import PARTS
-from utils.settings import parse_config
+from utils.common.settings import parse_config
+from utils.config.training import TrainConfig
+from utils.training.profile import PARTS
 
 
 def stop_before(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
@@ -166,7 +166,7 @@ def test_what_became_of_the_data_is_counted_over_a_restart(at_work, tmp_path, ca
     for part in (
         "draws could not be used, more than --max_bad_fraction 0.01",
         "ADE_train_",
-        "utils.data.check",
+        "utils.data.tools.check",
     ):
         assert part in last
     assert run("train_ds", *flags, "--epochs=5", "--max_bad_fraction=1") == 0

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from model.sam import SamSegmenter
+from model.decoders.sam import SamSegmenter
 from tests.commands import BASE, REPOSITORY, SMALL_RUN, complaint, losses_of, run
 
 # Eight draws of as many pictures, so that some come twice.

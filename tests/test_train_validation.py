@@ -11,11 +11,11 @@ import torch
 from deepspeed import DeepSpeedEngine
 
 import train_ds
-from model.interop.training import read_training_weights
+from model.checkpoints.layouts.training import read_training_weights
 from tests.commands import BASE, QUICK, losses_of, run
-from utils import checkpoint
-from utils.config import TrainConfig
-from utils.settings import parse_config
+from utils.common.settings import parse_config
+from utils.config.training import TrainConfig
+from utils.training import checkpoint
 
 SCORES = {1: 0.2, 2: 0.5, 3: 0.3}  # step -> what its validation gives
 FLAGS = (*QUICK, "--exp_name=run", "--steps_per_epoch=1")

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import train_ds
-from model.interop.write_released import write_released
-from model.loading import load_model
+from model.checkpoints.layouts.write_released import write_released
+from model.checkpoints.load import load_model
 from tests.commands import SMALL_RUN, losses_of, run
-from utils.config import TrainConfig
-from utils.settings import parse_config
+from utils.common.settings import parse_config
+from utils.config.training import TrainConfig
 
 TOY = {"vision_tower": "assets/toy/clip", "sam": "assets/toy/sam_toy.pth"}
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
-from model.sam import SamSettings, build_sam
+from model.decoders.sam import SamSettings, build_sam
 
 HIDDEN_DIM, CLIP_DIM = 32, 16
 SAM = SamSettings(

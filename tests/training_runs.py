@@ -10,8 +10,8 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from model.checkpoints.load import load_model
 from model.lasagna import LasagnaForConditionalGeneration
-from model.loading import load_model
 from model.lora import TARGET_PATTERN, add_lora, mark_trainable
 from tests.tiny_weights import TinyFolders
 

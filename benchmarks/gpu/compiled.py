@@ -9,7 +9,7 @@ from benchmarks.gpu.engine import NUM_CONVERSATIONS, NUM_IMAGES, TrainingStep, s
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.results import Results
 from benchmarks.gpu.training import time_way
-from utils.compiling import check_compiler
+from utils.training.compile import check_compiler
 
 LENGTHS, TINY_LENGTHS = (3, 4, 6, 7), (3,)  # conversations of an image: rows of other lengths
 

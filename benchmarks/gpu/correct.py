@@ -18,8 +18,8 @@ from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.results import Results
 from benchmarks.models import build
 from benchmarks.train_step import Scene, make_scene
+from model.generation.prompts import move_batch
 from model.lasagna import LasagnaForConditionalGeneration
-from model.prompts import move_batch
 from utils.data.class_lists import load_class_list
 
 NUM_IMAGES, NUM_CONVERSATIONS = 2, 5

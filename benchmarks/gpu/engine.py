@@ -1,6 +1,6 @@
 """The step of DeepSpeed's engine: ten micro-batches accumulated, clipping and AdamW; eager and compiled, with and
-without gradient checkpointing; its profile, the places where the host waits, its memory, and what `utils.flops` and
-`utils.memory` say of it.
+without gradient checkpointing; its profile, the places where the host waits, its memory, and what `utils.costs.flops`
+and `utils.costs.memory` say of it.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.results import Results
 from benchmarks.train_step import make_scene
+from model.generation.prompts import move_batch
 from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import add_lora, mark_trainable
-from model.prompts import move_batch
-from utils.compiling import compile_blocks, undo_compilation
-from utils.config import TrainConfig
-from utils.costs import CostModel, Work
-from utils.deepspeed_config import deepspeed_config
-from utils.distributed import set_launch_environment
-from utils.flop_formulas import total
-from utils.flops import SUSTAINED
-from utils.memory import activation_bytes, count_parameters, estimate
-from utils.memory import build as build_on_meta
-from utils.profiling import PARTS, parts_table, times_of_parts
+from utils.common.distributed import set_launch_environment
+from utils.config.training import TrainConfig
+from utils.costs.cost_model import CostModel, Work
+from utils.costs.flop_formulas import total
+from utils.costs.flops import SUSTAINED
+from utils.costs.memory import activation_bytes, count_parameters, estimate
+from utils.costs.memory import build as build_on_meta
+from utils.training.compile import compile_blocks, undo_compilation
+from utils.training.deepspeed_config import deepspeed_config
+from utils.training.profile import PARTS, parts_table, times_of_parts
 
 NUM_IMAGES, NUM_CONVERSATIONS = 2, 5
 BAR_UTILISATION, GOAL_UTILISATION, BAR_MEMORY, BAR_TIME = 0.40, 0.55, 0.10, 0.25
@@ -145,7 +145,7 @@ def compare_switches(machine: Machine, results: Results, step: TrainingStep, eng
                 bar=BAR_UTILISATION, goal=GOAL_UTILISATION)  # fmt: skip
     parts = step.costs.training(work)
     predicted = total(parts.values()).total / (SUSTAINED * machine.matrix_rate)
-    results.add("engine", f"{best}: utils.flops predicts {1e3 * predicted:.0f} ms; relative error",
+    results.add("engine", f"{best}: utils.costs.flops predicts {1e3 * predicted:.0f} ms; relative error",
                 abs(predicted / taken[best] - 1), bar=BAR_TIME, at_least=False)  # fmt: skip
 
 
@@ -190,7 +190,7 @@ def precision_of(machine: Machine) -> str:
 def predict_memory(
     machine: Machine, results: Results, step: TrainingStep, batch: dict[str, Any], measured: int
 ) -> None:
-    """The estimate of `utils.memory` for this very batch."""
+    """The estimate of `utils.costs.memory` for this very batch."""
     shape = step.model.config
     num_masks = len(batch["seg_images"]) // NUM_IMAGES
     num_text = batch["input_ids"].shape[1] - shape.vlm_config.image_seq_length
@@ -200,7 +200,7 @@ def predict_memory(
     expected = estimate(count, machine.zero_stage, 1, config.precision, activations).total
     results.add("engine", f"peak memory, {num_masks} masks an image, GB", measured / 1e9)
     limits = {"bar": BAR_MEMORY, "at_least": False} if measured else {}
-    results.add("engine", f"utils.memory predicts {expected / 1e9:.1f} GB; relative error",
+    results.add("engine", f"utils.costs.memory predicts {expected / 1e9:.1f} GB; relative error",
                 abs(expected / measured - 1) if measured else 0.0, **limits)  # fmt: skip
 
 

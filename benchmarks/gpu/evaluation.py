@@ -12,9 +12,9 @@ from PIL import Image
 from benchmarks.gpu.answers import NUM_PRESENT, about_present
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.results import Results
-from utils.asking import EvaluationSettings
 from utils.data.class_lists import load_class_list
-from utils.evaluate import evaluate
+from utils.evaluation.evaluate import evaluate
+from utils.evaluation.prompting import EvaluationSettings
 from utils.toy.world import WorldConfig, make_world
 
 SIZE, TINY_SIZE = (640, 480), (96, 72)  # width and height; ADE20K's images have 683x512 in the median

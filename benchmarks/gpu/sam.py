@@ -12,9 +12,9 @@ from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.results import Results
 from benchmarks.models import fill_positions
 from benchmarks.sam import settings_of
-from model.sam import SamSegmenter, SamSettings, build_sam
-from model.sam_attention import attend_folded, attend_with_mask
-from utils.memory import default_dtype
+from model.decoders.sam import SamSegmenter, SamSettings, build_sam
+from model.decoders.sam_attention import attend_folded, attend_with_mask
+from utils.costs.memory import default_dtype
 
 BATCHES, TINY_BATCHES = (1, 4), (1,)
 BAR = 1.5  # times segment_anything's images a second

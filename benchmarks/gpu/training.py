@@ -1,7 +1,7 @@
 """A training step of the recipe's micro-batch: 2 images of 480x640 with 5 referring conversations each.
 
-Model FLOPs utilisation is the step's model FLOPs (`utils.costs`; nothing that is recomputed) over its time and the
-card's measured matrix rate. Ways are compared by forward and
+Model FLOPs utilisation is the step's model FLOPs (`utils.costs.cost_model`; nothing that is recomputed) over its time
+and the card's measured matrix rate. Ways are compared by forward and
 backward alone; the optimizer is in `benchmarks.gpu.engine`.
 """
 

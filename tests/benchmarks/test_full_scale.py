@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks import full_scale
-from model.sam import SamSettings
-from utils.config import TrainConfig
-from utils.sizes import model_config
+from model.decoders.sam import SamSettings
+from utils.config.training import TrainConfig
+from utils.costs.model_sizes import model_config
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import torch
 
 from benchmarks import loader
 from benchmarks.reference import PIXEL_MEAN, PIXEL_STD
-from utils.data.ade20k import Ade20k
-from utils.data.refer import RefCoco
+from utils.data.datasets.ade20k import Ade20k
+from utils.data.datasets.refer import RefCoco
 
 
 @pytest.mark.parametrize("kind", [Ade20k, RefCoco])

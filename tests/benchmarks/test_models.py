@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import models
-from model.assemble import check_agreement
+from model.checkpoints.assemble import check_agreement
 
 
 def test_tiny_is_the_toy_base_and_trains_what_a_run_trains():

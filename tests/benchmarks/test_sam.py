@@ -11,8 +11,8 @@ from segment_anything.modeling.image_encoder import Attention
 
 from benchmarks import sam
 from benchmarks.measure import Runs
-from model.sam import SamSettings
-from model.sam_attention import FusedAttention
+from model.decoders.sam import SamSettings
+from model.decoders.sam_attention import FusedAttention
 
 
 def test_the_command_prints_tables_and_writes_a_file(tmp_path, capsys):

@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import model.merging as merging
-import model.stored as stored
+import model.checkpoints.lazy as stored
+import model.checkpoints.merge as merging
 from merge_lora_weights_and_save_hf_model import main
-from model.stored import verify, write_shards
+from model.checkpoints.lazy import verify, write_shards
 from tests.training_runs import trainable
 
 

@@ -7,10 +7,10 @@ from collections import namedtuple
 import pytest
 import torch
 
-import utils.hub as hub
+import utils.common.hub as hub
 from merge_lora_weights_and_save_hf_model import main
 from tests.training_runs import trainable, write_run
-from utils.report import Report, Result
+from utils.reports.report import Report, Result
 
 
 def test_the_card_says_base_data_recipe_numbers_and_licences(trained, folders, tmp_path):

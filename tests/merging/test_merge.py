@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from merge_lora_weights_and_save_hf_model import main
-from model.interop.deepspeed import read_checkpoint, safe_globals
-from model.interop.parts import DTYPES
-from model.interop.training import apply_training_weights, read_training_weights
-from model.loading import load_model
+from model.checkpoints.layouts.base import DTYPES
+from model.checkpoints.layouts.deepspeed import read_checkpoint, safe_globals
+from model.checkpoints.layouts.training import apply_training_weights, read_training_weights
+from model.checkpoints.load import load_model
+from model.checkpoints.weights import read_torch_file
 from model.lora import add_lora, mark_trainable, merge
-from model.weights import read_torch_file
 from tests.tiny_weights import edit_json, picture, write_shards
 from tests.training_runs import save_settings, trainable, write_run, write_zero_checkpoint
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import model.stored as stored
+import model.checkpoints.lazy as stored
 from merge_lora_weights_and_save_hf_model import main
-from model.interop.training import apply_training_weights
-from model.interop.write_released import write_released
-from model.loading import load_model
+from model.checkpoints.layouts.training import apply_training_weights
+from model.checkpoints.layouts.write_released import write_released
+from model.checkpoints.lazy import StoredWeights, plan_shards
+from model.checkpoints.load import load_model
+from model.checkpoints.merge import open_merge, save
 from model.lora import add_lora, mark_trainable, merge
-from model.merging import open_merge, save
-from model.sequence import SequenceFormat
-from model.stored import StoredWeights, plan_shards
+from model.text.sequence import SequenceFormat
 from tests.training_runs import trainable, trained_model, write_run
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from model.checkpoints.load import load_model
 from model.lasagna import LasagnaForConditionalGeneration
-from model.loading import load_model
 from tests.tiny_weights import TinyFolders, write_base
 
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from model.checkpoints.layouts.base import local_folder
+from model.checkpoints.layouts.sam import is_sam_file, read_sam
+from model.checkpoints.weights import read_weight_file
 from model.downloads import check_folder
 from model.errors import UserError
-from model.interop.parts import local_folder
-from model.interop.sam import is_sam_file, read_sam
 from model.processor import LasagnaProcessor
-from model.sequence import SequenceFormat
-from model.tokens import load_tokenizer
-from model.weights import read_weight_file
+from model.text.sequence import SequenceFormat
+from model.text.tokens import load_tokenizer
 from tests.commands import REPOSITORY
 
 TOY = REPOSITORY / "assets" / "toy"
@@ -106,7 +106,7 @@ def test_a_misspelt_folder_is_not_looked_up_on_the_hub(tmp_path, monkeypatch):
     (tmp_path / "models" / "llava").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        "model.interop.parts.snapshot_download", lambda *_, **__: pytest.fail("asked the hub")
+        "model.checkpoints.layouts.base.snapshot_download", lambda *_, **__: pytest.fail("asked the hub")
     )
     with pytest.raises(
         FileNotFoundError, match="--version models/lava is not there; the folder models holds llava"

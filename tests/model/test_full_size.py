@@ -13,13 +13,13 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from model.config import LasagnaConfig
-from model.decoding import AnswerPlan, decode_choices
-from model.greedy import greedy
+from model.decoders.sam import SamSettings
+from model.generation.decoding import AnswerPlan, decode_choices
+from model.generation.greedy import greedy
+from model.generation.prompts import IMAGE_ARGUMENTS
 from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import add_lora, mark_trainable
-from model.prompts import IMAGE_ARGUMENTS
-from model.sam import SamSettings
-from model.sequence import SequenceFormat
+from model.text.sequence import SequenceFormat
 
 VOCABULARY, NUM_PATCHES, TEXT_LENGTH = 32006, 256, 120
 SIZES = [(768, 1024), (1024, 683)]
@@ -133,7 +133,7 @@ def prompts(model):
 def test_an_answer_is_generated_and_drawn_on_a_gpu(prompts, monkeypatch):
     model, images, prompt, mask = prompts
     words = iter([[5, 5, 5], [6, 6, 2], [2, 2]])
-    monkeypatch.setattr("model.greedy.to_host", lambda tokens: next(words))
+    monkeypatch.setattr("model.generation.greedy.to_host", lambda tokens: next(words))
     with FAKE, torch.no_grad():
         tokens, states = greedy(model, prompt, mask, eos=2, max_new_tokens=9)
         assert tokens == [[5, 6, 2], [5, 6, 2], [5, 2]]

@@ -5,13 +5,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.conversation import Conversation
 from model.lora import add_lora, mark_trainable
-from model.sequence import SequenceFormat
-from model.tokens import SEG, Special
+from model.text.conversation import Conversation
+from model.text.sequence import SequenceFormat
+from model.text.tokens import SEG, Special
 from tests.tiny_weights import picture
-from utils.asking import EvaluationSettings, ask_for_masks, ask_for_text, ask_freely
-from utils.predict import segment
+from utils.evaluation.predict import segment
+from utils.evaluation.prompting import EvaluationSettings, ask_for_masks, ask_for_text, ask_freely
 
 IMAGES = [picture(40, 60, seed=1), picture(50, 30, seed=2)]
 

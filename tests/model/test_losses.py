@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from model import losses as losses_module
+from model.decoders.geometry import MaskResize
 from model.losses import learned_positions, mask_losses, segmentation_losses, text_cross_entropy
-from model.resize import MaskResize
 from tests.watching import Largest
 
 CPU = torch.device("cpu")

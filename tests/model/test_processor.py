@@ -9,10 +9,10 @@ from PIL import Image
 from segment_anything.utils.transforms import ResizeLongestSide
 from transformers import CLIPImageProcessorPil
 
-from model.conversation import IGNORE_INDEX, Conversation
 from model.processor import LasagnaProcessor, pad_to_square
-from model.sequence import SequenceFormat
-from model.tokens import Special, add_special_tokens, load_tokenizer
+from model.text.conversation import IGNORE_INDEX, Conversation
+from model.text.sequence import SequenceFormat
+from model.text.tokens import Special, add_special_tokens, load_tokenizer
 
 PAPER = SequenceFormat.named("paper")
 SEG = Special(PAPER.seg)

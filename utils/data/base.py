@@ -107,7 +107,7 @@ class Dataset(ABC):
 
     @property
     def num_images(self) -> int:
-        """Pictures of the split, for `utils.data.check`."""
+        """Pictures of the split, for `utils.data.tools.check`."""
         return len(self)
 
     @property

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from model.answers import normalize_name
 from model.errors import UserError
 from model.files import read_text, split_lines
+from model.generation.answers import normalize_name
 from utils.data.class_lists import ClassList, check_name, make_id_table
 from utils.data.types import IGNORE, NOTHING
 

@@ -10,7 +10,7 @@ from typing import NoReturn
 import numpy as np
 
 from model.errors import UserError
-from model.sequence import complex_conversation
+from model.text.sequence import complex_conversation
 from utils.data.base import Dataset
 from utils.data.class_lists import ClassList
 from utils.data.types import Recipe, Sample, UnusableItemError

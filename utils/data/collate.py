@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from model.conversation import Conversation, Encoded
 from model.processor import LasagnaProcessor
-from model.sequence import ComplexQuery
+from model.text.conversation import Conversation, Encoded
+from model.text.sequence import ComplexQuery
 from utils.data.mixture import BatchIndices, Mixture
+from utils.data.sam_keys import image_key
 from utils.data.types import Batch, Sample, UnusableItemError
-from utils.sam_cache import SamCache
-from utils.sam_keys import image_key
+from utils.training.sam_cache import SamCache
 
 
 @dataclass(frozen=True)

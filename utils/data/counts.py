@@ -73,7 +73,8 @@ class DataCounts:
             raise UserError(
                 f"{self.unusable} of {draws} draws could not be used, more than --max_bad_fraction "
                 f"{max_bad_fraction:g} (of {MIN_DRAWS} draws at least); first: {'; '.join(self.first)}. "
-                "`python -m utils.data.check --all` finds all such files; mend or remove them, or raise the limit"
+                "`python -m utils.data.tools.check --all` finds all such files; mend or remove them, or raise the "
+                "limit"
             )
 
     def describe(self) -> str:

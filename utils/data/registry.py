@@ -8,7 +8,7 @@
     --dataset "sem_seg||own_sem:./my_data"  --val_dataset_list "own_sem:./my_data|val"
 
 Lists for training are split at `||`, the list for evaluation at commas, the fields of an entry at `|`. Own data is a
-source of its own, with a path after a colon; see utils/data/own.py.
+source of its own, with a path after a colon; see utils/data/datasets/own.py.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from pathlib import Path
 from typing import Protocol
 
 from model.errors import UserError
-from utils.data.ade20k import Ade20k
 from utils.data.base import Dataset
-from utils.data.cityscapes import Cityscapes
-from utils.data.cocostuff import CocoStuff
-from utils.data.grefcoco import GRefCoco
-from utils.data.llava_instruct import LlavaInstruct
-from utils.data.mapillary import Mapillary
-from utils.data.openimages import OpenImages
-from utils.data.own_coco import OwnCoco
-from utils.data.own_jsonl import OwnJsonl
-from utils.data.own_sem import OwnSemantic
-from utils.data.paco_lvis import PacoLvis
-from utils.data.pascal_context import Pc59, Pc459
-from utils.data.pascal_part import PascalPart
-from utils.data.pascal_voc import Pas20
-from utils.data.reason_seg import ReasonSeg
-from utils.data.refer import RefClef, RefCoco, RefCocoG, RefCocoPlus
+from utils.data.datasets.ade20k import Ade20k
+from utils.data.datasets.cityscapes import Cityscapes
+from utils.data.datasets.cocostuff import CocoStuff
+from utils.data.datasets.grefcoco import GRefCoco
+from utils.data.datasets.llava_instruct import LlavaInstruct
+from utils.data.datasets.mapillary import Mapillary
+from utils.data.datasets.openimages import OpenImages
+from utils.data.datasets.own_coco import OwnCoco
+from utils.data.datasets.own_jsonl import OwnJsonl
+from utils.data.datasets.own_sem import OwnSemantic
+from utils.data.datasets.paco_lvis import PacoLvis
+from utils.data.datasets.pascal_context import Pc59, Pc459
+from utils.data.datasets.pascal_part import PascalPart
+from utils.data.datasets.pascal_voc import Pas20
+from utils.data.datasets.reason_seg import ReasonSeg
+from utils.data.datasets.refer import RefClef, RefCoco, RefCocoG, RefCocoPlus
 
 DATASETS: dict[str, type[Dataset]] = {
     dataset.name: dataset

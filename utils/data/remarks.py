@@ -1,4 +1,4 @@
-"""What is odd about a data set that can be used: seen while it is read, told by utils.data.check.
+"""What is odd about a data set that can be used: seen while it is read, told by utils.data.tools.check.
 
 Nothing here is an error. Each remark says what was seen, how often, where first, and what it may mean.
 """

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from model.errors import UserError
-from model.sequence import complex_conversation
+from model.text.sequence import complex_conversation
 from utils.data.base import MISSING, UNLABELLED, Dataset
 from utils.data.class_lists import NO_CLASS, ClassList
 from utils.data.files import tell_passed_over, visible

@@ -14,8 +14,8 @@ from model.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from model.conversation import Conversation, Encoded
-    from model.sequence import SequenceFormat
+    from model.text.conversation import Conversation, Encoded
+    from model.text.sequence import SequenceFormat
 
 # Class id of pixels that take part in neither training nor evaluation. Class ids are 16 bits wide, because
 # lists of more than 255 classes exist; files that write "ignore" as 255 have an id table that says so.

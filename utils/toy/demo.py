@@ -22,16 +22,16 @@ from rich.console import Console
 import chat
 import merge_lora_weights_and_save_hf_model as merge_script
 import test_sem
-from model.loading import load_model
-from utils.commands import Parser, command
-from utils.config import TrainConfig
+from model.checkpoints.load import load_model
+from utils.common.commands import Parser, command
+from utils.common.paths import path_flag
+from utils.common.settings import parse_config
+from utils.config.training import TrainConfig
 from utils.data.registry import build_val_dataset
-from utils.paths import path_flag
-from utils.report import Report, read_report
-from utils.settings import parse_config
-from utils.tables import Target, print_report
+from utils.reports.report import Report, read_report
+from utils.reports.tables import Target, print_report
+from utils.reports.visualize import read_curves, save_curves
 from utils.toy import world
-from utils.visualize import read_curves, save_curves
 
 CONFIG = Path("configs/toy.yaml")
 LAYOUTS = "ade20k,coco,cityscapes,refer,reason"  # those that the configuration and the evaluation name

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from model.errors import UserError
 from model.files import read_json
-from utils.commands import Parser, command
-from utils.paths import check_writable, path_flag
+from utils.common.commands import Parser, command
+from utils.common.paths import check_writable, path_flag
 from utils.toy.layouts.coco import write_coco
 from utils.toy.layouts.common import SEED_OF_SPLIT, SceneSource, scene_key, write_json
 from utils.toy.layouts.mapillary import write_mapillary, write_mapillary_1

@@ -1,6 +1,6 @@
 import pytest
 
-from model.sequence import SequenceFormat
+from model.text.sequence import SequenceFormat
 from utils.data.types import Recipe
 
 

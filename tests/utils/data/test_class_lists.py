@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from model.sequence import spoken
+from model.text.sequence import spoken
 from utils.data.class_file import read_class_file
 from utils.data.class_lists import (
     NO_CLASS,

@@ -5,10 +5,10 @@ import pytest
 import torch
 from transformers import CLIPImageProcessorPil
 
-from model.conversation import Conversation
 from model.processor import LasagnaProcessor
-from model.sequence import SequenceFormat, complex_conversation
-from model.tokens import Special, add_special_tokens, load_tokenizer
+from model.text.conversation import Conversation
+from model.text.sequence import SequenceFormat, complex_conversation
+from model.text.tokens import Special, add_special_tokens, load_tokenizer
 from tests.utils.data.layouts import (
     HEIGHT,
     WIDTH,
@@ -20,11 +20,11 @@ from tests.utils.data.layouts import (
     write_llava,
     write_refer,
 )
-from utils.data.ade20k import Ade20k
 from utils.data.collate import Collate, LengthLimit, build_loader
-from utils.data.llava_instruct import LlavaInstruct
+from utils.data.datasets.ade20k import Ade20k
+from utils.data.datasets.llava_instruct import LlavaInstruct
+from utils.data.datasets.refer import RefCoco
 from utils.data.mixture import Mixture
-from utils.data.refer import RefCoco
 from utils.data.types import Batch, Recipe, Sample, UnusableItemError
 
 

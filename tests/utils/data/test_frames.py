@@ -5,7 +5,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from tests.utils.data.layouts import box_polygon, compressed_rle, dialogue, save_json, write_reason_seg
-from utils.data.reason_seg import ReasonSeg
+from utils.data.datasets.reason_seg import ReasonSeg
 from utils.data.registry import build_val_dataset
 
 HEIGHT, WIDTH = 96, 64  # of the upright image; (64, 96) as stored

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from tests.utils.data.layouts import HEIGHT, WIDTH, save_json, write_reason_seg
+from utils.data.datasets.reason_seg import ReasonSeg
 from utils.data.labelme import IGNORED, TARGET, draw_shapes, read_shapes
-from utils.data.reason_seg import ReasonSeg
 from utils.data.types import UnusableItemError
 
 

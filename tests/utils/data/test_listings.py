@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 
 from model.errors import UserError
+from tests.utils.data.datasets.test_own_sem import training, write
 from tests.utils.data.layouts import blocks, picture, save, write_ade20k, write_cityscapes
-from tests.utils.data.test_own_sem import training, write
-from utils.data.cityscapes import Cityscapes
+from utils.data.datasets.cityscapes import Cityscapes
+from utils.data.datasets.reason_seg import ReasonSeg
 from utils.data.images import IMAGE_SUFFIXES, LABEL_SUFFIXES, images_in
-from utils.data.reason_seg import ReasonSeg
 from utils.data.registry import build_val_dataset
-from utils.predict import find_images
+from utils.evaluation.predict import find_images
 
 HIDDEN = (".DS_Store", "Thumbs.db", "THUMBS.DB", "desktop.ini", ".hidden.png")
 CLASSES = "ignore\nbolt\nnut\nnothing\nrust\n"

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tests.utils.data.layouts import HEIGHT, WIDTH, box_polygon, compressed_rle
+from utils.data.datasets.own import decode_own_mask
 from utils.data.labelme import draw_shapes, read_shapes
 from utils.data.masks import decode_segmentation
-from utils.data.own import decode_own_mask
 from utils.data.polygons import FLAT, MAX_SIDES, PAIRS, check_coordinates, form_of
 
 BOX, OTHER = box_polygon(2, 3, 10, 8), box_polygon(20, 3, 4, 4)

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.utils.data.datasets.test_own_coco import BOX, annotation, content
+from tests.utils.data.datasets.test_own_coco import write as write_coco
+from tests.utils.data.datasets.test_own_sem import write
 from tests.utils.data.layouts import blocks, picture, save
-from tests.utils.data.test_own_coco import BOX, annotation, content
-from tests.utils.data.test_own_coco import write as write_coco
-from tests.utils.data.test_own_sem import write
-from utils.data import check
 from utils.data.remarks import is_line
+from utils.data.tools import check
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.sequence import SequenceFormat
+from model.text.sequence import SequenceFormat
 from tests.utils.data.layouts import (
     HEIGHT,
     WIDTH,
@@ -13,9 +13,9 @@ from tests.utils.data.layouts import (
     write_cityscapes,
     write_cocostuff,
 )
-from utils.data.ade20k import Ade20k
-from utils.data.cityscapes import Cityscapes
-from utils.data.cocostuff import CocoStuff
+from utils.data.datasets.ade20k import Ade20k
+from utils.data.datasets.cityscapes import Cityscapes
+from utils.data.datasets.cocostuff import CocoStuff
 from utils.data.semantic import values_in
 from utils.data.types import IGNORE, Recipe, UnusableItemError
 

@@ -3,8 +3,8 @@ import pickle
 import numpy as np
 import pytest
 
-from model.conversation import Conversation
-from model.tokens import SEG, Special
+from model.text.conversation import Conversation
+from model.text.tokens import SEG, Special
 from tests.utils.data.layouts import HEIGHT, WIDTH, picture
 from utils.data.types import ReferringSample, Sample, SemanticSample, UnusableItemError
 

@@ -11,14 +11,14 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from utils.data.cityscapes import Cityscapes
 from utils.data.class_lists import load_class_list
-from utils.data.cocostuff import CocoStuff
-from utils.data.grefcoco import GRefCoco
-from utils.data.llava_instruct import LlavaInstruct
+from utils.data.datasets.cityscapes import Cityscapes
+from utils.data.datasets.cocostuff import CocoStuff
+from utils.data.datasets.grefcoco import GRefCoco
+from utils.data.datasets.llava_instruct import LlavaInstruct
+from utils.data.datasets.reason_seg import ReasonSeg
+from utils.data.datasets.refer import RefCoco
 from utils.data.masks import decode_segmentation
-from utils.data.reason_seg import ReasonSeg
-from utils.data.refer import RefCoco
 from utils.data.types import IGNORE
 from utils.toy.layouts.common import INDICES_PER_LAYOUT, LAYOUTS, SEED_OF_SPLIT, SceneSource
 from utils.toy.layouts.polygons import coco_segmentation, pixel_outlines

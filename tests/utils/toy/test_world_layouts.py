@@ -8,19 +8,19 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from model.sequence import SequenceFormat
-from utils.config import TrainConfig
-from utils.data.mapillary import Mapillary
+from model.text.sequence import SequenceFormat
+from utils.config.training import TrainConfig
+from utils.data.datasets.mapillary import Mapillary
+from utils.data.datasets.openimages import OpenImages
+from utils.data.datasets.paco_lvis import PacoLvis
+from utils.data.datasets.pascal_context import Pc59, Pc459
+from utils.data.datasets.pascal_part import PascalPart
+from utils.data.datasets.pascal_voc import Pas20
+from utils.data.datasets.reason_seg import ReasonSeg
+from utils.data.datasets.refer import RefClef, RefCocoG, RefCocoPlus
 from utils.data.mixture import build_train_mixture
-from utils.data.openimages import OpenImages
-from utils.data.openimages_index import build_index
-from utils.data.paco_lvis import PacoLvis
-from utils.data.pascal_context import Pc59, Pc459
-from utils.data.pascal_part import PascalPart
-from utils.data.pascal_voc import Pas20
-from utils.data.reason_seg import ReasonSeg
-from utils.data.refer import RefClef, RefCocoG, RefCocoPlus
 from utils.data.registry import DATASETS, build_val_dataset
+from utils.data.tools.openimages_index import build_index
 from utils.data.types import IGNORE, Recipe
 from utils.toy.layouts import mapillary, openimages, parts, voc
 from utils.toy.layouts.common import SceneSource

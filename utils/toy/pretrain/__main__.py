@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from utils.commands import Parser, command
-from utils.paths import path_flag, writable_folder
+from utils.common.commands import Parser, command
+from utils.common.paths import path_flag, writable_folder
 
 STAGES = ("clip", "sam", "language")
 

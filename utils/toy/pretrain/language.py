@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from model.conversation import encode_conversation
-from model.tokens import IMAGE, load_tokenizer
+from model.text.conversation import encode_conversation
+from model.text.tokens import IMAGE, load_tokenizer
 from utils.toy.pretrain.clip import PATCH, normalise, pad_to_square
 from utils.toy.pretrain.common import (
     COLOURS,

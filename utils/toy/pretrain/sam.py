@@ -14,7 +14,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
 
-from model.sam import SamSegmenter, SamSettings
+from model.decoders.sam import SamSegmenter, SamSettings
 from utils.toy.pretrain.common import (
     COLOURS,
     NUM_LABELS,

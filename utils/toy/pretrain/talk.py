@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from model.conversation import Conversation
+from model.text.conversation import Conversation
 from utils.toy.expressions import descriptions
 from utils.toy.language import absent_expressions, caption, expressions, questions, reasoning_questions
 from utils.toy.pretrain.clip import PATCH, SIDE

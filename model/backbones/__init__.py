@@ -1,0 +1,1 @@
+"""Images and tokens in, hidden states out."""

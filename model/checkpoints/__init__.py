@@ -1,0 +1,1 @@
+"""Reading, writing, merging and quantising folders of weights of every layout."""

@@ -1,0 +1,39 @@
+"""LLaVA as Hugging Face transformers stores it (llava-1.5-7b-hf and alike)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import LlavaForConditionalGeneration
+
+from model.checkpoints.layouts.base import Parts, ReadOptions
+from model.checkpoints.weights import check_files, load_pretrained
+from model.files import read_json
+
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+
+
+def recognises(config: dict[str, Any]) -> bool:
+    return config.get("model_type") == "llava" and "text_config" in config
+
+
+def read(folder: Path, options: ReadOptions) -> Parts:
+    """The model with its own vision tower."""
+    check_files(folder)
+    vlm = load_pretrained(
+        LlavaForConditionalGeneration,
+        folder,
+        source=str(folder),
+        dtype=options.dtype or "auto",
+        attn_implementation=options.attn_implementation,
+        **options.placement,
+    )
+    stored = [read_json(folder / name) for name in PROCESSOR_FILES]
+    clip_processor = next((s.get("image_processor", s) for s in stored if s), {})
+    return Parts(
+        folder=folder,
+        vlm=vlm,
+        clip_processor=clip_processor,
+        image_aspect_ratio="pad" if clip_processor.get("do_pad") else "square",
+    )

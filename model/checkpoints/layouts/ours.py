@@ -1,0 +1,30 @@
+"""Our own folder: config.json of model_type "lasagna", safetensors, tokenizer, processor. It is complete."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from model.checkpoints.layouts.base import ReadOptions
+from model.checkpoints.weights import check_files
+from model.lasagna import LasagnaForConditionalGeneration
+
+
+def recognises(config: dict[str, Any]) -> bool:
+    return config.get("model_type") == "lasagna"
+
+
+def read(folder: Path, options: ReadOptions) -> LasagnaForConditionalGeneration:
+    """The whole model, its processor attached."""
+    check_files(folder)
+    model = LasagnaForConditionalGeneration.from_pretrained(
+        folder,
+        dtype=options.dtype or "auto",
+        attn_implementation=options.attn_implementation,
+        **options.placement,
+    )
+    if model.processor is None:
+        raise FileNotFoundError(
+            f"{folder} has no tokenizer or processor beside its weights; copy the whole folder"
+        )
+    return model

@@ -1,0 +1,1 @@
+"""Images and prompt embeddings in, masks out."""

@@ -1,0 +1,263 @@
+"""SAM as the mask side of the model: `encode` pictures once, `decode` one mask for each prompt embedding.
+
+The modules are those of the `segment_anything` package, unchanged. Around them: sizes read from the weights,
+images of different size in one batch, masks of different images in one call of the mask decoder, bfloat16.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from model.checkpoints.weights import ExactBuffers
+from model.decoders.geometry import MaskResize
+from model.decoders.sam_attention import use_fused_attention
+from model.errors import UserError
+
+# Masks decoded in one call: 64 prompts of ViT-H's 64 x 64 grid are 256 MB in bfloat16 for each activation.
+MASKS_PER_CALL = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamSettings:
+    """Sizes of a SAM. The defaults are ViT-H's; `sam_settings_from_state_dict` reads others from weights."""
+
+    image_size: int = 1024
+    patch_size: int = 16
+    encoder_dim: int = 1280
+    encoder_depth: int = 32
+    encoder_num_heads: int = 16
+    encoder_mlp_dim: int = 5120
+    encoder_global_blocks: tuple[int, ...] = (7, 15, 23, 31)
+    encoder_window_size: int = 14
+    prompt_embed_dim: int = 256
+    mask_in_channels: int = 16
+    decoder_depth: int = 2
+    decoder_num_heads: int = 8
+    decoder_mlp_dim: int = 2048
+    decoder_downsample_rate: int = 2
+    num_multimask_outputs: int = 3
+    iou_head_depth: int = 3
+    iou_head_dim: int = 256
+    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+
+    def __post_init__(self) -> None:
+        # A settings object that went through JSON comes back with lists.
+        for name in ("encoder_global_blocks", "pixel_mean", "pixel_std"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.image_size % self.patch_size:
+            raise UserError(
+                f"SAM's image_size {self.image_size} is not a multiple of its patch_size {self.patch_size}"
+            )
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Height and width of the image embedding, in patches."""
+        return (self.image_size // self.patch_size,) * 2
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def build_sam(settings: SamSettings) -> Sam:
+    """Returns segment_anything's `Sam` of these sizes, with random weights."""
+    encoder = ImageEncoderViT(
+        depth=settings.encoder_depth,
+        embed_dim=settings.encoder_dim,
+        img_size=settings.image_size,
+        mlp_ratio=settings.encoder_mlp_dim / settings.encoder_dim,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        num_heads=settings.encoder_num_heads,
+        patch_size=settings.patch_size,
+        qkv_bias=True,
+        use_rel_pos=True,
+        global_attn_indexes=settings.encoder_global_blocks,
+        window_size=settings.encoder_window_size,
+        out_chans=settings.prompt_embed_dim,
+    )
+    prompt_encoder = PromptEncoder(
+        embed_dim=settings.prompt_embed_dim,
+        image_embedding_size=settings.grid_size,
+        input_image_size=(settings.image_size,) * 2,
+        mask_in_chans=settings.mask_in_channels,
+    )
+    transformer = TwoWayTransformer(
+        depth=settings.decoder_depth,
+        embedding_dim=settings.prompt_embed_dim,
+        mlp_dim=settings.decoder_mlp_dim,
+        num_heads=settings.decoder_num_heads,
+        attention_downsample_rate=settings.decoder_downsample_rate,
+    )
+    decoder = MaskDecoder(
+        num_multimask_outputs=settings.num_multimask_outputs,
+        transformer=transformer,
+        transformer_dim=settings.prompt_embed_dim,
+        iou_head_depth=settings.iou_head_depth,
+        iou_head_hidden_dim=settings.iou_head_dim,
+    )
+    return Sam(encoder, prompt_encoder, decoder, list(settings.pixel_mean), list(settings.pixel_std))
+
+
+def sam_settings_from_state_dict(weights: Mapping[str, Tensor]) -> SamSettings:
+    """Reads every size of a SAM from its weights (ViT-H, L, B, or any other made of the same modules).
+
+    The mask decoder's number of heads leaves no trace in the weights; it is 8, as in every published SAM.
+
+    Raises:
+        ValueError: the weights are not those of a SAM of `segment_anything`.
+    """
+    needed = (
+        "image_encoder.pos_embed",
+        "prompt_encoder.no_mask_embed.weight",
+        "mask_decoder.mask_tokens.weight",
+    )
+    absent = [name for name in needed if name not in weights]
+    if absent:
+        raise UserError(
+            f"not a SAM checkpoint: it has no {', '.join(absent)}; pass one of sam_vit_{{h,l,b}}*.pth "
+            "(SAM 2 and the Hugging Face conversion have another layout)"
+        )
+
+    def size(name: str, dim: int = 0) -> int:
+        return weights[name].shape[dim]
+
+    def count(pattern: str) -> int:
+        return 1 + max(int(found[1]) for name in weights if (found := re.match(pattern, name)))
+
+    grid, encoder_dim = size("image_encoder.pos_embed", 1), size("image_encoder.pos_embed", 3)
+    patch_size = size("image_encoder.patch_embed.proj.weight", 3)
+    depth = count(r"image_encoder\.blocks\.(\d+)\.")
+    # A relative position table has 2 * side - 1 rows, where side is the window's, or the whole grid's.
+    sides = [(size(f"image_encoder.blocks.{i}.attn.rel_pos_h") + 1) // 2 for i in range(depth)]
+    windows = {side for side in sides if side != grid}
+    if len(windows) > 1:
+        raise UserError(f"SAM's blocks use windows of several sizes {sorted(windows)}; one is supported")
+    decoder = "mask_decoder.transformer.layers.0"
+    prompt_dim = size("prompt_encoder.no_mask_embed.weight", 1)
+    return SamSettings(
+        image_size=grid * patch_size,
+        patch_size=patch_size,
+        encoder_dim=encoder_dim,
+        encoder_depth=depth,
+        encoder_num_heads=encoder_dim // size("image_encoder.blocks.0.attn.rel_pos_h", 1),
+        encoder_mlp_dim=size("image_encoder.blocks.0.mlp.lin1.weight"),
+        encoder_global_blocks=tuple(i for i, side in enumerate(sides) if side == grid),
+        encoder_window_size=windows.pop() if windows else 0,
+        prompt_embed_dim=prompt_dim,
+        mask_in_channels=size("prompt_encoder.mask_downscaling.3.weight"),
+        decoder_depth=count(r"mask_decoder\.transformer\.layers\.(\d+)\."),
+        decoder_mlp_dim=size(f"{decoder}.mlp.lin1.weight"),
+        decoder_downsample_rate=prompt_dim // size(f"{decoder}.cross_attn_token_to_image.q_proj.weight"),
+        num_multimask_outputs=size("mask_decoder.mask_tokens.weight") - 1,
+        iou_head_depth=count(r"mask_decoder\.iou_prediction_head\.layers\.(\d+)\."),
+        iou_head_dim=size("mask_decoder.iou_prediction_head.layers.0.weight"),
+    )
+
+
+class SamSegmenter(ExactBuffers):
+    """The three parts of a SAM under the names they have in a SAM file, without the buffers of `Sam`.
+
+    Non-persistent buffers hold garbage after `from_pretrained`, so pixel mean and std come from the settings.
+    """
+
+    def __init__(self, settings: SamSettings) -> None:
+        super().__init__()
+        sam = build_sam(settings)
+        use_fused_attention(sam.image_encoder)
+        self.settings = settings
+        self.image_encoder = sam.image_encoder
+        self.prompt_encoder = sam.prompt_encoder
+        self.mask_decoder = sam.mask_decoder
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, resized_sizes: Sequence[tuple[int, int]]) -> Tensor:
+        """Embeds images that were resized to SAM's longest side. The encoder is frozen: no gradient.
+
+        Args:
+            images: (B, 3, h, w) uint8 RGB, padded at the right and the bottom to the largest of the batch.
+            resized_sizes: (height, width) of each image without its padding.
+
+        Returns:
+            (B, prompt_embed_dim, grid, grid) in the dtype of the weights.
+        """
+        side = self.settings.image_size
+        if max(images.shape[-2:]) > side:
+            raise ValueError(f"images of {tuple(images.shape[-2:])} pixels are larger than SAM's {side}")
+        mean, std = (
+            torch.tensor(values).to(images.device, non_blocking=True).view(3, 1, 1)
+            for values in (self.settings.pixel_mean, self.settings.pixel_std)
+        )
+        normalized = (images.float() - mean) / std
+        # SAM pads with zeros after normalising: padding is the mean colour, not black.
+        for image, (height, width) in zip(normalized, resized_sizes, strict=True):
+            image[:, height:] = 0
+            image[:, :, width:] = 0
+        normalized = F.pad(normalized, (0, side - images.shape[-1], 0, side - images.shape[-2]))
+        return self.image_encoder(normalized.to(self.image_encoder.pos_embed.dtype))
+
+    def dense_positions(self, like: Tensor) -> Tensor:
+        """Position encoding of the grid (1, prompt_embed_dim, grid, grid), dtype and device as `like`."""
+        # In float32, because segment_anything's grid fails in bfloat16; computed every time, because a buffer
+        # would not survive loading.
+        layer = self.prompt_encoder.pe_layer
+        buffers = {name: value.float() for name, value in layer.named_buffers()}
+        return functional_call(layer, buffers, (self.settings.grid_size,)).unsqueeze(0).to(like)
+
+    def decode(self, prompts: Tensor, image_embeddings: Tensor, image_of_mask: Sequence[int]) -> Tensor:
+        """Low-resolution mask logits, one for each prompt; each prompt is its mask's only sparse prompt.
+
+        Args:
+            prompts: (n, prompt_embed_dim); n may be 0, where segment_anything's decoder raises.
+            image_embeddings: (B, prompt_embed_dim, grid, grid) from `encode`.
+            image_of_mask: for each prompt the index of its image.
+
+        Returns:
+            (n, 4 * grid, 4 * grid) float32 logits.
+        """
+        if not len(prompts):
+            sides = (4 * side for side in self.settings.grid_size)
+            return image_embeddings.new_zeros((0, *sides), dtype=torch.float32)
+        # Without blocking: a copy from the host would wait for all that the device has still to do.
+        owners = torch.tensor(list(image_of_mask)).to(image_embeddings.device, non_blocking=True)
+        positions = self.dense_positions(image_embeddings)
+        no_mask = self.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1).expand_as(positions)
+        # One call where there are gradients: pieces would save no memory, because the activations of all of them wait
+        # for the way back, and under ZeRO-3 all processes must call the decoder equally often.
+        per_call = len(prompts) if torch.is_grad_enabled() else MASKS_PER_CALL
+        masks = []
+        for start in range(0, len(prompts), per_call):
+            chunk = slice(start, start + per_call)
+            # The decoder adds one image embedding to a dense prompt for each mask. With the two exchanged the
+            # sum is the same, and masks of several images share a call.
+            logits, _ = self.mask_decoder(
+                image_embeddings=no_mask.to(image_embeddings.dtype),
+                image_pe=positions,
+                sparse_prompt_embeddings=prompts[chunk].unsqueeze(1).to(image_embeddings.dtype),
+                dense_prompt_embeddings=image_embeddings[owners[chunk]],
+                multimask_output=False,
+            )
+            masks.append(logits.squeeze(1).float())
+        return torch.cat(masks)
+
+    def resize_masks(
+        self, low_res: Tensor, resized_size: tuple[int, int], original_size: tuple[int, int]
+    ) -> Tensor:
+        """Logits (n, 4 * grid, 4 * grid) -> (n, height, width) of the original image, float32."""
+        return self.mask_resize(resized_size, original_size, low_res.device).enlarge(low_res.float())
+
+    def mask_resize(
+        self, resized_size: tuple[int, int], original_size: tuple[int, int], device: torch.device
+    ) -> MaskResize:
+        """The way of one image's masks to its original size; (height, width) each."""
+        side = self.settings.image_size
+        return MaskResize.between(4 * self.settings.grid_size[0], side, resized_size, original_size, device)

@@ -1,0 +1,1 @@
+"""Answers of a trained model: segment, chat, generate, constrained decoding."""

@@ -1,0 +1,55 @@
+"""Greedy generation of a batch of answers, with the states that decided on each token."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+if TYPE_CHECKING:
+    from model.lasagna import LasagnaForConditionalGeneration
+
+
+def greedy(
+    model: LasagnaForConditionalGeneration,
+    prompt: Tensor,
+    mask: Tensor,
+    eos: int,
+    max_new_tokens: int,
+    *,
+    cache: DynamicCache | None = None,
+) -> tuple[list[list[int]], list[Tensor]]:
+    """For each row its new tokens and the states (num_new, hidden_dim) that decided on them.
+
+    prompt, mask, cache: as in `model.generation.prompts.Prompts`; the cache is used up.
+    """
+    cache = DynamicCache() if cache is None else cache
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -prompt.shape[1] :]
+    tokens: list[list[int]] = [[] for _ in range(len(prompt))]
+    states: list[list[Tensor]] = [[] for _ in range(len(prompt))]
+    step, open_rows = prompt, list(range(len(prompt)))
+    for _ in range(max_new_tokens):
+        state = model.language_states(step, mask, positions, cache)[:, -1]
+        token = model.text_logits(state).argmax(-1)
+        for row, new, deciding in zip(open_rows, to_host(token), state, strict=True):
+            tokens[row].append(new)
+            states[row].append(deciding)
+        going_on = [place for place, row in enumerate(open_rows) if tokens[row][-1] != eos]
+        if not going_on:
+            break
+        positions = positions[:, -1:] + 1
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        if len(going_on) < len(open_rows):  # a finished row is not computed any more
+            open_rows = [open_rows[place] for place in going_on]
+            kept = torch.tensor(going_on, device=mask.device)
+            cache.batch_select_indices(kept)
+            token, mask, positions = token[kept], mask[kept], positions[kept]
+        step = model.embed(token.unsqueeze(1))
+    return tokens, [torch.stack(row) if row else prompt[0, :0] for row in states]
+
+
+def to_host(tokens: Tensor) -> list[int]:
+    """The one place where generation waits for the device."""
+    return tokens.tolist()

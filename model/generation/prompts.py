@@ -1,0 +1,134 @@
+"""Prompts about images, ready to be answered: images are encoded once, and so is what their prompts share.
+
+Every prompt begins with the same words and its image. Where several are about one image, that prefix is run once
+for the image, and its keys and values become the beginning of each row: exact, for the language model's work on far
+fewer tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from model.outputs import EncodedImage, EncodedImages
+from model.processor import LasagnaProcessor, check_rows
+from model.text.conversation import Conversation
+from model.text.packing import shared_prefix
+
+if TYPE_CHECKING:
+    from model.lasagna import LasagnaForConditionalGeneration
+
+IMAGE_ARGUMENTS = ("clip_images", "sam_images", "resized_sizes", "original_sizes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """N conversations about B encoded images; P tokens of each have been run, 0 unless an image is asked twice."""
+
+    images: EncodedImages
+    embeddings: Tensor  # (N, T, hidden_dim) of what has not been run, padded left
+    mask: Tensor  # (N, P + T), 1 where a token stands
+    cache: DynamicCache  # keys and values of P tokens in N rows
+
+
+def read_prompts(
+    model: LasagnaForConditionalGeneration,
+    processor: LasagnaProcessor,
+    images: Sequence[np.ndarray | EncodedImage],
+    conversations: Sequence[Conversation],
+    image_of_row: Sequence[int],
+) -> Prompts:
+    """Encodes (height, width, 3) uint8 images, unless they are encoded, and conversations that end with the user.
+
+    Raises:
+        ValueError: there is nothing to answer; a conversation ends with its answer, or is about an image that is not
+            there; images are asked several times, and the prompts do not begin alike.
+    """
+    check_rows(conversations, image_of_row, len(images))
+    for conversation in conversations:
+        if conversation.turns[-1].role != "user":
+            raise ValueError(
+                f"a conversation to be answered ends with the user, got {conversation.turns[-1]}"
+            )
+    encoded = [processor.encode(conversation) for conversation in conversations]
+    found = encode_batch(model, processor, images)
+    rows = move_batch(processor.row_inputs(encoded, "left"), model.device)
+    ids, mask = rows["input_ids"], rows["attention_mask"]
+    owners = torch.tensor(list(image_of_row)).to(model.device, non_blocking=True)
+    cache = DynamicCache()
+    if len(set(image_of_row)) == len(image_of_row):
+        embeddings = model.embed(ids, found.features[owners])
+        return Prompts(images=found, embeddings=embeddings, mask=mask, cache=cache)
+    prefix = torch.tensor([shared_prefix(encoded, processor.token_ids.image)] * len(found))
+    start = model.embed(prefix.to(model.device), found.features)
+    length = start.shape[1]
+    model.language_states(start, mask.new_ones(len(found), length), cache=cache)
+    cache.batch_select_indices(owners)
+    # Cutting `length` columns off leaves each row's own tokens at the end, behind as much padding as before.
+    own = mask[:, : ids.shape[1] - length]
+    return Prompts(
+        images=found,
+        embeddings=model.embed(ids[:, length:]),
+        mask=torch.cat([mask.new_ones(len(ids), length), own], dim=1),
+        cache=cache,
+    )
+
+
+def encode_batch(
+    model: LasagnaForConditionalGeneration,
+    processor: LasagnaProcessor,
+    images: Sequence[np.ndarray | EncodedImage],
+) -> EncodedImages:
+    """At least one image, encoded; those that are encoded already are taken as they are.
+
+    Raises:
+        ValueError: an image was encoded by another model.
+    """
+    fresh = [image for image in images if not isinstance(image, EncodedImage)]
+    if fresh:
+        found = model.encode_images(**move_batch(processor.image_inputs(fresh), model.device))
+        if len(fresh) == len(images):
+            return found
+    rest = iter(found[index] for index in range(len(fresh)))
+    return EncodedImages.of(
+        [
+            _at_home(image, model, processor) if isinstance(image, EncodedImage) else next(rest)
+            for image in images
+        ]
+    )
+
+
+def _at_home(
+    image: EncodedImage, model: LasagnaForConditionalGeneration, processor: LasagnaProcessor
+) -> EncodedImage:
+    """The image on the model's device."""
+    settings = model.config.sam_settings
+    features = processor.num_image_tokens, model.config.vlm_config.text_config.hidden_size
+    embedding = settings.prompt_embed_dim, *settings.grid_size
+    found = tuple(image.features.shape), tuple(image.embedding.shape)
+    if found != (features, embedding):
+        raise ValueError(
+            f"the image was encoded by another model (shapes {found}, here {(features, embedding)}); encode it again"
+        )
+    return replace(
+        image, features=image.features.to(model.device), embedding=image.embedding.to(model.device)
+    )
+
+
+def move_batch(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """The tensors of a batch, also those in lists, on `device`; sizes and indices stay on the CPU."""
+
+    def move(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(device, non_blocking=True)
+        if isinstance(value, list) and value and isinstance(value[0], Tensor):
+            return [move(item) for item in value]
+        return value
+
+    return {name: move(value) for name, value in batch.items()}

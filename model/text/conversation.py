@@ -1,0 +1,270 @@
+"""Prompt templates: from a conversation to token ids and labels.
+
+The image is part of the template, not of a turn's text: every template puts it in front of the first user
+text. Only the assistant's words and the end token after them are learned.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from model.errors import UserError
+from model.text.tokens import (
+    CHOICE_TOKENS,
+    IM_END,
+    IM_START,
+    IMAGE,
+    SEG_TOKENS,
+    Special,
+    Text,
+    as_text,
+    encode_segments,
+)
+
+IGNORE_INDEX = -100  # label of a token that is not learned, as in torch.nn.CrossEntropyLoss
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one side says."""
+
+    role: Literal["user", "assistant"]
+    text: Text
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", as_text(self.text))
+        if self.role not in ("user", "assistant"):
+            raise ValueError(f"role must be 'user' or 'assistant', got {self.role!r}")
+        if self.role == "user" and any(isinstance(p, Special) and p in CHOICE_TOKENS for p in self.text):
+            raise ValueError(f"a user turn cannot contain a segmentation token: {self.text}")
+
+    def __str__(self) -> str:
+        return "".join(self.text)
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns of user and assistant in alternation. Ending with the user, it asks for an answer."""
+
+    turns: tuple[Turn, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "turns", tuple(self.turns))
+        roles = [turn.role for turn in self.turns]
+        expected = ["user" if i % 2 == 0 else "assistant" for i in range(len(roles))]
+        if not roles or roles != expected:
+            raise ValueError(f"turns must alternate user, assistant, ... and start with user, got {roles}")
+
+    @classmethod
+    def of(cls, *texts: str | Text) -> Conversation:
+        """Texts of user and assistant in alternation."""
+        return cls(
+            tuple(Turn("user" if i % 2 == 0 else "assistant", as_text(text)) for i, text in enumerate(texts))
+        )
+
+    @property
+    def num_seg(self) -> int:
+        """How many masks the assistant's turns stand for."""
+        return sum(isinstance(piece, Special) and piece in SEG_TOKENS for t in self.turns for piece in t.text)
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The assistant's texts as written."""
+        return tuple(str(turn) for turn in self.turns if turn.role == "assistant")
+
+    @property
+    def prompt(self) -> Conversation:
+        """The conversation without the final answer, if there is one."""
+        return Conversation(self.turns[:-1]) if self.turns[-1].role == "assistant" else self
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """A conversation as ids; the image token is repeated once for each image feature."""
+
+    input_ids: list[int]
+    labels: list[int]  # same length; IGNORE_INDEX where nothing is learned
+    num_image_tokens: int
+
+    def __post_init__(self) -> None:
+        assert len(self.input_ids) == len(self.labels)
+
+    @property
+    def num_text_tokens(self) -> int:
+        """Length without image features: what `model_max_length` limits."""
+        return len(self.input_ids) - self.num_image_tokens
+
+
+Segment = tuple[Text, bool]  # pieces, learned?
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptTemplate:
+    """A template written out: opening, image, user text, cue, answer with its end token, reopening, ...
+
+    The first user text comes after `opening` and the image, later ones after `reopening`.
+    """
+
+    opening: str
+    reopening: str
+    reopens_with_bos: bool
+    cue: str
+    answer_start: str
+    answer_end: str
+
+    def segments(self, tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> Iterator[Segment]:
+        """The conversation in this template, piece by piece."""
+        for index, turn in enumerate(conversation.turns):
+            if turn.role == "assistant":
+                eos = Special(tokenizer.eos_token)
+                yield (self.answer_start, *turn.text, self.answer_end, eos), True
+                continue
+            if index == 0:
+                head: Text = (self.opening, Special(IM_START), Special(IMAGE), Special(IM_END), "\n")
+            elif self.reopens_with_bos:
+                head = (Special(tokenizer.bos_token), self.reopening)
+            else:
+                head = (self.reopening,)
+            yield (*head, *turn.text, self.cue), False
+
+
+@dataclass(frozen=True)
+class OwnChatTemplate:
+    """The template that the tokenizer brings along (`tokenizer.chat_template`)."""
+
+    def segments(self, tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> Iterator[Segment]:
+        """The conversation in the tokenizer's template; an answer is learned up to its end token."""
+        special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        opening, *literals = _chat_template_literals(tokenizer, conversation)
+        if IMAGE not in opening:
+            opening += f"{IMAGE}\n"
+        yield _special_pieces(opening, special), False
+        for turn, literal in zip(conversation.turns, literals, strict=True):
+            after = _special_pieces(literal, special)
+            if turn.role == "user":
+                yield turn.text, False
+                yield after, False
+                continue
+            end = 1 if after and after[0].isspace() else 0
+            if end == len(after) or not isinstance(after[end], Special):
+                # A template without an end token would never teach the model to stop.
+                after, end = (Special(tokenizer.eos_token), *after), 0
+            yield (*turn.text, *after[: end + 1]), True
+            yield after[end + 1 :], False
+
+
+def _chat_template_literals(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[str]:
+    """What the tokenizer's template writes before, between and after the turns' texts."""
+    if tokenizer.chat_template is None:
+        raise UserError("prompt 'chat_template' needs a tokenizer that has one; use prompt 'llava_v1'")
+    marks = [f"\ufdd2{index}\ufdd3" for index in range(len(conversation.turns))]
+    # Templates of image models take lists of parts, those of text-only models take strings.
+    failures = []
+    for content in (_image_and_text, _only_text, str):
+        messages = [
+            {"role": turn.role, "content": content(mark)}
+            for turn, mark in zip(conversation.turns, marks, strict=True)
+        ]
+        if content is _image_and_text:
+            messages[1:] = [{**message, "content": message["content"][1:]} for message in messages[1:]]
+        try:
+            text = tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=conversation.turns[-1].role == "user"
+            )
+        except Exception as error:  # templates raise what they like; reported below if all attempts fail
+            failures.append(str(error))
+            continue
+        literals = re.split("\ufdd2\\d+\ufdd3", text)
+        as_python_list = any("'type'" in literal for literal in literals)
+        wrong_image = content is _image_and_text and literals[0].count(IMAGE) != 1
+        if re.findall("\ufdd2\\d+\ufdd3", text) == marks and not as_python_list and not wrong_image:
+            return literals
+        failures.append("it does not write every turn once, in order")
+    raise UserError(f"the tokenizer's chat template cannot be used ({failures[-1]}); use prompt 'llava_v1'")
+
+
+def _image_and_text(text: str) -> list[dict[str, str]]:
+    return [{"type": "image"}, {"type": "text", "text": text}]
+
+
+def _only_text(text: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text}]
+
+
+def _special_pieces(literal: str, special: list[str]) -> Text:
+    """Text that a template wrote, its special tokens marked as such."""
+    pattern = "|".join(re.escape(token) for token in sorted(special, key=len, reverse=True))
+    pieces = re.split(f"({pattern})", literal)
+    return tuple(Special(piece) if i % 2 else piece for i, piece in enumerate(pieces) if piece)
+
+
+PROMPTS: dict[str, PromptTemplate | OwnChatTemplate] = {
+    "llava_v1": PromptTemplate(
+        opening="A chat between a curious human and an artificial intelligence assistant. "
+        "The assistant gives helpful, detailed, and polite answers to the human's questions. USER: ",
+        reopening="USER: ",
+        reopens_with_bos=False,
+        cue=" ASSISTANT:",
+        answer_start=" ",
+        answer_end="",
+    ),
+    "llava_llama_2": PromptTemplate(
+        opening="[INST] <<SYS>>\nYou are a helpful language and vision assistant. You are able to understand "
+        "the visual content that the user provides, and assist the user with a variety of tasks using "
+        "natural language.\n<</SYS>>\n\n",
+        reopening="[INST] ",
+        reopens_with_bos=True,
+        cue=" [/INST]",
+        answer_start=" ",
+        answer_end=" ",
+    ),
+    "chat_template": OwnChatTemplate(),
+}
+
+
+def render(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, prompt: str) -> list[Segment]:
+    """The conversation as pieces of text, each with whether it is learned; one image token.
+
+    `prompt` is a name in PROMPTS.
+    """
+    if prompt not in PROMPTS:
+        raise UserError(f"unknown prompt {prompt!r}; known: {', '.join(sorted(PROMPTS))}")
+    return list(PROMPTS[prompt].segments(tokenizer, conversation))
+
+
+def encode_conversation(
+    tokenizer: PreTrainedTokenizerBase, conversation: Conversation, *, prompt: str, num_image_tokens: int
+) -> Encoded:
+    """Ids and labels of a conversation; a conversation ending with the user gives a generation prompt."""
+    segments = render(tokenizer, conversation, prompt)
+    before, after = _split_at_image(segments)
+    ids_before, _ = encode_segments(tokenizer, [pieces for pieces, _ in before])
+    # Text after the image is a text of its own, as in LLaVA: a tokenizer that puts a space in front of a
+    # text does so here too.
+    ids_after, owners = encode_segments(tokenizer, [pieces for pieces, _ in after])
+    if tokenizer.bos_token_id is not None and ids_before[:1] != [tokenizer.bos_token_id]:
+        ids_before = [tokenizer.bos_token_id, *ids_before]
+    image_id = tokenizer.convert_tokens_to_ids(IMAGE)
+    labels_after = [
+        index if after[owner][1] else IGNORE_INDEX for index, owner in zip(ids_after, owners, strict=True)
+    ]
+    prefix = [*ids_before, *[image_id] * num_image_tokens]
+    return Encoded(
+        input_ids=[*prefix, *ids_after],
+        labels=[*[IGNORE_INDEX] * len(prefix), *labels_after],
+        num_image_tokens=num_image_tokens,
+    )
+
+
+def _split_at_image(segments: list[Segment]) -> tuple[list[Segment], list[Segment]]:
+    for index, (pieces, learned) in enumerate(segments):
+        for position, piece in enumerate(pieces):
+            if isinstance(piece, Special) and piece == IMAGE:
+                before = [*segments[:index], (pieces[:position], learned)]
+                return before, [(pieces[position + 1 :], learned), *segments[index + 1 :]]
+    raise AssertionError("every template writes the image token")

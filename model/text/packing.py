@@ -1,0 +1,105 @@
+"""Several conversations about one image in one row: the image prefix once, then what is each conversation's own.
+
+A conversation sees the prefix and itself, at the positions that it would have alone, so losses, gradients and masks
+are those of one row each, for the language model's work on far fewer tokens. Conversations that are too long together
+take several rows, each with the prefix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+
+from model.text.conversation import IGNORE_INDEX, Encoded
+
+PREFIX, PADDING = 0, -1  # segment ids; conversations count from 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedRow:
+    """One row; all lists have its length."""
+
+    input_ids: list[int]
+    labels: list[int]
+    position_ids: list[int]
+    segment_ids: list[int]  # PREFIX, then 1 for the first conversation, 2 for the second, ...
+
+
+def pack_within(
+    conversations: Sequence[Encoded], image_id: int, max_length: int | None = None
+) -> list[PackedRow]:
+    """Conversations about one image in as few rows as their order allows.
+
+    Args:
+        conversations: in the order that they keep.
+        image_id: id of the image's tokens.
+        max_length: text tokens of a row, those of the prefix too; image features are not counted. A conversation that
+            is longer has a row of its own. None: one row takes all.
+    """
+    num_shared = sum(token != image_id for token in shared_prefix(conversations, image_id))
+    groups: list[list[Encoded]] = []
+    length = 0
+    for encoded in conversations:
+        own = encoded.num_text_tokens - num_shared
+        if not groups or (max_length is not None and length + own > max_length):
+            groups.append([])
+            length = num_shared
+        groups[-1].append(encoded)
+        length += own
+    return [pack(group, image_id) for group in groups]
+
+
+def pack(conversations: Sequence[Encoded], image_id: int) -> PackedRow:
+    """Conversations about one image as one row; the shared prefix ends with the image's last token.
+
+    Raises:
+        ValueError: the conversations do not begin alike, so they are not about one image in one template.
+    """
+    prefix = shared_prefix(conversations, image_id)
+    length = len(prefix)
+    ids, segments = list(prefix), [PREFIX] * length
+    labels, positions = [IGNORE_INDEX] * length, list(range(length))
+    for number, encoded in enumerate(conversations, start=1):
+        own = encoded.input_ids[length:]
+        ids += own
+        # What follows the image is the user's text: no first token is learned, so nothing is predicted across a seam.
+        labels += encoded.labels[length:]
+        positions += range(length, length + len(own))
+        segments += [number] * len(own)
+    return PackedRow(input_ids=ids, labels=labels, position_ids=positions, segment_ids=segments)
+
+
+def shared_prefix(conversations: Sequence[Encoded], image_id: int) -> list[int]:
+    """The ids up to the image's last token, with which all conversations begin.
+
+    Raises:
+        ValueError: they do not begin alike, so they are not written in one template.
+    """
+    first = conversations[0].input_ids
+    prefix = first[: len(first) - first[::-1].index(image_id)]
+    if any(encoded.input_ids[: len(prefix)] != prefix for encoded in conversations):
+        raise ValueError("conversations that share an image must share their text up to the end of the image")
+    return prefix
+
+
+def packed_attention(segment_ids: Tensor) -> Tensor:
+    """(N, T) segment ids -> (N, 1, T, T) bool, True where the row's query may look at the column's key."""
+    length = segment_ids.shape[1]
+    query, key = segment_ids[:, :, None], segment_ids[:, None, :]
+    earlier = torch.ones(length, length, dtype=torch.bool, device=segment_ids.device).tril()
+    return (earlier & ((key == PREFIX) | (key == query))).unsqueeze(1)
+
+
+def packed_blocks(segment_ids: Tensor) -> BlockMask:
+    """The mask of `packed_attention` for flex attention, which leaves out blocks that are hidden as a whole."""
+
+    def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        segment = segment_ids[row, key]
+        return (query >= key) & ((segment == PREFIX) | (segment == segment_ids[row, query]))
+
+    num_rows, length = segment_ids.shape
+    return create_block_mask(sees, num_rows, None, length, length, device=segment_ids.device)

@@ -1,0 +1,342 @@
+"""The complex-query sequence format: text <-> classes. Pure functions; randomness is handed in.
+
+    USER:      Can you segment the person, tree, dog, sky in this image?
+    ASSISTANT: person [SEG], tree [SEG], dog [NEG], sky [SEG].
+
+Training data and constrained decoding both write their text here, so they always say the same words.
+Source: "LaSagnA: Language-based Segmentation Assistant for Complex Queries", arXiv 2404.08506, section 3.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from model.errors import UserError
+from model.text.conversation import Conversation
+from model.text.tokens import CAT_END, CAT_START, INS, NEG, NO_INS, SEG, SEMANTIC, Special, Text
+
+DEFAULT_NUM_ALL_CLASSES = 80
+NOTHING_FOUND = "None of them is in this image."
+
+
+@dataclass(frozen=True)
+class SequenceFormat:
+    """How a query and its answer are written, and which training strategies the model has seen."""
+
+    name: str
+    seg: str
+    neg: str | None
+    sequence_augmentation: bool = True  # absent classes of a query are answered too, with the NEG token
+    order_following: bool = True  # the answer names classes in the order of the query
+    random_classes_list: bool = True  # a query names a random subset of the data set's classes
+
+    def __post_init__(self) -> None:
+        if self.name not in TOKENS_OF_FORMAT:
+            raise UserError(f"unknown format {self.name!r}; known: {', '.join(sorted(TOKENS_OF_FORMAT))}")
+        if self.neg is None and self.sequence_augmentation:
+            raise UserError(
+                f"format {self.name!r} has no token for absent classes; set sequence_augmentation to False"
+            )
+
+    @classmethod
+    def named(cls, name: str, **switches: bool) -> SequenceFormat:
+        """The format `name` ("paper", "release" or "lisa"), with strategies switched as given."""
+        if name not in TOKENS_OF_FORMAT:
+            raise UserError(f"unknown format {name!r}; known: {', '.join(sorted(TOKENS_OF_FORMAT))}")
+        seg, neg = TOKENS_OF_FORMAT[name]
+        if neg is None:
+            switches = {**switches, "sequence_augmentation": False}
+        return cls(name=name, seg=seg, neg=neg, **switches)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for a model's config."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> SequenceFormat:
+        """The inverse of `to_dict`. Raises a UserError for a stored format with other entries."""
+        try:
+            return cls(**values)
+        except TypeError as problem:
+            raise UserError(
+                f"no sequence format that was stored: {values!r}; copy the folder again"
+            ) from problem
+
+    @property
+    def answers_every_class(self) -> bool:
+        """Whether the answer's text is fixed by the query but for SEG or NEG, so it can be constrained."""
+        return self.neg is not None and self.sequence_augmentation and self.order_following
+
+    def query(self, classes: Sequence[str]) -> Text:
+        """What the user asks, for the given class names."""
+        names = ", ".join(spoken(name) for name in class_names(classes))
+        if self.name == "release":
+            listed = (Special(CAT_START), f" {names} ", Special(CAT_END))
+            return (Special(SEMANTIC), "Segment this image.", *listed)
+        return (f"Can you segment the {names} in this image?",)
+
+    def answer(self, choices: Sequence[tuple[str, bool]]) -> Text:
+        """What the assistant answers: for each (class name, present?) the name and SEG or NEG."""
+        if self.neg is None and not all(present for _, present in choices):
+            raise ValueError(
+                f"format {self.name!r} cannot say that a class is absent; leave such classes out"
+            )
+        if not choices:
+            return (NOTHING_FOUND,)
+        pieces: list[str] = []
+        for index, (name, present) in enumerate(choices):
+            token = Special(self.seg if present else self.neg)
+            if self.name == "release":
+                pieces += [spoken(name), token]
+            else:
+                pieces += [f"{', ' if index else ''}{spoken(name)} ", token]
+        return tuple(pieces) if self.name == "release" else (*pieces, ".")
+
+    def mentions(self, text: Text) -> list[tuple[str, bool]]:
+        """(name, present?) for each SEG or NEG among the pieces of an answer, in their order.
+
+        The name is what stands between the previous token and this one, without separators; "" if nothing.
+        Plain pieces hold no tokens, whatever they spell.
+        """
+        found, words = [], ""
+        for piece in text:
+            if not isinstance(piece, Special):
+                words += piece
+            elif piece in (self.seg, self.neg):
+                found.append((words.strip().lstrip(",.;").strip(), piece == self.seg))
+                words = ""
+        return found
+
+    def parse(self, text: str) -> list[tuple[str, bool]]:
+        """`mentions` of an answer that was written as one string, tokens by their names.
+
+        Not for generated answers, in which a token's name may be spelled in letters.
+        """
+        tokens = [token for token in (self.seg, self.neg) if token is not None]
+        pieces = re.split(f"({'|'.join(re.escape(token) for token in tokens)})", text)
+        return self.mentions(
+            tuple(Special(piece) if place % 2 else piece for place, piece in enumerate(pieces))
+        )
+
+    def found(self) -> Text:
+        """The answer "It is [SEG].", in the fixed wording of teacher-forced evaluation."""
+        return _with_token(phrases()["target_answer"][0], self.seg)
+
+
+TOKENS_OF_FORMAT: dict[str, tuple[str, str | None]] = {
+    "paper": (SEG, NEG),
+    "release": (INS, NO_INS),
+    "lisa": (SEG, None),
+}
+
+
+def class_names(classes: Sequence[str]) -> tuple[str, ...]:
+    """The class names of one query. Raises ValueError for none, for what is no name, and for one bare string."""
+    if isinstance(classes, str):
+        raise UserError(f"classes are a list of names, got the string {classes!r}; pass [{classes!r}]")
+    names = tuple(classes)
+    if not names:
+        raise UserError("a query needs at least one class name")
+    for name in names:
+        if not isinstance(name, str):
+            raise UserError(f"a class name is a string, got {name!r}")
+    return names
+
+
+def spoken(name: str) -> str:
+    """A class name as it is written in queries and answers: lower case, single spaces.
+
+    Raises ValueError for a name without any visible character.
+    """
+    words = " ".join(name.lower().split())
+    if not words:
+        raise UserError(f"class name {name!r} is empty")
+    return words
+
+
+@dataclass(frozen=True)
+class ComplexQuery(Conversation):
+    """A complex query with its answer that remembers what it names, so that it can be asked with fewer classes."""
+
+    format: SequenceFormat
+    asked: tuple[str, ...]  # classes in the order of the query
+    answered: tuple[str, ...]  # classes in the order of the answer
+    present: frozenset[str]  # those asked that the image shows
+    spare: tuple[str, ...]  # the others, in the order in which a shorter query keeps them: at random
+
+    @classmethod
+    def write(
+        cls, format: SequenceFormat, asked: Sequence[str], answered: Sequence[str],
+        present: Collection[str], spare: Sequence[str],
+    ) -> ComplexQuery:  # fmt: skip
+        """The conversation about `asked` in a format."""
+        choices = [(name, name in present) for name in answered]
+        turns = Conversation.of(format.query(asked), format.answer(choices)).turns
+        return cls(turns, format, tuple(asked), tuple(answered), frozenset(present), tuple(spare))
+
+    @property
+    def least_spare(self) -> int:
+        """How many absent classes a query cannot do without: one, if nothing that it names is there."""
+        return 0 if self.present else 1
+
+    def with_spare(self, num_spare: int) -> ComplexQuery:
+        """The same query with `num_spare` of its absent classes, at least `least_spare`; order is kept."""
+        spare = self.spare[:num_spare]
+        kept = {*self.present, *spare}
+        asked = [name for name in self.asked if name in kept]
+        answered = [name for name in self.answered if name in kept]
+        return self.write(self.format, asked, answered, self.present, spare)
+
+
+def complex_conversation(
+    classes_present: Sequence[str],
+    classes_absent: Sequence[str],
+    rng: np.random.Generator,
+    format: SequenceFormat,
+    num_all_classes: int = DEFAULT_NUM_ALL_CLASSES,
+    *,
+    class_list: Sequence[str] | None = None,
+    likely: Sequence[str] = (),
+    likely_share: float = 0.0,
+) -> tuple[ComplexQuery, list[str]]:
+    """One complex query with its answer, and the class names of its `[SEG]` tokens in their order.
+
+    Args:
+        classes_present: classes that have a mask in this image.
+        classes_absent: classes known not to be in it.
+        num_all_classes: most classes that one random query names; at least 1.
+        class_list: the data set's whole list, in its order; needed when `random_classes_list` is off, and
+            then the query names all of it that is known to be present or absent.
+        likely, likely_share: absent classes that one could expect here, and which share of the absent classes of
+            a random query is drawn from them, as far as there are so many.
+    """
+    _check_classes(classes_present, classes_absent, num_all_classes)
+    if format.random_classes_list:
+        asked = _random_subset(classes_present, classes_absent, rng, num_all_classes, likely, likely_share)
+    elif class_list is None:
+        raise ValueError("without random_classes_list a query names the whole list: pass class_list")
+    else:
+        known = {*classes_present, *classes_absent}
+        asked = [name for name in class_list if name in known]
+        if len(asked) != len(known):
+            raise ValueError(f"not in class_list: {sorted(known - set(asked))}")
+    present = set(classes_present)
+    answered = [name for name in asked if format.sequence_augmentation or name in present]
+    if not format.order_following:
+        answered = [answered[i] for i in rng.permutation(len(answered))]
+    absent = [name for name in asked if name not in present]
+    spare = [absent[i] for i in rng.permutation(len(absent))]
+    query = ComplexQuery.write(format, asked, answered, present.intersection(asked), spare)
+    return query, [name for name in answered if name in present]
+
+
+def _check_classes(present: Sequence[str], absent: Sequence[str], num_all_classes: int) -> None:
+    if num_all_classes < 1:
+        raise ValueError(f"num_all_classes must be at least 1, got {num_all_classes}")
+    if not present and not absent:
+        raise ValueError("a complex query needs at least one class that is known to be present or absent")
+    counts = Counter(spoken(name) for name in (*present, *absent))
+    twice = sorted(name for name, count in counts.items() if count > 1)
+    if twice:
+        raise ValueError(f"class named more than once in present and absent classes: {', '.join(twice)}")
+
+
+def _random_subset(
+    present: Sequence[str],
+    absent: Sequence[str],
+    rng: np.random.Generator,
+    num_all_classes: int,
+    likely: Sequence[str],
+    likely_share: float,
+) -> list[str]:
+    """All present classes (at most `num_all_classes`) and a random number of absent ones, shuffled.
+
+    The number is drawn too, so that the model meets short queries as well as long ones.
+    """
+    chosen = [present[i] for i in rng.permutation(len(present))[:num_all_classes]]
+    most = min(len(absent), num_all_classes - len(chosen))
+    least = 0 if chosen else 1
+    num_absent = int(rng.integers(min(least, most), most + 1))
+    drawn = [absent[i] for i in rng.permutation(len(absent))]
+    if likely:
+        expected = set(likely)
+        preferred = [name for name in drawn if name in expected][: round(likely_share * num_absent)]
+        drawn = list(dict.fromkeys([*preferred, *drawn]))
+    chosen += drawn[:num_absent]
+    return [chosen[i] for i in rng.permutation(len(chosen))]
+
+
+@cache
+def phrases() -> dict[str, tuple[str, ...]]:
+    """The paraphrase lists of phrases.yaml, by name."""
+    text = Path(__file__).with_name("phrases.yaml").read_text(encoding="utf-8")
+    return {name: tuple(entries) for name, entries in yaml.safe_load(text).items()}
+
+
+def referring_conversation(
+    expression: str, has_target: bool, rng: np.random.Generator, format: SequenceFormat
+) -> Conversation:
+    """A request to segment `expression` and its answer, both paraphrased.
+
+    The answer holds one SEG, or one NEG when the image does not show what the expression describes (a
+    format without NEG says so in words only).
+    """
+    query = _pick("referring_query", rng).replace("{expression}", _clean(expression))
+    phrase = _pick("target_answer" if has_target else "no_target_answer", rng)
+    answer = _with_token(phrase, format.seg if has_target else format.neg)
+    return Conversation.of(query, answer)
+
+
+def reasoning_conversation(
+    question: str,
+    is_sentence: bool,
+    explanation: str | None,
+    rng: np.random.Generator,
+    format: SequenceFormat,
+) -> Conversation:
+    """A question that needs reasoning -> one mask, and the explanation when there is one."""
+    suffix = _pick("reasoning_request" if explanation is None else "explaining_request", rng)
+    answer = _with_token(_pick("target_answer", rng), format.seg)
+    if explanation is not None:
+        answer = (*answer, f" {_clean(explanation)}")
+    return Conversation.of(f"{_as_question(question, is_sentence)} {suffix}", answer)
+
+
+def referring_query(expression: str) -> Text:
+    """The fixed wording that evaluation uses for a referring expression."""
+    return (phrases()["referring_query"][0].replace("{expression}", _clean(expression)),)
+
+
+def reasoning_query(question: str, is_sentence: bool) -> Text:
+    """The fixed wording that evaluation uses for a reasoning question or phrase."""
+    return (f"{_as_question(question, is_sentence)} {phrases()['reasoning_request'][0]}",)
+
+
+def _as_question(question: str, is_sentence: bool) -> str:
+    question = _clean(question)
+    return question if is_sentence else f"What is {question} in this image?"
+
+
+def _clean(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _pick(name: str, rng: np.random.Generator) -> str:
+    choices = phrases()[name]
+    return choices[int(rng.integers(len(choices)))]
+
+
+def _with_token(phrase: str, token: str | None) -> Text:
+    if token is None:
+        return (phrase.replace(" {seg}", ""),)
+    before, _, after = phrase.partition("{seg}")
+    return tuple(piece for piece in (before, Special(token), after) if piece)

@@ -1,0 +1,59 @@
+"""The report for bug reports: what is in it, and what must not be."""
+
+import platform
+import re
+import subprocess
+import tomllib
+from importlib.metadata import version
+
+from utils.common import environment as env
+
+
+def test_the_report_says_what_runs_where(capsys):
+    assert env.main([]) == 0
+    text = capsys.readouterr().out
+    facts = dict(line.split(None, 1) for line in text.splitlines() if "  " in line)
+    assert facts["python"].startswith(platform.python_version())
+    assert facts["torch"].startswith(version("torch"))
+    requirements = (env.REPOSITORY / "requirements.txt").read_text().splitlines()
+    names = [line.split(">=")[0] for line in requirements if line and not line.startswith("#")]
+    assert len(names) > 10
+    assert all(name in facts for name in names)
+    assert facts["safetensors"].startswith(version("safetensors"))
+    assert "flash-attn" in facts
+    assert all(len(line) <= 100 for line in text.splitlines())
+
+
+def test_nothing_private_is_in_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_TOKEN", "hf_secretsecret")
+    monkeypatch.setenv("USER", "somebodysecret")
+    monkeypatch.setenv("HOME", "/home/somebodysecret")
+    monkeypatch.chdir(tmp_path)
+    text = env.report()
+    assert "secret" not in text
+    assert not re.search(r"(^|[\s(])[/~]\w", text)  # no folder at all
+    assert "\\" not in text
+
+
+def test_missing_parts_are_said_not_raised(monkeypatch, tmp_path):
+    def fail(*arguments, **kwargs):
+        raise subprocess.CalledProcessError(128, "git")
+
+    monkeypatch.setattr(env.subprocess, "run", fail)
+    monkeypatch.setattr(env, "MEMORY", tmp_path / "absent")
+    monkeypatch.setattr(env, "OPTIONAL", ("no-such-package",))
+    text = env.report()
+    assert "not a git checkout" in text
+    assert "unknown" in text
+    assert "not installed (optional)" in text
+
+
+def test_an_argument_is_refused(capsys):
+    assert env.main(["--json"]) == 2
+    assert "takes no arguments" in capsys.readouterr().err
+
+
+def test_readme_and_project_ask_for_the_same_python():
+    project = tomllib.loads((env.REPOSITORY / "pyproject.toml").read_text())["project"]
+    least = project["requires-python"].removeprefix(">=")
+    assert f"Python {least} or newer" in (env.REPOSITORY / "README.md").read_text()

@@ -1,0 +1,214 @@
+"""A field is a flag is a YAML key."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from utils.common.settings import parse_config, save_config
+from utils.config.inference import ChatConfig, MergeConfig, TestConfig
+from utils.config.training import TrainConfig
+
+REQUIRED = {
+    TrainConfig: "--version=a",
+    TestConfig: "--version=a",
+    ChatConfig: "--version=a",
+    MergeConfig: "--weight=a",
+}
+
+
+def train(*flags: str) -> TrainConfig:
+    return parse_config(TrainConfig, ["--version=llava", *flags])
+
+
+@pytest.fixture
+def yaml_file(tmp_path):
+    def write(content: str) -> str:
+        path = tmp_path / "settings.yaml"
+        path.write_text(content, encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+def test_the_defaults_are_the_recipe_of_the_paper():
+    config = train()
+    assert (config.lora_r, config.lora_alpha, config.lora_dropout) == (8, 16, 0.05)
+    assert (config.lr, config.beta1, config.beta2, config.weight_decay) == (3e-4, 0.9, 0.95, 0)
+    assert (config.warmup_steps, config.grad_clip, config.precision, config.zero_stage) == (
+        100,
+        1.0,
+        "bf16",
+        2,
+    )
+    assert (config.batch_size, config.grad_accumulation_steps, config.num_steps) == (2, 10, 36 * 500)
+    assert (config.model_max_length, config.num_all_classes, config.num_expressions) == (1024, 80, 5)
+    assert config.loss_weights == {"cross_entropy": 1.0, "mask_bce": 2.0, "dice": 0.5}
+    format = config.sequence_format
+    assert format.name == "paper"
+    assert format.random_classes_list
+    assert format.sequence_augmentation
+    assert format.order_following
+
+
+@pytest.mark.parametrize("kind", REQUIRED)
+def test_every_setting_has_a_meaning_and_a_flag(kind):
+    config = parse_config(kind, [REQUIRED[kind]])
+    for entry in dataclasses.fields(kind):
+        assert entry.metadata["help"]
+        value = getattr(config, entry.name)
+        if isinstance(value, bool):
+            on = parse_config(kind, [REQUIRED[kind], f"--{entry.name}", "true"])
+            off = parse_config(kind, [REQUIRED[kind], f"--{entry.name}=false"])
+            assert (getattr(on, entry.name), getattr(off, entry.name)) == (True, False)
+            if value:  # on by default, so there is a switch
+                assert not getattr(parse_config(kind, [REQUIRED[kind], f"--no_{entry.name}"]), entry.name)
+
+
+def test_values_arrive_in_all_the_ways_to_write_them():
+    config = train(
+        "--lr", "1e-4", "--batch_size=3", "--dataset=sem_seg||vqa", "--no_eval", "--no_order_following"
+    )
+    assert (config.lr, config.batch_size, config.dataset) == (1e-4, 3, "sem_seg||vqa")
+    assert config.no_eval
+    assert not config.sequence_format.order_following
+    assert parse_config(TestConfig, ["--version=m", "--max_samples=3"]).max_samples == 3
+    assert parse_config(ChatConfig, ["--version=m", "--presence_threshold=0.4"]).presence_threshold == 0.4
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_defaults(yaml_file):
+    path = yaml_file(
+        "version: base\nlr: 1e-5\nbatch_size: 4\norder_following: false\nsample_rates: 1,2,3,4\n"
+    )
+    config = parse_config(TrainConfig, ["--batch_size=8", "--config", path])
+    assert (config.version, config.lr, config.batch_size) == ("base", 1e-5, 8)
+    assert (config.order_following, config.sample_rates, config.epochs) == (False, "1,2,3,4", 36)
+    assert parse_config(TrainConfig, [f"--config={path}", "--order_following"]).order_following
+
+
+def test_no_value_in_the_file_means_the_default(yaml_file):
+    path = yaml_file("version: m\nmax_samples:\n")
+    assert parse_config(TestConfig, ["--config", path]).max_samples is None
+    assert train("--config", yaml_file("")).lr == 3e-4
+
+
+def test_saved_settings_are_read_back_and_a_flag_still_wins(tmp_path):
+    config = train("--val_dataset=ade20k", "--no_order_following", "--exp_name=größe: 1", "--lr=1e-5")
+    save_config(config, tmp_path / "run.yaml")
+    again = ["--config", str(tmp_path / "run.yaml")]
+    assert parse_config(TrainConfig, again) == config
+    assert (
+        parse_config(TrainConfig, [*again, "--val_dataset_list=cityscapes"]).val_dataset_list == "cityscapes"
+    )
+
+
+@pytest.mark.parametrize("kind", [TrainConfig, TestConfig])
+def test_val_dataset_is_another_name(kind):
+    config = parse_config(kind, ["--version=a", "--val_dataset=refcoco|unc|testA"])
+    assert (config.val_dataset_list, config.val_dataset) == ("refcoco|unc|testA", "")
+
+
+def test_settings_can_be_made_without_a_command_line_and_are_checked_too():
+    with pytest.raises(ValueError, match="--precision 'int4' is not known; choose one of: fp32, bf16, fp16"):
+        TrainConfig(version="a", precision="int4")
+    with pytest.raises(ValueError, match="--format"):
+        TrainConfig(version="a", format="xml")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TrainConfig(version="a").lr = 1.0
+
+
+def test_adapters_are_looked_for_in_the_language_model_alone():
+    import re
+
+    pattern = train("--lora_target_modules= q_proj, o_proj ,").lora_pattern
+    assert re.fullmatch(pattern, "model.language_model.layers.0.self_attn.o_proj")
+    assert not re.fullmatch(pattern, "model.vision_tower.encoder.layers.0.self_attn.q_proj")
+    assert not re.fullmatch(pattern, "model.language_model.layers.0.self_attn.v_proj")
+
+
+@pytest.mark.parametrize("kind", [TestConfig, ChatConfig])
+def test_scripts_that_ask_a_model_load_it_alike(kind):
+    assert parse_config(kind, ["--version=a"]).loading == {
+        "dtype": None, "attn_implementation": "auto", "quantization": None,
+    }  # fmt: skip
+    flags = ["--version=a", "--precision=fp16", "--load_in_4bit", "--attn_implementation=eager"]
+    assert parse_config(kind, flags).loading == {
+        "dtype": torch.float16, "attn_implementation": "eager", "quantization": "4bit",
+    }  # fmt: skip
+    assert parse_config(kind, ["--version=a", "--load_in_8bit"]).loading["quantization"] == "8bit"
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags", "message"),
+    [
+        (TrainConfig, ["--version="], "--version says"),
+        (TrainConfig, ["--epochs=0"], "--epochs must be > 0, got 0"),
+        (TrainConfig, ["--steps_per_epoch=-5"], "--steps_per_epoch must be > 0, got -5"),
+        (TrainConfig, ["--grad_accumulation_steps=0"], "--grad_accumulation_steps must be > 0"),
+        (TrainConfig, ["--lr=0"], "--lr must be > 0, got 0.0"),
+        (TrainConfig, ["--lr=nan"], "--lr must be > 0, got nan"),
+        (TrainConfig, ["--lr=inf"], "--lr must be > 0, got inf"),
+        (TrainConfig, ["--weight_decay=nan"], "--weight_decay must be >= 0, got nan"),
+        (TrainConfig, ["--warmup_steps=-1"], "--warmup_steps must be >= 0"),
+        (TrainConfig, ["--lora_alpha=0"], "--lora_alpha must be > 0"),
+        (TrainConfig, ["--lora_r=-1"], "--lora_r must be >= 0"),
+        (TrainConfig, ["--lora_dropout=1.5"], "--lora_dropout is a share, 0 to 1, got 1.5"),
+        (TrainConfig, ["--explanatory=nan"], "--explanatory is a share"),
+        (TrainConfig, ["--beta2=1"], r"--beta2 must be in \[0, 1\), got 1.0"),
+        (TrainConfig, ["--exp_name="], "--exp_name '' names no folder"),
+        (TrainConfig, ["--batch_size=two"], "--batch_size.*'two'"),
+        (TrainConfig, ["--zero_stage=5"], "--zero_stage.*5.*0, 1, 2, 3"),
+        (TrainConfig, ["--lr"], "--lr: expected one argument"),
+        (TrainConfig, ["llava"], "unknown flag llava; --help lists them"),
+        (TrainConfig, ["--order_folowing"], "did you mean --order_following"),
+        (TrainConfig, ["--no_order_folowing"], "did you mean --no_order_following"),
+        (TrainConfig, ["--batch_siz=2"], "did you mean --batch_size"),
+        (TestConfig, ["--val_batch_size=0"], "--val_batch_size must be > 0"),
+        (TestConfig, ["--max_samples=0"], "--max_samples must be > 0"),
+        (TestConfig, ["--version="], "the folder that the merge script wrote"),
+        (ChatConfig, ["--max_new_tokens=0"], "--max_new_tokens must be > 0"),
+        *(
+            (kind, flags, message)
+            for kind in (TestConfig, ChatConfig)
+            for flags, message in (
+                (["--load_in_8bit", "--load_in_4bit"], "exclude each other; choose one"),
+                (["--attn_implementation=flash"], "--attn_implementation.*'flash'"),
+                (["--precision=int8"], "--precision.*int8.*auto"),
+            )
+        ),
+        (MergeConfig, ["--weight="], "--weight says"),
+        (MergeConfig, ["--precision=int8"], "--precision.*int8"),
+    ],
+)
+def test_impossible_values_name_flag_value_and_rule(kind, flags, message):
+    with pytest.raises(ValueError, match=message):
+        parse_config(kind, [REQUIRED[kind], *flags])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "batchsize: 2",
+            "settings.yaml: unknown setting 'batchsize' of TrainConfig; did you mean 'batch_size'",
+        ),
+        ("xyzzy: 2", "unknown setting 'xyzzy'"),
+        ("batch_size: many", "--batch_size.*'many'"),
+        ("- batch_size", "must hold 'name: value' lines"),
+        ("batch_size: [2", "settings.yaml is not YAML"),
+        ("precision: int8", "--precision"),
+    ],
+)
+def test_mistakes_in_a_file_are_named(content, message, yaml_file):
+    with pytest.raises(ValueError, match=message) as problem:
+        train("--config", yaml_file(content))
+    assert "\n" not in str(problem.value)
+
+
+def test_a_file_that_is_not_there_is_an_error():
+    with pytest.raises(
+        FileNotFoundError, match=r"--config nowhere\.yaml does not exist; shipped ones are in configs/"
+    ):
+        train("--config=nowhere.yaml")

@@ -1,0 +1,112 @@
+"""Rules about continuing a run; tests/test_train.py saves and resumes whole runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from utils.common.settings import save_config
+from utils.config.training import TrainConfig
+from utils.training.checkpoint import (
+    FREE,
+    Validated,
+    check_run,
+    check_same_run,
+    forget_after,
+    read_state,
+    resume,
+)
+
+
+@pytest.fixture
+def config(tmp_path) -> TrainConfig:
+    return TrainConfig(version="llava", log_base_dir=str(tmp_path), exp_name="exp")
+
+
+@pytest.fixture
+def checkpoint(config):
+    """A folder as DeepSpeed leaves it, without weights: (folder, config)."""
+    folder = config.run_dir / "ckpt_model"
+    (folder / "lasagna").mkdir(parents=True)
+    (folder / "global_step5").mkdir()
+    (folder / "latest").write_text("global_step5")
+    save_config(config, folder / "lasagna" / "run.yaml")
+    torch.save({"dp_world_size": 1, "step": 5}, folder / "global_step5" / "mp_rank_00_model_states.pt")
+    return folder
+
+
+def test_a_new_run_may_start(config):
+    check_run(config, num_processes=8)
+    assert resume(None, config) == (0, Validated(), {})
+
+
+def test_a_run_continues_with_the_settings_it_had(checkpoint, config):
+    check_run(config, num_processes=1)
+
+
+def test_every_setting_is_either_free_or_kept(checkpoint, config):
+    """A setting that is new is kept unless somebody decides otherwise."""
+    assert set(FREE) <= {entry.name for entry in dataclasses.fields(TrainConfig)}
+    for name in (
+        "lr",
+        "version",
+        "dataset",
+        "num_all_classes",
+        "order_following",
+        "lora_r",
+        "seed",
+        "batch_size",
+    ):
+        assert name not in FREE
+    longer = dataclasses.replace(config, epochs=99, workers=0, dataset_dir="/elsewhere", no_eval=True)
+    check_run(longer, num_processes=1)
+
+
+def test_all_changed_settings_are_named_with_both_values(checkpoint, config):
+    changed = dataclasses.replace(config, lr=1.0, sequence_augmentation=False)
+    with pytest.raises(
+        ValueError, match=r"--sequence_augmentation was True, is False; --lr was 0.0003, is 1.0"
+    ):
+        check_run(changed, num_processes=1)
+
+
+def test_settings_that_an_older_version_did_not_know_are_no_obstacle(checkpoint, config):
+    path = checkpoint / "lasagna" / "run.yaml"
+    path.write_text("version: llava\n")
+    check_same_run(config, path)
+
+
+def test_a_checkpoint_without_its_settings_or_files_says_so(checkpoint, config):
+    next(checkpoint.glob("*/*_model_states.pt")).unlink()
+    with pytest.raises(ValueError, match=r"global_step5 has no \*_model_states.pt; remove"):
+        check_run(config, num_processes=1)
+    (checkpoint / "lasagna" / "run.yaml").unlink()
+    with pytest.raises(ValueError, match=r"run.yaml is missing.*--exp_name"):
+        check_run(config, num_processes=1)
+
+
+def test_another_number_of_processes_is_refused(checkpoint, config):
+    with pytest.raises(ValueError, match="started with 1 processes, now there are 4"):
+        check_run(config, num_processes=4)
+
+
+def test_a_checkpoint_with_code_in_it_is_not_run(checkpoint):
+    torch.save({"dp_world_size": print}, checkpoint / "global_step5" / "mp_rank_00_model_states.pt")
+    with pytest.raises(Exception, match="print"):
+        read_state(checkpoint)
+
+
+def test_losses_after_the_checkpoint_are_forgotten(tmp_path):
+    log = tmp_path / "losses.jsonl"
+    forget_after(log, 3)  # there is none yet
+    assert not log.exists()
+    lines = [json.dumps({"step": step, "total": 1.5}) + "\n" for step in (1, 2, 3, 4)]
+    log.write_text("".join(lines) + '{"step": 5, "to')
+    forget_after(log, 3)
+    assert log.read_text() == "".join(lines[:3])
+    forget_after(log, 0)
+    assert log.read_text() == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["losses.jsonl"]

@@ -1,0 +1,369 @@
+"""SAM's embeddings on disk: never stale, never damaged, shared by any number of processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from model.decoders.sam import SamSegmenter
+from tests.tiny_weights import SAM
+from utils.data.sam_keys import checksum, encoder_key, image_key
+from utils.data.types import Batch
+from utils.training import sam_cache
+from utils.training.sam_cache import SamCache
+
+SHAPE = (4, 3, 3)
+
+
+def open_cache(folder: Path, **changes: object) -> SamCache:
+    return SamCache(folder, "encoder", **({"shape": SHAPE, "dtype": torch.bfloat16} | changes))
+
+
+def embedding(seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def picture(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+
+
+def key_of(number: int) -> str:
+    return image_key(picture(number), 64)
+
+
+def files_of(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+# --------------------------------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_what_is_stored_comes_back_bit_for_bit_in_its_number_format(tmp_path, dtype):
+    cache = open_cache(tmp_path, dtype=dtype)
+    assert cache.load(key_of(0)) is None
+    assert cache.store(key_of(0), embedding(dtype=dtype))
+    found = open_cache(tmp_path, dtype=dtype).load(key_of(0))
+    assert found.dtype == dtype
+    assert torch.equal(found, embedding(dtype=dtype))
+    assert files_of(tmp_path) == [f"{key_of(0)}.safetensors"]
+
+
+def test_an_entry_that_is_there_is_not_written_again(tmp_path):
+    cache = open_cache(tmp_path)
+    assert cache.store(key_of(0), embedding())
+    written = cache.path(key_of(0)).stat().st_mtime_ns
+    assert not cache.store(key_of(0), embedding())
+    assert cache.path(key_of(0)).stat().st_mtime_ns == written
+
+
+def test_the_entry_is_memory_mapped_and_outlives_its_replacement(tmp_path):
+    cache = open_cache(tmp_path)
+    cache.store(key_of(0), embedding())
+    found = cache.load(key_of(0))
+    mapped = Path("/proc/self/maps")
+    if mapped.exists():
+        assert key_of(0) in mapped.read_text()
+    cache.path(key_of(0)).unlink()
+    assert torch.equal(found, embedding())
+
+
+def truncate(path: Path, cache: SamCache) -> None:
+    os.truncate(path, path.stat().st_size - 5)
+
+
+def empty(path: Path, cache: SamCache) -> None:
+    path.write_bytes(b"")
+
+
+def flip_a_bit(path: Path, cache: SamCache) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def rename_another(path: Path, cache: SamCache) -> None:
+    cache.store(key_of(1), embedding(1))
+    cache.path(key_of(1)).replace(path)
+
+
+def write_without_metadata(path: Path, cache: SamCache) -> None:
+    save_file({"embedding": embedding()}, path)
+
+
+def write_another_shape(path: Path, cache: SamCache) -> None:
+    small = embedding()[:2].contiguous()
+    metadata = {"key": path.stem, "crc32": str(checksum(small))}
+    save_file({"embedding": small}, path, metadata)
+
+
+def write_another_number_format(path: Path, cache: SamCache) -> None:
+    wide = embedding().float()
+    save_file({"embedding": wide}, path, {"key": path.stem, "crc32": str(checksum(wide))})
+
+
+def write_a_pickle(path: Path, cache: SamCache) -> None:
+    path.write_bytes(pickle.dumps(embedding()))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        truncate,
+        empty,
+        flip_a_bit,
+        rename_another,
+        write_without_metadata,
+        write_another_shape,
+        write_another_number_format,
+        write_a_pickle,
+    ],
+)
+def test_a_damaged_or_foreign_file_is_named_and_replaced(damage, tmp_path, caplog):
+    cache = open_cache(tmp_path)
+    cache.store(key_of(0), embedding())
+    path = cache.path(key_of(0))
+    damage(path, cache)
+    assert cache.load(key_of(0)) is None
+    assert [str(path) in record.getMessage() for record in caplog.records] == [True]
+    assert "encoded again" in caplog.text
+    assert cache.store(key_of(0), embedding())
+    assert torch.equal(cache.load(key_of(0)), embedding())
+    assert len(caplog.records) == 1
+
+
+def write_many(folder: str, barrier, keys: list[str]) -> None:
+    cache = open_cache(Path(folder))
+    barrier.wait()
+    for number, key in enumerate(keys):
+        cache.store(key, embedding(number))
+
+
+def test_two_processes_that_write_the_same_entries_leave_one_good_file_of_each(tmp_path):
+    context = multiprocessing.get_context("fork")
+    barrier, keys = context.Barrier(2), [key_of(number) for number in range(50)]
+    writers = [context.Process(target=write_many, args=(str(tmp_path), barrier, keys)) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert files_of(tmp_path) == sorted(f"{key}.safetensors" for key in keys)
+    cache = open_cache(tmp_path)
+    assert all(torch.equal(cache.load(key), embedding(number)) for number, key in enumerate(keys))
+
+
+def test_what_the_file_system_refuses_is_said_once_and_training_goes_on(tmp_path, caplog, monkeypatch):
+    cache = open_cache(tmp_path)
+
+    def refuse(path: Path, content: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", refuse)
+        assert [cache.store(key_of(number), embedding()) for number in range(3)] == [False] * 3
+    assert len(caplog.records) == 1
+    assert "No space left on device" in caplog.text
+    assert files_of(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    for place in ("file", "file/below"):
+        with pytest.raises(
+            ValueError, match=r"--sam_cache .* cannot be written to \(.*\); name another folder"
+        ):
+            open_cache(tmp_path / place)
+
+
+# ---------------------------------------------------------------------------------------- room
+
+
+def size_of_an_entry(tmp_path: Path) -> int:
+    cache = open_cache(tmp_path / "measured")
+    cache.store(key_of(0), embedding())
+    return cache.path(key_of(0)).stat().st_size
+
+
+def limited(folder: Path, num_entries: float, size: int, **changes: object) -> SamCache:
+    return open_cache(folder, max_gb=num_entries * size / sam_cache.GIGABYTE, **changes)
+
+
+def test_nothing_is_added_to_a_full_folder_and_nothing_is_lost(tmp_path, caplog):
+    size = size_of_an_entry(tmp_path)
+    cache = limited(tmp_path / "cache", 5.5, size)
+    stored = [cache.store(key_of(number), embedding(number)) for number in range(20)]
+    assert stored == [True] * 5 + [False] * 15
+    assert [("--sam_cache_gb" in record.getMessage()) for record in caplog.records] == [True]
+    assert torch.equal(cache.load(key_of(0)), embedding(0))
+    flip_a_bit(cache.path(key_of(0)), cache)
+    assert cache.store(key_of(0), embedding(0))  # takes no more room than before
+
+
+def test_what_another_run_or_another_encoder_left_counts(tmp_path):
+    size = size_of_an_entry(tmp_path)
+    for number in range(3):
+        open_cache(tmp_path / "cache").store(key_of(number), embedding())
+    other = SamCache(tmp_path / "cache", "other", shape=SHAPE, dtype=torch.bfloat16)
+    other.store(key_of(0), embedding())
+    cache = limited(tmp_path / "cache", 6.5, size)
+    assert [cache.store(key_of(number), embedding()) for number in range(9)] == [
+        *[False] * 3,  # they are there
+        *[True] * 2,
+        *[False] * 4,
+    ]
+
+
+def test_processes_that_add_in_turn_share_the_room_and_count_seldom(tmp_path, monkeypatch):
+    size = size_of_an_entry(tmp_path)
+    counted = []
+    measure = sam_cache._measure
+    monkeypatch.setattr(sam_cache, "_measure", lambda folder: counted.append(0) or measure(folder))
+    caches = [limited(tmp_path / "cache", 200, size, num_writers=2) for _ in range(2)]
+    stored = sum(caches[number % 2].store(key_of(number), embedding()) for number in range(400))
+    assert 198 <= stored <= 201
+    assert len(counted) <= 40
+
+
+def test_without_a_limit_nothing_is_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(sam_cache, "_measure", None)
+    cache = open_cache(tmp_path)
+    assert all(cache.store(key_of(number), embedding()) for number in range(5))
+
+
+def test_the_description_tells_pictures_and_bytes(tmp_path):
+    cache = open_cache(tmp_path, max_gb=3)
+    cache.store(key_of(0), embedding())
+    assert "embeddings of 1 pictures" in cache.describe()
+    assert "of 3 allowed" in cache.describe()
+
+
+# ---------------------------------------------------------------------------------------- keys
+
+
+@pytest.fixture
+def sam() -> SamSegmenter:
+    torch.manual_seed(0)
+    segmenter = SamSegmenter(SAM).requires_grad_(False)
+    for parameter in segmenter.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return segmenter
+
+
+def test_the_encoder_s_name_changes_with_its_weights_settings_and_number_format(sam):
+    before = encoder_key(sam)
+    assert encoder_key(sam) == before
+    names = {before, encoder_key(sam.bfloat16())}
+    sam.float()  # rounded weights
+    names.add(encoder_key(sam))
+    sam.image_encoder.neck[0].weight.view(-1)[-1] += 1
+    names.add(encoder_key(sam))
+    sam.settings = replace(SAM, pixel_mean=(1.0, 2.0, 3.0))
+    names.add(encoder_key(sam))
+    assert len(names) == 5
+
+
+def test_other_parts_of_sam_do_not_change_the_encoder_s_name(sam):
+    before = encoder_key(sam)
+    sam.mask_decoder.mask_tokens.weight += 1
+    assert encoder_key(sam) == before
+
+
+def test_an_encoder_that_trains_or_is_divided_is_refused(sam):
+    sam.image_encoder.requires_grad_(True)
+    with pytest.raises(AssertionError):
+        encoder_key(sam)
+    sam.requires_grad_(False)
+    sam.image_encoder.pos_embed.data = torch.empty(0)
+    with pytest.raises(AssertionError):
+        encoder_key(sam)
+
+
+def test_the_picture_s_name_changes_with_each_pixel_the_shape_and_how_it_is_resized():
+    image = picture()
+    other = image.copy()
+    other[-1, -1, -1] ^= 1
+    keys = [
+        image_key(image, 64),
+        image_key(other, 64),
+        image_key(image.reshape(30, 20, 3), 64),
+        image_key(image, 128),
+        image_key(image, 64, fast_resize=True),
+    ]
+    assert len(set(keys)) == 5
+    assert image_key(np.asfortranarray(image), 64) == keys[0]
+    assert image_key(np.flip(np.flip(image, 1).copy(), 1), 64) == keys[0]
+
+
+# ------------------------------------------------------------------------------------- batches
+
+
+def batch_of(sam: SamSegmenter, cache: SamCache, images: list[Tensor]) -> Batch:
+    """What Collate makes of square pictures of SAM's size."""
+    keys = tuple(image_key(image.permute(1, 2, 0).numpy(), SAM.image_size) for image in images)
+    known = [cache.load(key) for key in keys]
+    missing = tuple(index for index, found in enumerate(known) if found is None)
+    inputs = {
+        "clip_images": torch.zeros(len(images), 3, 4, 4, dtype=torch.uint8),
+        "resized_sizes": [(SAM.image_size - 8 * index, SAM.image_size) for index in range(len(images))],
+        "sam_images": torch.stack([images[index] for index in missing]) if missing else None,
+    }
+    if len(missing) < len(images):
+        inputs["sam_embeddings"] = torch.stack([found for found in known if found is not None])
+    names = ("a",) * len(images)
+    return Batch(inputs=inputs, sources=names, datasets=names, skipped=(), sam_keys=keys, sam_missing=missing)
+
+
+def test_a_batch_is_completed_in_its_order_whatever_is_known_of_it(sam, tmp_path, monkeypatch):
+    side = SAM.image_size
+    images = list(torch.randint(0, 256, (4, 3, side, side), dtype=torch.uint8))
+    sizes = [(side - 8 * index, side) for index in range(4)]
+    expected = sam.encode(torch.stack(images), sizes)
+    keys = [image_key(image.permute(1, 2, 0).numpy(), side) for image in images]
+    encoded = []
+    encode = sam.encode
+    monkeypatch.setattr(sam, "encode", lambda *args: encoded.append(len(args[0])) or encode(*args))
+    for number, known in enumerate([(), (1,), (0, 3), (0, 1, 2, 3)]):
+        cache = SamCache.of(sam, tmp_path / str(number))
+        for index in known:
+            cache.store(keys[index], expected[index])
+        done = cache.complete(batch_of(sam, cache, images), sam)
+        torch.testing.assert_close(done.inputs["sam_embeddings"], expected, rtol=1e-5, atol=1e-5)
+        assert "sam_images" not in done.inputs
+        assert all(torch.equal(done.inputs["sam_embeddings"][index], expected[index]) for index in known)
+        again = cache.complete(batch_of(sam, cache, images), sam)
+        assert torch.equal(again.inputs["sam_embeddings"], done.inputs["sam_embeddings"])
+    assert encoded == [4, 3, 2]
+
+
+def test_when_one_process_must_encode_all_do(sam, tmp_path, monkeypatch):
+    """Under ZeRO-3, where the encoder's weights are gathered by all processes together."""
+    images = list(torch.randint(0, 256, (2, 3, SAM.image_size, SAM.image_size), dtype=torch.uint8))
+    cache = SamCache.of(sam, tmp_path, together=True)
+    asked, elsewhere = [], [False]
+
+    def any_process(encodes: bool, device: torch.device) -> bool:
+        asked.append(encodes)
+        return encodes or elsewhere[0]
+
+    monkeypatch.setattr(sam_cache, "_any_process", any_process)
+    encoded = []
+    encode = sam.encode
+    monkeypatch.setattr(sam, "encode", lambda *args: encoded.append(len(args[0])) or encode(*args))
+    first = cache.complete(batch_of(sam, cache, images), sam)
+    assert (asked, encoded) == ([True], [2])
+    for expected in ([2], [2, 1]):
+        done = cache.complete(batch_of(sam, cache, images), sam)
+        assert encoded == expected
+        assert torch.equal(done.inputs["sam_embeddings"], first.inputs["sam_embeddings"])
+        elsewhere[0] = True
+    assert asked == [True, False, False]

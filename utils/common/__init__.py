@@ -1,0 +1,1 @@
+"""What every part of utils/ uses: settings, processes, logs, environment."""

@@ -1,0 +1,79 @@
+"""How a command ends: one line for what a user did, a traceback for what we broke."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import NoReturn
+
+import torch.distributed as dist
+
+from model.checkpoints.weights import MisfitError
+from model.errors import UserError
+
+USER_MISTAKE = 2  # exit code
+
+
+class Parser(argparse.ArgumentParser):
+    """Flags of a small command; what it refuses is a UserError, one line as every other mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see --help")
+
+
+Main = Callable[[Sequence[str] | None], int | None]
+
+
+def command(name: str) -> Callable[[Main], Callable[..., int]]:
+    """Makes `main(argv)` return an exit code: its own (None is 0), or 2 after one line about what the user did wrong.
+
+    A UserError or an OSError (a file that is not there, a disk that is full) is printed as "NAME: message", once and
+    not by every process of a launcher. Any other exception is ours, and passes with its traceback.
+    """
+
+    def decorate(main: Main) -> Callable[..., int]:
+        @wraps(main)
+        def run(argv: Sequence[str] | None = None) -> int:
+            try:
+                return main(argv) or 0
+            except (UserError, OSError) as problem:
+                text = one_line(problem)
+                if _is_first_to_say(text):
+                    print(f"{name}: {text}", file=sys.stderr, flush=True)
+                return USER_MISTAKE
+
+        return run
+
+    return decorate
+
+
+def one_line(problem: Exception) -> str:
+    """What went wrong, in one line: libraries write several, and a loader's worker sends its whole traceback."""
+    text = str(problem).strip()
+    if isinstance(problem, MisfitError):
+        return text  # a table of weights, which stays one
+    if isinstance(problem, OSError) and problem.strerror and problem.filename is not None:
+        return f"{os.fspath(problem.filename)}: {problem.strerror}"
+    if "Traceback (most recent call last)" in text:
+        kind = type(problem)
+        last = text.split("\n")[-1]
+        text = last.removeprefix(f"{kind.__module__}.").removeprefix(f"{kind.__name__}: ")
+    return " ".join(text.split())
+
+
+def _is_first_to_say(text: str) -> bool:
+    """Whether no other process of the launcher has printed this message.
+
+    Processes that have met ask their common store. Before they meet all of them fail alike, on what was typed: the
+    first one of each machine speaks.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) in ("0", "-1")
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        return store.add(f"lasagna/said/{text}", 1) == 1
+    except RuntimeError:  # the first process holds the store: it has ended, and has said why
+        return dist.get_rank() == 0

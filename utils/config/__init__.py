@@ -1,0 +1,1 @@
+"""Settings of the scripts: training and inference."""

@@ -1,0 +1,1 @@
+"""What a configuration takes before anyone pays for it: FLOPs and memory."""

@@ -1,0 +1,181 @@
+"""What a training step or an answer costs, from the model's sizes and the shapes of a batch.
+
+`python -m utils.costs.flops` prints it for a configuration; the formulas are those of utils/costs/flop_formulas.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from model.config import LasagnaConfig
+from model.outputs import Size
+from model.text.conversation import IGNORE_INDEX
+from utils.config.training import TrainConfig
+from utils.costs.flop_formulas import (
+    Flops,
+    attention,
+    clip_flops,
+    layer_sizes,
+    learned,
+    linear,
+    lora,
+    mask_decoder_flops,
+    mask_resize_flops,
+    projector_flops,
+    query_dim,
+    sam_encoder_flops,
+    total,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """Sizes of one image, (height, width), and its masks."""
+
+    num_masks: int
+    resized_size: Size  # in SAM's input
+    original_size: Size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """The shapes of one batch."""
+
+    pictures: tuple[Picture, ...]  # one an image
+    num_rows: int  # of the language model
+    row_length: int  # tokens of a row, image features and padding counted
+    num_learned: int  # positions with a label
+    num_text_tokens: int  # without image features and padding
+    num_encoded: int  # images that SAM encodes; the others' embeddings are at hand
+
+    @classmethod
+    def of_batch(cls, inputs: Mapping[str, Any], image_token_id: int) -> Work:
+        """The shapes of what `forward` takes, read before the tensors go to a GPU."""
+        ids, valid = inputs["input_ids"], inputs["attention_mask"].bool()
+        labels, owners = inputs.get("labels"), inputs["seg_images"]
+        sizes = zip(inputs["resized_sizes"], inputs["original_sizes"], strict=True)
+        pictures = tuple(
+            Picture(num_masks=owners.count(index), resized_size=resized, original_size=original)
+            for index, (resized, original) in enumerate(sizes)
+        )
+        return cls(
+            pictures=pictures,
+            num_rows=ids.shape[0],
+            row_length=ids.shape[1],
+            num_learned=0 if labels is None else int((labels[:, 1:] != IGNORE_INDEX).sum()),
+            num_text_tokens=int((valid & (ids != image_token_id)).sum()),
+            num_encoded=0 if inputs.get("sam_images") is None else len(inputs["sam_images"]),
+        )
+
+    @property
+    def num_images(self) -> int:
+        return len(self.pictures)
+
+    @property
+    def num_masks(self) -> int:
+        return sum(picture.num_masks for picture in self.pictures)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostModel:
+    """FLOPs of a model in training and in use."""
+
+    shape: LasagnaConfig
+    lora_rank: int = 8
+    lora_targets: tuple[str, ...] = ("q_proj", "v_proj")
+    gradient_checkpointing: bool = True
+    on_gpu: bool = True  # where SAM's attention runs folded
+
+    @classmethod
+    def of(cls, config: TrainConfig, shape: LasagnaConfig, *, on_gpu: bool = True) -> CostModel:
+        """That of a training run."""
+        return cls(
+            shape=shape,
+            lora_rank=config.lora_r,
+            lora_targets=tuple(name.strip() for name in config.lora_target_modules.split(",")),
+            gradient_checkpointing=config.gradient_checkpointing,
+            on_gpu=on_gpu,
+        )
+
+    def of_batch(self, inputs: Mapping[str, Any]) -> dict[str, float]:
+        """What a training step counts of a batch, from the arguments of `forward` while they are on the CPU."""
+        work = Work.of_batch(inputs, self.shape.image_token_id)
+        return {
+            "images": work.num_images,
+            "text_tokens": work.num_text_tokens,
+            "model_flops": total(self.training(work).values()).model,
+        }
+
+    def training(self, work: Work) -> dict[str, Flops]:
+        """FLOPs of each part for one micro-batch: forward, backward, and what is done beyond."""
+        text = self.shape.vlm_config.text_config
+        hidden, dim = text.hidden_size, self.shape.sam_settings.prompt_embed_dim
+        # Without a [SEG], projection and decoder draw one mask all the same, with weight 0.
+        num_masks = max(work.num_masks, 1)
+        head = linear(work.num_learned, hidden, text.vocab_size)
+        return {
+            "CLIP": Flops(forward=clip_flops(self.shape.vlm_config) * work.num_images),
+            "projector": Flops(forward=projector_flops(self.shape.vlm_config) * work.num_images),
+            "language model": self._layer(work.row_length) * (work.num_rows * text.num_hidden_layers),
+            # The logits of a chunk are made again on the way back.
+            "lm_head": learned(head) + Flops(extra=head),
+            "SAM encoder": sam_encoder_flops(self.shape.sam_settings, folded=self.on_gpu) * work.num_encoded,
+            "seg_projector": learned(linear(num_masks, hidden, hidden) + linear(num_masks, hidden, dim)),
+            "mask decoder": mask_decoder_flops(self.shape.sam_settings) * num_masks,
+            "mask resize": total(
+                mask_resize_flops(self.shape.sam_settings, one.resized_size, one.original_size)
+                * one.num_masks
+                for one in work.pictures
+            ),
+        }
+
+    def prompt(self, num_tokens: int, num_cached: int = 0) -> float:
+        """FLOPs of one forward pass of the language model over `num_tokens` tokens behind `num_cached` ones."""
+        text = self.shape.vlm_config.text_config
+        weights = sum(
+            linear(num_tokens, *size) + lora(num_tokens, *size, self._rank_of(name))
+            for name, size in layer_sizes(text).items()
+        )
+        pairs = attention(num_tokens, num_cached + num_tokens, query_dim(text))
+        return text.num_hidden_layers * (weights + pairs)
+
+    def input_bytes(self, work: Work) -> int:
+        """What goes to the device: pictures and masks as bytes, five numbers of 8 bytes for each token of a row."""
+        side = self.shape.vlm_config.vision_config.image_size
+        pictures = 3 * side**2 * work.num_images
+        pictures += sum(3 * height * width for height, width in (one.resized_size for one in work.pictures))
+        masks = sum(one.num_masks * one.original_size[0] * one.original_size[1] for one in work.pictures)
+        return pictures + masks + 5 * 8 * work.num_rows * work.row_length
+
+    def embedding_bytes(self, itemsize: int) -> int:
+        """SAM's embedding of one image, as the cache keeps it."""
+        sam = self.shape.sam_settings
+        return itemsize * sam.prompt_embed_dim * sam.grid_size[0] * sam.grid_size[1]
+
+    def weight_bytes(self, itemsize: int) -> int:
+        """The language model's matrices, read once in every pass: its layers and lm_head."""
+        text = self.shape.vlm_config.text_config
+        layer = sum(a * b for a, b in layer_sizes(text).values())
+        return itemsize * (text.num_hidden_layers * layer + text.hidden_size * text.vocab_size)
+
+    def _layer(self, length: int) -> Flops:
+        """One layer of the language model on one row.
+
+        The embeddings train, so that gradients go through every layer; of the weights only the adapters get one.
+        """
+        text = self.shape.vlm_config.text_config
+        forward = attention(length, length, query_dim(text))
+        backward = 2 * forward
+        for name, size in layer_sizes(text).items():
+            frozen, adapter = linear(length, *size), lora(length, *size, self._rank_of(name))
+            forward += frozen + adapter
+            backward += frozen + 2 * adapter
+        # Recomputing stops as soon as all that backward needs is there: down_proj's result is not.
+        last = linear(length, *layer_sizes(text)["down_proj"]) if not self._rank_of("down_proj") else 0
+        extra = forward - last if self.gradient_checkpointing else 0
+        return Flops(forward=forward, backward=backward, extra=extra)
+
+    def _rank_of(self, name: str) -> int:
+        return self.lora_rank if name in self.lora_targets else 0

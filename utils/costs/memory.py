@@ -1,0 +1,283 @@
+"""How much GPU memory a training configuration takes, for ZeRO 0 to 3, from the configuration alone.
+
+    python -m utils.costs.memory --config configs/lasagna_7b.yaml --gpus 8
+    python -m utils.costs.memory --config configs/lasagna_7b.yaml --gpus 4 --batch_size 1 --masks 40
+
+The model is built of tensors that have a shape and no memory; where base model, CLIP or SAM are not there, their
+published sizes are taken (utils/costs/model_sizes.py). Formulas and their sources: docs/checkpoints.md.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from model.config import LasagnaConfig
+from model.errors import UserError
+from model.lasagna import LasagnaForConditionalGeneration
+from model.lora import add_lora, mark_trainable
+from model.losses import LOGITS_PER_CHUNK, PIXELS_PER_CHUNK, mask_losses
+from utils.common.commands import Parser, command
+from utils.common.distributed import dtype_of
+from utils.common.settings import parse_config
+from utils.config.training import TrainConfig
+from utils.costs.model_sizes import model_config
+
+STAGES = (0, 1, 2, 3)
+CARDS = (24, 40, 80)  # GB = 10^9 bytes; what a card of 24 GiB has beyond that goes to the CUDA context
+
+# DeepSpeed's: reduce_bucket_size of utils/training/deepspeed_config.py on a GPU, and the default of
+# stage3_max_live_parameters; both count parameters.
+REDUCE_BUCKET = 500_000_000
+MAX_LIVE = 1_000_000_000
+# An image of ADE20K shows 10.5 classes in the mean (Zhou et al., 2017); few show more than this.
+MASKS_PER_IMAGE = 16
+PICTURE_SIZE = (480, 640)  # height and width of the masks of the loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class Count:
+    """Parameters of the model, adapters included."""
+
+    total: int
+    trainable: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Bytes on each GPU while training."""
+
+    stage: int
+    weights: int
+    gradients: int
+    optimizer: int
+    buffers: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.buffers + self.activations
+
+    @property
+    def card(self) -> int | None:
+        """The smallest of CARDS that holds it, None where none does."""
+        return next((card for card in CARDS if self.total <= card * 10**9), None)
+
+
+@command("utils.costs.memory")
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(
+        prog="python -m utils.costs.memory",
+        description="GPU memory of a training configuration; every flag of train_ds.py may be added.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--gpus", type=int, default=8, help="processes, one for each GPU")
+    parser.add_argument("--masks", type=int, default=MASKS_PER_IMAGE, help="[SEG] of one image")
+    own, rest = parser.parse_known_args(argv)
+    if own.gpus < 1 or own.masks < 1:
+        raise UserError(f"--gpus and --masks must be 1 or more, got {own.gpus} and {own.masks}")
+    config = parse_config(TrainConfig, rest)
+    shape = model_config(config)
+    model = build(config, shape)
+    count, activations = count_parameters(model), activation_bytes(model, config, own.masks)
+    rows = [estimate(count, stage, own.gpus, config.precision, activations) for stage in STAGES]
+    show(rows, count, shape, config, own.gpus, own.masks)
+    return 0
+
+
+def build(config: TrainConfig, shape: LasagnaConfig) -> LasagnaForConditionalGeneration:
+    """The model as train_ds.py trains it, on the meta device: shapes and no memory."""
+    with torch.device("meta"), default_dtype(dtype_of(config.precision)):
+        model = LasagnaForConditionalGeneration(shape)
+    model.vlm = add_lora(
+        model.vlm, config.lora_r, config.lora_alpha, config.lora_dropout, config.lora_pattern
+    )
+    mark_trainable(model)
+    return model.train()
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def count_parameters(model: nn.Module) -> Count:
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return Count(
+        total=sum(size for size, _ in sizes), trainable=sum(size for size, trains in sizes if trains)
+    )
+
+
+def estimate(count: Count, stage: int, num_gpus: int, precision: str, activations: int) -> Estimate:
+    """Bytes of one process.
+
+    Mixed-precision Adam keeps for every trainable parameter a float32 copy and two float32 moments, 12 bytes; the
+    stages divide optimizer (1), gradients too (2), weights too (3): Rajbhandari et al., "ZeRO: Memory Optimizations
+    Toward Training Trillion Parameter Models", 2020, section 3 and figure 1. Frozen parameters have weights only.
+    Buffers, as DeepSpeed 0.19.8 allocates them: two reduce buckets in stages 1 and 2, which overlap communication
+    with computation; in stage 3 one bucket and the weights that are gathered at a time. Before a step, gradients of
+    this process's part of the optimizer become float32.
+    """
+    width = dtype_of(precision).itemsize
+    part = -(-count.trainable // num_gpus)  # rounded up
+    own_part = count.trainable if stage == 0 else part
+    # In float32 without ZeRO, Adam works on the weights themselves.
+    copies = 2 if width == 4 and stage == 0 else 3
+    float32_gradients = 0 if width == 4 else 4 * own_part
+    buffers = {
+        0: 0,
+        1: 2 * REDUCE_BUCKET,
+        2: 2 * REDUCE_BUCKET,
+        3: REDUCE_BUCKET + min(MAX_LIVE, count.total),
+    }
+    return Estimate(
+        stage=stage,
+        weights=width * (count.total if stage < 3 else -(-count.total // num_gpus)),
+        gradients=width * (count.trainable if stage < 2 else part) + float32_gradients,
+        optimizer=4 * copies * own_part,
+        buffers=width * buffers[stage],
+        activations=activations,
+    )
+
+
+# ---------------------------------------------------------------------------------------- activations
+
+
+def activation_bytes(model: LasagnaForConditionalGeneration, config: TrainConfig, num_masks: int) -> int:
+    """What autograd keeps of one micro-batch until backward; measured on the model's own layers.
+
+    Each image has one row with its features and --model_max_length tokens, and `num_masks` masks. With gradient
+    checkpointing every layer of the language model keeps its input, and one layer at a time keeps all it needs.
+    The encoders run without gradients; what they need in passing is free again before the language model starts.
+    """
+    text = model.config.vlm_config.text_config
+    num_tokens = config.batch_size * (model.config.vlm_config.image_seq_length + config.model_max_length)
+    state = num_tokens * text.hidden_size * dtype_of(config.precision).itemsize
+    layer = layer_bytes(model, num_tokens)
+    layers = text.num_hidden_layers * (state if config.gradient_checkpointing else layer)
+    if config.gradient_checkpointing:
+        layers += layer
+    # Of one piece of the text loss: logits in the model's dtype and their gradient; in float32 logits,
+    # log-probabilities and gradient. Of one piece of the mask losses: logits, targets and two arrays on the way.
+    num_logits = min(num_tokens * text.vocab_size, LOGITS_PER_CHUNK)
+    logits = num_logits * (2 * dtype_of(config.precision).itemsize + 3 * 4)
+    pixels = max(PIXELS_PER_CHUNK, math.prod(PICTURE_SIZE)) * 4 * 4
+    return layers + max(logits, pixels) + config.batch_size * num_masks * mask_bytes(model)
+
+
+def layer_bytes(model: LasagnaForConditionalGeneration, num_tokens: int) -> int:
+    """What one layer of the language model keeps for `num_tokens` tokens, its input not counted."""
+    text = model.config.vlm_config.text_config
+    layer = model.llava.model.language_model.layers[0]
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    with FakeTensorMode():
+        dtype = give_values(layer)
+        states = torch.empty(1, num_tokens, text.hidden_size, dtype=dtype, requires_grad=True)
+        angles = torch.empty(1, num_tokens, head_dim, dtype=dtype)
+        kept = saved_bytes(layer, lambda: layer(states, position_embeddings=(angles, angles)))
+        return kept - states.nbytes
+
+
+def mask_bytes(model: LasagnaForConditionalGeneration) -> int:
+    """What one [SEG] keeps: projection, mask decoder, derivatives of the losses for a picture of 480 x 640."""
+    settings = model.config.sam_settings
+    height, width = (round(side * settings.image_size / max(PICTURE_SIZE)) for side in PICTURE_SIZE)
+    parts = nn.ModuleList((model.seg_projector, model.sam))
+    with FakeTensorMode():
+        dtype = give_values(parts)
+        state = torch.empty(1, model.seg_projector[0].in_features, dtype=dtype)
+        embedding = torch.empty(1, settings.prompt_embed_dim, *settings.grid_size, dtype=dtype)
+
+        def draw() -> Tensor:
+            low_res = model.sam.decode(model.seg_projector(state), embedding, [0])
+            resize = model.sam.mask_resize((height, width), PICTURE_SIZE, low_res.device)
+            target = torch.zeros(1, *PICTURE_SIZE, dtype=torch.uint8)
+            return mask_losses([low_res], [resize], [target])[0].sum()
+
+        return saved_bytes(parts, draw) - embedding.nbytes
+
+
+def give_values(module: nn.Module) -> torch.dtype:
+    """Turns what is on the meta device into fake tensors of a CPU, which take its ways, such as fused attention."""
+    for part in module.modules():
+        for name, weight in part._parameters.items():
+            if weight is not None:
+                fake = torch.empty(weight.shape, dtype=weight.dtype)
+                part._parameters[name] = nn.Parameter(fake, requires_grad=weight.requires_grad)
+        for name, value in part._buffers.items():
+            if value is not None:
+                part._buffers[name] = torch.empty(value.shape, dtype=value.dtype)
+    return next(module.parameters()).dtype
+
+
+def saved_bytes(module: nn.Module, run: Callable[[], Any]) -> int:
+    """Bytes of what `run` keeps for backward, each storage once, the module's own weights not counted."""
+    own = {parameter.untyped_storage()._cdata for parameter in module.parameters()}
+    kept: dict[int, Tensor] = {}  # the tensors too, so that no storage is freed and its address used again
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage()._cdata not in own:
+            kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = run()
+    del result
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+# --------------------------------------------------------------------------------------------- output
+
+
+def show(
+    rows: Sequence[Estimate],
+    count: Count,
+    shape: LasagnaConfig,
+    config: TrainConfig,
+    num_gpus: int,
+    num_masks: int,
+    console: Console | None = None,
+) -> None:
+    """The table, in 80 columns."""
+    console = console or Console()
+    width = min(console.width, 80)
+    num_tokens = shape.vlm_config.image_seq_length + config.model_max_length
+    share = count.trainable / count.total
+    console.print(
+        f"{count.total / 1e9:.2f} billion parameters, {count.trainable / 1e6:.0f} million train ({share:.1%}); "
+        f"{num_gpus} GPUs, {config.precision}, {config.batch_size} images each with {num_tokens} tokens and "
+        f"{num_masks} masks, gradient checkpointing {'on' if config.gradient_checkpointing else 'off'}. "
+        "GB on each GPU:",
+        width=width,
+        highlight=False,
+    )
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    names = ("weights", "gradients", "optimizer", "buffers", "activations", "total")
+    for heading in ("ZeRO", *names, "fits on"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        sizes = (f"{getattr(row, name) / 1e9:.1f}" for name in names)
+        stage = f"{row.stage}{' *' if row.stage == config.zero_stage else ''}"
+        table.add_row(stage, *sizes, f"{row.card} GB" if row.card else f"> {CARDS[-1]} GB")
+    console.print(table, width=width)
+    console.print("* the configuration's stage; an estimate: leave a tenth of the card free", width=width)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""Sizes of the parts that a configuration names: read where the folders are there, the published ones elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+from model.checkpoints.layouts import llava_v1
+from model.checkpoints.layouts.sam import read_sam
+from model.config import LasagnaConfig
+from model.decoders.sam import SamSettings
+from model.errors import UserError
+from model.files import read_json
+from model.text.tokens import add_special_tokens, load_tokenizer, wanted_tokens
+from utils.config.training import TrainConfig
+
+# Touvron et al., "LLaMA: Open and Efficient Foundation Language Models", 2023, table 2, and the config.json of the
+# published weights; Vicuna and LLaVA kept them. Found in the folder's name.
+LLAMA: dict[str, dict[str, int]] = {
+    "7b": {
+        "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+    },
+    "13b": {
+        "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40,
+    },
+}  # fmt: skip
+LLAMA_VOCABULARY = 32000
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+# openai/clip-vit-large-patch14 and -336: Radford et al., "Learning Transferable Visual Models", 2021, table 20.
+CLIP_LARGE: dict[str, int] = {
+    "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
+    "patch_size": 14,
+}  # fmt: skip
+# segment_anything/build_sam.py
+SAM: dict[str, dict[str, Any]] = {
+    "vit_h": {},
+    "vit_l": {
+        "encoder_dim": 1024, "encoder_depth": 24, "encoder_mlp_dim": 4096, "encoder_global_blocks": (5, 11, 17, 23),
+    },
+    "vit_b": {
+        "encoder_dim": 768, "encoder_depth": 12, "encoder_num_heads": 12, "encoder_mlp_dim": 3072,
+        "encoder_global_blocks": (2, 5, 8, 11),
+    },
+}  # fmt: skip
+
+
+def model_config(config: TrainConfig) -> LasagnaConfig:
+    """The configuration of the model that `config` trains; no weights are read, but SAM's table of contents.
+
+    Raises:
+        ValueError: a part is not there, and its name does not say its size.
+    """
+    stored = read_json(Path(config.version).expanduser() / "config.json")
+    if stored.get("model_type") == "lasagna":
+        return LasagnaConfig.from_pretrained(config.version)
+    format = config.sequence_format
+    vlm = llava_config(config, stored)
+    vlm.text_config.vocab_size = vocabulary(config, vlm.text_config.vocab_size)
+    vlm.image_token_index = vlm.text_config.vocab_size - 1
+    return LasagnaConfig(
+        vlm_config=vlm,
+        sam_config=sam_settings(config.vision_pretrained).to_dict(),
+        sequence_format=format.to_dict(),
+        prompt=config.conv_type,
+        image_token_id=vlm.image_token_index,
+    )
+
+
+def vocabulary(config: TrainConfig, num_base: int) -> int:
+    """Tokens of the model in training: the base's and those of the format that it does not have yet."""
+    folder = Path(config.version).expanduser()
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        return num_base + len(wanted_tokens(config.sequence_format))
+    tokenizer = load_tokenizer(folder)
+    add_special_tokens(tokenizer, config.sequence_format)
+    return len(tokenizer)
+
+
+def llava_config(config: TrainConfig, stored: dict[str, Any]) -> LlavaConfig:
+    """LLaVA's sizes: its folder's, else those that its name says."""
+    if stored.get("model_type") == "llava" and "text_config" in stored:
+        return AutoConfig.from_pretrained(config.version)
+    if stored:
+        text = llava_v1.text_config(stored, vocab_size=stored["vocab_size"])
+        tower = config.vision_tower or stored.get("mm_vision_tower") or ""
+    else:
+        text = LlamaConfig(**by_name(config.version, LLAMA, "--version"), vocab_size=LLAMA_VOCABULARY)
+        tower = config.vision_tower
+    vision = clip_config(tower)
+    return LlavaConfig(
+        text_config=text,
+        vision_config=vision,
+        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
+    )
+
+
+def clip_config(tower: str) -> CLIPVisionConfig:
+    """CLIP's sizes: the folder's, else ViT-L/14 at 224 pixels, or at 336 if the name says so."""
+    if (Path(tower).expanduser() / "config.json").is_file():
+        return CLIPVisionConfig.from_pretrained(tower)
+    return CLIPVisionConfig(**CLIP_LARGE, image_size=336 if "336" in tower else 224)
+
+
+def sam_settings(path: str) -> SamSettings:
+    """SAM's sizes: the file's, else those that its name says."""
+    if Path(path).expanduser().is_file():
+        return read_sam(path)[0]
+    return SamSettings(**by_name(path or "vit_h", SAM, "--vision_pretrained"))
+
+
+def by_name(path: str, known: dict[str, dict[str, Any]], flag: str) -> dict[str, Any]:
+    """The sizes whose key is in the last part of `path`; the longest key first, as "13b" holds "3b"."""
+    name = Path(path).name.lower()
+    for key in sorted(known, key=len, reverse=True):
+        if key in name:
+            return known[key]
+    raise UserError(
+        f"{flag} {path} is not there and its name says no known size ({', '.join(known)}); pass the folder or file"
+    )

@@ -1,0 +1,186 @@
+"""What the three kinds of own data share: the path and the options of their flag, their pictures, their masks.
+
+    own_sem:PATH      a folder of images, label PNGs and classes.txt          utils/data/datasets/own_sem.py
+    own_coco:PATH     a COCO instances json with its images                   utils/data/datasets/own_coco.py
+    own_jsonl:PATH    a line for each image: conversations and their masks    utils/data/datasets/own_jsonl.py
+
+PATH may be followed by a split and by options: `own_coco:./boats|val|exhaustive=true`. The layouts are described in
+docs/own_data.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model.errors import UserError
+from utils.common.paths import resolve
+from utils.data.base import FlagError
+from utils.data.files import names_in
+from utils.data.image_names import ImageFiles
+from utils.data.masks import decode_segmentation
+from utils.data.polygons import (
+    EmptyMaskError,
+    check_coordinates,
+    check_pixels,
+    fault_of,
+    is_stray,
+    polygons_in,
+    short,
+)
+
+TRUTH = {"true": True, "false": False}
+WHOLE = "all"  # the split of data that is not divided
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnFlag:
+    """One flag entry of own data, taken apart."""
+
+    kind: str  # own_sem, own_coco or own_jsonl
+    path: str
+    split: str = ""  # empty: not stated
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What logs and counts call the data set; two folders are two names."""
+        return f"{self.kind}:{self.path}"
+
+    @classmethod
+    def parse(cls, kind: str, fields: Sequence[str], known_options: Collection[str]) -> OwnFlag:
+        """From ("PATH", "SPLIT", "KEY=VALUE", ...); split and options may come in any order, or not at all."""
+        path, *rest = fields
+        name, split, options = f"{kind}:{path}", "", {}
+        for text in rest:
+            key, equals, value = (part.strip() for part in text.partition("="))
+            if not equals and (split or not key):
+                raise FlagError(f"{name} takes one split, got {'|'.join(rest)!r}; write {name}|val")
+            if equals and (key not in known_options or key in options):
+                raise FlagError(
+                    f"{name}: option {text!r} is unknown or stated twice; known: {', '.join(known_options)}"
+                )
+            if equals:
+                options[key] = value
+            else:
+                split = key
+        return cls(kind=kind, path=path, split=split, options=options)
+
+    def is_exhaustive(self, default: bool) -> bool:
+        """Whether a class that is not labelled in an image is known to be absent from it."""
+        text = self.options.get("exhaustive")
+        if text is None:
+            return default
+        if text not in TRUTH:
+            raise FlagError(f"{self.name}: exhaustive is true or false, got {text!r}")
+        return TRUTH[text]
+
+
+def find_path(path: str, dataset_dir: str | Path, wanted_by: str) -> Path:
+    """`path` from the working directory; where nothing is there, below `dataset_dir`."""
+    given = resolve(path, wanted_by.split(":")[0])
+    # One, when it is absolute.
+    candidates = list(dict.fromkeys((Path(given), Path(resolve(str(Path(dataset_dir) / given))))))
+    for candidate in candidates:
+        if candidate.exists():
+            return candidate
+    tried = " or ".join(str(candidate.absolute()) for candidate in candidates)
+    raise FileNotFoundError(f"{wanted_by} needs {tried}; neither a folder nor a file is there")
+
+
+def find_split_file(flag: OwnFlag, dataset_dir: str | Path, default: str, suffix: str) -> tuple[Path, str]:
+    """The annotation file and its split: PATH itself, or SPLIT`suffix` in the folder PATH.
+
+    A file is a split of its own, so none can be asked for; of a folder `default` is taken when none is.
+    """
+    path = find_path(flag.path, dataset_dir, flag.name)
+    if path.is_dir():
+        split = flag.split or default
+        if not (path / f"{split}{suffix}").is_file():
+            raise FileNotFoundError(
+                f"{flag.name} needs {path / split}{suffix} for its split {split!r}; {path} holds {names_in(path)}"
+            )
+        return path / f"{split}{suffix}", split
+    if flag.split not in ("", WHOLE):
+        raise FlagError(
+            f"{flag.name}|{flag.split}: a file has no splits; name the file of the split instead, or a folder "
+            f"with {flag.split}{suffix}"
+        )
+    return path, WHOLE
+
+
+def find_images(
+    flag: OwnFlag, annotations: Path, names: Collection[str], dataset_dir: str | Path
+) -> ImageFiles:
+    """The files that the names in an annotation file mean, in the folder that has most of them.
+
+    That is where `images=FOLDER` says; without it one of the usual places beside the file or one folder higher, of
+    which the first wins a draw. FileNotFoundError when none has any.
+    """
+    if "images" in flag.options:
+        candidates = [find_path(flag.options["images"], dataset_dir, f"{flag.name}|images=")]
+    else:
+        folder = annotations.parent
+        split = annotations.stem.rpartition("_")[-1]  # instances_val2017.json: val2017
+        candidates = [folder, folder / "images", folder.parent / "images", folder.parent]
+        candidates += [
+            above / name
+            for above in (folder, folder.parent)
+            for name in (f"images/{split}", split)
+            if (above / name).is_dir()
+        ]
+    found: list[ImageFiles] = []
+    for candidate in candidates:
+        found.append(ImageFiles(candidate, names))
+        if len(found[-1].as_written) == len(set(names)):
+            break
+    best = max(found, key=lambda files: (len(files), len(files.as_written)))
+    if not len(best):
+        ambiguous = next(
+            (f"; {name!r} {files.why_not(name)}" for files in found for name in files.ambiguous), ""
+        )
+        example = next(iter(names), "")
+        raise FileNotFoundError(
+            f"{annotations}: no picture of it, such as {short(example)}, is in "
+            f"{', '.join(map(str, candidates[:3]))}; "
+            f"say where they are: {flag.name}|images=FOLDER{ambiguous}"
+        )
+    return best
+
+
+def decode_own_mask(
+    segmentation: Any, height: int, width: int, on_stray: Callable[[], None] | None = None
+) -> np.ndarray:
+    """As `decode_segmentation`, but what its owner can mend is a ValueError, such as misplaced polygons.
+
+    A polygon that covers no pixel and is as small as what tools leave over (`is_stray`) is passed over beside others;
+    `on_stray` is called for it. EmptyMaskError when nothing but such polygons is left, or the mask covers no pixel.
+    """
+    if not isinstance(segmentation, list):
+        mask = decode_segmentation(segmentation, height, width)
+    else:
+        polygons = polygons_in(segmentation)
+        for polygon in polygons:
+            check_coordinates(polygon, height, width)
+        check_pixels(polygons, height, width)
+        parts: list[Any] = [part for part in segmentation if isinstance(part, Mapping)]
+        faults = {}
+        for polygon in polygons:
+            if not (fault := fault_of(polygon, height, width)):
+                parts.append(polygon)
+            elif is_stray(polygon, height, width):
+                faults[fault] = polygon
+            else:
+                raise UserError(fault)
+        if faults and not parts:
+            raise EmptyMaskError(next(iter(faults)))
+        if faults and on_stray is not None:
+            on_stray()
+        mask = decode_segmentation(parts, height, width)
+    if not mask.any():
+        raise EmptyMaskError("the mask covers no pixel; remove it, or draw it again")
+    return mask

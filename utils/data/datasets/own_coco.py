@@ -1,0 +1,227 @@
+"""Own data as COCO instances: what annotation tools export.
+
+PATH is one json file, or a folder with train.json and val.json: {"images": [{id, file_name, height, width}],
+"annotations": [{id, image_id, category_id, segmentation}], "categories": [{id, name}]}. A segmentation is a list of
+polygons or a run-length code; categories are the classes. The format: https://cocodataset.org/#format-data.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model.errors import UserError
+from utils.data.base import MISSING, well_formed
+from utils.data.class_lists import ClassList
+from utils.data.class_masks import ClassMaskDataset
+from utils.data.coco_file import classes_in, is_labelmes_word, read_coco, split_groups, spoken_names
+from utils.data.datasets.own import OwnFlag, decode_own_mask, find_images, find_split_file
+from utils.data.frames import Drawn
+from utils.data.image_names import ImageFiles
+from utils.data.masks import annotated_size
+from utils.data.polygons import STRAY_PART, EmptyMaskError, form_of
+from utils.data.types import IGNORE, NOTHING, SemanticSample, UnusableItemError
+
+STRAY_OBJECT = "an object too small to cover a pixel, left out; its class is not asked unless drawn elsewhere"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CocoItem:
+    """One image and what is drawn on it; classes are indices into the class list."""
+
+    path: Path
+    size: tuple[int, int] | None  # (height, width) of the annotations, where the file tells
+    objects: tuple[tuple[int, Any], ...]  # class, segmentation
+    absent: tuple[int, ...]  # classes known not to be in the image
+    partly: frozenset[int]  # classes of which not every object is drawn: not asked
+
+    @property
+    def drawn(self) -> Drawn:
+        """How far the annotations reach, in whichever frame of the image they are."""
+        return Drawn.of(segmentation for _, segmentation in self.objects)
+
+    @property
+    def is_askable(self) -> bool:
+        """Whether at least one class is known to be present or absent."""
+        return bool(self.absent) or any(class_id not in self.partly for class_id, _ in self.objects)
+
+
+class OwnCoco(ClassMaskDataset):
+    """`own_coco:PATH|SPLIT|exhaustive=false|images=FOLDER`: complex queries about the categories of a COCO file.
+
+    A class is the union of its annotations in an image, crowds included. What is not annotated is taught as absent
+    only if `exhaustive=true`, or if the image says so, as in LVIS: `neg_category_ids` are absent, of
+    `not_exhaustive_category_ids` some objects are not drawn, so they are not asked.
+    """
+
+    name = "own_coco"
+    source = "own_coco"
+    val_split = "val"
+
+    def __init__(self, dataset_dir: str | Path, flag: OwnFlag, *, training: bool = False) -> None:
+        self.name = flag.name
+        self.exhaustive = flag.is_exhaustive(default=False)
+        default = self.train_split if training else self.val_split
+        self.file, split = find_split_file(flag, dataset_dir, default, ".json")
+        self.splits = (split,)
+        super().__init__(dataset_dir, split)
+        with well_formed(self.file):
+            content = read_coco(self.file)
+            categories = self._read_classes(content)
+            names = [image["file_name"] for image in content["images"]]
+            images = find_images(flag, self.file, names, dataset_dir)
+            if images.respelled:
+                name, file = next(iter(images.respelled.items()))
+                self.note(
+                    f"file names of {self.file.name} read as others, {name!r} as {file!r}", images.folder
+                )
+            items = self._build_index(content, images, categories)
+        self.check_index(len(items), self.file)
+        self.items = [item for item in items if item.is_askable] if training else items
+        self.knows_absent = any(item.absent for item in self.items)
+        if not self.items:
+            raise UserError(
+                f"{self.name}: no image of {self.file} has a class that is known to be present or absent; annotate "
+                "some, or say exhaustive=true"
+            )
+
+    @classmethod
+    def open(cls, dataset_dir: str | Path, fields: Sequence[str], *, training: bool = False) -> OwnCoco:
+        """From the path and the fields after it: ("./boats.json", "exhaustive=true")."""
+        return cls(dataset_dir, OwnFlag.parse(cls.name, fields, ("exhaustive", "images")), training=training)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def num_annotations(self) -> int:
+        return sum(len(item.objects) for item in self.items)
+
+    def __getitem__(self, index: int) -> SemanticSample:
+        """Big objects are drawn first, so that a small one on top of it shows; where nothing is drawn, masks of
+        classes are judged that are drawn completely or known to be absent, and no others.
+        """
+        item = self.items[index]
+        image = self.read_picture(item.path, item.size, item.drawn)
+        objects = self.objects(item, image)
+        too_small = {class_id for class_id, _ in item.objects} - {class_id for class_id, _ in objects}
+        not_absent = set(range(len(self.classes))) - set(item.absent)
+        partly = item.partly | too_small if self.exhaustive else not_absent
+        is_known = self.exhaustive or item.absent
+        label = np.full(image.shape[:2], NOTHING if is_known else IGNORE, dtype=np.uint16)
+        for class_id, mask in sorted(objects, key=lambda drawn: -int(drawn[1].sum())):
+            label[mask.astype(bool)] = class_id
+        return SemanticSample(
+            image=image,
+            label=label,
+            classes=self.classes,
+            absent=item.absent,
+            partly=tuple(sorted(partly)),
+            source=str(item.path),
+        )
+
+    def read(self, index: int) -> tuple[np.ndarray, Mapping[int, np.ndarray]]:
+        item = self.items[index]
+        image = self.read_picture(item.path, item.size, item.drawn)
+        masks: dict[int, np.ndarray] = {}
+        for class_id, mask in self.objects(item, image):
+            if class_id not in item.partly:
+                masks[class_id] = masks[class_id] | mask if class_id in masks else mask
+        return image, masks
+
+    def absent_classes(self, index: int) -> list[int]:
+        return list(self.items[index].absent)
+
+    def source_path(self, index: int) -> Path:
+        return self.items[index].path
+
+    def objects(self, item: CocoItem, image: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        """Class and (height, width) uint8 mask of every object; UnusableItemError for a mask that is none.
+
+        What a tool left over, too small to cover a pixel, is left out beside other objects.
+        """
+        drawn, problems = [], []
+        for class_id, segmentation in item.objects:
+            with self.usable(item.path, f"a mask of {self.classes.official[class_id]!r} in {self.file}: "):
+                try:
+                    mask = decode_own_mask(
+                        segmentation, *image.shape[:2], on_stray=lambda: self.note(STRAY_PART, item.path)
+                    )
+                    drawn.append((class_id, mask))
+                except EmptyMaskError as problem:
+                    if len(item.objects) == 1:
+                        raise
+                    problems.append(problem)
+        if problems and not drawn:
+            raise UnusableItemError(
+                item.path, f"its masks in {self.file} cover no pixel; first: {problems[0]}"
+            )
+        if problems:
+            self.note(STRAY_OBJECT, item.path)
+        return drawn
+
+    def _read_classes(self, content: Mapping[str, Any]) -> dict[Any, int]:
+        """Set the class list; category id -> class index. Categories that only group others are no classes."""
+        classes, headings = split_groups(content)
+        labelmes = [name for name in headings if is_labelmes_word(name)]
+        groups = [name for name in headings if name not in labelmes]
+        for reason, no_classes in (("only groups others", groups), ("is labelme's word for none", labelmes)):
+            if no_classes:
+                listed = ", ".join(no_classes)
+                self.note(f"no class, as it {reason} and is never annotated: {listed}", self.file)
+        names = [category["name"] for category in classes]
+        self.classes = ClassList(names, spoken_names(names), f"{self.file}, categories")
+        return {category["id"]: index for index, category in enumerate(classes)}
+
+    def _build_index(
+        self, content: Mapping[str, Any], images: ImageFiles, class_of: Mapping[Any, int]
+    ) -> list[CocoItem]:
+        """A CocoItem for each image with a picture on disk and a segmentation for each of its annotations."""
+        objects: dict[Any, list[tuple[int, Any]]] = defaultdict(list)
+        for position, annotation in enumerate(content["annotations"]):
+            segmentation = annotation.get("segmentation")
+            objects[annotation["image_id"]].append((class_of[annotation["category_id"]], segmentation))
+            if form := form_of(segmentation):
+                self.note(f"{form}; read as meant", f"annotations[{position}]")
+        entries: dict[Path, list[Mapping[str, Any]]] = defaultdict(list)  # a file may be listed several times
+        for image in content["images"]:
+            path = images.path(image["file_name"])
+            if image["file_name"] not in images:
+                self.drop(path, f"{images.why_not(image['file_name'])}, but in {self.file}", MISSING)
+            elif not all(segmentation for _, segmentation in objects[image["id"]]):
+                self.drop(
+                    path,
+                    f"an annotation of it in {self.file} has no segmentation; draw a mask, a box is none",
+                )
+            else:
+                entries[path].append(image)
+        return [self._item(path, listed, objects, class_of) for path, listed in entries.items()]
+
+    def _item(
+        self,
+        path: Path,
+        entries: Sequence[Mapping[str, Any]],
+        objects: Mapping[Any, Sequence[tuple[int, Any]]],
+        class_of: Mapping[Any, int],
+    ) -> CocoItem:
+        """One image file, with what all its entries in the annotation file say."""
+        if len(entries) > 1:
+            self.note("listed several times in the annotation file; taken together", path)
+        drawn = tuple(found for image in entries for found in objects[image["id"]])
+        partly, absent = set[int](), set(class_of.values()) if self.exhaustive else set[int]()
+        for image in entries:
+            partly |= classes_in(image, "not_exhaustive_category_ids", class_of)
+            absent |= classes_in(image, "neg_category_ids", class_of)
+        absent -= partly | {class_id for class_id, _ in drawn}
+        return CocoItem(
+            path=path,
+            size=annotated_size(entries[0]),
+            objects=drawn,
+            absent=tuple(sorted(absent)),
+            partly=frozenset(partly),
+        )

@@ -1,0 +1,261 @@
+"""Own conversations with masks: a file in which every line is one image, what is said about it, and the masks.
+
+PATH is one jsonl file, or a folder with train.jsonl and val.jsonl. A line:
+
+    {"image": "a.jpg", "conversations": [{"from": "human", "value": "Where is the crack?"},
+     {"from": "gpt", "value": "It is [SEG]."}], "masks": [[[3, 4, 30, 4, 30, 9]]]}
+
+Mask k belongs to the k-th [SEG] of the answers: a list of polygons, a COCO run-length code, or the name of a PNG
+beside the file, 0 outside. [NEG] in an answer says that something is not in the image, and has no mask.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model.errors import UserError
+from model.files import read_text, split_lines
+from model.text.conversation import Conversation
+from model.text.sequence import SequenceFormat
+from model.text.tokens import NEG, SEG, Special, Text
+from utils.data.base import MISSING, Dataset, well_formed
+from utils.data.datasets.llava_instruct import dialogue_texts
+from utils.data.datasets.own import OwnFlag, decode_own_mask, find_images, find_split_file
+from utils.data.files import FolderListing, parse_json
+from utils.data.frames import Drawn
+from utils.data.image_names import Alike, find_file
+from utils.data.images import read_label
+from utils.data.polygons import STRAY_PART, form_of
+from utils.data.types import Recipe, ReferringSample, Sample
+
+KEYS = ("image", "conversations", "masks")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One line of the file."""
+
+    number: int  # from 1
+    image: str  # file name as written
+    texts: tuple[str, ...]  # human and gpt in alternation
+    masks: tuple[Any, ...]  # one a [SEG]
+
+    @property
+    def is_question(self) -> bool:
+        """Whether it can be evaluated: one question whose answer says where, or that there is nothing."""
+        return len(self.texts) == 2 and (SEG in self.texts[1] or NEG in self.texts[1])
+
+
+class OwnJsonl(Dataset):
+    """`own_jsonl:PATH|SPLIT|images=FOLDER`. Training takes every line as it is, also those without masks.
+
+    Evaluation asks the lines that are a single question, in their own words; the union of the line's masks is the
+    target. Lines of several turns, or without [SEG] and [NEG], are for training only.
+    """
+
+    name = "own_jsonl"
+    source = "own_jsonl"
+    unit = "lines"
+
+    def __init__(self, dataset_dir: str | Path, flag: OwnFlag, *, training: bool = False) -> None:
+        self.name = flag.name
+        default = self.train_split if training else self.val_split
+        self.file, split = find_split_file(flag, dataset_dir, default, ".jsonl")
+        self.splits = (split,)
+        super().__init__(dataset_dir, split)
+        with well_formed(self.file):
+            lines = read_lines(self.file)
+        self.images = find_images(flag, self.file, [line.image for line in lines], dataset_dir)
+        if self.images.respelled:
+            name, file = next(iter(self.images.respelled.items()))
+            self.note(
+                f"file names of {self.file.name} read as others, {name!r} as {file!r}", self.images.folder
+            )
+        self.beside = FolderListing(self.file.parent)
+        self.lines = []
+        for line in lines:
+            if line.image in self.images:
+                self.lines.append(line)
+            else:
+                ambiguous = (
+                    f"; {self.images.why_not(line.image)}" if line.image in self.images.ambiguous else ""
+                )
+                self.drop(self.where(line), f"no picture {self.images.path(line.image)}{ambiguous}", MISSING)
+        self.check_index(len(self.lines), self.file)
+        self.questions = [line for line in self.lines if line.is_question]
+        self.has_no_target = any(not line.masks for line in self.questions)
+        if not training:
+            self.left_out["for training only"] = len(self.lines) - len(self.questions)
+        if not training and not self.questions:
+            raise UserError(
+                f"{self.name}: none of the {len(self.lines)} lines of {self.file} is a single question answered with "
+                "[SEG] or [NEG], so there is nothing to evaluate; use it for training, or add such lines"
+            )
+
+    @classmethod
+    def open(cls, dataset_dir: str | Path, fields: Sequence[str], *, training: bool = False) -> OwnJsonl:
+        """From the path and the fields after it: ("./talk.jsonl", "images=./photos")."""
+        return cls(dataset_dir, OwnFlag.parse(cls.name, fields, ("images",)), training=training)
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    @property
+    def num_items(self) -> int:
+        return len(self.lines)
+
+    @property
+    def num_used(self) -> int:
+        return len(self.lines) - self.left_out["for training only"]
+
+    @property
+    def num_images(self) -> int:
+        return len({line.image for line in self.lines})
+
+    @property
+    def num_annotations(self) -> int:
+        return len(self.lines)
+
+    def __getitem__(self, index: int) -> ReferringSample:
+        line = self.questions[index]
+        image, masks = self.read(line)
+        return ReferringSample(
+            image=image,
+            expressions=(line.texts[0],),
+            masks=masks.any(axis=0, keepdims=True).astype(np.uint8),
+            no_target=(not len(masks),),
+            as_written=True,
+            source=str(self.images.path(line.image)),
+        )
+
+    def sample_of(self, index: int, rng: np.random.Generator, recipe: Recipe) -> Sample:
+        """One line as it is written."""
+        line = self.lines[index]
+        image, masks = self.read(line)
+        answered = [
+            with_tokens(text, recipe.format) if position % 2 else text
+            for position, text in enumerate(line.texts)
+        ]
+        return Sample(
+            image=image,
+            conversations=(Conversation.of(*answered),),
+            masks=masks,
+            source=str(self.images.path(line.image)),
+        )
+
+    def where(self, line: Line) -> str:
+        return f"{self.file}, line {line.number}"
+
+    def mask_path(self, name: str) -> Path:
+        """The file of a mask; its name counts from the folder of the jsonl file."""
+        path = self.file.parent / name
+        if path.is_file():
+            return path
+        return self.file.parent / (find_file(name, self.beside, Alike(self.beside)) or name)
+
+    def read(self, line: Line) -> tuple[np.ndarray, np.ndarray]:
+        """Image (height, width, 3) and masks (num_masks, height, width), uint8.
+
+        Raises UnusableItemError with the line, and the number of the mask at fault.
+        """
+        written = []  # PNG masks as arrays: their size tells, like a run-length code's, how the image is turned
+        for number, mask in enumerate(line.masks):
+            with self.usable(self.where(line), f"masks[{number}]: "):
+                written.append(read_mask(self.mask_path(mask)) if isinstance(mask, str) else mask)
+        drawn = Drawn.of(mask for mask in written if not isinstance(mask, np.ndarray))
+        drawn = replace(
+            drawn, sizes=drawn.sizes + tuple(m.shape for m in written if isinstance(m, np.ndarray))
+        )
+        with self.usable(self.where(line)):
+            image = self.read_picture(self.images.path(line.image), drawn=drawn)
+        masks = np.zeros((len(written), *image.shape[:2]), dtype=np.uint8)
+        for number, mask in enumerate(written):
+            with self.usable(self.where(line), f"masks[{number}]: "):
+                if form := form_of(mask):
+                    self.note(f"{form}; read as meant", self.where(line))
+                stray = partial(self.note, STRAY_PART, self.where(line))
+                masks[number] = fit_mask(mask, *image.shape[:2], on_stray=stray)
+        return image, masks
+
+
+def read_lines(path: Path) -> list[Line]:
+    """The lines of a jsonl file; ValueError with the line's number when one is not as it should be."""
+    lines = []
+    for number, text in enumerate(split_lines(read_text(path)), start=1):
+        if not text.strip():
+            continue
+        try:
+            lines.append(parse_line(number, parse_json(text)))
+        except (ValueError, RecursionError) as problem:
+            raise UserError(f"{path}, line {number}: {problem}") from None
+    return lines
+
+
+def parse_line(number: int, entry: Any) -> Line:
+    """A line from its JSON. Raises ValueError for a missing key, or as many masks as no [SEG]."""
+    if not isinstance(entry, dict):
+        raise UserError(f"a line is an object with {', '.join(KEYS)}, got {type(entry).__name__}")
+    entry = {"masks": [], **entry}
+    for key, kind in zip(KEYS, (str, list, list), strict=True):
+        if key not in entry:
+            raise UserError(f"no {key!r}; a line has {', '.join(KEYS)}")
+        if not isinstance(entry[key], kind):
+            raise UserError(f"{key!r} must be a {kind.__name__}, got {type(entry[key]).__name__}")
+    try:
+        texts = dialogue_texts(entry)
+    except Exception as problem:
+        if isinstance(problem, ValueError):
+            raise
+        raise UserError(
+            f"a turn of 'conversations' has 'from' and 'value', both text ({type(problem).__name__}: {problem})"
+        ) from None
+    num_seg = sum(text.count(SEG) for text in texts[1::2])
+    if num_seg != len(entry["masks"]):
+        raise UserError(
+            f"{num_seg} {SEG} in the answers but {len(entry['masks'])} masks; mask k belongs to the k-th {SEG}"
+        )
+    return Line(number=number, image=entry["image"], texts=texts, masks=tuple(entry["masks"]))
+
+
+def with_tokens(answer: str, format: SequenceFormat) -> Text:
+    """An answer whose [SEG] and [NEG] become the tokens of `format`; one without NEG drops those marks."""
+    token_of = {SEG: format.seg, NEG: format.neg}
+    pieces: list[str] = []
+    for piece in re.split(r"(\[SEG\]| ?\[NEG\])", answer):
+        mark = piece.strip()
+        if mark not in token_of:
+            pieces.append(piece)
+        elif token_of[mark] is not None:
+            pieces += [piece[: piece.index(mark)], Special(token_of[mark])]
+    return tuple(piece for piece in pieces if piece)
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """A PNG mask as (height, width) uint8, 1 inside: any one value but 0. ValueError if it is not such a mask."""
+    if not path.is_file():
+        raise UserError(f"no file {path}; names of masks count from the folder of the jsonl file")
+    values = read_label(path)
+    inside = np.unique(values[values > 0])
+    if len(inside) > 1:
+        raise UserError(f"{path} holds the values {inside[:5].tolist()}; a mask has one value beside 0")
+    if not len(inside):
+        raise UserError(f"{path} is empty; say that something is not in the image with {NEG}, without a mask")
+    return (values > 0).astype(np.uint8)
+
+
+def fit_mask(mask: Any, height: int, width: int, on_stray: Callable[[], None] | None = None) -> np.ndarray:
+    """A mask as (height, width) uint8; ValueError if it is not of this size."""
+    if not isinstance(mask, np.ndarray):
+        return decode_own_mask(mask, height, width, on_stray)
+    if mask.shape != (height, width):
+        raise UserError(
+            f"is {mask.shape} (height, width), its image {(height, width)}; save it as large as the image"
+        )
+    return mask

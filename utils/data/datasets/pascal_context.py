@@ -1,0 +1,80 @@
+"""Pascal Context, with its 59 most frequent and with all of its 459 classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from model.errors import UserError
+from model.files import open_regular
+from utils.data.base import MISSING
+from utils.data.class_lists import load_class_list, load_id_table, make_id_table
+from utils.data.datasets.pascal_voc import VocDataset
+from utils.data.files import visible
+from utils.data.types import IGNORE
+
+ROOTS = ("VOCdevkit/VOC2010", "VOC2010", "vlpart/pascal_part/VOCdevkit/VOC2010")
+LIST_FILES = ("ImageSets/SegmentationContext/val.txt", "pascalcontext_val.txt")
+
+
+class Pc59(VocDataset):
+    """Pascal Context, 59 classes: PNG value 0 is everything else and ignored, 1..59 are classes."""
+
+    name = "pc59"
+    classes = load_class_list("pascal_context_59")
+    id_table = load_id_table("pascal_context_59")
+    roots = ROOTS
+    label_folders = ("SegmentationClassContext",)
+    list_files = LIST_FILES
+
+
+class Pc459(VocDataset):
+    """Pascal Context, 459 classes: MATLAB files as published, or 16-bit pictures made of them.
+
+    In trainval/*.mat the matrix LabelMap holds 0 for unlabelled and 1..459 for classes. In
+    annotations_detectron2/pc459_val/*.tif, numbers are one less, and 65535 is unlabelled.
+    """
+
+    name = "pc459"
+    classes = load_class_list("pascal_context_459")
+    id_table = load_id_table("pascal_context_459")
+    roots = ROOTS
+    label_folders = ("trainval", "annotations_detectron2/pc459_val")
+    list_files = LIST_FILES
+    label_suffix = ".mat"
+
+    def listed_pairs(self, root: Path, labels: Path) -> Iterator[tuple[Path, Path]]:
+        if labels.name == "trainval":
+            return super().listed_pairs(root, labels)
+        self.id_table = make_id_table([*((k, k) for k in range(len(self.classes))), (65535, IGNORE)])
+        return self.converted_pairs(root / "JPEGImages", labels)
+
+    def converted_pairs(self, images: Path, labels: Path) -> Iterator[tuple[Path, Path]]:
+        """The folder of 16-bit pictures holds the validation images only, so it is its own list."""
+        for label_path in (path for path in visible(labels) if path.suffix.lower() in (".tif", ".tiff")):
+            image_path = images / f"{label_path.stem}.jpg"
+            if image_path.is_file():
+                yield image_path, label_path
+            else:
+                self.drop(label_path, f"no picture {image_path}", MISSING)
+
+    def read_values(self, path: Path) -> np.ndarray:
+        return read_label_map(path) if path.suffix == ".mat" else super().read_values(path)
+
+
+def read_label_map(path: Path) -> np.ndarray:
+    """LabelMap of a MATLAB file, (height, width) uint16. UserError names the file when there is none."""
+    from scipy.io import loadmat  # here: a third of a second that only these files need
+
+    with open_regular(path) as file:
+        try:
+            matrix = loadmat(file, variable_names=("LabelMap",)).get("LabelMap")
+        except Exception as problem:  # anything: damaged files make scipy fail in a dozen ways
+            raise UserError(f"{path}: not a MATLAB file that can be read ({problem})") from None
+    if matrix is None or matrix.ndim != 2 or matrix.dtype.kind not in "uif":
+        raise UserError(f"{path}: holds no matrix of numbers named LabelMap")
+    if not ((matrix >= 0) & (matrix < 65536) & (matrix == np.floor(matrix))).all():
+        raise UserError(f"{path}: LabelMap holds numbers that are not label values")
+    return matrix.astype(np.uint16)

@@ -1,0 +1,60 @@
+"""Names of SAM's embeddings on disk: hashes of all that decides their numbers. See utils/training/sam_cache.py."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from hashlib import blake2b
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.decoders.sam import SamSegmenter
+
+VERSION = 1  # of what is hashed and written; another version does not see the entries of this one
+DIGEST_SIZE = 20  # bytes; 40 letters of a file name
+
+
+def encoder_key(sam: SamSegmenter) -> str:
+    """A name of what decides an embedding besides the picture: the encoder's weights, sizes and number format.
+
+    Takes about a second a gigabyte. Every process computes its own.
+    """
+    digest = blake2b(digest_size=DIGEST_SIZE)
+    _add(digest, VERSION, sam.settings.to_dict())
+    for name, value in sorted(sam.image_encoder.state_dict().items()):
+        _add(digest, name, str(value.dtype), list(value.shape))
+        digest.update(_bytes_of(value))
+    assert not any(value.requires_grad for value in sam.image_encoder.parameters()), "a training encoder"
+    # A parameter that ZeRO-3 has divided is empty.
+    assert all(value.numel() for value in sam.image_encoder.parameters()), "weights are not whole"
+    return digest.hexdigest()
+
+
+def image_key(image: np.ndarray, image_size: int, *, fast_resize: bool = False) -> str:
+    """A name of what SAM sees: the decoded picture and how it is resized.
+
+    image: (height, width, 3) uint8 RGB, original size; `image_size` is SAM's longest side. A fast resize differs by
+    a grey level from one release of its libraries to the next, so that their versions count too.
+    """
+    resize = [cv2.__version__, torch.__version__] if fast_resize else "exact"
+    digest = blake2b(digest_size=DIGEST_SIZE)
+    _add(digest, VERSION, image_size, resize, list(image.shape))
+    digest.update(np.ascontiguousarray(image))
+    return digest.hexdigest()
+
+
+def checksum(tensor: Tensor) -> int:
+    return zlib.crc32(_bytes_of(tensor))
+
+
+def _bytes_of(tensor: Tensor) -> np.ndarray:
+    """The tensor's memory; NumPy has no bfloat16."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+
+
+def _add(digest: blake2b, *values: object) -> None:
+    """Plain values, in a form that no other values have."""
+    digest.update(json.dumps(values, sort_keys=True).encode() + b"\0")

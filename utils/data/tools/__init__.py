@@ -1,0 +1,1 @@
+"""Commands about data: check, preview, the Open Images index."""

@@ -1,0 +1,231 @@
+"""Check data before training on them: what is there, what is wrong with it, how long and how fast it is.
+
+    python -m utils.data.tools.check --dataset_dir ./dataset                        # everything that is found there
+    python -m utils.data.tools.check --dataset_dir ./dataset --dataset "sem_seg||refer_seg" --sem_seg_data ade20k
+    python -m utils.data.tools.check --config configs/lasagna_7b.yaml --all         # every file that a run wants
+
+Samples are drawn as in training. `--version` says whose tokenizer counts tokens. Exit code 0: all can be used;
+1: something that was asked for cannot; 2: a mistake in the flags.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from rich import box
+from rich.console import Console, Group
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from utils.common.commands import command
+from utils.common.logs import quiet, start_logging
+from utils.common.settings import parse_config, setting
+from utils.config.training import TrainConfig
+from utils.data.mixture import recipe_of
+from utils.data.registry import Entry, parse_entry, parse_val_list, split_list
+from utils.data.tools.selection import LookConfig, entries_asked, entries_known, processor_for
+from utils.data.tools.survey import Finding, Surveyor
+from utils.evaluation.val_datasets import ALL, FLAG, open_all
+
+WIDTH, MAX_NAME = 80, 19  # columns
+MAX_NAMED = 10  # files named of each data set; with --all ten times as many
+NOT_MEASURED = "-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckConfig(LookConfig):
+    """What the checker can be told: the data flags of training. Without any, all that is found is checked."""
+
+    version: str = setting("", "model whose tokenizer counts tokens; empty: they are not counted", path=True)
+    val_dataset_list: str = setting(
+        "", "evaluation sets to check: ade20k|val,refcoco|unc|testA; all: what is found"
+    )
+    all: bool = setting(False, "read every file, not a sample")
+
+
+@command("utils.data.tools.check")
+def main(argv: Sequence[str] | None = None) -> int:
+    # A file written for a run may hold all of its settings.
+    config = parse_config(CheckConfig, argv, passed_over=[entry.name for entry in fields(TrainConfig)])
+    asked = [(entry, True) for entry in entries_asked(config)]
+    if config.val_dataset_list:
+        asked += [(entry, False) for entry in entries_to_evaluate(config)]
+    surveyor = build_surveyor(config)
+    findings = survey(surveyor, asked or entries_known())
+    findings = findings if asked else missing_in_one_row(findings)
+    print_findings(findings, config, Console())
+    failed = [
+        finding
+        for finding in findings
+        if not finding.is_usable(config.max_bad_fraction) and (asked or not finding.is_missing)
+    ]
+    return 1 if failed or all(finding.is_missing for finding in findings) else 0
+
+
+def entries_to_evaluate(config: CheckConfig) -> list[Entry]:
+    """What --val_dataset_list names, with what `all` finds, as in an evaluation."""
+    parts = split_list(config.val_dataset_list, FLAG, separator=",")
+    named = ",".join(part for part in parts if part != ALL)
+    entries = parse_val_list(named) if named else ()
+    found = open_all(Path(config.dataset_dir)) if ALL in parts else ()
+    return [*entries, *(parse_entry(text, FLAG) for text in found)]
+
+
+def build_surveyor(config: CheckConfig) -> Surveyor:
+    if not Path(config.dataset_dir).is_dir():
+        raise FileNotFoundError(f"--dataset_dir {config.dataset_dir} is not a folder")
+    format = config.sequence_format
+    return Surveyor(
+        dataset_dir=config.dataset_dir,
+        recipe=recipe_of(config, format),
+        seed=config.seed,
+        num_samples=config.num_samples,
+        read_all=config.all,
+        max_length=config.model_max_length,
+        processor=processor_for(config.version, format, config.conv_type) if config.version else None,
+    )
+
+
+def survey(surveyor: Surveyor, entries: Sequence[tuple[Entry, bool]]) -> list[Finding]:
+    """Open all data sets first, so that a mistake in a flag shows at once; then look at each."""
+    start_logging()
+    with quiet("utils"):  # what is dropped or replaced stands in the table
+        opened = [surveyor.open(entry, training=training) for entry, training in entries]
+        for finding, dataset in opened:
+            if dataset is not None:
+                surveyor.look(finding, dataset)
+    return [finding for finding, _ in opened]
+
+
+def missing_in_one_row(findings: Sequence[Finding]) -> list[Finding]:
+    """What is found, in order; of a data set that is missing altogether, one row, at the end."""
+    found = {finding.name.split("|")[0] for finding in findings if not finding.is_missing}
+    kept = [finding for finding in findings if finding.name.split("|")[0] in found]
+    missing = {f.name.split("|")[0]: f for f in findings if f.name.split("|")[0] not in found}
+    return [*kept, *missing.values()]
+
+
+# ---------------------------------------------------------------------------------------------- the table
+
+
+def print_findings(findings: Sequence[Finding], config: CheckConfig, console: Console) -> None:
+    """A row a data set, and below it what is wrong, in at most 80 columns."""
+    width = min(console.width, WIDTH)
+    console.print(Text(f"Data sets in {config.dataset_dir}", style="bold"), width=width)
+    console.print(to_table(findings, config), width=width)
+    remarks = [remark for finding in findings if (remark := remarks_on(finding, config))]
+    if remarks:
+        console.print(Group(*remarks), width=width)
+    console.print(Text("\n".join(legend(config)), style="dim"), width=width)
+
+
+def to_table(findings: Sequence[Finding], config: CheckConfig) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=0)
+    table.add_column("data set", overflow="fold", min_width=MAX_NAME)
+    table.add_column("state", no_wrap=True)
+    for heading in ("images", "annot.", "classes", "labels", "tokens", "per s"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for finding in findings:
+        state, style = state_of(finding, config)
+        cells = (
+            number(finding.num_images),
+            number(finding.num_annotations),
+            number(finding.num_classes),
+            NOT_MEASURED if finding.label_range is None else "{}-{}".format(*finding.label_range),
+            tokens_of(finding, config),
+            NOT_MEASURED if finding.samples_per_second is None else f"{finding.samples_per_second:.0f}",
+        )
+        # A long name breaks before its split.
+        name = finding.name if len(finding.name) <= MAX_NAME else finding.name.replace("|", "\n|", 1)
+        table.add_row(Text(name), Text(state, style=style), *cells)
+    return table
+
+
+def state_of(finding: Finding, config: CheckConfig) -> tuple[str, str]:
+    """One word or two, and a colour."""
+    if finding.is_missing:
+        return "missing", "yellow"
+    if finding.problem:
+        return "broken", "bold red"
+    if finding.bad:
+        return f"{finding.num_bad} bad", "yellow" if finding.is_usable(
+            config.max_bad_fraction
+        ) else "bold red"
+    if finding.dropped:
+        return f"{len(finding.dropped)} out", "yellow"
+    return "ok", "green"
+
+
+def number(value: int | None) -> str:
+    return NOT_MEASURED if value is None else str(value)
+
+
+def tokens_of(finding: Finding, config: CheckConfig) -> Text:
+    """Median, 99th percentile and maximum; red where they are over the limit."""
+    if not finding.tokens:
+        return Text(NOT_MEASURED)
+    text = Text()
+    for index, value in enumerate(np.percentile(finding.tokens, (50, 99, 100), method="higher").tolist()):
+        text.append("/" if index else "")
+        text.append(str(int(value)), style="red" if value > config.model_max_length else "")
+    return text
+
+
+def remarks_on(finding: Finding, config: CheckConfig) -> Group | None:
+    """What the table has no room for: what was looked for, which files are bad, what is too long."""
+    most = MAX_NAMED * 10 if config.all else MAX_NAMED
+    lines: list[Text] = []
+    if finding.problem:
+        lines.append(Text(finding.problem))
+    if finding.bad:
+        share = f"{finding.num_bad} of {finding.num_read} items read cannot be used"
+        lines += [
+            Text(f"{share} ({finding.num_bad / max(finding.num_read, 1):.1%}):"),
+            *named(finding.bad, most),
+        ]
+    if finding.dropped:
+        lines += [Text(f"{len(finding.dropped)} items are left out:"), *named(finding.dropped, most)]
+    lines += [
+        Text(f"{len(places)} x {what}; first: {places[0]}", style="yellow")
+        for what, places in finding.notes.items()
+    ]
+    lines += [Text(remark, style="yellow") for remark in finding.remarks]
+    if finding.num_shortened or finding.num_too_long:
+        lines.append(
+            Text(
+                f"of {len(finding.tokens)} samples, {finding.num_shortened} are shortened and {finding.num_too_long} "
+                f"replaced, as they have more than --model_max_length {config.model_max_length} tokens"
+            )
+        )
+    if not lines:
+        return None
+    heading = Text(finding.name, style="bold")
+    return Group(heading, *(Padding(line, (0, 0, 0, 2)) for line in lines), Text())
+
+
+def named(items: Sequence[str], most: int) -> list[Text]:
+    lines = [Text(f"- {item}", style="red") for item in items[:most]]
+    return lines + ([Text(f"and {len(items) - most} more")] if len(items) > most else [])
+
+
+def legend(config: CheckConfig) -> list[str]:
+    """How to read the columns."""
+    read = "every file" if config.all else f"{config.num_samples} samples of each; --all reads every file"
+    if config.version:
+        tokens = f"tokens: median/99%/max of text, limit {config.model_max_length}"
+    else:
+        tokens = "tokens: not counted, as no --version says whose tokenizer"
+    return [
+        f"Read: {read}.",
+        f"labels: values in label files. {tokens}.",
+        "per s: samples a second, one process.",
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

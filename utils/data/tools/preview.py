@@ -1,0 +1,298 @@
+"""Look at training samples as the model sees them: a contact sheet, and a page with masks and learned tokens.
+
+    python -m utils.data.tools.preview --dataset_dir ./dataset --dataset sem_seg --sem_seg_data ade20k --out OUT
+    python -m utils.data.tools.preview --config configs/lasagna_7b.yaml --num_samples 24      # the mixture of a run
+
+Writes OUT/preview.png and OUT/index.html, a page that needs no other file. Samples are 0, 1, 2, ... of the run with
+this seed: drawn, shortened and tokenized by the code of training. Without data flags, all that is found is drawn
+from.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from model.processor import LasagnaProcessor
+from model.text.conversation import IGNORE_INDEX, Conversation, Encoded
+from model.text.sequence import ComplexQuery
+from model.text.tokens import SEG_TOKENS, Special
+from utils.common.commands import command
+from utils.common.logs import quiet, start_logging
+from utils.common.paths import check_writable
+from utils.common.settings import parse_config, setting
+from utils.config.training import TrainConfig
+from utils.data.base import Dataset
+from utils.data.collate import LengthLimit
+from utils.data.mixture import Mixture, recipe_of
+from utils.data.tools.selection import LookConfig, entries_asked, entries_known, processor_for
+from utils.data.types import Sample
+from utils.reports.colours import MASK_COLOURS, Colour, class_colour
+from utils.reports.visualize import GAP, INK, MARGIN, PALE, PAPER, LegendEntry, draw_legend, font, overlay
+
+TOY_MODEL = Path(__file__).parents[3] / "assets" / "toy" / "llava"
+CELL, LEGEND, LETTERS = 250, 210, 26  # of the contact sheet, in pixels; letters of a line of its legend
+PICTURE, THUMBNAIL = 560, 120  # longest side of pictures on the page, in pixels
+NOTHING = -1  # label of pixels without a mask
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewConfig(LookConfig):
+    """What the preview can be told: the data flags of training, and where to write."""
+
+    version: str = setting(
+        str(TOY_MODEL), "model whose tokenizer is used; default: that of the toy world", path=True
+    )
+    num_samples: int = setting(16, "samples to show, the first ones of the run")
+    out: str = setting("runs/preview", "folder to write to", path=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """A sample with what its masks are called and how they are coloured."""
+
+    index: int
+    sample: Sample
+    phrases: tuple[str, ...]  # one a mask
+    colours: tuple[Colour, ...]  # one a mask
+
+    @property
+    def title(self) -> str:
+        height, width = self.sample.image.shape[:2]
+        return f"{self.index}: {self.sample.dataset}, {width} x {height}, {len(self.phrases)} masks"
+
+    def picture(self, longest_side: int, *, masks: bool) -> Image.Image:
+        """The image, with all masks over it if wanted, small ones in front; enlarged or shrunk."""
+        image = self.sample.image
+        if masks and self.phrases:
+            image = overlay(image, label_map(self.sample.masks), np.array(self.colours, dtype=np.uint8))
+        return fit(Image.fromarray(image), longest_side, Image.Resampling.LANCZOS)
+
+
+@command("utils.data.tools.preview")
+def main(argv: Sequence[str] | None = None) -> int:
+    # A file written for a run may hold all of its settings.
+    config = parse_config(PreviewConfig, argv, passed_over=[entry.name for entry in fields(TrainConfig)])
+    start_logging()
+    check_writable(config.out, "--out")
+    processor = processor_for(config.version, config.sequence_format, config.conv_type)
+    mixture = build_mixture(config, processor)
+    shown = [show(index, mixture[index]) for index in range(config.num_samples)]
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    draw_contact_sheet(shown).save(out / "preview.png")
+    page = "".join(write_page(shown, processor, mixture.describe(), config))
+    (out / "index.html").write_text(page, encoding="utf-8")
+    print(f"{len(shown)} samples: {out / 'preview.png'}, {out / 'index.html'}")
+    return 0
+
+
+def build_mixture(config: PreviewConfig, processor: LasagnaProcessor) -> Mixture:
+    """The run's mixture, or one of all training sets under --dataset_dir, in equal shares."""
+    if entries := entries_asked(config):
+        opened = [(entry.open(config.dataset_dir, training=True), entry.rate) for entry in entries]
+    else:
+        opened = [(dataset, 1.0) for dataset in training_sets_found(config.dataset_dir)]
+    return Mixture(
+        [dataset for dataset, _ in opened],
+        [rate for _, rate in opened],
+        recipe=recipe_of(config, config.sequence_format),
+        seed=config.seed,
+        fit=LengthLimit(processor, config.model_max_length),
+    )
+
+
+def training_sets_found(dataset_dir: str) -> list[Dataset]:
+    """Every known training set that is there; what is missing is passed over, as nobody asked for it."""
+    found = []
+    with quiet("utils"):
+        for entry, training in entries_known():
+            with suppress(FileNotFoundError):
+                found += [entry.open(dataset_dir, training=True)] if training else []
+    if not found:
+        raise FileNotFoundError(
+            f"--dataset_dir {dataset_dir} holds no data set to train on; `python -m utils.data.tools.check` says "
+            "what was looked for"
+        )
+    return found
+
+
+def show(index: int, sample: Sample) -> Shown:
+    phrases = [phrase for conversation in sample.conversations for phrase in phrases_of(conversation)]
+    is_query = [
+        isinstance(conversation, ComplexQuery)
+        for conversation in sample.conversations
+        for _ in range(conversation.num_seg)
+    ]
+    colours = [
+        class_colour(phrase) if named else MASK_COLOURS[number % len(MASK_COLOURS)]
+        for number, (phrase, named) in enumerate(zip(phrases, is_query, strict=True))
+    ]
+    return Shown(index=index, sample=sample, phrases=tuple(phrases), colours=tuple(colours))
+
+
+def phrases_of(conversation: Conversation) -> Iterator[str]:
+    """What each mask of a conversation stands for: a class, or else the question that it answers."""
+    if isinstance(conversation, ComplexQuery):
+        yield from (name for name in conversation.answered if name in conversation.present)
+        return
+    for question, answer in zip(conversation.turns[::2], conversation.turns[1::2], strict=False):
+        for piece in answer.text:
+            if isinstance(piece, Special) and piece in SEG_TOKENS:
+                yield str(question)
+
+
+def label_map(masks: np.ndarray) -> np.ndarray:
+    """(num, height, width) masks -> (height, width) int64: the mask in front at each pixel, or NOTHING."""
+    labels = np.full(masks.shape[1:], NOTHING)
+    for number in np.argsort(-masks.astype(bool).sum(axis=(1, 2)), kind="stable"):
+        labels[masks[number] > 0] = number
+    return labels
+
+
+def fit(picture: Image.Image, longest_side: int, resample: Image.Resampling) -> Image.Image:
+    scale = longest_side / max(picture.size)
+    return picture.resize(tuple(max(round(side * scale), 1) for side in picture.size), resample)
+
+
+# ------------------------------------------------------------------------------------ the contact sheet
+
+
+def draw_contact_sheet(shown: Sequence[Shown]) -> Image.Image:
+    """Two samples a row: image, masks, and what they are called."""
+    columns = 1 if len(shown) == 1 else 2
+    tile = (2 * (CELL + GAP) + LEGEND, CELL + 24)
+    num_rows = -(-len(shown) // columns)
+    sheet = Image.new(
+        "RGB",
+        (
+            columns * (tile[0] + MARGIN) + MARGIN,
+            num_rows * (tile[1] + GAP) + 2 * MARGIN - GAP,
+        ),
+        PAPER,
+    )
+    draw = ImageDraw.Draw(sheet)
+    for number, one in enumerate(shown):
+        left = MARGIN + number % columns * (tile[0] + MARGIN)
+        top = MARGIN + number // columns * (tile[1] + GAP)
+        draw.text((left, top), one.title, font=font(14), fill=INK)
+        for place, masks in enumerate((False, True)):
+            sheet.paste(one.picture(CELL, masks=masks), (left + place * (CELL + GAP), top + 22))
+        x = left + 2 * (CELL + GAP)
+        draw_legend(draw, (x, top + 22, x + LEGEND, top + tile[1]), list(legend_of(one)))
+        draw.line((left, top - 3, left + tile[0], top - 3), fill=PALE)
+    return sheet
+
+
+def legend_of(one: Shown) -> Iterator[LegendEntry]:
+    """What each mask stands for, in as many lines as it needs; the question where there is no mask."""
+    for phrase, colour in zip(one.phrases, one.colours, strict=True):
+        first, *rest = textwrap.wrap(phrase, LETTERS)
+        yield LegendEntry(name=first, colour=colour)
+        yield LegendEntry(name=" ".join(rest))
+    if not one.phrases:
+        yield LegendEntry(name=str(one.sample.conversations[0].turns[0]))
+
+
+# --------------------------------------------------------------------------------------------- the page
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #212529; margin: 2em auto; max-width: 1240px; padding: 0 1em; }
+section { border-top: 1px solid #dee2e6; padding: 1em 0; }
+h2 { font-size: 1.05em; margin: 0; } .from { color: #868e96; font-size: .85em; overflow-wrap: anywhere; }
+.pictures img { max-width: 49%; vertical-align: top; margin: .5em 0; }
+.masks { display: flex; flex-wrap: wrap; gap: .7em; } figure { margin: 0; width: 120px; font-size: .85em; }
+figure img { width: 100%; border: 1px solid #dee2e6; } .swatch { display: inline-block; width: .8em; height: .8em; }
+figcaption { line-height: 1.25; overflow-wrap: anywhere; }
+pre { font: 13px/1.7 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; background: #f8f9fa;
+      padding: .7em; margin: .6em 0; }
+.t { border-right: 1px solid #dee2e6; color: #868e96; } .learned { background: #d3f9d8; color: #2b8a3e; }
+.special { font-weight: bold; } pre .note { color: #868e96; }
+"""
+
+
+def write_page(
+    shown: Sequence[Shown], processor: LasagnaProcessor, described: str, config: PreviewConfig
+) -> Iterator[str]:
+    """The page, piece by piece; everything that comes from data is escaped."""
+    yield f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Samples</title><style>{STYLE}</style>'
+    yield "</head><body><h1>Training samples as the model sees them</h1>"
+    yield f"<p>Tokenizer and template: {html.escape(config.version)}, {html.escape(processor.prompt)}. "
+    yield '<span class="learned">Green tokens are learned</span>, grey ones are given; hover for the id.</p>'
+    yield f"<pre>{html.escape(described)}</pre>"
+    for one in shown:
+        yield from write_section(one, processor)
+    yield "</body></html>\n"
+
+
+def write_section(one: Shown, processor: LasagnaProcessor) -> Iterator[str]:
+    yield f'<section><h2>{html.escape(one.title)}</h2><div class="from">{html.escape(one.sample.source)}</div>'
+    for replaced in one.sample.skipped:
+        yield f'<div class="from">instead of {html.escape(replaced)}</div>'
+    yield '<div class="pictures">'
+    for masks in (False, True) if one.phrases else (False,):
+        picture = one.picture(PICTURE, masks=masks)
+        yield f'<img alt="{"masks" if masks else "image"}" src="{inlined(picture, "JPEG")}"> '
+    yield '</div><div class="masks">'
+    for mask, phrase, colour in zip(one.sample.masks, one.phrases, one.colours, strict=True):
+        thumbnail = fit(Image.fromarray((mask > 0).astype(np.uint8) * 255), THUMBNAIL, Image.Resampling.BOX)
+        swatch = f'<span class="swatch" style="background:rgb{colour}"></span>'
+        caption = f"<figcaption>{swatch} {html.escape(phrase)}</figcaption>"
+        yield f'<figure><img alt="" src="{inlined(thumbnail, "PNG")}">{caption}</figure>'
+    yield "</div>"
+    if left_out := left_out_of(one.sample):
+        yield f'<div class="from">{left_out}</div>'
+    for encoded in one.sample.encoded:
+        yield f"<pre>{''.join(write_tokens(encoded, processor))}</pre>"
+    yield "</section>"
+
+
+def left_out_of(sample: Sample) -> str:
+    if not sample.classes_left_out and not sample.conversations_left_out:
+        return ""
+    return (
+        f"left out to fit --model_max_length: {sample.classes_left_out} absent classes, "
+        f"{sample.conversations_left_out} conversations"
+    )
+
+
+def write_tokens(encoded: Encoded, processor: LasagnaProcessor) -> Iterator[str]:
+    """A span a token; the image's tokens are one."""
+    tokenizer = processor.tokenizer
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    image_seen = False
+    for index, label in zip(encoded.input_ids, encoded.labels, strict=True):
+        if index == processor.token_ids.image and image_seen:
+            continue
+        image_seen |= index == processor.token_ids.image
+        kinds = ["t"] + ["learned"] * (label != IGNORE_INDEX) + ["special"] * (index in special)
+        text = html.escape(readable(tokenizer.convert_ids_to_tokens(index)))
+        yield f'<span class="{" ".join(kinds)}" title="{index}">{text}</span>'
+    num_learned = sum(label != IGNORE_INDEX for label in encoded.labels)
+    yield f'\n<span class="note">{encoded.num_text_tokens} text tokens, {num_learned} learned</span>'
+
+
+def readable(token: str) -> str:
+    """A token as it looks in a text: sentencepiece's and GPT-2's marks for white space are undone."""
+    return token.replace("▁", " ").replace("Ġ", " ").replace("<0x0A>", "⏎\n").replace("Ċ", "⏎\n")
+
+
+def inlined(picture: Image.Image, format: str) -> str:
+    """A picture as a data URL."""
+    file = io.BytesIO()
+    picture.save(file, format=format)
+    return f"data:image/{format.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Evaluation: prompting the model, protocols, metrics, resuming."""

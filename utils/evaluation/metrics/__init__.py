@@ -1,0 +1,55 @@
+"""Numbers of the field, as pure functions of counts: NumPy in, plain floats out.
+
+A value without data (a mean over nothing) is NaN, never 0: a missing measurement is not a bad one.
+"""
+
+from utils.evaluation.metrics.bootstrap import CONFIDENCE, NUM_RESAMPLES, intervals
+from utils.evaluation.metrics.labels import UNCLAIMED, ConfusionMatrix, label_map, label_measures
+from utils.evaluation.metrics.masks import (
+    NO_TARGET_PIXELS,
+    Overlap,
+    generalized_measures,
+    generalized_scores,
+    generalized_sums,
+    mask_measures,
+    mask_scores,
+    mask_sums,
+    overlap,
+)
+from utils.evaluation.metrics.presence import (
+    Calibration,
+    PresenceCounts,
+    average_precision,
+    balanced_pairs,
+    best_threshold,
+    presence_measures,
+)
+from utils.evaluation.metrics.text import exact_match, normalise_answer, rouge_l
+
+__all__ = [
+    "CONFIDENCE",
+    "NO_TARGET_PIXELS",
+    "NUM_RESAMPLES",
+    "UNCLAIMED",
+    "Calibration",
+    "ConfusionMatrix",
+    "Overlap",
+    "PresenceCounts",
+    "average_precision",
+    "balanced_pairs",
+    "best_threshold",
+    "exact_match",
+    "generalized_measures",
+    "generalized_scores",
+    "generalized_sums",
+    "intervals",
+    "label_map",
+    "label_measures",
+    "mask_measures",
+    "mask_scores",
+    "mask_sums",
+    "normalise_answer",
+    "overlap",
+    "presence_measures",
+    "rouge_l",
+]

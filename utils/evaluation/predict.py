@@ -1,0 +1,238 @@
+"""Pictures without ground truth: which classes are in them, and where.
+
+    python test_sem.py --version FOLDER --images 'photos/*.jpg' --classes classes.txt --save_predictions out
+
+    out/labels/NAME.png      class of each pixel: the line of the class file, counted from 0, as in own data; 255
+                             (65535 where a class has the number 255 or more) where no mask is
+    out/overlays/NAME.png    the same as an image to look at
+    out/predictions.json     {"model", "classes", "values", "no_class", "settings", "images": [{"file", "labels",
+                             "overlay", "present": [{"class", "name", "probability", "pixels"}]}],
+                             "unreadable": [...]}; "values" has the line of each class, "class" is one of them
+
+The probability is 0 or 1 where the model answers freely, as it then gives none.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from utils.common.paths import matches
+from utils.data.class_file import read_class_file
+from utils.data.class_lists import CLASSES_DIR, ClassList, load_class_list
+from utils.data.files import is_hidden, tell_passed_over
+from utils.data.images import images_in, read_image
+from utils.evaluation.evaluate import evaluation_mode, gather, in_batches, rank_and_world_size
+from utils.evaluation.metrics import label_map
+from utils.evaluation.prompting import ROWS_PER_IMAGE, EvaluationSettings
+from utils.reports.colours import class_colour, palette
+from utils.reports.visualize import LegendEntry, annotate, resize_labels
+
+logger = logging.getLogger(__name__)
+
+OVERLAY_SIDE = 1280  # longest side of a picture to look at; label pictures have the size of the image
+
+
+def find_images(pattern: str) -> list[Path]:
+    """The picture files that a pattern means, or those of a folder, sorted. FileNotFoundError without any."""
+    if Path(pattern).is_dir():
+        found, others = images_in(Path(pattern))
+        tell_passed_over(Path(pattern), [path for path, _ in others])
+    elif Path(pattern).is_file():
+        found = [Path(pattern)]
+    else:
+        matched = (Path(name) for name in matches(pattern))
+        found = [path for path in matched if path.is_file() and not is_no_data(path)]
+    if not found:
+        raise FileNotFoundError(
+            f"--images {pattern} matches no picture; pass a file, a folder, or a pattern in quotes: 'photos/*.jpg'"
+        )
+    return found
+
+
+def is_no_data(path: Path) -> bool:
+    """Whether a pattern found a hidden file, or one in a folder such as __MACOSX; dots were typed by the user."""
+    return is_hidden(path.name) or any(is_hidden(part) for part in path.parts if not part.startswith("."))
+
+
+def classes_asked(name: str) -> tuple[ClassList, tuple[int, ...]]:
+    """The classes of a text file, or of a data set of ours by its name, and the label value of each.
+
+    Raises FileNotFoundError, and UserError for a file that breaks the rules of utils/data/class_file.py.
+    """
+    shipped = sorted(path.stem for path in CLASSES_DIR.glob("*.txt") if not path.stem.endswith("_ids"))
+    if name in shipped:
+        classes = load_class_list(name)
+        return classes, tuple(range(len(classes)))
+    if not Path(name).is_file() or Path(name).suffix.lower() != ".txt":
+        raise FileNotFoundError(
+            f"--classes {name} is no .txt file; write one class a line into one, or take one of: {', '.join(shipped)}"
+        )
+    file = read_class_file(Path(name))
+    return file.classes, file.values
+
+
+def predict_images(
+    model: Any,
+    processor: Any,
+    images: Sequence[Path],
+    classes: ClassList,
+    folder: Path,
+    settings: EvaluationSettings,
+    *,
+    class_values: Sequence[int] | None = None,
+    name: str = "",
+    show_progress: bool = True,
+) -> Path | None:
+    """Predict images and write the files; an image that cannot be read is logged and listed.
+
+    A collective call when several processes run; they share the images.
+
+    Args:
+        class_values: label value of each class, its place in `classes` unless told otherwise.
+
+    Returns:
+        the path of predictions.json, on the first process.
+    """
+    settings = settings.for_model(model)
+    settings.constrains(processor.format)  # thresholds need a model that knows probabilities
+    rank, world_size = rank_and_world_size()
+    names = output_names(images)
+    values = values_written(class_values or range(len(classes)))
+    mine = in_batches(range(len(images)), settings.val_batch_size)[rank::world_size]
+    entries: dict[int, dict[str, Any]] = {}
+    with (
+        evaluation_mode(model),
+        tqdm(total=sum(map(len, mine)), unit="image", disable=not show_progress or rank > 0) as bar,
+    ):
+        for batch in mine:
+            pictures = {index: picture for index in batch if (picture := _read(images[index])) is not None}
+            answers = segment(model, processor, list(pictures.values()), classes, settings)
+            for (index, picture), answer in zip(pictures.items(), answers, strict=True):
+                entries[index] = _write(picture, answer, classes, values, folder, names[index])
+            bar.update(len(batch))
+    entries = gather(entries)
+    if rank:
+        return None
+    content = {
+        "model": name,
+        "settings": settings.protocol(constrained=processor.format.answers_every_class),
+        "classes": list(classes),
+        "values": values[:-1].tolist(),
+        "no_class": int(values[-1]),
+        "images": [{"file": str(images[index]), **entries[index]} for index in sorted(entries)],
+        "unreadable": [str(path) for index, path in enumerate(images) if index not in entries],
+    }
+    path = folder / "predictions.json"
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+def segment(
+    model: Any,
+    processor: Any,
+    pictures: Sequence[np.ndarray],
+    classes: Sequence[str],
+    settings: EvaluationSettings,
+) -> list[tuple[np.ndarray, dict[int, float]]]:
+    """For each picture (height, width) class ids, UNCLAIMED where no mask is, and the probability of present classes.
+
+    A long list is asked in several passes, so that memory does not grow with it.
+    """
+    if not pictures:
+        return []
+    at_once = (settings.classes_per_query or model.config.num_all_classes) * ROWS_PER_IMAGE
+    encoded = model.encode_batch(pictures, processor=processor)
+    masks: list[list[torch.Tensor]] = [[] for _ in pictures]
+    present: list[dict[int, float]] = [{} for _ in pictures]
+    for start in range(0, len(classes), at_once):
+        answers = model.segment_batch(
+            encoded,
+            [classes[start : start + at_once]] * len(pictures),
+            processor=processor,
+            presence_threshold=settings.presence_threshold,
+            rethreshold=settings.rethreshold,
+            classes_per_query=settings.classes_per_query,
+            match_distance=settings.match_distance,
+        )
+        for number, answer in enumerate(answers):
+            masks[number].append(answer.masks)
+            said = enumerate(zip(answer.present, answer.probabilities, strict=True), start)
+            present[number] |= {
+                class_id: probability for class_id, (is_there, probability) in said if is_there
+            }
+    return [
+        (label_map(torch.cat(of_picture), list(classes_there)), classes_there)
+        for of_picture, classes_there in zip(masks, present, strict=True)
+    ]
+
+
+def values_written(class_values: Sequence[int]) -> np.ndarray:
+    """(num_classes + 1,) uint8 or uint16: the value of each class in a label image, last that of no class."""
+    no_class = 255 if max(class_values) < 255 else 65535
+    return np.array([*class_values, no_class], dtype=np.uint8 if no_class == 255 else np.uint16)
+
+
+def output_names(images: Sequence[Path]) -> list[str]:
+    """A name without ending for each picture: its path below the folder that all share. No two are alike."""
+    paths = [Path(os.path.abspath(path)) for path in images]
+    root = os.path.commonpath([path.parent for path in paths])
+    names = [path.relative_to(root).with_suffix("").as_posix() for path in paths]
+    uses = Counter(name.lower() for name in names)
+    return [
+        name if uses[name.lower()] == 1 else path.relative_to(root).as_posix()  # a.jpg beside a.png
+        for name, path in zip(names, paths, strict=True)
+    ]
+
+
+def _read(path: Path) -> np.ndarray | None:
+    try:
+        return read_image(path)
+    except (ValueError, OSError) as problem:
+        logger.warning("left out: %s", problem)
+        return None
+
+
+def _write(
+    picture: np.ndarray,
+    answer: tuple[np.ndarray, dict[int, float]],
+    classes: ClassList,
+    values: np.ndarray,
+    folder: Path,
+    name: str,
+) -> dict[str, Any]:
+    """The label picture and the overlay of one picture; its entry in predictions.json."""
+    labels, present = answer
+    files = {"labels": f"labels/{name}.png", "overlay": f"overlays/{name}.png"}
+    for file in files.values():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values[labels]).save(folder / files["labels"])  # UNCLAIMED is -1, the last value
+    pixels = np.bincount(labels[labels >= 0], minlength=len(classes))
+    ranked = sorted(present, key=lambda class_id: (-pixels[class_id], class_id))
+    legend = [
+        LegendEntry(name=classes[k], colour=class_colour(classes[k]), note=f"{present[k]:.2f}")
+        for k in ranked
+    ]
+    height, width = picture.shape[:2]
+    scale = min(OVERLAY_SIDE / max(height, width), 1)
+    size = max(round(height * scale), 1), max(round(width * scale), 1)
+    small = np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.LANCZOS))
+    overlay = annotate(small, resize_labels(labels, size), palette(classes), legend)
+    overlay.save(folder / files["overlay"])
+    return {
+        **files,
+        "present": [
+            {"class": int(values[k]), "name": classes[k], "probability": present[k], "pixels": int(pixels[k])}
+            for k in ranked
+        ],
+    }

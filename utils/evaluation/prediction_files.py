@@ -1,0 +1,155 @@
+"""What a model predicted, as files for other programs (`--save_predictions FOLDER`).
+
+    FOLDER/STEM/IMAGE.png    semantic data: a label picture of the image's size, its values those of the label files
+                             of the data set, which are what the official servers take; FOLDER/STEM_ids.txt lists them
+    FOLDER/STEM.json         referring, generalized and reasoning: COCO's results format, a list of {"image_id",
+                             "file_name", "number", "question", "answer", "segmentation", "category_id", "score"};
+                             the segmentation is a run-length code, the last two are 1 as there is one category;
+                             questions with answers in words: the same up to "answer"
+
+STEM is the entry of --val_dataset_list as a file name. `image_id` is the number that a COCO file name ends in, else
+the name without its ending; `number` counts the questions about an image.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from utils.common.paths import shortened
+from utils.data.base import Dataset
+from utils.data.registry import DATASETS
+from utils.data.semantic import SemanticDataset
+from utils.data.types import IGNORE, NOTHING, EvalSample, ReasonSample, ReferringSample, SemanticSample
+
+Entry = dict[str, Any]
+
+
+def file_stems(entries: Iterable[str]) -> dict[str, str]:
+    """A file name for each entry of --val_dataset_list: `refcoco+|unc|val` is refcoco+_unc_val. No two are alike."""
+    stems: dict[str, str] = {}
+    for entry in entries:
+        plain = re.sub(r"[^A-Za-z0-9+.-]+", "_", entry).strip("_.") or "data"
+        plain = shortened(plain, 120)  # of the 255 bytes of a file name
+        taken, stem = {name.lower() for name in stems.values()}, plain
+        while stem.lower() in taken:
+            stem = f"{plain}_{len(stems) + 1}"
+            plain += "_"
+        stems[entry] = stem
+    return stems
+
+
+class PredictionWriter:
+    """The files of one data set. Label pictures are written at once, the rest when all processes have finished."""
+
+    def __init__(self, folder: Path, stem: str, dataset: Dataset | Sequence[EvalSample]) -> None:
+        self.folder = folder
+        self.stem = stem
+        self.dataset = dataset
+        self._table: np.ndarray | None = None
+
+    def add(self, sample: EvalSample, prediction: Any) -> tuple[Entry, ...]:
+        """Write a label picture, or give back the entries for the list."""
+        if isinstance(sample, SemanticSample):
+            self._write_labels(sample, prediction.labels)
+            return ()
+        if isinstance(sample, ReferringSample):
+            questions, answers = sample.expressions, prediction
+        elif isinstance(sample, ReasonSample):
+            questions, answers = (sample.question,), [prediction]
+        else:
+            return ({**about(sample.source, 0, sample.question), "answer": prediction},)
+        return tuple(
+            {
+                **about(sample.source, number, question),
+                "answer": answer.text,
+                "segmentation": run_lengths(answer.mask),
+                "category_id": 1,
+                "score": 1.0,
+            }
+            for number, (question, answer) in enumerate(zip(questions, answers, strict=True))
+        )
+
+    def finish(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        """Write the list, in the order of the samples."""
+        if entries:
+            lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries)
+            (self.folder / f"{self.stem}.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+
+    def _write_labels(self, sample: SemanticSample, labels: np.ndarray) -> None:
+        if self._table is None:
+            self._table = label_values(self.dataset, len(sample.classes))
+            self._write_ids(sample.classes)
+        path = self.folder / self.stem / self._name(sample.source)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(self._table[labels]).save(path)  # UNCLAIMED is -1, the table's last entry
+
+    def _name(self, source: str) -> Path:
+        """Official data: the name alone. Own data: with its folders, since names may repeat among them."""
+        path = Path(source)
+        if getattr(self.dataset, "name", "") in DATASETS:
+            return Path(f"{path.stem}.png")
+        root = getattr(self.dataset, "dataset_dir", path.parent)
+        parts = [part for part in Path(os.path.relpath(path, root)).parts if part != ".."]
+        return Path(*parts).with_suffix(".png")
+
+    def _write_ids(self, classes: Sequence[str]) -> None:
+        assert self._table is not None
+        names = [*classes, "(none of them)"]
+        lines = [f"{value}\t{name}\n" for value, name in zip(self._table.tolist(), names, strict=True)]
+        (self.folder / self.stem).mkdir(parents=True, exist_ok=True)
+        (self.folder / f"{self.stem}_ids.txt").write_text("".join(lines), encoding="utf-8")
+
+
+def label_values(dataset: Any, num_classes: int) -> np.ndarray:
+    """(num_classes + 1,) uint8 or uint16: the value that each class has in a label picture, last that of no class.
+
+    Those of the data set's own label files: ADE20K 1..150 and 0, Cityscapes labelIds and 0, COCO-Stuff 0..181 and
+    255, Mapillary positions in the configuration's list and the last one that it does not evaluate, as 0 is a class
+    there. For data without label pictures the class index, and 255 (65535 from 256 classes on) for no class.
+    """
+    if not isinstance(dataset, SemanticDataset):
+        values = np.append(np.arange(num_classes), 255 if num_classes <= 255 else 65535)
+    else:
+        table = np.asarray(dataset.id_table)
+        found, first = np.unique(table, return_index=True)
+        value_of = dict(zip(found.tolist(), first.tolist(), strict=True))
+        values = np.array([*(value_of[class_id] for class_id in range(num_classes)), _no_class(table)])
+    return values.astype(np.uint8 if values.max() <= 255 else np.uint16)
+
+
+def _no_class(table: np.ndarray) -> int:
+    """The value for a pixel that no mask claims."""
+    nothing, ignored = np.flatnonzero(table == NOTHING), np.flatnonzero(table == IGNORE)
+    if len(nothing):
+        return int(nothing[0])
+    for usual in (0, 255):
+        if usual in ignored:
+            return usual
+    return int(ignored[-1]) if len(ignored) else len(table) - 1
+
+
+def about(source: str, number: int, question: str) -> Entry:
+    """Which question an entry answers."""
+    path = Path(source)
+    digits = re.fullmatch(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})", path.stem)  # as COCO names its pictures
+    return {
+        "image_id": int(digits[1]) if digits else path.stem,
+        "file_name": path.name,
+        "number": number,
+        "question": question,
+    }
+
+
+def run_lengths(mask: np.ndarray) -> Entry:
+    """(height, width) bool -> {"size": [height, width], "counts": text}, COCO's compressed run-length code."""
+    code = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": [int(side) for side in code["size"]], "counts": code["counts"].decode("ascii")}

@@ -1,0 +1,248 @@
+"""How an evaluation speaks to a model: generated answers, or the older protocol with the answer given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from model.errors import UserError
+from model.generation.answers import DEFAULT_MATCH_DISTANCE, FreeAnswer, read_answer
+from model.generation.inference import DEFAULT_NEW_TOKENS, TOKENS_PER_CLASS
+from model.generation.prompts import move_batch
+from model.outputs import ChatAnswer, EncodedImage
+from model.text.conversation import Conversation
+from model.text.sequence import SequenceFormat
+from model.text.tokens import Text
+
+ROWS_PER_IMAGE = 8  # questions about one image that share a pass; more of them take several
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """What changes the numbers (all of it is written into the report), and what changes the speed."""
+
+    classes_per_query: int | None = None  # None: as many as one query named in training, see `for_model`
+    oracle_classes: bool = False  # ask each image only for the classes that it shows
+    presence_threshold: float | None = None  # inside the decoding; None: the likelier of [SEG] and [NEG]
+    rethreshold: float | None = None  # the same for the finished probabilities
+    calibrate: bool = False  # find the threshold of finished probabilities with the best F1
+    free_generation: bool = False  # complex queries without the constraint of their format
+    match_distance: float = DEFAULT_MATCH_DISTANCE  # of generated names; see generation/answers.py
+    teacher_forced: bool = False  # give the answer "It is [SEG]." instead of generating one
+    max_new_tokens: int = DEFAULT_NEW_TOKENS
+    max_samples: int | None = None  # of each data set, spread evenly over it; None: all
+    seed: int = 0  # draws the pairs of the presence test and the images of the bootstrap
+    val_batch_size: int = 1
+    workers: int = 0
+    num_pictures: int = 8  # scenes of each data set for the sheet, spread evenly over it
+
+    def __post_init__(self) -> None:
+        for name in ("classes_per_query", "max_new_tokens", "max_samples", "val_batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be >= 1, got {value}")
+        for name in ("presence_threshold", "rethreshold", "match_distance"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise UserError(f"{name} must be in 0 to 1, got {value}")
+        if self.presence_threshold is not None and self.rethreshold is not None:
+            raise UserError(
+                "presence_threshold acts while decoding, rethreshold on what comes out; give one of them"
+            )
+        if self.free_generation and self.asks_probabilities:
+            raise UserError(
+                f"{', '.join(self.asks_probabilities)} needs probabilities, and free_generation gives none; "
+                "leave one of them out"
+            )
+        if self.calibrate and self.oracle_classes:
+            raise UserError("calibrate needs absent classes too; leave oracle_classes out")
+
+    def for_model(self, model: Any) -> EvaluationSettings:
+        """With the number of classes that one query of this model names, where nothing else is told."""
+        return replace(self, classes_per_query=self.classes_per_query or model.config.num_all_classes)
+
+    @property
+    def asks_probabilities(self) -> tuple[str, ...]:
+        """Settings in use that mean nothing without a probability for each class."""
+        used = {
+            "presence_threshold": self.presence_threshold is not None,
+            "rethreshold": self.rethreshold is not None,
+            "calibrate": self.calibrate,
+        }
+        return tuple(name for name, is_used in used.items() if is_used)
+
+    def constrains(self, format: SequenceFormat) -> bool:
+        """Whether complex queries to a model of this format are decoded under its constraint.
+
+        Raises ValueError for settings that need it when the model cannot be constrained.
+        """
+        if not format.answers_every_class and self.asks_probabilities:
+            what = (
+                f"no token for absent classes ({format.name} format)" if format.neg is None else str(format)
+            )
+            raise UserError(
+                f"{', '.join(self.asks_probabilities)} needs a model that answers every class with SEG or NEG, "
+                f"and this one has {what}; leave it out, complex queries are then generated freely"
+            )
+        return format.answers_every_class and not self.free_generation
+
+    def protocol(self, *, constrained: bool) -> dict[str, Any]:
+        """The part that a reader of the numbers has to know.
+
+        constrained: whether the model's format can be constrained (`SequenceFormat.answers_every_class`).
+        """
+        constrained = constrained and not self.free_generation
+        return {
+            "answers": "teacher_forced" if self.teacher_forced else "generated",
+            "complex_queries": "constrained" if constrained else "generated",
+            "classes_asked": "present (oracle)" if self.oracle_classes else "all",
+            "classes_per_query": self.classes_per_query,
+            "presence_threshold": self.presence_threshold,
+            "rethreshold": self.rethreshold,
+            "match_distance": None if constrained else self.match_distance,
+            "max_new_tokens": self.max_new_tokens,
+            "max_samples": self.max_samples,
+            "seed": self.seed,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskAnswer:
+    """What the model answered to one question."""
+
+    text: str
+    mask: np.ndarray  # (height, width) bool, the union of the answer's masks; empty without a [SEG]
+
+
+def ask_for_masks(
+    model: Any,
+    processor: Any,
+    images: Sequence[np.ndarray],
+    queries: Sequence[Sequence[Text]],
+    settings: EvaluationSettings,
+) -> list[list[MaskAnswer]]:
+    """Ask `queries[i]` about image i; as many answers come back for each image.
+
+    settings.teacher_forced: the older protocol, where the model reads the right answer and only its mask is
+    judged.
+    """
+    ask = _read_answers if settings.teacher_forced else _generate
+    seen = images if settings.teacher_forced else model.encode_batch(images, processor=processor)
+    answers: list[list[MaskAnswer]] = [[] for _ in images]
+    for owners, asked in _slices(queries, settings.val_batch_size * ROWS_PER_IMAGE):
+        used = sorted(set(owners))  # an image is encoded once for all of its rows
+        rows = [used.index(owner) for owner in owners]
+        spoken = ask(model, processor, [seen[owner] for owner in used], asked, rows, settings)
+        for owner, answer in zip(owners, spoken, strict=True):
+            mask = union_mask(answer.masks, images[owner].shape[:2])
+            answers[owner].append(MaskAnswer(text=answer.text, mask=mask))
+    return answers
+
+
+def ask_freely(
+    model: Any,
+    processor: Any,
+    images: Sequence[np.ndarray],
+    classes: Sequence[Sequence[str]],
+    settings: EvaluationSettings,
+) -> list[list[tuple[tuple[str, ...], FreeAnswer]]]:
+    """Complex queries answered without constraint.
+
+    Returns:
+        for each image its queries, of at most `classes_per_query` names each, with the answers to them;
+        `FreeAnswer.found` counts within a query.
+    """
+    limit = settings.classes_per_query or model.config.num_all_classes
+    asked = [
+        [tuple(names[start : start + limit]) for start in range(0, len(names), limit)] for names in classes
+    ]
+    queries = [[processor.format.query(names) for names in of_image] for of_image in asked]
+    flat = [names for of_image in asked for names in of_image]
+    most = TOKENS_PER_CLASS * (max((len(names) for names in flat), default=0) + 1)
+    answers: list[list[tuple[tuple[str, ...], FreeAnswer]]] = [[] for _ in images]
+    encoded = model.encode_batch(images, processor=processor)  # once, however many queries there are
+    done = 0
+    for owners, texts in _slices(queries, settings.val_batch_size * ROWS_PER_IMAGE):
+        used = sorted(set(owners))
+        rows = [used.index(owner) for owner in owners]
+        spoken = _generate(
+            model, processor, [encoded[i] for i in used], texts, rows, settings, max_new_tokens=most
+        )
+        asked_now = flat[done : done + len(owners)]
+        for owner, names, answer in zip(owners, asked_now, spoken, strict=True):
+            read = read_answer(answer, names, processor.format, max_distance=settings.match_distance)
+            answers[owner].append((names, read))
+        done += len(owners)
+    return answers
+
+
+def ask_for_text(
+    model: Any,
+    processor: Any,
+    images: Sequence[np.ndarray],
+    queries: Sequence[Text],
+    settings: EvaluationSettings,
+) -> list[str]:
+    """Ask query i about image i; the generated texts."""
+    rows = list(range(len(images)))
+    return [answer.text for answer in _generate(model, processor, images, queries, rows, settings)]
+
+
+def union_mask(logits: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """(num_masks, height, width) logits -> (height, width) bool, where any logit is positive."""
+    if not len(logits):
+        return np.zeros(size, dtype=bool)
+    return (logits > 0).any(dim=0).cpu().numpy()
+
+
+def _slices(queries: Sequence[Sequence[Text]], most: int) -> Iterator[tuple[list[int], list[Text]]]:
+    """Image indices and queries of at most `most` rows at once."""
+    flat = [(owner, query) for owner, asked in enumerate(queries) for query in asked]
+    for start in range(0, len(flat), most):
+        part = flat[start : start + most]
+        yield [owner for owner, _ in part], [query for _, query in part]
+
+
+def _generate(
+    model: Any,
+    processor: Any,
+    images: Sequence[np.ndarray | EncodedImage],
+    queries: Sequence[Text],
+    image_of_row: Sequence[int],
+    settings: EvaluationSettings,
+    *,
+    max_new_tokens: int | None = None,
+) -> list[ChatAnswer]:
+    """What the model answers to every query."""
+    return model.generate_batch(
+        images,
+        [Conversation.of(query) for query in queries],
+        image_of_row=image_of_row,
+        processor=processor,
+        max_new_tokens=max_new_tokens or settings.max_new_tokens,
+    )
+
+
+def _read_answers(
+    model: Any,
+    processor: Any,
+    images: Sequence[np.ndarray],
+    queries: Sequence[Text],
+    image_of_row: Sequence[int],
+    settings: EvaluationSettings,
+) -> list[ChatAnswer]:
+    """For every query the given text and the mask of its [SEG]."""
+    answer = processor.format.found()
+    conversations = [Conversation.of(query, answer) for query in queries]
+    batch = processor.collate(images, conversations, image_of_row, pack_rows=model.can_pack_rows)
+    masks = model(**move_batch(batch, model.device)).masks
+    # Each row has one [SEG], and rows of an image follow each other.
+    return [
+        ChatAnswer(text="".join(answer), masks=mask[None], token_ids=[])
+        for masks_of_image in masks
+        for mask in masks_of_image
+    ]

@@ -1,0 +1,199 @@
+"""One mask a question: referring, generalised referring, reasoning."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from model.text.sequence import reasoning_query, referring_query
+from utils.data.types import ReasonSample, ReferringSample
+from utils.evaluation.metrics import (
+    NO_TARGET_PIXELS,
+    Overlap,
+    generalized_measures,
+    generalized_scores,
+    generalized_sums,
+    intervals,
+    mask_measures,
+    mask_scores,
+    mask_sums,
+    overlap,
+)
+from utils.evaluation.prompting import MaskAnswer, ask_for_masks
+from utils.evaluation.protocols.base import Protocol, Sections
+from utils.reports.visualize import SheetRow, mask_row
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskRecord:
+    overlap: Overlap
+    no_target: bool
+
+
+class ReferringProtocol(Protocol):
+    """Every expression of every image is a sample of its own; confidence intervals are by image."""
+
+    task = "referring"
+
+    def predict(
+        self, model: Any, processor: Any, samples: Sequence[ReferringSample]
+    ) -> list[list[MaskAnswer]]:
+        queries = [
+            [(text,) if sample.as_written else referring_query(text) for text in sample.expressions]
+            for sample in samples
+        ]
+        return ask_for_masks(model, processor, [sample.image for sample in samples], queries, self.settings)
+
+    def record(self, sample: ReferringSample, prediction: Sequence[MaskAnswer]) -> list[MaskRecord]:
+        return [
+            MaskRecord(overlap=overlap(answer.mask, mask, sample.ignore), no_target=no_target)
+            for answer, mask, no_target in zip(prediction, sample.masks, sample.no_target, strict=True)
+            if is_judged(mask, sample.ignore, no_target=no_target)
+        ]
+
+    def sections(self, records: Sequence[Sequence[MaskRecord]]) -> Sections:
+        by_image = [[entry.overlap for entry in record] for record in records]
+        flat = [each for of_image in by_image for each in of_image]
+        bounds = _mask_intervals(by_image, self.settings.seed)
+        return {"referring": {**mask_scores(flat), **bounds, "num_expressions": len(flat)}}
+
+    def notes(self, records: Sequence[Sequence[MaskRecord]]) -> tuple[str, ...]:
+        hidden = sum(not record for record in records)
+        return (f"{hidden} of {len(records)} images have no expression that is judged",) if hidden else ()
+
+    def score(self, record: Sequence[MaskRecord]) -> float:
+        """Mean IoU of the image's expressions."""
+        return mask_scores(entry.overlap for entry in record)["giou"]
+
+    def picture(self, sample: ReferringSample, prediction: Sequence[MaskAnswer]) -> SheetRow:
+        # One of the expressions: another for each image, the same in every run.
+        number = zlib.crc32(sample.source.encode()) % len(sample.expressions)
+        mask = sample.masks[number]
+        iou = overlap(prediction[number].mask, mask, sample.ignore).iou
+        return mask_row(
+            sample.image,
+            sample.masks[number],
+            prediction[number].mask,
+            question=sample.expressions[number],
+            answer=prediction[number].text,
+            iou=iou if is_judged(mask, sample.ignore, no_target=sample.no_target[number]) else math.nan,
+        )
+
+
+class GeneralizedProtocol(ReferringProtocol):
+    """Expressions that may mean nothing, as in gRefCOCO: an empty answer says "no target", or, by the other of two
+    rules, one of fewer than 50 pixels does.
+    """
+
+    task = "generalized"
+
+    def sections(self, records: Sequence[Sequence[MaskRecord]]) -> Sections:
+        flat = [entry for record in records for entry in record]
+        overlaps, no_target = [entry.overlap for entry in flat], [entry.no_target for entry in flat]
+        generalized: dict[str, float] = {}
+        nothing: dict[str, float] = {}
+        for ending, min_pixels in (("", 1), ("_50px", NO_TARGET_PIXELS)):
+            scores = generalized_scores(overlaps, no_target, min_pixels=min_pixels)
+            generalized |= {f"{name}{ending}": value for name, value in scores.items()}
+            nothing[f"accuracy{ending}"] = scores["n_acc"]
+        sums = [
+            generalized_sums([e.overlap for e in record], [e.no_target for e in record]) for record in records
+        ]
+        bounds = intervals(
+            np.array(sums, dtype=np.float64).reshape(len(sums), 8),
+            generalized_measures,
+            seed=self.settings.seed,
+        )
+        counts = {"num_expressions": len(flat), "num_no_target": sum(no_target)}
+        nothing |= {name.replace("n_acc", "accuracy"): bounds[name] for name in bounds if "n_acc" in name}
+        return {"generalized": {**generalized, **bounds, **counts}, "no_target": {**nothing, **counts}}
+
+    def score(self, record: Sequence[MaskRecord]) -> float:
+        """As gIoU: a true no-target is 1 if predicted so, else 0."""
+        return generalized_scores([e.overlap for e in record], [e.no_target for e in record])["giou"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReasonRecord:
+    overlap: Overlap
+    is_sentence: bool
+    is_judged: bool = True  # False where ignored pixels cover the target
+
+
+class ReasoningProtocol(Protocol):
+    """One question an image; ignored pixels are left out. Short and long questions also apart."""
+
+    task = "reasoning"
+
+    def predict(self, model: Any, processor: Any, samples: Sequence[ReasonSample]) -> list[MaskAnswer]:
+        queries = [[reasoning_query(sample.question, sample.is_sentence)] for sample in samples]
+        answers = ask_for_masks(
+            model, processor, [sample.image for sample in samples], queries, self.settings
+        )
+        return [answer for (answer,) in answers]
+
+    def record(self, sample: ReasonSample, prediction: MaskAnswer) -> ReasonRecord:
+        counts = overlap(prediction.mask, sample.mask, sample.ignore)
+        return ReasonRecord(
+            overlap=counts,
+            is_sentence=bool(sample.is_sentence),
+            is_judged=is_judged(sample.mask, sample.ignore, no_target=not sample.ignore.any()),
+        )
+
+    def sections(self, records: Sequence[ReasonRecord]) -> Sections:
+        """All questions; phrases (`short`) and whole sentences (`long`), where the split has both."""
+        judged = [record for record in records if record.is_judged]
+        kinds = {
+            "reasoning": [r.overlap for r in judged],
+            "reasoning_short": [r.overlap for r in judged if not r.is_sentence],
+            "reasoning_long": [r.overlap for r in judged if r.is_sentence],
+        }
+        has_both = kinds["reasoning_short"] and kinds["reasoning_long"]
+        return {
+            name: {
+                **mask_scores(overlaps),
+                **_mask_intervals([[each] for each in overlaps], self.settings.seed),
+                "num_questions": len(overlaps),
+            }
+            for name, overlaps in kinds.items()
+            if name == "reasoning" or has_both
+        }
+
+    def notes(self, records: Sequence[ReasonRecord]) -> tuple[str, ...]:
+        hidden = sum(not record.is_judged for record in records)
+        return (f"{hidden} of {len(records)} targets are ignored, and not judged",) if hidden else ()
+
+    def score(self, record: ReasonRecord) -> float:
+        return record.overlap.iou if record.is_judged else math.nan
+
+    def picture(self, sample: ReasonSample, prediction: MaskAnswer) -> SheetRow:
+        return mask_row(
+            sample.image,
+            sample.mask,
+            prediction.mask,
+            question=sample.question,
+            answer=prediction.text,
+            iou=self.score(self.record(sample, prediction)),
+        )
+
+
+def _mask_intervals(by_image: Sequence[Sequence[Overlap]], seed: int) -> dict[str, float]:
+    sums = [mask_sums(overlaps) for overlaps in by_image]
+    return intervals(np.array(sums, dtype=np.float64).reshape(len(sums), 4), mask_measures, seed=seed)
+
+
+def is_judged(target: np.ndarray, ignore: np.ndarray | None, *, no_target: bool) -> bool:
+    """Whether anything is known of a target, (height, width), once the pixels of `ignore` are left out.
+
+    A target that lies under ignored pixels as a whole is not absent: a mask there would be right, and leave nothing
+    to be counted. no_target: the annotators say that there is none.
+    """
+    if ignore is None:
+        return True
+    judged = ~ignore.astype(bool)
+    return bool(judged.any() if no_target else target.astype(bool)[judged].any())

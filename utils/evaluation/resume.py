@@ -1,0 +1,169 @@
+"""Finished samples of an evaluation on disk, so that a killed one continues (`--resume`).
+
+REPORT_DIR/finished/STEM.RANK.jsonl: one file for each data set and process. Its first line says which evaluation
+it belongs to, every further one is a sample: its index and an Outcome as utils/evaluation/serialization.py writes it.
+Lines are only ever added, those of a batch at once. A line that the kill cut off is dropped; its sample is predicted
+again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.errors import UserError
+from utils.evaluation.serialization import from_json, to_json
+from utils.reports.best_and_worst import PackedRow
+
+FOLDER = "finished"
+STATE_VERSION = 2  # raised when lines are written in another way
+ELEMENTS_READ = 1024  # of each weight, for the fingerprint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What is kept of a sample once it is predicted."""
+
+    record: Any  # what the protocol counts
+    score: float = math.nan  # how good the prediction is; NaN where nobody asked
+    picture: PackedRow | None = None  # of samples that may be shown
+    answers: tuple[Mapping[str, Any], ...] = ()  # entries of the predictions file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Key:
+    """What has to agree for finished samples to be counted on."""
+
+    model: str  # fingerprint of the weights
+    entry: str  # of --val_dataset_list
+    num_items: int  # of the data set
+    protocol: Mapping[str, Any]
+    predictions: str  # folder of --save_predictions, "" without
+    num_shown: int  # best and worst samples with pictures
+    num_pictures: int  # of the sheet
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """A short text that differs between models: from names, shapes, types and evenly spread elements of all weights.
+
+    Not all elements: seven billion of them take longer to fetch from a device than the first hundred samples.
+    """
+    digest = hashlib.sha256()
+    config = getattr(model, "config", None)
+    digest.update(repr((getattr(config, "sequence_format", None), getattr(config, "prompt", None))).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().reshape(-1)
+        some = flat[:: max(len(flat) // ELEMENTS_READ, 1)][: 2 * ELEMENTS_READ]
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(some.to(device="cpu", dtype=torch.float64).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def discard(report_dir: Path) -> None:
+    """Remove the finished samples of an earlier evaluation."""
+    for path in sorted((report_dir / FOLDER).glob("*.jsonl")):
+        path.unlink()
+
+
+def has_samples(report_dir: Path) -> bool:
+    return any((report_dir / FOLDER).glob("*.jsonl"))
+
+
+class Shard:
+    """This process's file of one data set."""
+
+    def __init__(self, report_dir: Path, stem: str, rank: int, key: Key) -> None:
+        self.folder = report_dir / FOLDER
+        self.stem = stem
+        self.path = self.folder / f"{stem}.{rank}.jsonl"
+        self.header = json.loads(json.dumps({"state_version": STATE_VERSION, **asdict(key)}, default=str))
+
+    def read(self) -> dict[int, Outcome]:
+        """The finished samples in the files of all processes that can be seen from here.
+
+        Raises ValueError when a file belongs to another evaluation or is damaged.
+        """
+        outcomes: dict[int, Outcome] = {}
+        for path in sorted(self.folder.glob(f"{self.stem}.*.jsonl")):
+            if path.name.removeprefix(f"{self.stem}.").removesuffix(".jsonl").isdecimal():
+                outcomes.update(self._read_file(path))
+        return outcomes
+
+    def append(self, outcomes: Mapping[int, Outcome]) -> None:
+        """Add samples; they are on disk when this returns."""
+        lines = [
+            {"index": index, **{name: to_json(value) for name, value in vars(outcome).items()}}
+            for index, outcome in outcomes.items()
+        ]
+        if not self.path.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lines = [self.header, *lines]
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in lines))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def mend(self) -> None:
+        """Cut off a line that was not finished, so that the next one starts at a line of its own."""
+        if not self.path.exists():
+            return
+        content = self.path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if not whole:
+            self.path.unlink()
+        elif len(whole) < len(content):
+            os.truncate(self.path, len(whole))
+
+    def _read_file(self, path: Path) -> dict[int, Outcome]:
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]  # the last has no end
+        outcomes: dict[int, Outcome] = {}
+        for number, line in enumerate(lines, start=1):
+            try:
+                content = json.loads(line)
+                if number > 1:
+                    index = content.pop("index")
+                    outcomes[index] = Outcome(**{name: from_json(value) for name, value in content.items()})
+            except (ValueError, KeyError, TypeError, AttributeError) as problem:
+                raise UserError(
+                    f"{path}, line {number}: {problem}; delete the file, its samples are then predicted again"
+                ) from None
+            if number == 1:
+                self._check(content, path)
+        return outcomes
+
+    def _check(self, header: Any, path: Path) -> None:
+        """ValueError when a file's first line is not this evaluation's."""
+        cure = "leave out --resume to start anew, or choose another --report_dir"
+        if not isinstance(header, dict) or header.get("state_version") != STATE_VERSION:
+            found = header.get("state_version") if isinstance(header, dict) else None
+            raise UserError(f"{path}: written as version {found}, this program reads {STATE_VERSION}; {cure}")
+        if header.get("model") != self.header["model"]:
+            raise UserError(f"{path}: holds the samples of another model (other weights); {cure}")
+        before, now = flatten(header), flatten(self.header)
+        changed = [
+            f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
+            for name in sorted(before.keys() | now.keys())
+            if before.get(name) != now.get(name)
+        ]
+        if changed:
+            raise UserError(f"{path}: the evaluation was started differently ({'; '.join(changed)}); {cure}")
+
+
+def flatten(header: Mapping[str, Any]) -> dict[str, Any]:
+    """The header with the protocol's settings beside the rest."""
+    protocol = header.get("protocol")
+    rest = {name: value for name, value in header.items() if name != "protocol"}
+    return {**rest, **(protocol if isinstance(protocol, Mapping) else {})}
+
+
+def unfinished(batches: Sequence[Sequence[int]], finished: Mapping[int, Outcome]) -> list[Sequence[int]]:
+    """The batches that have a sample to predict; whole, as a batch's other samples may decide its last bits."""
+    return [batch for batch in batches if any(index not in finished for index in batch)]

@@ -1,0 +1,234 @@
+"""What an evaluation found: report.json for programs, report.md for papers, tables, pictures of what went wrong.
+
+report.json, schema version 2 (numbers are shares between 0 and 1; null = not measured):
+
+    schema_version   2
+    model            the folder that was evaluated
+    protocol         how: {"answers": "generated" or "teacher_forced", "classes_per_query", ...}
+    semantic         {"dataset", "num_samples", "miou", "mean_accuracy", "pixel_accuracy", ...}
+    presence         {..., "accuracy", "balanced_accuracy", "precision", "recall", "f1", "num_pairs"}
+    referring        {..., "giou", "ciou"}
+    generalized      {..., "giou", "ciou", "n_acc", "t_acc"}; giou_50px etc.: unions below 50 px are empty
+    no_target        {..., "accuracy" (N-acc), "accuracy_50px"}
+    reasoning        {..., "giou", "ciou"}
+    vqa              {..., "exact_match"}
+    datasets         for each data set asked {"dataset", "task", "num_samples", "sections", "per_class", "data",
+                     "notes"}
+    baseline         the same sections of the model before training; absent when it was not evaluated
+    timings          {"seconds": {data set: seconds}}, the only part that differs between two runs
+    anything else    facts that the caller added, such as "minutes_train"
+
+A section at the top is that of the first data set, in the order asked, that has it. Headline numbers have their
+95 % confidence interval beside them, as NAME_low and NAME_high. `per_class` has the numbers of each class that was
+counted: {"sky": {"iou": 0.9, ...}}; version 1 had the IoU alone. `data` says how much of what is listed could be
+used: {"unit": "images", "num_listed": 10, "num_used": 2, "left_out": {"missing": 8}, "examples": ["path: reason"],
+"num_samples": 2 before --max_samples, "summary": "2 of 10 images; 8 missing"}. `notes` are sentences about parts of
+the data that a number does not cover.
+
+Beside it: report.md; per_class_STEM.csv and confusion_STEM.png of semantic data sets; samples.html, the best and
+the worst samples with pictures. STEM is the data set's entry as a file name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from model.errors import UserError
+from utils.evaluation.prediction_files import file_stems
+from utils.reports.confusion_plot import draw_confusion
+from utils.reports.html import samples_page
+from utils.reports.tables import SHOWN, Target, classes_csv, to_markdown
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from utils.reports.visualize import SheetRow
+
+SCHEMA_VERSION = 2
+REPORT_FILE = "report.json"
+
+Section = Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """The numbers of one data set."""
+
+    dataset: str  # the entry as asked: "refcoco|unc|val"
+    task: str
+    num_samples: int
+    sections: Mapping[str, Section]
+    per_class: Mapping[str, Section] = field(default_factory=dict)  # of every class that was counted
+    data: Mapping[str, Any] = field(default_factory=dict)  # how much of what is listed could be used
+    notes: tuple[str, ...] = ()  # what of the data the numbers do not cover
+    seconds: float = 0.0
+    # Not part of report.json:
+    confusion: np.ndarray | None = None  # pixels by class, in the order of per_class; see confusion_plot.py
+    sheet: tuple[SheetRow, ...] = ()  # samples spread over the data set
+    worst: tuple[SheetRow, ...] = ()  # the worst first
+    best: tuple[SheetRow, ...] = ()  # the best first
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """All results of one model."""
+
+    model: str
+    protocol: Mapping[str, Any]
+    results: tuple[Result, ...]
+    baseline: Report | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def headline(self) -> dict[str, dict[str, Any]]:
+        """Each section of the first data set that has it."""
+        sections: dict[str, dict[str, Any]] = {}
+        for result in self.results:
+            for name, numbers in result.sections.items():
+                about = {"dataset": result.dataset, "num_samples": result.num_samples}
+                sections.setdefault(name, {**about, **numbers})
+        return sections
+
+    def value(self, metric: str) -> float:
+        """What "semantic.miou", "baseline.vqa.exact_match" or a fact's name stands for; NaN if unknown."""
+        if metric.startswith("baseline."):
+            return self.baseline.value(metric.removeprefix("baseline.")) if self.baseline else math.nan
+        if metric in self.facts:
+            return float(self.facts[metric])
+        section, _, name = metric.partition(".")
+        return float(self.headline().get(section, {}).get(name, math.nan))
+
+    def with_baseline(self, baseline: Report) -> Report:
+        """This report beside that of the model before training."""
+        return replace(self, baseline=replace(baseline, baseline=None))
+
+    def with_facts(self, **facts: Any) -> Report:
+        """This report and more to know, such as `minutes_train=5.2`; they become top-level keys."""
+        taken = {"schema_version", "model", "protocol", "datasets", "baseline", "timings", *SHOWN} & set(
+            facts
+        )
+        if taken:
+            raise ValueError(f"{', '.join(sorted(taken))}: a key of the schema; choose another name")
+        return replace(self, facts={**self.facts, **facts})
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in report.json; see the top of this file."""
+        content: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "model": self.model,
+            "protocol": dict(self.protocol),
+            **self.headline(),
+            "datasets": [
+                {
+                    "dataset": result.dataset,
+                    "task": result.task,
+                    "num_samples": result.num_samples,
+                    "sections": {name: dict(numbers) for name, numbers in result.sections.items()},
+                    "per_class": {name: dict(numbers) for name, numbers in result.per_class.items()},
+                    "data": dict(result.data),
+                    "notes": list(result.notes),
+                }
+                for result in self.results
+            ],
+        }
+        if self.baseline is not None:
+            content["baseline"] = self.baseline.to_dict()
+        content["timings"] = {
+            "seconds": {result.dataset: round(result.seconds, 1) for result in self.results}
+        }
+        return _nan_to_none({**content, **self.facts})
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Report:
+        """The inverse of `to_dict`. Raises ValueError for another schema version."""
+        version = content.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise UserError(
+                f"schema_version is {version}, this program reads {SCHEMA_VERSION}; evaluate again"
+            )
+        seconds = content["timings"]["seconds"]
+        results = tuple(
+            Result(
+                **_none_to_nan({**entry, "notes": tuple(entry.get("notes", ()))}),
+                seconds=seconds.get(entry["dataset"], 0.0),
+            )
+            for entry in content["datasets"]
+        )
+        known = {"schema_version", "model", "protocol", "datasets", "baseline", "timings"}
+        sections = {name for result in results for name in result.sections}
+        return cls(
+            model=content["model"],
+            protocol=content["protocol"],
+            results=results,
+            baseline=cls.from_dict(content["baseline"]) if content.get("baseline") else None,
+            facts={key: value for key, value in content.items() if key not in known | sections},
+        )
+
+    def save(self, folder: str | Path, targets: Sequence[Target] = (), pictures: Sequence[str] = ()) -> Path:
+        """Write report.json, and the files beside it; an interrupted write leaves the old ones.
+
+        pictures: files named relative to `folder`, shown in report.md before those that are drawn here.
+
+        Returns:
+            the path of report.json.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        stems = file_stems(result.dataset for result in self.results)
+        pictures = list(pictures)
+        for result in self.results:
+            stem = stems[result.dataset]
+            if result.per_class:
+                _write(folder / f"per_class_{stem}.csv", classes_csv(result))
+            if result.confusion is not None:
+                name = f"confusion_{stem}.png"
+                draw_confusion(result.confusion, tuple(result.per_class), folder / name, title=result.dataset)
+                pictures.append(name)
+        links = []
+        if any(result.worst or result.best for result in self.results):
+            _write(folder / "samples.html", samples_page(self))
+            links.append(("The best and the worst samples", "samples.html"))
+        _write(folder / "report.md", to_markdown(self, targets, pictures, links))
+        return _write(folder / REPORT_FILE, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
+
+
+def read_report(path: str | Path) -> Report:
+    """Read report.json, given itself or its folder."""
+    path = Path(path)
+    path = path / REPORT_FILE if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; test_sem.py --report_dir writes it")
+    try:
+        return Report.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as problem:
+        raise UserError(f"{path}: {problem}") from problem
+
+
+# -------------------------------------------------------------------------------------------- files
+
+
+def _write(path: Path, text: str) -> Path:
+    """Write beside the file and move over it."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+    return path
+
+
+def _nan_to_none(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _nan_to_none(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_nan_to_none(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _none_to_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _none_to_nan(item) for key, item in value.items()}
+    return math.nan if value is None else value

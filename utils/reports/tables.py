@@ -1,0 +1,281 @@
+"""A report as tables: for the terminal in 80 columns, for report.md in Markdown, for spreadsheets as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from utils.reports.report import Report, Result
+
+MASK_METRICS = ("giou", "ciou", "p@0.5", "p@0.6", "p@0.7", "p@0.8", "p@0.9")
+# What the tables show of each section; report.json holds everything.
+SHOWN: dict[str, tuple[str, ...]] = {
+    "semantic": ("miou", "mean_accuracy", "pixel_accuracy"),
+    "presence": ("accuracy", "precision", "recall", "f1", "map", "recall_all"),
+    "calibration": ("threshold", "f1", "f1_as_decoded"),
+    "free_names": ("exact", "near", "repeated", "hallucinated", "hallucination_rate", "unanswered"),
+    "hallucinated_names": (),  # names are no metrics; report.md lists them
+    "referring": MASK_METRICS,
+    "generalized": ("giou", "ciou", "t_acc", "giou_50px", "ciou_50px", "t_acc_50px"),
+    "no_target": ("accuracy", "accuracy_50px"),
+    "reasoning": MASK_METRICS,
+    "reasoning_short": ("giou", "ciou"),
+    "reasoning_long": ("giou", "ciou"),
+    "vqa": ("exact_match", "rouge_l"),
+}
+IN_FULL_ONLY = re.compile(r"^p@|_50px$|_all$|_accuracy$")  # metrics that a terminal does not show
+# Headings of the wide tables, in which shares are percent as in papers.
+TITLES = {
+    "miou": "mIoU", "mean_accuracy": "mAcc", "pixel_accuracy": "aAcc", "giou": "gIoU", "ciou": "cIoU",
+    "map": "mAP", "f1": "F1", "n_acc": "N-acc", "t_acc": "T-acc", "giou_50px": "gIoU (50 px)",
+    "ciou_50px": "cIoU (50 px)", "t_acc_50px": "T-acc (50 px)", "exact_match": "EM", "rouge_l": "ROUGE-L",
+}  # fmt: skip
+SECTION_TITLES = {"no_target": {"accuracy": "N-acc", "accuracy_50px": "N-acc (50 px)"}}
+# Columns of a class in report.md; the CSV has all that there are.
+CLASS_COLUMNS = {
+    "iou": "IoU", "accuracy": "accuracy", "num_images": "images", "presence_precision": "precision",
+    "presence_recall": "recall", "presence_f1": "F1", "presence_ap": "AP",
+}  # fmt: skip
+COUNT_NAMES = ("num_expressions", "num_questions")  # what was judged, where a data set's samples are images
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A number to reach, for the table of a demo or of continuous integration."""
+
+    metric: str  # "semantic.miou", "baseline.semantic.miou", "minutes_train"
+    bar: float
+    goal: float | None = None
+    at_most: bool = False  # the smaller the better
+
+    def is_met(self, value: float) -> bool:
+        """False also for a value that was not measured."""
+        return value <= self.bar if self.at_most else value >= self.bar
+
+    def show(self, bound: float | None) -> str:
+        return "" if bound is None else f"{'<=' if self.at_most else '>='} {bound:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Cells to be drawn; columns from `num_left` on are numbers and stand at the right."""
+
+    headings: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    num_left: int = 1
+
+
+def results_table(report: Report, *, brief: bool = False) -> Table:
+    """Data set by data set what SHOWN names; `before` is the baseline's number on the same data set.
+
+    brief: leave out what only report.md shows, so that the names fit into a terminal's line.
+    """
+    earlier = {result.dataset: result for result in report.baseline.results} if report.baseline else {}
+    rows = []
+    for result in report.results:
+        for section, numbers in result.sections.items():
+            names = _shown(section, numbers)
+            if brief:  # what stands alone is shown in any case
+                names = [name for name in names if not IN_FULL_ONLY.search(name)] or names
+            for name in names:
+                interval = _interval(numbers, name)
+                row = [
+                    f"{section}.{name}", result.dataset, _count(result, numbers), _show(numbers.get(name)), interval,
+                ]  # fmt: skip
+                if report.baseline is not None:
+                    before = earlier.get(result.dataset)
+                    row.append(_show(before.sections.get(section, {}).get(name) if before else None))
+                rows.append(tuple(row))
+    before = ("before",) if report.baseline is not None else ()
+    count = "n" if brief else "samples"
+    return Table(headings=("metric", "data set", count, "value", "95 %", *before), rows=rows, num_left=2)
+
+
+def wide_tables(report: Report) -> dict[str, Table]:
+    """A table a section as papers print it: a row for each data set, shares in percent."""
+    tables: dict[str, Table] = {}
+    for section in dict.fromkeys(name for result in report.results for name in result.sections):
+        having = [
+            (result, result.sections[section]) for result in report.results if section in result.sections
+        ]
+        names = [name for name in SHOWN.get(section, ()) if any(name in numbers for _, numbers in having)]
+        if not names:
+            continue
+        titles = TITLES | SECTION_TITLES.get(section, {})
+        headings = ("data set", "samples", *(titles.get(name, name.replace("_", " ")) for name in names))
+        rows = [
+            (result.dataset, _count(result, numbers), *(_percent(numbers, name) for name in names))
+            for result, numbers in having
+        ]
+        tables[section] = Table(headings=headings, rows=rows)
+    return tables
+
+
+def remarks(report: Report) -> list[str]:
+    """What part of each data set the numbers are about, where it is not all of it."""
+    return [
+        f"{result.dataset}: {about}"
+        for result in report.results
+        if (about := _about_data(result, brief=True))
+    ]
+
+
+def targets_table(report: Report, targets: Sequence[Target]) -> Table:
+    """What was to be reached, and whether it was."""
+    rows = []
+    for target in targets:
+        value = report.value(target.metric)
+        verdict = "yes" if target.is_met(value) else "no"
+        rows.append((target.metric, _show(value), target.show(target.bar), target.show(target.goal), verdict))
+    return Table(headings=("to reach", "value", "bar", "goal", "reached"), rows=rows)
+
+
+def classes_table(result: Result) -> Table:
+    """The numbers of each class that was counted, the best IoU first."""
+    counted = {
+        name: row for name, row in result.per_class.items() if not math.isnan(row.get("iou", math.nan))
+    }
+    ranked = sorted(counted.items(), key=lambda item: (-item[1]["iou"], item[0]))
+    columns = [name for name in CLASS_COLUMNS if any(name in row for row in counted.values())]
+    return Table(
+        headings=("class", *(CLASS_COLUMNS[name] for name in columns)),
+        rows=[(name, *(_show(row.get(column)) for column in columns)) for name, row in ranked],
+    )
+
+
+def classes_csv(result: Result) -> str:
+    """Every number of every class, in the order of the class list; empty where nothing was counted."""
+    columns = list(dict.fromkeys(column for row in result.per_class.values() for column in row))
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["class", *columns])
+    for name, row in result.per_class.items():
+        values = (row.get(column, math.nan) for column in columns)
+        writer.writerow([name, *("" if math.isnan(value) else value for value in values)])
+    return stream.getvalue()
+
+
+def print_report(report: Report, targets: Sequence[Target] = (), console: Console | None = None) -> None:
+    """The results in at most 80 columns, what was to be reached, and what of the data is left out."""
+    console = console or Console()
+    width = min(console.width, 80)
+    if report.model:
+        console.print(Text(report.model, style="bold"), width=width)
+    tables = [results_table(report, brief=True)]
+    if targets:
+        tables.append(targets_table(report, targets))
+    for table in tables:
+        drawn = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for index, heading in enumerate(table.headings):
+            # A long data set entry wraps; numbers never do.
+            is_text = index < table.num_left
+            drawn.add_column(
+                heading, justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold"
+            )
+        for row in table.rows:
+            drawn.add_row(*(Text(cell) for cell in row))
+        console.print(drawn, width=width)
+    for line in remarks(report):
+        console.print(Text(line, style="yellow"), width=width)
+
+
+def to_markdown(
+    report: Report,
+    targets: Sequence[Target] = (),
+    pictures: Sequence[str] = (),
+    links: Sequence[tuple[str, str]] = (),
+) -> str:
+    """report.md: the numbers, what was to be reached, pictures, links, tables for papers, the protocol, the classes.
+
+    links: text and file, relative to the report.
+    """
+    parts = ["# Evaluation", f"Model: `{report.model}`", _markdown(results_table(report))]
+    if targets:
+        parts += ["## To reach", _markdown(targets_table(report, targets))]
+    parts += [f"[{text}]({file})" for text, file in links]
+    parts += [f"![{Path(picture).stem}]({picture})" for picture in pictures]
+    for section, table in wide_tables(report).items():
+        parts += [f"## {section.replace('_', ' ').capitalize()}, percent", _markdown(table)]
+    if lines := data_lines(report):
+        parts += ["## Data", "\n".join(lines)]
+    parts += ["## Protocol", _bullets(report.protocol)]
+    if report.facts:
+        parts += ["## Facts", _bullets(report.facts)]
+    for result in report.results:
+        if names := result.sections.get("hallucinated_names"):
+            parts += [f"## Named, but no class of `{result.dataset}`", _bullets(names)]
+        if result.per_class:
+            parts += [f"## Classes of `{result.dataset}`", _markdown(classes_table(result))]
+    return "\n\n".join(parts) + "\n"
+
+
+def data_lines(report: Report) -> list[str]:
+    """Markdown bullets: what part of each data set the numbers are about, and examples of what was left out."""
+    lines = []
+    for result in report.results:
+        if about := _about_data(result, brief=False):
+            lines.append(f"- `{result.dataset}`: {about}")
+            lines += [f"  - left out: `{example}`" for example in result.data.get("examples", ())]
+    return lines
+
+
+def _about_data(result: Result, *, brief: bool) -> str:
+    parts = [result.data["summary"]] if result.data and (result.data["left_out"] or not brief) else []
+    available = result.data.get("num_samples", result.num_samples)
+    if result.num_samples < available:
+        parts.append(f"{result.num_samples} of {available} samples evaluated (max_samples)")
+    return ". ".join([*parts, *result.notes])
+
+
+def _markdown(table: Table) -> str:
+    rule = tuple("---" if index < table.num_left else "---:" for index in range(len(table.headings)))
+    # A data set entry holds "|", which would end a cell.
+    rows = [tuple(cell.replace("|", "\\|") for cell in row) for row in table.rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (table.headings, rule, *rows))
+
+
+def _bullets(values: Any) -> str:
+    lines = (f"{value:.4g}" if isinstance(value, float) else str(value) for value in values.values())
+    return "\n".join(f"- {name}: {line}" for name, line in zip(values, lines, strict=True))
+
+
+def _show(value: float | None) -> str:
+    if value is None or math.isnan(value):
+        return "-"
+    return str(value) if isinstance(value, int) else f"{value:.3f}"
+
+
+def _shown(section: str, numbers: Mapping[str, float]) -> list[str]:
+    """The metrics of a section that tables show; of a section that SHOWN does not know, all."""
+    return [name for name in SHOWN.get(section, tuple(numbers)) if name in numbers]
+
+
+def _count(result: Result, numbers: Mapping[str, float]) -> str:
+    """How many samples a section's numbers are about."""
+    return str(next((numbers[name] for name in COUNT_NAMES if name in numbers), result.num_samples))
+
+
+def _interval(numbers: Mapping[str, float], name: str) -> str:
+    low, high = (numbers.get(name + end, math.nan) for end in ("_low", "_high"))
+    return "" if math.isnan(low) else f"{low:.2f}-{high:.2f}"
+
+
+def _percent(numbers: Mapping[str, float], name: str) -> str:
+    """ "42.0 (40.1-43.9)" with the confidence interval, where there is one; counts as they are."""
+    value = numbers.get(name)
+    if value is None or isinstance(value, int) or math.isnan(value):
+        return _show(value)
+    low, high = (100 * numbers.get(name + end, math.nan) for end in ("_low", "_high"))
+    return f"{100 * value:.1f}" + ("" if math.isnan(low) else f" ({low:.1f}-{high:.1f})")

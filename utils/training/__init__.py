@@ -1,0 +1,1 @@
+"""What a training run needs besides model and data: checkpoints, meters, logs, caches."""

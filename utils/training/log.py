@@ -1,0 +1,151 @@
+"""What a training run tells: progress bar, TensorBoard, losses.jsonl; and which number decides what is the best.
+
+losses.jsonl holds what the seed decides, so that two runs can be compared; speed and memory go to the bar and to
+TensorBoard alone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from model.errors import UserError
+from utils.common.commands import one_line
+from utils.common.distributed import is_main_process
+from utils.config.training import TrainConfig
+from utils.reports.report import Report, Result
+from utils.training.checkpoint import forget_after
+from utils.training.meters import Meters, Summary
+
+logger = logging.getLogger(__name__)
+
+LOSSES_FILE = "losses.jsonl"
+# The number that a data set is judged by: the first of these that it has.
+SCORES = (
+    ("semantic", "miou"),
+    ("referring", "ciou"),
+    ("generalized", "ciou"),
+    ("reasoning", "giou"),
+    ("vqa", "exact_match"),
+)
+# Short names of the losses in the bar, which fits 80 columns with six-figure steps and hours left.
+SHOWN = {"total": "loss", "cross_entropy": "ce", "mask_bce": "bce", "dice": "dice"}
+BAR = "{n_fmt}/{total_fmt} <{remaining} {desc}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainLog:
+    """Where a run is logged; on other processes than the first `writer` is None, and the bar is silent."""
+
+    folder: Path
+    bar: tqdm
+    writer: SummaryWriter | None
+
+
+@contextmanager
+def open_log(config: TrainConfig, start: int) -> Iterator[TrainLog]:
+    """The run's logs, without what an interrupted start wrote of the steps after `start`, which come again."""
+    writes = is_main_process()
+    bar = tqdm(total=config.num_steps, initial=start, bar_format=BAR, disable=not writes)
+    writer = None
+    if writes:
+        forget_after(config.run_dir / LOSSES_FILE, start)
+        # Resolved, as the writer's thread opens its file again and again.
+        writer = SummaryWriter(str(config.run_dir.resolve()), purge_step=start + 1)
+    try:
+        yield TrainLog(folder=config.run_dir, bar=bar, writer=writer)
+    finally:
+        bar.close()
+        if writer is not None:
+            writer.close()
+
+
+def log_step(step: int, log: TrainLog, meters: Meters, lr: float, started: float) -> None:
+    """What one step was like over all processes, and how fast; `started` is its time.perf_counter()."""
+    summary = meters.summary()  # waits for the GPU, so that the time is that of the work
+    seconds = time.perf_counter() - started
+    meters.reset()
+    log.bar.update()
+    if log.writer is None:
+        return
+    losses, speed = {**summary.means, "lr": lr}, speed_of(summary, seconds)
+    log.bar.set_description_str(bar_text(losses, speed), refresh=False)
+    for group, values in (("train", losses), ("speed", speed)):
+        for name, value in values.items():
+            log.writer.add_scalar(f"{group}/{name}", value, step)
+    with (log.folder / LOSSES_FILE).open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": step, **losses}) + "\n")
+
+
+def speed_of(summary: Summary, seconds: float) -> dict[str, float]:
+    """Rates over all processes, and the memory of the one that takes most."""
+    return {
+        "seconds_per_step": seconds,
+        "images_per_second": summary.totals["images"] / seconds,
+        "text_tokens_per_second": summary.totals["text_tokens"] / seconds,
+        "model_tflops_per_second": summary.totals["model_flops"] / seconds / 1e12,
+        "memory_gb": summary.peaks["memory"] / 1e9,
+    }
+
+
+def bar_text(losses: dict[str, float], speed: dict[str, float]) -> str:
+    """loss 1.23 ce 0.90 bce 0.23 dice 0.10 4.1 img/s 0.2 TF/s"""
+    shown = [f"{short} {losses[name]:.2f}" for name, short in SHOWN.items()]
+    images, flops = speed["images_per_second"], speed["model_tflops_per_second"] * 1e12
+    unit, letter = next(
+        (unit, letter) for unit, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (0, "M")) if flops >= unit
+    )
+    return " ".join([*shown, f"{rounded(images)} img/s", f"{rounded(flops / (unit or 1e6))} {letter}F/s"])
+
+
+def rounded(value: float) -> str:
+    """Two digits at least, and nothing behind the point that does not matter."""
+    return f"{value:.1f}" if value < 10 else f"{value:.0f}"
+
+
+def score_of(result: Result) -> tuple[str, float] | None:
+    """The name and the value of a data set's number."""
+    for section, metric in SCORES:
+        if section in result.sections:
+            return f"{section}.{metric}", float(result.sections[section][metric])
+    return None
+
+
+def deciding_score(report: Report | None) -> float | None:
+    """The number of the first data set: the weights with the highest are kept as the best."""
+    score = score_of(report.results[0]) if report else None
+    return None if score is None or math.isnan(score[1]) else score[1]
+
+
+def log_failed_validation(step: int, problem: Exception) -> None:
+    """Say that an epoch could not be validated; what is not the user's doing with its traceback."""
+    is_mistake = isinstance(problem, UserError | OSError)
+    logger.error(
+        "step %d: the validation failed, and training goes on: %s",
+        step,
+        one_line(problem) if is_mistake else f"{type(problem).__name__}: {problem}",
+        exc_info=None if is_mistake else problem,
+    )
+
+
+def log_validation(step: int, report: Report | None, log: TrainLog) -> None:
+    """Every number to TensorBoard, one of each data set to the terminal."""
+    if report is None or log.writer is None:
+        return
+    shown = []
+    for result in report.results:
+        for section, numbers in result.sections.items():
+            for name, value in numbers.items():
+                log.writer.add_scalar(f"val/{result.dataset}/{section}/{name}", value, step)
+        if score := score_of(result):
+            shown.append(f"{result.dataset} {score[0]} {score[1]:.3f}")
+    tqdm.write(f"step {step}: {', '.join(shown)}")
