@@ -26,7 +26,7 @@ from model.checkpoints.load import load_model
 from model.errors import UserError
 from model.lasagna import LasagnaForConditionalGeneration
 from model.outputs import EncodedImage
-from model.text.sequence import spoken
+from model.text.format import spoken
 from utils.common.commands import command, one_line
 from utils.common.distributed import device_of
 from utils.common.logs import start_logging

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from model.checkpoints.layouts.training import RunSettings, read_run_settings, read_training_weights
 from model.checkpoints.merge import MergedModel, open_merge, save
 from model.errors import UserError
-from model.text.sequence import SequenceFormat
+from model.text.format import SequenceFormat
 from utils.common.commands import command
 from utils.common.distributed import dtype_unless_stored
 from utils.common.hub import check_login, push_folder

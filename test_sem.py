@@ -30,17 +30,17 @@ from model.processor import LasagnaProcessor
 from utils.common.commands import command
 from utils.common.distributed import device_of, distributed
 from utils.common.logs import start_logging
-from utils.common.paths import writable_folder
+from utils.common.paths import file_stems, writable_folder
 from utils.common.settings import parse_config
 from utils.config.inference import TestConfig
 from utils.evaluation.evaluate import NUM_SHOWN, Outputs, check_calibration, evaluate_datasets
 from utils.evaluation.predict import classes_asked, find_images, predict_images
-from utils.evaluation.prediction_files import file_stems
 from utils.evaluation.prompting import EvaluationSettings
 from utils.evaluation.val_datasets import open_list
 from utils.reports.report import Report
 from utils.reports.tables import print_report
 from utils.reports.visualize import draw_sheet
+from utils.reports.write import write_report
 
 
 @command("test_sem.py")
@@ -121,7 +121,7 @@ def publish(report: Report, config: TestConfig) -> None:
     if config.report_dir:
         folder = Path(config.report_dir)
         pictures = [os.path.relpath(sheet, folder) for sheet in sheets]
-        print(f"report: {report.save(folder, pictures=pictures)}")
+        print(f"report: {write_report(report, folder, pictures=pictures)}")
 
 
 def save_sheets(report: Report, folder: Path) -> list[Path]:

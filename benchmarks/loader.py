@@ -28,7 +28,7 @@ from transformers import CLIPImageProcessorPil
 
 from benchmarks.reference import PlainLoader, num_bytes, path_of
 from model.processor import LasagnaProcessor
-from model.text.sequence import SequenceFormat
+from model.text.format import SequenceFormat
 from model.text.tokens import add_special_tokens, load_tokenizer
 from utils.data.base import Dataset
 from utils.data.collate import Collate, LengthLimit

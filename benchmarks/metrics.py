@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from utils.data.types import IGNORE
+from utils.common.label_values import IGNORE
 from utils.evaluation.metrics import ConfusionMatrix, label_map
 
 # What we promise: so many times faster, with this share of the memory.

@@ -24,7 +24,7 @@ from model.config import LasagnaConfig
 from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import add_lora, mark_trainable
 from model.processor import LasagnaProcessor
-from model.text.sequence import SequenceFormat
+from model.text.format import SequenceFormat
 from model.text.tokens import add_special_tokens, load_tokenizer, token_ids
 from utils.costs.memory import default_dtype
 from utils.costs.model_sizes import CLIP_LARGE, LLAMA, LLAMA_VOCABULARY, SAM

@@ -10,7 +10,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from model.decoders.sam import SamSettings
 from model.errors import UserError
 from model.losses import DEFAULT_WEIGHTS
-from model.text.sequence import DEFAULT_NUM_ALL_CLASSES
+from model.text.format import DEFAULT_NUM_ALL_CLASSES
 
 # Pixel statistics of OpenAI's CLIP, for values in 0..1.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -22,10 +22,10 @@ from torch.profiler import record_function
 from transformers import AutoModelForImageTextToText, Cache, PreTrainedModel
 
 from model.backbones.clip import clip_patches
-from model.checkpoints.layouts.base import local_folder
-from model.checkpoints.weights import ExactBuffers, check_loading_info
+from model.buffers import ExactBuffers
 from model.config import LasagnaConfig
 from model.decoders.sam import SamSegmenter
+from model.folders import local_folder
 from model.generation.inference import InferenceMixin
 from model.losses import (
     LOGITS_PER_CHUNK,
@@ -37,6 +37,7 @@ from model.losses import (
 from model.outputs import EncodedImages, LasagnaOutput, Size
 from model.processor import FILE_NAME as PROCESSOR_FILE
 from model.processor import LasagnaProcessor
+from model.strict_loading import check_loading_info
 from model.text.packing import packed_attention, packed_blocks
 
 CHUNKS_OF_DIVIDED_HEAD = 8  # pieces of the text loss under ZeRO-3, however long it is

@@ -21,12 +21,12 @@ from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase
 
 from model.errors import UserError
 from model.files import read_json
-from model.generation.decoding import AnswerPlan, plan_answer
 from model.image_resize import channels_first, resize_bilinear, resize_fast
 from model.losses import learned_positions
+from model.text.answer_plan import AnswerPlan, plan_answer
 from model.text.conversation import IGNORE_INDEX, PROMPTS, Conversation, Encoded, encode_conversation
+from model.text.format import SequenceFormat
 from model.text.packing import PADDING, PackedRow, pack_within
-from model.text.sequence import SequenceFormat
 from model.text.tokens import TokenIds, decode_pieces, decode_text, load_tokenizer, save_tokenizer, token_ids
 
 FILE_NAME = "processor_config.json"

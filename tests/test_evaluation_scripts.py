@@ -16,7 +16,7 @@ from PIL import Image
 import chat
 import test_sem as evaluation_script
 from model.outputs import Segmentation
-from model.text.sequence import SequenceFormat
+from model.text.format import SequenceFormat
 from tests.commands import REPOSITORY
 from tests.told_answers import answer_of
 from tests.utils.evaluation.told_model import ListDataset

@@ -9,7 +9,8 @@ import torch
 import chat
 from model.checkpoints.load import load_model
 from model.text.conversation import Conversation
-from model.text.tokens import SEG, Special, encode_text
+from model.text.special_tokens import SEG, Special
+from model.text.tokens import encode_text
 from tests.tiny_weights import picture, write_base
 from utils.config.inference import ChatConfig
 from utils.evaluation.predict import segment

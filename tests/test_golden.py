@@ -26,7 +26,7 @@ from tests.golden_cases import (
     load,
     trained_once,
 )
-from utils.data.types import IGNORE
+from utils.common.label_values import IGNORE
 from utils.evaluation.metrics import ConfusionMatrix, mask_scores, overlap
 
 TRAIN_CASES, GENERATE_CASES = cases("train_*.npz"), cases("generate_*.npz")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from model.outputs import ChatAnswer
-from model.text.sequence import SequenceFormat
+from model.text.format import SequenceFormat
 
 
 def answer_of(text: str, masks: Tensor, format: SequenceFormat | None = None) -> ChatAnswer:

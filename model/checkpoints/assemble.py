@@ -12,14 +12,15 @@ from transformers.models.clip import CLIPImageProcessorPil
 
 from model.checkpoints.layouts.base import Parts
 from model.checkpoints.layouts.sam import read_sam
-from model.checkpoints.weights import load_strictly
 from model.config import CLIP_MEAN, CLIP_STD, LasagnaConfig
 from model.decoders.sam import SamSegmenter
 from model.errors import UserError
 from model.lasagna import LasagnaForConditionalGeneration, build_seg_projector
 from model.processor import LasagnaProcessor
-from model.text.sequence import DEFAULT_NUM_ALL_CLASSES, SequenceFormat
-from model.text.tokens import IMAGE, add_special_tokens, load_tokenizer, token_ids
+from model.strict_loading import load_strictly
+from model.text.format import DEFAULT_NUM_ALL_CLASSES, SequenceFormat
+from model.text.special_tokens import IMAGE
+from model.text.tokens import add_special_tokens, load_tokenizer, token_ids
 
 logger = logging.getLogger(__name__)
 

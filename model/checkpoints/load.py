@@ -19,7 +19,7 @@ import torch
 from model.checkpoints.assemble import assemble, check_agreement
 from model.checkpoints.layouts import hf_llava, llava_v1, ours, released
 from model.checkpoints.layouts.adapter import is_adapter
-from model.checkpoints.layouts.base import ReadOptions, local_folder, named_dtype
+from model.checkpoints.layouts.base import ReadOptions, named_dtype
 from model.checkpoints.layouts.sam import is_sam_file
 from model.checkpoints.layouts.training import (
     apply_training_weights,
@@ -30,9 +30,10 @@ from model.checkpoints.layouts.training import (
 from model.checkpoints.quantize import quantization_config
 from model.errors import UserError
 from model.files import read_json
+from model.folders import local_folder
 from model.lasagna import LasagnaForConditionalGeneration
 from model.processor import LasagnaProcessor
-from model.text.sequence import SequenceFormat
+from model.text.format import SequenceFormat
 
 logger = logging.getLogger(__name__)
 

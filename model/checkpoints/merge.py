@@ -21,7 +21,7 @@ from transformers import PreTrainedConfig
 
 from model.checkpoints.frame import check_space, full_config, layer_names, text_config_of, write_frame
 from model.checkpoints.layouts import released
-from model.checkpoints.layouts.base import SETTINGS_FOLDER, local_folder
+from model.checkpoints.layouts.base import SETTINGS_FOLDER
 from model.checkpoints.layouts.training import (
     DEFAULT_ALPHA,
     LORA_NAME,
@@ -41,13 +41,14 @@ from model.checkpoints.lazy import (
     write_shards,
 )
 from model.checkpoints.load import LAYOUTS, load_model, recognise
-from model.checkpoints.weights import check_fit
 from model.config import LasagnaConfig
 from model.errors import UserError
+from model.folders import local_folder
 from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import add_delta, add_lora
 from model.processor import LasagnaProcessor
-from model.text.sequence import SequenceFormat
+from model.strict_loading import check_fit
+from model.text.format import SequenceFormat
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from model.checkpoints.weights import ExactBuffers
+from model.buffers import ExactBuffers
 from model.decoders.geometry import MaskResize
 from model.decoders.sam_attention import use_fused_attention
 from model.errors import UserError

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from model.errors import UserError
 from model.outputs import ChatAnswer
-from model.text.sequence import SequenceFormat
+from model.text.format import SequenceFormat
 
 DEFAULT_MATCH_DISTANCE = 0.2  # edits / letters of the longer name: "trees" is a tree, "cat" is no car
 _SEPARATORS = re.compile(r"[\s_-]+")

@@ -20,8 +20,8 @@ from model.generation.prompts import encode_batch, read_prompts
 from model.outputs import ChatAnswer, EncodedImage, Segmentation
 from model.processor import LasagnaProcessor
 from model.text.conversation import Conversation
-from model.text.sequence import class_names
-from model.text.tokens import Text
+from model.text.format import class_names
+from model.text.special_tokens import Text
 
 DEFAULT_NEW_TOKENS = 256  # of the API, chat.py, test_sem.py and validation alike
 TOKENS_PER_CLASS = 16  # enough for any class name with its choice, where an answer is generated freely

@@ -14,7 +14,7 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from model.errors import UserError
-from model.text.tokens import (
+from model.text.special_tokens import (
     CHOICE_TOKENS,
     IM_END,
     IM_START,
@@ -23,8 +23,8 @@ from model.text.tokens import (
     Special,
     Text,
     as_text,
-    encode_segments,
 )
+from model.text.tokens import encode_segments
 
 IGNORE_INDEX = -100  # label of a token that is not learned, as in torch.nn.CrossEntropyLoss
 

@@ -1,9 +1,4 @@
-"""Special tokens: how they enter a tokenizer, which ids they got, and how text is encoded around them.
-
-A piece of text is either plain (`str`) or one special token (`Special`). Only the code of this package
-makes `Special` pieces, so a class name or a question that happens to contain "[SEG]" or "<image>" stays
-the characters that it is.
-"""
+"""Special tokens: how they enter a tokenizer, which ids they got, and how text is encoded around them."""
 
 from __future__ import annotations
 
@@ -13,7 +8,6 @@ from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from tokenizers import Encoding, Tokenizer, normalizers
@@ -28,42 +22,25 @@ from transformers import (
 from model.downloads import check_download
 from model.errors import UserError
 from model.files import read_json
-
-if TYPE_CHECKING:
-    from model.text.sequence import SequenceFormat
+from model.text.format import SequenceFormat
+from model.text.special_tokens import (
+    CAT_END,
+    CAT_START,
+    CHOICE_TOKENS,
+    IM_END,
+    IM_START,
+    IMAGE,
+    NEG,
+    SEG,
+    SEMANTIC,
+    Special,
+    Text,
+    as_text,
+)
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json",
 )  # fmt: skip
-IMAGE = "<image>"
-IM_START = "<im_start>"
-IM_END = "<im_end>"
-SEG = "[SEG]"
-NEG = "[NEG]"
-
-# The vocabulary of the published LaSagnA-7B weights.
-INS = "<ins>"
-NO_INS = "<no_ins>"
-SEMANTIC = "<semantic>"
-CAT_START = "<cat_start>"
-CAT_END = "<cat_end>"
-
-SEG_TOKENS = frozenset({SEG, INS})
-CHOICE_TOKENS = frozenset({SEG, NEG, INS, NO_INS})
-
-
-class Special(str):
-    """A piece of text that is exactly one special token of the tokenizer."""
-
-    __slots__ = ()
-
-
-Text = tuple["str | Special", ...]
-
-
-def as_text(text: str | Iterable[str]) -> Text:
-    """A `Text` from one string or from pieces."""
-    return (text,) if isinstance(text, str) else tuple(text)
 
 
 @dataclass(frozen=True, kw_only=True)

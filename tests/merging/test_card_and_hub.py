@@ -11,6 +11,7 @@ import utils.common.hub as hub
 from merge_lora_weights_and_save_hf_model import main
 from tests.training_runs import trainable, write_run
 from utils.reports.report import Report, Result
+from utils.reports.write import write_report
 
 
 def test_the_card_says_base_data_recipe_numbers_and_licences(trained, folders, tmp_path):
@@ -25,7 +26,7 @@ def test_the_card_says_base_data_recipe_numbers_and_licences(trained, folders, t
     result = Result(
         dataset="refcoco|unc|val", task="referring", num_samples=9, sections={"referring": {"ciou": 0.75}}
     )
-    Report(model="x", protocol={"answers": "generated"}, results=(result,)).save(tmp_path / "report")
+    write_report(Report(model="x", protocol={"answers": "generated"}, results=(result,)), tmp_path / "report")
     arguments = [
         "--weight",
         str(run),

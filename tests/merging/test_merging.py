@@ -17,7 +17,7 @@ from model.checkpoints.lazy import StoredWeights, plan_shards
 from model.checkpoints.load import load_model
 from model.checkpoints.merge import open_merge, save
 from model.lora import add_lora, mark_trainable, merge
-from model.text.sequence import SequenceFormat
+from model.text.format import SequenceFormat
 from tests.training_runs import trainable, trained_model, write_run
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from model.checkpoints.layouts.base import local_folder
 from model.checkpoints.layouts.sam import is_sam_file, read_sam
 from model.checkpoints.weights import read_weight_file
 from model.downloads import check_folder
 from model.errors import UserError
+from model.folders import local_folder
 from model.processor import LasagnaProcessor
-from model.text.sequence import SequenceFormat
+from model.text.format import SequenceFormat
 from model.text.tokens import load_tokenizer
 from tests.commands import REPOSITORY
 

@@ -14,12 +14,13 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from model.config import LasagnaConfig
 from model.decoders.sam import SamSettings
-from model.generation.decoding import AnswerPlan, decode_choices
+from model.generation.decoding import decode_choices
 from model.generation.greedy import greedy
 from model.generation.prompts import IMAGE_ARGUMENTS
 from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import add_lora, mark_trainable
-from model.text.sequence import SequenceFormat
+from model.text.answer_plan import AnswerPlan
+from model.text.format import SequenceFormat
 
 VOCABULARY, NUM_PATCHES, TEXT_LENGTH = 32006, 256, 120
 SIZES = [(768, 1024), (1024, 683)]

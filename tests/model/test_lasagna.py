@@ -7,8 +7,8 @@ import torch.nn.functional as F
 
 from model.lora import add_lora, mark_trainable
 from model.text.conversation import Conversation
-from model.text.sequence import SequenceFormat
-from model.text.tokens import SEG, Special
+from model.text.format import SequenceFormat
+from model.text.special_tokens import SEG, Special
 from tests.tiny_weights import picture
 from utils.evaluation.predict import segment
 from utils.evaluation.prompting import EvaluationSettings, ask_for_masks, ask_for_text, ask_freely

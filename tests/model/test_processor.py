@@ -11,8 +11,9 @@ from transformers import CLIPImageProcessorPil
 
 from model.processor import LasagnaProcessor, pad_to_square
 from model.text.conversation import IGNORE_INDEX, Conversation
-from model.text.sequence import SequenceFormat
-from model.text.tokens import Special, add_special_tokens, load_tokenizer
+from model.text.format import SequenceFormat
+from model.text.special_tokens import Special
+from model.text.tokens import add_special_tokens, load_tokenizer
 
 PAPER = SequenceFormat.named("paper")
 SEG = Special(PAPER.seg)

@@ -11,8 +11,8 @@ from typing import NoReturn
 
 import torch.distributed as dist
 
-from model.checkpoints.weights import MisfitError
 from model.errors import UserError
+from model.strict_loading import MisfitError
 
 USER_MISTAKE = 2  # exit code
 

@@ -9,6 +9,7 @@ import os
 import re
 import tempfile
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -168,3 +169,17 @@ def _expanded(text: str) -> str:
 
 def _reason(problem: OSError) -> str:
     return problem.strerror or str(problem)
+
+
+def file_stems(entries: Iterable[str]) -> dict[str, str]:
+    """A file name for each entry of --val_dataset_list: `refcoco+|unc|val` is refcoco+_unc_val. No two are alike."""
+    stems: dict[str, str] = {}
+    for entry in entries:
+        plain = re.sub(r"[^A-Za-z0-9+.-]+", "_", entry).strip("_.") or "data"
+        plain = shortened(plain, 120)  # of the 255 bytes of a file name
+        taken, stem = {name.lower() for name in stems.values()}, plain
+        while stem.lower() in taken:
+            stem = f"{plain}_{len(stems) + 1}"
+            plain += "_"
+        stems[entry] = stem
+    return stems

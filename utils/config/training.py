@@ -13,7 +13,7 @@ from typing import Any
 
 from model.errors import UserError
 from model.text.conversation import PROMPTS
-from model.text.sequence import DEFAULT_NUM_ALL_CLASSES, TOKENS_OF_FORMAT, SequenceFormat
+from model.text.format import DEFAULT_NUM_ALL_CLASSES, TOKENS_OF_FORMAT, SequenceFormat
 from utils.common.settings import check_choices, require_not_negative, require_positive, setting
 
 PRECISIONS = ("fp32", "bf16", "fp16")

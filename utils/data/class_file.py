@@ -22,8 +22,8 @@ import numpy as np
 from model.errors import UserError
 from model.files import read_text, split_lines
 from model.generation.answers import normalize_name
+from utils.common.label_values import IGNORE, NOTHING
 from utils.data.class_lists import ClassList, check_name, make_id_table
-from utils.data.types import IGNORE, NOTHING
 
 logger = logging.getLogger(__name__)
 

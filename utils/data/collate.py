@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -17,7 +18,13 @@ from model.text.sequence import ComplexQuery
 from utils.data.mixture import BatchIndices, Mixture
 from utils.data.sam_keys import image_key
 from utils.data.types import Batch, Sample, UnusableItemError
-from utils.training.sam_cache import SamCache
+
+
+class Embeddings(Protocol):
+    """SAM's image embeddings that were computed before, by the key of their image."""
+
+    def load(self, key: str) -> Tensor | None:
+        """The embedding (prompt_embed_dim, grid, grid); None when it has to be computed."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,7 @@ class Collate:
     processor: LasagnaProcessor
     fast_resize: bool = False  # pictures within two grey levels, in less time
     pack_rows: bool = False  # conversations of one image share a row of the language model
-    sam_cache: SamCache | None = None  # pictures that it knows are not resized for SAM
+    sam_cache: Embeddings | None = None  # pictures that it knows are not resized for SAM
     max_length: int | None = None  # text tokens of a shared row; what is longer takes several
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
@@ -143,7 +150,7 @@ def build_loader(
     fast_resize: bool = False,
     pack_rows: bool = False,
     pin_memory: bool = False,
-    sam_cache: SamCache | None = None,
+    sam_cache: Embeddings | None = None,
     max_length: int | None = None,
 ) -> DataLoader[Batch]:
     """The micro-batches `start` to `start + num_batches` of one rank, in order; see BatchIndices.

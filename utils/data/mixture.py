@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from model.errors import UserError
-from model.text.sequence import SequenceFormat
+from model.text.format import SequenceFormat
 from utils.data.base import Dataset
 from utils.data.registry import DatasetFlags, parse_dataset_flags
 from utils.data.types import Recipe, Sample, UnusableItemError

@@ -12,11 +12,12 @@ import numpy as np
 
 from model.errors import UserError
 from model.text.sequence import complex_conversation
+from utils.common.label_values import IGNORE, NO_CLASS, NOTHING
 from utils.data.base import MISSING, UNLABELLED, Dataset
-from utils.data.class_lists import NO_CLASS, ClassList
+from utils.data.class_lists import ClassList
 from utils.data.files import tell_passed_over, visible
 from utils.data.images import LABEL_SUFFIXES, UNFIT_SUFFIXES, images_in, read_image, read_label, unfit_label
-from utils.data.types import IGNORE, NOTHING, Recipe, Sample, SemanticSample, UnusableItemError
+from utils.data.types import Recipe, Sample, SemanticSample, UnusableItemError
 
 MAX_VALUES_NAMED = 10  # unknown values of a label, in messages
 MAX_BINS = 4096  # of a histogram by OpenCV, which is the faster one up to about this number

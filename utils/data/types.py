@@ -15,14 +15,8 @@ if TYPE_CHECKING:
     import torch
 
     from model.text.conversation import Conversation, Encoded
-    from model.text.sequence import SequenceFormat
+    from model.text.format import SequenceFormat
 
-# Class id of pixels that take part in neither training nor evaluation. Class ids are 16 bits wide, because
-# lists of more than 255 classes exist; files that write "ignore" as 255 have an id table that says so.
-IGNORE = 65535
-# Class id of pixels that are known to belong to none of the classes: nothing is asked about them, but a mask that
-# claims them is wrong.
-NOTHING = 65534
 MAX_REASON = 600  # characters of what is said about one item
 
 

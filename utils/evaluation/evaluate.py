@@ -21,8 +21,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from model.errors import UserError
+from utils.common.paths import file_stems
 from utils.data.base import Dataset
-from utils.evaluation.prediction_files import PredictionWriter, file_stems
+from utils.evaluation.prediction_files import PredictionWriter
 from utils.evaluation.prompting import EvaluationSettings
 from utils.evaluation.protocols import Protocol, protocol_for
 from utils.evaluation.resume import Key, Outcome, Shard, discard, fingerprint, has_samples, unfinished

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,27 +24,13 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from utils.common.paths import shortened
+from utils.common.label_values import IGNORE, NOTHING
 from utils.data.base import Dataset
 from utils.data.registry import DATASETS
 from utils.data.semantic import SemanticDataset
-from utils.data.types import IGNORE, NOTHING, EvalSample, ReasonSample, ReferringSample, SemanticSample
+from utils.data.types import EvalSample, ReasonSample, ReferringSample, SemanticSample
 
 Entry = dict[str, Any]
-
-
-def file_stems(entries: Iterable[str]) -> dict[str, str]:
-    """A file name for each entry of --val_dataset_list: `refcoco+|unc|val` is refcoco+_unc_val. No two are alike."""
-    stems: dict[str, str] = {}
-    for entry in entries:
-        plain = re.sub(r"[^A-Za-z0-9+.-]+", "_", entry).strip("_.") or "data"
-        plain = shortened(plain, 120)  # of the 255 bytes of a file name
-        taken, stem = {name.lower() for name in stems.values()}, plain
-        while stem.lower() in taken:
-            stem = f"{plain}_{len(stems) + 1}"
-            plain += "_"
-        stems[entry] = stem
-    return stems
 
 
 class PredictionWriter:

@@ -15,8 +15,8 @@ from model.generation.inference import DEFAULT_NEW_TOKENS, TOKENS_PER_CLASS
 from model.generation.prompts import move_batch
 from model.outputs import ChatAnswer, EncodedImage
 from model.text.conversation import Conversation
-from model.text.sequence import SequenceFormat
-from model.text.tokens import Text
+from model.text.format import SequenceFormat
+from model.text.special_tokens import Text
 
 ROWS_PER_IMAGE = 8  # questions about one image that share a pass; more of them take several
 

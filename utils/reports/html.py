@@ -11,12 +11,12 @@ import numpy as np
 from PIL import Image
 
 from utils.reports.best_and_worst import to_jpeg
+from utils.reports.report import Report, Result
 from utils.reports.visualize import LegendEntry, SheetRow, overlay
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from utils.reports.report import Report, Result
 
 STYLE = """
 body { font: 14px/1.4 system-ui, sans-serif; color: #212529; margin: 24px; max-width: 1500px }

@@ -33,17 +33,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.errors import UserError
-from utils.evaluation.prediction_files import file_stems
-from utils.reports.confusion_plot import draw_confusion
-from utils.reports.html import samples_page
-from utils.reports.tables import SHOWN, Target, classes_csv, to_markdown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,6 +47,23 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 2
 REPORT_FILE = "report.json"
+
+MASK_METRICS = ("giou", "ciou", "p@0.5", "p@0.6", "p@0.7", "p@0.8", "p@0.9")
+# What the tables show of each section; report.json holds everything.
+SHOWN: dict[str, tuple[str, ...]] = {
+    "semantic": ("miou", "mean_accuracy", "pixel_accuracy"),
+    "presence": ("accuracy", "precision", "recall", "f1", "map", "recall_all"),
+    "calibration": ("threshold", "f1", "f1_as_decoded"),
+    "free_names": ("exact", "near", "repeated", "hallucinated", "hallucination_rate", "unanswered"),
+    "hallucinated_names": (),  # names are no metrics; report.md lists them
+    "referring": MASK_METRICS,
+    "generalized": ("giou", "ciou", "t_acc", "giou_50px", "ciou_50px", "t_acc_50px"),
+    "no_target": ("accuracy", "accuracy_50px"),
+    "reasoning": MASK_METRICS,
+    "reasoning_short": ("giou", "ciou"),
+    "reasoning_long": ("giou", "ciou"),
+    "vqa": ("exact_match", "rouge_l"),
+}
 
 Section = Mapping[str, float]
 
@@ -169,33 +181,6 @@ class Report:
             facts={key: value for key, value in content.items() if key not in known | sections},
         )
 
-    def save(self, folder: str | Path, targets: Sequence[Target] = (), pictures: Sequence[str] = ()) -> Path:
-        """Write report.json, and the files beside it; an interrupted write leaves the old ones.
-
-        pictures: files named relative to `folder`, shown in report.md before those that are drawn here.
-
-        Returns:
-            the path of report.json.
-        """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        stems = file_stems(result.dataset for result in self.results)
-        pictures = list(pictures)
-        for result in self.results:
-            stem = stems[result.dataset]
-            if result.per_class:
-                _write(folder / f"per_class_{stem}.csv", classes_csv(result))
-            if result.confusion is not None:
-                name = f"confusion_{stem}.png"
-                draw_confusion(result.confusion, tuple(result.per_class), folder / name, title=result.dataset)
-                pictures.append(name)
-        links = []
-        if any(result.worst or result.best for result in self.results):
-            _write(folder / "samples.html", samples_page(self))
-            links.append(("The best and the worst samples", "samples.html"))
-        _write(folder / "report.md", to_markdown(self, targets, pictures, links))
-        return _write(folder / REPORT_FILE, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
-
 
 def read_report(path: str | Path) -> Report:
     """Read report.json, given itself or its folder."""
@@ -210,14 +195,6 @@ def read_report(path: str | Path) -> Report:
 
 
 # -------------------------------------------------------------------------------------------- files
-
-
-def _write(path: Path, text: str) -> Path:
-    """Write beside the file and move over it."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-    return path
 
 
 def _nan_to_none(value: Any) -> Any:

@@ -9,32 +9,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-if TYPE_CHECKING:
-    from utils.reports.report import Report, Result
+from utils.reports.report import SHOWN, Report, Result
 
-MASK_METRICS = ("giou", "ciou", "p@0.5", "p@0.6", "p@0.7", "p@0.8", "p@0.9")
-# What the tables show of each section; report.json holds everything.
-SHOWN: dict[str, tuple[str, ...]] = {
-    "semantic": ("miou", "mean_accuracy", "pixel_accuracy"),
-    "presence": ("accuracy", "precision", "recall", "f1", "map", "recall_all"),
-    "calibration": ("threshold", "f1", "f1_as_decoded"),
-    "free_names": ("exact", "near", "repeated", "hallucinated", "hallucination_rate", "unanswered"),
-    "hallucinated_names": (),  # names are no metrics; report.md lists them
-    "referring": MASK_METRICS,
-    "generalized": ("giou", "ciou", "t_acc", "giou_50px", "ciou_50px", "t_acc_50px"),
-    "no_target": ("accuracy", "accuracy_50px"),
-    "reasoning": MASK_METRICS,
-    "reasoning_short": ("giou", "ciou"),
-    "reasoning_long": ("giou", "ciou"),
-    "vqa": ("exact_match", "rouge_l"),
-}
 IN_FULL_ONLY = re.compile(r"^p@|_50px$|_all$|_accuracy$")  # metrics that a terminal does not show
 # Headings of the wide tables, in which shares are percent as in papers.
 TITLES = {

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from model.errors import UserError
 from model.files import read_text, split_lines
-from utils.evaluation.metrics import UNCLAIMED
+from utils.common.label_values import UNCLAIMED
 from utils.reports.colours import MASK_COLOURS, Colour, class_colour, palette
 
 MARGIN, GAP, LEGEND_WIDTH = 24, 8, 168  # of a sheet, in pixels

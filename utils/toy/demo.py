@@ -8,6 +8,7 @@ Each step prints the command that a person would type. At the end: report.json, 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import shlex
@@ -19,9 +20,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-import chat
-import merge_lora_weights_and_save_hf_model as merge_script
-import test_sem
 from model.checkpoints.load import load_model
 from utils.common.commands import Parser, command
 from utils.common.paths import path_flag
@@ -31,6 +29,7 @@ from utils.data.registry import build_val_dataset
 from utils.reports.report import Report, read_report
 from utils.reports.tables import Target, print_report
 from utils.reports.visualize import read_curves, save_curves
+from utils.reports.write import write_report
 from utils.toy import world
 
 CONFIG = Path("configs/toy.yaml")
@@ -71,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--num_val", args.num_val, "--layouts", LAYOUTS)  # fmt: skip
     train(out, dataset, shlex.split(args.train_flags))
     if not (merged / "config.json").is_file():
-        run(merge_script.main, "python merge_lora_weights_and_save_hf_model.py", "--weight", out / "ckpt_model",
+        run(main_of("merge_lora_weights_and_save_hf_model"),
+            "python merge_lora_weights_and_save_hf_model.py", "--weight", out / "ckpt_model",
             "--save_path", merged, "--precision", "fp32")  # fmt: skip
     untrained = write_untrained(out / "untrained")
     baseline = evaluate(untrained, dataset, BASELINE_DATASETS, out / "eval_untrained", args.max_samples)
@@ -79,6 +79,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     ask_three_questions(merged, dataset, out / "chat")
     publish(report, baseline, out)
     return 0
+
+
+def main_of(script: str) -> Callable[[Sequence[str]], int]:
+    """The `main` of a script; by name, because scripts import utils/ and not the other way round."""
+    return importlib.import_module(script).main
 
 
 def run(script: Callable[[Sequence[str]], int], command: str, *arguments: object) -> None:
@@ -127,7 +132,7 @@ def evaluate(model: Path, dataset: Path, entries: str, out: Path, max_samples: i
     """The report of a model folder; an existing one is read."""
     if not (out / "report.json").is_file():
         limit = [] if max_samples is None else ["--max_samples", max_samples]
-        run(test_sem.main, "python test_sem.py", "--version", model, "--dataset_dir", dataset,
+        run(main_of("test_sem"), "python test_sem.py", "--version", model, "--dataset_dir", dataset,
             "--val_dataset_list", entries, "--val_batch_size", 4, "--precision", "fp32", "--report_dir", out,
             "--vis_save_path", out, *limit)  # fmt: skip
     return read_report(out / "report.json")
@@ -147,7 +152,7 @@ def ask_three_questions(model: Path, dataset: Path, out: Path) -> None:
         ("--prompt", f"Can you segment {missing}?"),
     ]
     for number, (flag, text) in enumerate(questions, start=1):
-        run(chat.main, "python chat.py", "--version", model, "--image", scene.source, flag, text,
+        run(main_of("chat"), "python chat.py", "--version", model, "--image", scene.source, flag, text,
             "--precision", "fp32", "--vis_save_path", out / str(number))  # fmt: skip
 
 
@@ -161,7 +166,7 @@ def publish(report: Report, baseline: Report, out: Path) -> None:
     curves = read_curves(out / "losses.jsonl", ["total", "cross_entropy", "mask_bce", "dice"])
     save_curves(curves, out / "losses.png", title="training on the toy world")
     (out / "sheet.png").write_bytes((out / "eval" / "sheet_ade20k.png").read_bytes())
-    path = report.save(out, TARGETS, pictures=["sheet.png", "losses.png"])
+    path = write_report(report, out, TARGETS, pictures=["sheet.png", "losses.png"])
     print_report(report, TARGETS)
     console.print(f"\n{path}, {out / 'report.md'}, {out / 'sheet.png'}, {out / 'losses.png'}")
 

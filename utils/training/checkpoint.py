@@ -25,10 +25,10 @@ import torch.distributed as dist
 
 from model.checkpoints.layouts.deepspeed import safe_globals
 from model.checkpoints.layouts.training import CHECKPOINT_FOLDER, SETTINGS_FOLDER
-from model.checkpoints.weights import check_keys
 from model.errors import UserError
 from model.files import read_json, read_text, read_yaml, split_lines
 from model.lasagna import LasagnaForConditionalGeneration
+from model.strict_loading import check_keys
 from utils.common.distributed import is_main_process
 from utils.common.paths import same_place
 from utils.common.settings import STARTED_IN, path_settings, save_config

@@ -9,10 +9,11 @@ from typing import Any
 from torch import Tensor
 from transformers import CLIPVisionConfig
 
-from model.checkpoints.layouts.base import ReadOptions, local_folder
+from model.checkpoints.layouts.base import ReadOptions
 from model.checkpoints.weights import read_folder, without_prefix
 from model.errors import UserError
 from model.files import read_json
+from model.folders import local_folder
 
 TOWER_PREFIX = "model.vision_tower.vision_tower.vision_model."  # in an original LLaVA
 TOWER_FOLDER = "vision_tower"  # where our export puts the tower, in the model's folder

@@ -8,8 +8,9 @@ from typing import Any
 from transformers import LlavaForConditionalGeneration
 
 from model.checkpoints.layouts.base import Parts, ReadOptions
-from model.checkpoints.weights import check_files, load_pretrained
+from model.checkpoints.weights import check_files
 from model.files import read_json
+from model.strict_loading import load_pretrained
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 

@@ -16,9 +16,10 @@ from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from model.checkpoints.layouts.base import Parts, ReadOptions, named_dtype
 from model.checkpoints.layouts.clip import TOWER_PREFIX, read_tower
-from model.checkpoints.weights import load_pretrained, read_folder
+from model.checkpoints.weights import read_folder
 from model.errors import UserError
 from model.files import read_json
+from model.strict_loading import load_pretrained
 
 ARCHITECTURES = ("LlavaLlamaForCausalLM",)
 

@@ -18,7 +18,7 @@ from model.checkpoints.weights import read_folder, without_prefix
 from model.decoders.sam import sam_settings_from_state_dict
 from model.errors import UserError
 from model.files import read_json
-from model.text.sequence import SequenceFormat
+from model.text.format import SequenceFormat
 from model.text.tokens import add_special_tokens, load_tokenizer
 
 if TYPE_CHECKING:

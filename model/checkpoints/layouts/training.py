@@ -13,11 +13,12 @@ from torch import Tensor
 
 from model.checkpoints.layouts import adapter, deepspeed, released
 from model.checkpoints.layouts.base import DTYPES, SETTINGS_FOLDER, named_dtype
-from model.checkpoints.weights import INDEX_FILES, WEIGHT_FILES, check_fit, read_folder, read_weight_file
+from model.checkpoints.weights import INDEX_FILES, WEIGHT_FILES, read_folder, read_weight_file
 from model.errors import UserError
 from model.files import read_json, read_yaml
 from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import TRAINABLE_PATTERN, add_lora, merge
+from model.strict_loading import check_fit
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from model.checkpoints.layouts.base import SETTINGS_FOLDER
 from model.checkpoints.layouts.clip import TOWER_FOLDER, TOWER_WEIGHT_PREFIX
 from model.checkpoints.lazy import SINGLE_FILE
 from model.errors import UserError
-from model.text.tokens import IMAGE
+from model.text.special_tokens import IMAGE
 
 if TYPE_CHECKING:
     from model.config import LasagnaConfig

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from model.generation.answers import NameCounts, NameMatcher, match_mentions, read_answer
-from model.text.sequence import SequenceFormat
+from model.text.format import SequenceFormat
 from tests.told_answers import answer_of
 
 NAMES = ("traffic light", "tree", "car", "cat", "dining table", "sky-other", "c++")

@@ -17,9 +17,10 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from model.generation.decoding import AnswerPlan, ComplexAnswer, decode_choices, plan_answer
+from model.generation.decoding import ComplexAnswer, decode_choices
+from model.text.answer_plan import AnswerPlan, plan_answer
 from model.text.conversation import Conversation, encode_conversation
-from model.text.sequence import SequenceFormat
+from model.text.format import SequenceFormat
 from model.text.tokens import add_special_tokens, load_tokenizer, token_ids
 from tests.watching import passes_of
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from model.text.conversation import IGNORE_INDEX, PROMPTS, Conversation, Turn, encode_conversation
-from model.text.sequence import SequenceFormat
-from model.text.tokens import IMAGE, Special, Text, add_special_tokens, decode_text, load_tokenizer, token_ids
+from model.text.format import SequenceFormat
+from model.text.special_tokens import IMAGE, Special, Text
+from model.text.tokens import add_special_tokens, decode_text, load_tokenizer, token_ids
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"

@@ -11,7 +11,7 @@ from transformers.integrations import flex_attention as integration
 from model.lora import add_lora, mark_trainable
 from model.text.conversation import Conversation, Encoded
 from model.text.packing import pack, pack_within, packed_attention, packed_blocks
-from model.text.tokens import SEG, Special
+from model.text.special_tokens import SEG, Special
 
 IMAGES = [np.random.default_rng(k).integers(0, 256, size, dtype=np.uint8) for k, size in
           enumerate([(20, 30, 3), (24, 16, 3)])]  # fmt: skip

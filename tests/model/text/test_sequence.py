@@ -3,16 +3,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from model.text.format import SequenceFormat
+from model.text.phrases import phrases
 from model.text.sequence import (
-    SequenceFormat,
     complex_conversation,
-    phrases,
     reasoning_conversation,
     reasoning_query,
     referring_conversation,
     referring_query,
 )
-from model.text.tokens import INS, NEG, SEG, Special
+from model.text.special_tokens import INS, NEG, SEG, Special
 
 PAPER = SequenceFormat.named("paper")
 PRESENT = ["person", "sky", "dog"]

@@ -8,15 +8,9 @@ import pytest
 from sentencepiece import SentencePieceProcessor
 from transformers import AddedToken, AutoTokenizer
 
-from model.text.sequence import SequenceFormat
+from model.text.format import SequenceFormat
+from model.text.special_tokens import IM_END, IM_START, IMAGE, NEG, SEG, Special, Text
 from model.text.tokens import (
-    IM_END,
-    IM_START,
-    IMAGE,
-    NEG,
-    SEG,
-    Special,
-    Text,
     add_special_tokens,
     decode_text,
     encode_text,

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from model.checkpoints.weights import MisfitError
 from model.errors import UserError
+from model.strict_loading import MisfitError
 from utils.common.commands import command, one_line
 
 

@@ -16,7 +16,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 from model.config import LasagnaConfig
 from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import add_lora, mark_trainable
-from model.text.sequence import SequenceFormat
+from model.text.format import SequenceFormat
 from tests.commands import REPOSITORY
 from tests.tiny_weights import SAM
 from utils.common.settings import parse_config

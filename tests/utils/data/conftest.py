@@ -1,6 +1,6 @@
 import pytest
 
-from model.text.sequence import SequenceFormat
+from model.text.format import SequenceFormat
 from utils.data.types import Recipe
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from model.errors import UserError
+from utils.common.label_values import IGNORE, NO_CLASS, NOTHING
 from utils.data.class_file import read_class_file
-from utils.data.class_lists import NO_CLASS, ClassList
-from utils.data.types import IGNORE, NOTHING
+from utils.data.class_lists import ClassList
 
 NAMES = ["sky", "Gras\u00df", "\u5929\u7a7a", "caf\u00e9"]
 

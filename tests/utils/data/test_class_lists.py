@@ -1,17 +1,10 @@
 import numpy as np
 import pytest
 
-from model.text.sequence import spoken
+from model.text.format import spoken
+from utils.common.label_values import IGNORE, NO_CLASS
 from utils.data.class_file import read_class_file
-from utils.data.class_lists import (
-    NO_CLASS,
-    ClassList,
-    load_class_list,
-    load_id_table,
-    make_id_table,
-    normalize_name,
-)
-from utils.data.types import IGNORE
+from utils.data.class_lists import ClassList, load_class_list, load_id_table, make_id_table, normalize_name
 
 SIZES = {
     "ade20k": 150,

@@ -7,8 +7,10 @@ from transformers import CLIPImageProcessorPil
 
 from model.processor import LasagnaProcessor
 from model.text.conversation import Conversation
-from model.text.sequence import SequenceFormat, complex_conversation
-from model.text.tokens import Special, add_special_tokens, load_tokenizer
+from model.text.format import SequenceFormat
+from model.text.sequence import complex_conversation
+from model.text.special_tokens import Special
+from model.text.tokens import add_special_tokens, load_tokenizer
 from tests.utils.data.layouts import (
     HEIGHT,
     WIDTH,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from model.text.sequence import SequenceFormat
+from model.text.format import SequenceFormat
 from tests.utils.data.layouts import (
     blocks,
     box_polygon,

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.text.sequence import SequenceFormat
+from model.text.format import SequenceFormat
 from tests.utils.data.layouts import (
     HEIGHT,
     WIDTH,
@@ -13,11 +13,12 @@ from tests.utils.data.layouts import (
     write_cityscapes,
     write_cocostuff,
 )
+from utils.common.label_values import IGNORE
 from utils.data.datasets.ade20k import Ade20k
 from utils.data.datasets.cityscapes import Cityscapes
 from utils.data.datasets.cocostuff import CocoStuff
 from utils.data.semantic import values_in
-from utils.data.types import IGNORE, Recipe, UnusableItemError
+from utils.data.types import Recipe, UnusableItemError
 
 NOISE = np.random.default_rng(0).integers(0, 151, (HEIGHT, WIDTH), dtype=np.uint8)
 

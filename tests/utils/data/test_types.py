@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from model.text.conversation import Conversation
-from model.text.tokens import SEG, Special
+from model.text.special_tokens import SEG, Special
 from tests.utils.data.layouts import HEIGHT, WIDTH, picture
 from utils.data.types import ReferringSample, Sample, SemanticSample, UnusableItemError
 

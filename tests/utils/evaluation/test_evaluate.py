@@ -21,10 +21,10 @@ from tests.utils.evaluation.told_model import (
     referring_world,
     semantic_world,
 )
-from utils.data.types import IGNORE, ReasonSample, ReferringSample, VqaSample
+from utils.common.label_values import IGNORE, UNCLAIMED
+from utils.data.types import ReasonSample, ReferringSample, VqaSample
 from utils.evaluation import evaluate as evaluation
 from utils.evaluation.evaluate import Outputs, evaluate, evaluate_datasets, spread
-from utils.evaluation.metrics import UNCLAIMED
 from utils.evaluation.prompting import EvaluationSettings
 
 

@@ -13,14 +13,15 @@ from rich.console import Console
 from model.text.sequence import reasoning_query
 from tests.utils.data import layouts
 from tests.utils.evaluation.told_model import FakeProcessor, ListDataset, ToldModel, image_of, mask_logits
+from utils.common.label_values import UNCLAIMED
 from utils.data.registry import build_val_dataset
 from utils.data.types import ReasonSample
 from utils.evaluation.evaluate import evaluate_datasets
-from utils.evaluation.metrics import UNCLAIMED
 from utils.evaluation.prompting import EvaluationSettings
 from utils.evaluation.protocols import SemanticPrediction, protocol_for
 from utils.reports.report import read_report
 from utils.reports.tables import print_report
+from utils.reports.write import write_report
 
 HEIGHT, WIDTH = 4, 10
 
@@ -130,7 +131,7 @@ def test_where_labels_are_not_exhaustive_presence_is_a_recall(tmp_path):
     [note] = result.notes
     assert "4 of 6 pairs" in note
     assert "only the recall is measured" in note
-    report.save(tmp_path / "out")
+    write_report(report, tmp_path / "out")
     assert note in (tmp_path / "out" / "report.md").read_text()
     assert read_report(tmp_path / "out").results[0].notes == result.notes
     shown = io.StringIO()
@@ -223,7 +224,7 @@ def test_missing_images_stand_in_every_report(tmp_path):
     for number in range(2, 10):
         (tmp_path / f"{number}.png").unlink()
     report = report_of(f"own_coco:{path}|exhaustive=true", [columns((5, 0))] * 2)
-    report.save(tmp_path / "out")
+    write_report(report, tmp_path / "out")
     data = json.loads((tmp_path / "out" / "report.json").read_text())["datasets"][0]["data"]
     assert data["summary"] == "2 of 10 images; 8 missing"
     assert (data["num_listed"], data["num_used"], data["left_out"]) == (10, 2, {"missing": 8})
@@ -243,7 +244,7 @@ def test_nothing_is_remarked_where_all_is_judged_but_the_report_says_so(tmp_path
     shown = io.StringIO()
     print_report(report, console=Console(file=shown, width=200))
     assert "images" not in shown.getvalue()
-    report.save(tmp_path / "out")
+    write_report(report, tmp_path / "out")
     assert ": all 1 images" in (tmp_path / "out" / "report.md").read_text()
 
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from model.outputs import Segmentation
-from model.text.sequence import SequenceFormat
+from model.text.format import SequenceFormat
 from utils.data.class_lists import ClassList, load_class_list
 from utils.evaluation.predict import classes_asked, find_images, output_names, predict_images, values_written
 from utils.evaluation.prompting import EvaluationSettings

@@ -11,7 +11,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from utils.common.paths import writable_folder
+from utils.common.label_values import IGNORE, NOTHING, UNCLAIMED
+from utils.common.paths import file_stems, writable_folder
 from utils.data.class_lists import make_id_table
 from utils.data.datasets.ade20k import Ade20k
 from utils.data.datasets.cityscapes import Cityscapes
@@ -20,9 +21,8 @@ from utils.data.datasets.mapillary import Mapillary, read_config
 from utils.data.datasets.pascal_context import Pc59, Pc459
 from utils.data.datasets.pascal_voc import Pas20
 from utils.data.semantic import SemanticDataset
-from utils.data.types import IGNORE, NOTHING, ReasonSample, ReferringSample, SemanticSample, VqaSample
-from utils.evaluation.metrics import UNCLAIMED
-from utils.evaluation.prediction_files import PredictionWriter, file_stems, label_values
+from utils.data.types import ReasonSample, ReferringSample, SemanticSample, VqaSample
+from utils.evaluation.prediction_files import PredictionWriter, label_values
 from utils.evaluation.prompting import MaskAnswer
 
 IMAGE = np.zeros((4, 6, 3), dtype=np.uint8)

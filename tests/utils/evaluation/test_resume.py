@@ -18,6 +18,7 @@ from tests.utils.evaluation.told_model import (
 )
 from utils.evaluation.evaluate import Outputs, evaluate_datasets
 from utils.evaluation.prompting import EvaluationSettings
+from utils.reports.write import write_report
 
 
 class Killed(Exception):
@@ -52,7 +53,7 @@ def report_of(model, datasets, folder, *, resume=False, processor=None, predicti
 def files_of(report, folder) -> dict[str, bytes]:
     """Every file of the report as it would be written, but for the time it took."""
     results = tuple(replace(result, seconds=0.0) for result in report.results)
-    replace(report, results=results).save(folder)
+    write_report(replace(report, results=results), folder)
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
@@ -123,7 +124,7 @@ def test_without_resume_an_evaluation_starts_anew_and_says_what_it_leaves(tmp_pa
     report = report_of(model, {"ade20k": semantic_world(model, 3)}, tmp_path)
     assert len(model.calls) == 3
     assert "with --resume it would go on" in caplog.text
-    report.save(tmp_path)
+    write_report(report, tmp_path)
     caplog.clear()
     report_of(model, {"ade20k": semantic_world(model, 3)}, tmp_path)
     assert not caplog.text  # a finished one is not worth a word

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 
 from model.outputs import Segmentation
-from model.text.sequence import SequenceFormat, referring_query
+from model.text.format import SequenceFormat
+from model.text.sequence import referring_query
 from tests.told_answers import answer_of
+from utils.common.label_values import IGNORE, UNCLAIMED
 from utils.data.base import Dataset
-from utils.data.types import IGNORE, ReferringSample, SemanticSample
+from utils.data.types import ReferringSample, SemanticSample
 from utils.evaluation import evaluate as evaluation
-from utils.evaluation.metrics import UNCLAIMED
 from utils.reports.report import Report
 
 CLASSES = ("sky", "grass", "sea", "sand", "person", "dog", "ball", "flag")

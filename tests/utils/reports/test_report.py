@@ -19,6 +19,7 @@ from utils.reports.confusion_plot import most_confused, shares_of
 from utils.reports.report import SCHEMA_VERSION, Report, Result, read_report
 from utils.reports.tables import Target, print_report, results_table, targets_table, to_markdown
 from utils.reports.visualize import SheetRow, mask_row
+from utils.reports.write import write_report
 
 
 def semantic_result(miou: float, dataset: str = "ade20k") -> Result:
@@ -61,7 +62,7 @@ def report_of(miou: float = 0.81234) -> Report:
 
 def test_report_json_has_a_section_for_each_task_and_a_schema_version(tmp_path):
     report = report_of().with_facts(minutes_train=5.2).with_baseline(report_of(0.01))
-    path = report.save(tmp_path / "new" / "folder")
+    path = write_report(report, tmp_path / "new" / "folder")
     content = json.loads(path.read_text())
     assert content["schema_version"] == SCHEMA_VERSION
     assert content["semantic"] == {
@@ -85,7 +86,7 @@ def test_report_json_has_a_section_for_each_task_and_a_schema_version(tmp_path):
 
 def test_a_report_read_back_is_the_same(tmp_path):
     report = report_of().with_facts(minutes_train=5.2).with_baseline(report_of(0.01))
-    report.save(tmp_path)
+    write_report(report, tmp_path)
     again = read_report(tmp_path)
     assert again.to_dict() == report.to_dict()
     assert math.isnan(again.value("presence.precision"))
@@ -158,7 +159,7 @@ def test_a_data_set_only_the_baseline_lacks_has_no_number_before():
 
 def test_report_md_has_tables_whose_cells_are_not_broken_by_bars(tmp_path):
     report = report_of().with_facts(minutes_train=5.2)
-    report.save(tmp_path, [Target(metric="semantic.miou", bar=0.6)], pictures=["sheet_ade20k.png"])
+    write_report(report, tmp_path, [Target(metric="semantic.miou", bar=0.6)], pictures=["sheet_ade20k.png"])
     text = (tmp_path / "report.md").read_text()
     assert r"| referring.ciou | refcoco\|unc\|val | 20 | 0.800 |  |" in text
     assert r"| awning, sunshade \| blind | 0.500 | - |" in text
@@ -175,7 +176,7 @@ def test_report_md_has_tables_whose_cells_are_not_broken_by_bars(tmp_path):
 
 
 def test_a_csv_has_every_number_of_every_class_and_nothing_where_nothing_was_counted(tmp_path):
-    report_of().save(tmp_path)
+    write_report(report_of(), tmp_path)
     with (tmp_path / "per_class_ade20k.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows == [
@@ -223,7 +224,7 @@ def test_the_page_of_samples_is_whole_and_runs_nothing_whatever_names_hold(tmp_p
         worst=(picture_row(0.125, f"/data/{evil}.png", evil),),
         best=(picture_row(0.875, "/data/good.png"),),
     )
-    Report(model=evil, protocol={}, results=(result,)).save(tmp_path)
+    write_report(Report(model=evil, protocol={}, results=(result,)), tmp_path)
     page = (tmp_path / "samples.html").read_text()
     tags = PageTags()
     tags.feed(page)
@@ -256,7 +257,7 @@ class PageTags(HTMLParser):
 def test_the_confusion_of_a_semantic_data_set_is_a_picture_in_the_report(tmp_path):
     counts = np.array([[8, 2, 0, 0], [0, 4, 0, 4], [0, 0, 0, 0], [0, 1, 0, 0]])
     result = replace(semantic_result(0.5), confusion=counts)
-    Report(model="m", protocol={}, results=(result,)).save(tmp_path)
+    write_report(Report(model="m", protocol={}, results=(result,)), tmp_path)
     with Image.open(tmp_path / "confusion_ade20k.png") as picture:
         assert min(picture.size) > 300
     assert "![confusion_ade20k](confusion_ade20k.png)" in (tmp_path / "report.md").read_text()

@@ -7,8 +7,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from utils.data.types import IGNORE
-from utils.evaluation.metrics import UNCLAIMED
+from utils.common.label_values import IGNORE, UNCLAIMED
 from utils.reports.colours import class_colour, palette
 from utils.reports.visualize import (
     LegendEntry,

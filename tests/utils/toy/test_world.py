@@ -11,6 +11,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from utils.common.label_values import IGNORE
 from utils.data.class_lists import load_class_list
 from utils.data.datasets.cityscapes import Cityscapes
 from utils.data.datasets.cocostuff import CocoStuff
@@ -19,7 +20,6 @@ from utils.data.datasets.llava_instruct import LlavaInstruct
 from utils.data.datasets.reason_seg import ReasonSeg
 from utils.data.datasets.refer import RefCoco
 from utils.data.masks import decode_segmentation
-from utils.data.types import IGNORE
 from utils.toy.layouts.common import INDICES_PER_LAYOUT, LAYOUTS, SEED_OF_SPLIT, SceneSource
 from utils.toy.layouts.polygons import coco_segmentation, pixel_outlines
 from utils.toy.layouts.reason import choose

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from model.text.sequence import SequenceFormat
+from model.text.format import SequenceFormat
+from utils.common.label_values import IGNORE
 from utils.config.training import TrainConfig
 from utils.data.datasets.mapillary import Mapillary
 from utils.data.datasets.openimages import OpenImages
@@ -21,7 +22,7 @@ from utils.data.datasets.refer import RefClef, RefCocoG, RefCocoPlus
 from utils.data.mixture import build_train_mixture
 from utils.data.registry import DATASETS, build_val_dataset
 from utils.data.tools.openimages_index import build_index
-from utils.data.types import IGNORE, Recipe
+from utils.data.types import Recipe
 from utils.toy.layouts import mapillary, openimages, parts, voc
 from utils.toy.layouts.common import SceneSource
 from utils.toy.layouts.reason import choose

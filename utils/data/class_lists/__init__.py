@@ -17,11 +17,10 @@ import numpy as np
 from model.errors import UserError
 from model.files import read_text, split_lines
 from model.generation.answers import normalize_name
-from utils.data.types import IGNORE
+from utils.common.label_values import IGNORE, NO_CLASS
 
 CLASSES_DIR = Path(__file__).parent
 CONTROL = {"Cc", "Cs", "Zl", "Zp"}  # Unicode categories: control, half a pair, line and paragraph ends
-NO_CLASS = -1  # entry of an id table for values that a label file must not contain
 
 
 class ClassList(Sequence[str]):

@@ -1,6 +1,6 @@
 """Open Images: masks of 350 classes, and the command that makes their index from the official CSV files.
 
-    python -m utils.data.datasets.openimages build-index --dataset_dir ./dataset
+    python -m utils.data.tools.openimages_index build-index --dataset_dir ./dataset
 
 OpenImageV6/train_mask.json is the index: {"categories": [names], IMAGE_ID: {name: ["d/ID_mid_box.png", ...]}};
 the masks lie in OpenImageV6/train-masks, the pictures in OpenImageV6/folder_train/xx/ID.jpg, xx being the first
@@ -10,7 +10,6 @@ for in an image and did not find. It is optional; without it no class is taught 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +53,7 @@ class OpenImages(ClassMaskDataset):
         if not path.is_file():
             raise FileNotFoundError(
                 f"{self.name} needs {path}; make it from the official CSV files with "
-                f"python -m utils.data.datasets.openimages build-index --dataset_dir {dataset_dir}"
+                f"python -m utils.data.tools.openimages_index build-index --dataset_dir {dataset_dir}"
             )
         self.mask_folder = locate(root, ("train-masks",), self.name)
         self.image_folder = locate(root, ("folder_train",), self.name)
@@ -151,9 +150,3 @@ def fit_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray:
     if abs(distortion - 1) > MAX_DISTORTION:
         raise UserError(f"mask is {mask.shape}, its image {(height, width)}: other proportions")
     return cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)
-
-
-if __name__ == "__main__":
-    from utils.data.tools.openimages_index import main
-
-    sys.exit(main())

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from model.errors import UserError
+from utils.common.label_values import IGNORE, NOTHING
 from utils.data.base import MISSING, well_formed
 from utils.data.class_lists import ClassList
 from utils.data.class_masks import ClassMaskDataset
@@ -25,7 +26,7 @@ from utils.data.frames import Drawn
 from utils.data.image_names import ImageFiles
 from utils.data.masks import annotated_size
 from utils.data.polygons import STRAY_PART, EmptyMaskError, form_of
-from utils.data.types import IGNORE, NOTHING, SemanticSample, UnusableItemError
+from utils.data.types import SemanticSample, UnusableItemError
 
 STRAY_OBJECT = "an object too small to cover a pixel, left out; its class is not asked unless drawn elsewhere"
 

@@ -23,8 +23,8 @@ import numpy as np
 from model.errors import UserError
 from model.files import read_text, split_lines
 from model.text.conversation import Conversation
-from model.text.sequence import SequenceFormat
-from model.text.tokens import NEG, SEG, Special, Text
+from model.text.format import SequenceFormat
+from model.text.special_tokens import NEG, SEG, Special, Text
 from utils.data.base import MISSING, Dataset, well_formed
 from utils.data.datasets.llava_instruct import dialogue_texts
 from utils.data.datasets.own import OwnFlag, decode_own_mask, find_images, find_split_file

@@ -18,11 +18,12 @@ import cv2
 import numpy as np
 
 from model.errors import UserError
+from utils.common.label_values import IGNORE
 from utils.data.class_file import IGNORED_VALUES, read_class_file
 from utils.data.datasets.own import WHOLE, OwnFlag, find_path
 from utils.data.files import names_in
 from utils.data.semantic import SemanticDataset, values_in
-from utils.data.types import IGNORE, UnusableItemError
+from utils.data.types import UnusableItemError
 
 logger = logging.getLogger(__name__)
 

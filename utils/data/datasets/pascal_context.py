@@ -9,11 +9,11 @@ import numpy as np
 
 from model.errors import UserError
 from model.files import open_regular
+from utils.common.label_values import IGNORE
 from utils.data.base import MISSING
 from utils.data.class_lists import load_class_list, load_id_table, make_id_table
 from utils.data.datasets.pascal_voc import VocDataset
 from utils.data.files import visible
-from utils.data.types import IGNORE
 
 ROOTS = ("VOCdevkit/VOC2010", "VOC2010", "vlpart/pascal_part/VOCdevkit/VOC2010")
 LIST_FILES = ("ImageSets/SegmentationContext/val.txt", "pascalcontext_val.txt")

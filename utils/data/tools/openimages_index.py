@@ -1,4 +1,4 @@
-"""`python -m utils.data.datasets.openimages build-index`: the index of Open Images, from the official CSV files."""
+"""`python -m utils.data.tools.openimages_index build-index`: Open Images' index, from the CSV files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import csv
 import io
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -159,7 +160,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m utils.data.datasets.openimages", description=__doc__)
+    parser = Parser(prog="python -m utils.data.tools.openimages_index", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build-index", help=f"write {INDEX_FILE} and {NEGATIVES_FILE}")
     build.add_argument(
@@ -210,3 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     print(run(args))
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

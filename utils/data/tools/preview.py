@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw
 from model.processor import LasagnaProcessor
 from model.text.conversation import IGNORE_INDEX, Conversation, Encoded
 from model.text.sequence import ComplexQuery
-from model.text.tokens import SEG_TOKENS, Special
+from model.text.special_tokens import SEG_TOKENS, Special
 from utils.common.commands import command
 from utils.common.logs import quiet, start_logging
 from utils.common.paths import check_writable

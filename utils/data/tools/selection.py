@@ -6,10 +6,10 @@ from dataclasses import dataclass, fields, replace
 
 from transformers import CLIPImageProcessorPil
 
-from model.checkpoints.layouts.base import local_folder
 from model.errors import UserError
+from model.folders import local_folder
 from model.processor import FILE_NAME, LasagnaProcessor
-from model.text.sequence import SequenceFormat
+from model.text.format import SequenceFormat
 from model.text.tokens import add_special_tokens, load_tokenizer
 from utils.common.settings import require_positive, setting
 from utils.config.training import DataConfig

@@ -4,7 +4,7 @@ A value without data (a mean over nothing) is NaN, never 0: a missing measuremen
 """
 
 from utils.evaluation.metrics.bootstrap import CONFIDENCE, NUM_RESAMPLES, intervals
-from utils.evaluation.metrics.labels import UNCLAIMED, ConfusionMatrix, label_map, label_measures
+from utils.evaluation.metrics.labels import ConfusionMatrix, label_map, label_measures
 from utils.evaluation.metrics.masks import (
     NO_TARGET_PIXELS,
     Overlap,
@@ -30,7 +30,6 @@ __all__ = [
     "CONFIDENCE",
     "NO_TARGET_PIXELS",
     "NUM_RESAMPLES",
-    "UNCLAIMED",
     "Calibration",
     "ConfusionMatrix",
     "Overlap",

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from utils.data.types import IGNORE, NOTHING
+from utils.common.label_values import IGNORE, NOTHING, UNCLAIMED
 from utils.evaluation.metrics.common import known_mean, safe_divide
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-UNCLAIMED = -1  # in a predicted label map: no mask claims this pixel
 BLOCK_PIXELS = 1 << 16  # what is compared at once on a CPU, so that the running maximum stays in its cache
 
 

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from model.generation.answers import NameCounts
-from utils.data.types import IGNORE, NOTHING, SemanticSample
-from utils.evaluation.metrics import UNCLAIMED, ConfusionMatrix, intervals, label_map, label_measures
+from utils.common.label_values import IGNORE, NOTHING, UNCLAIMED
+from utils.data.types import SemanticSample
+from utils.evaluation.metrics import ConfusionMatrix, intervals, label_map, label_measures
 from utils.evaluation.metrics.common import ratio
 from utils.evaluation.prompting import EvaluationSettings, ask_freely
 from utils.evaluation.protocols.base import Protocol, Sections

@@ -23,7 +23,8 @@ from transformers import CLIPVisionModel, LlamaConfig, LlamaForCausalLM, PreTrai
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from model.text.conversation import encode_conversation
-from model.text.tokens import IMAGE, load_tokenizer
+from model.text.special_tokens import IMAGE
+from model.text.tokens import load_tokenizer
 from utils.toy.pretrain.clip import PATCH, normalise, pad_to_square
 from utils.toy.pretrain.common import (
     COLOURS,

@@ -11,8 +11,9 @@ from transformers import CLIPConfig, CLIPVisionConfig, CLIPVisionModel, LlamaCon
 from model.checkpoints.layouts.training import read_training_weights
 from model.checkpoints.layouts.write_released import write_released
 from model.checkpoints.load import load_model
-from model.checkpoints.weights import MisfitError, read_folder
+from model.checkpoints.weights import read_folder
 from model.decoders.sam import SamSettings, build_sam
+from model.strict_loading import MisfitError
 from tests.tiny_weights import HIDDEN_DIM, SAM, edit_json, write_shards
 
 

@@ -109,7 +109,7 @@ def test_only_negative_categories_are_absent_and_partly_annotated_ones_are_not_a
 
 
 def test_the_whole_list_can_be_asked(tmp_path):
-    from model.text.sequence import SequenceFormat
+    from model.text.format import SequenceFormat
     from utils.data.types import Recipe
 
     write_paco(tmp_path, [image(1, neg_category_ids=[5])], [annotation(1, 7, compressed_rle(BLOB))])

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from model.text.tokens import SEG, Special
+from model.text.special_tokens import SEG, Special
 from tests.utils.data.layouts import dialogue, write_llava
 from utils.data.datasets.llava_instruct import LlavaInstruct
 from utils.data.types import UnusableItemError

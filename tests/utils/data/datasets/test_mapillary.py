@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from tests.utils.data.layouts import blocks, picture, save, save_json
+from utils.common.label_values import IGNORE
 from utils.data.datasets.mapillary import Mapillary, read_config
-from utils.data.types import IGNORE, UnusableItemError
+from utils.data.types import UnusableItemError
 
 LABELS = [
     {"name": "animal--bird", "readable": "Bird", "evaluate": True, "color": [0, 0, 0], "instances": True},

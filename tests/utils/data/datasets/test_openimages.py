@@ -75,7 +75,9 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(tmp_path):
         OpenImages(tmp_path, "train")
     folder = write(tmp_path)
     (folder / "train_mask.json").rename(folder / "other.json")
-    with pytest.raises(FileNotFoundError, match=r"utils.data.datasets.openimages build-index --dataset_dir"):
+    with pytest.raises(
+        FileNotFoundError, match=r"utils.data.tools.openimages_index build-index --dataset_dir"
+    ):
         OpenImages(tmp_path, "train")
 
 

@@ -22,8 +22,9 @@ from tests.utils.data.layouts import (
     save_json,
     uncompressed_rle,
 )
+from utils.common.label_values import IGNORE, NOTHING
 from utils.data.registry import build_val_dataset
-from utils.data.types import IGNORE, NOTHING, UnusableItemError
+from utils.data.types import UnusableItemError
 
 
 def test_a_class_is_the_union_of_its_annotations_whatever_their_form(tmp_path, recipe):

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from model.text.conversation import Conversation
-from model.text.sequence import SequenceFormat
-from model.text.tokens import NEG, SEG, Special
+from model.text.format import SequenceFormat
+from model.text.special_tokens import NEG, SEG, Special
 from tests.utils.data.layouts import (
     HEIGHT,
     WIDTH,

@@ -4,8 +4,9 @@ from PIL import Image
 
 from model.errors import UserError
 from tests.utils.data.layouts import HEIGHT, WIDTH, blocks, picture, save
+from utils.common.label_values import IGNORE, NOTHING
 from utils.data.registry import build_val_dataset, parse_entry
-from utils.data.types import IGNORE, NOTHING, UnusableItemError
+from utils.data.types import UnusableItemError
 
 CLASSES = "ignore\nbolt\nnut\t hex nut\nnothing\nrust\n"
 TURNED = 0x0112  # the EXIF tag of orientation

@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from model.text.sequence import SequenceFormat
+from model.text.format import SequenceFormat
+from utils.common.label_values import IGNORE, NOTHING
 from utils.config.training import TrainConfig
 from utils.data.mixture import build_train_mixture
 from utils.data.registry import build_val_dataset
-from utils.data.types import IGNORE, NOTHING
 from utils.toy.layouts.common import SceneSource
 from utils.toy.layouts.own import write_own
 from utils.toy.scene import CLASSES, THINGS

@@ -4,9 +4,10 @@ from PIL import Image
 from scipy.io import savemat
 
 from tests.utils.data.layouts import blocks, picture, save
+from utils.common.label_values import IGNORE
 from utils.data.datasets.pascal_context import Pc59, Pc459, read_label_map
 from utils.data.datasets.pascal_voc import Pas20
-from utils.data.types import IGNORE, UnusableItemError
+from utils.data.types import UnusableItemError
 from utils.evaluation.metrics import ConfusionMatrix
 
 

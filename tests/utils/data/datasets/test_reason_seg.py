@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from model.text.tokens import SEG
+from model.text.special_tokens import SEG
 from tests.utils.data.layouts import HEIGHT, WIDTH, drawn, picture, save, save_json, write_reason_seg
 from utils.data.datasets.reason_seg import ReasonSeg
 from utils.data.labelme import IGNORED, draw_shapes, read_shapes

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from model.text.tokens import NEG, SEG
+from model.text.special_tokens import NEG, SEG
 from tests.utils.data.layouts import (
     HEIGHT,
     WIDTH,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.text.sequence import SequenceFormat
+from model.text.format import SequenceFormat
 from tests.commands import REPOSITORY
 from tests.utils.data.layouts import blocks, box_polygon, reference, write_ade20k, write_refer
 from utils.data.registry import DATASETS, Entry

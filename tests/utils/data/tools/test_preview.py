@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from model.text.conversation import IGNORE_INDEX, Conversation
-from model.text.tokens import Special
+from model.text.special_tokens import Special
 from tests.utils.data.layouts import blocks, dialogue, write_ade20k, write_llava
 from utils.data.collate import LengthLimit
 from utils.data.tools import preview

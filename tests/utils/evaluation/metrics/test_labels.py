@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from utils.data.types import IGNORE, NOTHING
-from utils.evaluation.metrics import UNCLAIMED, ConfusionMatrix, label_map, labels
+from utils.common.label_values import IGNORE, NOTHING, UNCLAIMED
+from utils.evaluation.metrics import ConfusionMatrix, label_map, labels
 
 
 def slow_label_map(logits: np.ndarray, class_ids: list[int]) -> np.ndarray:

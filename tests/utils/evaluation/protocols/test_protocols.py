@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from model.outputs import Segmentation
-from model.text.sequence import SequenceFormat
+from model.text.format import SequenceFormat
 from tests.told_answers import answer_of
 from tests.utils.evaluation.told_model import absent_from
-from utils.data.types import IGNORE, NOTHING, ReasonSample, SemanticSample
-from utils.evaluation.metrics import UNCLAIMED, Overlap
+from utils.common.label_values import IGNORE, NOTHING, UNCLAIMED
+from utils.data.types import ReasonSample, SemanticSample
+from utils.evaluation.metrics import Overlap
 from utils.evaluation.prompting import EvaluationSettings
 from utils.evaluation.protocols import ReasoningProtocol, ReasonRecord, SemanticProtocol, protocol_for
 

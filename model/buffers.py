@@ -1,0 +1,28 @@
+"""Buffers that keep their precision when a model is cast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+
+class ExactBuffers(nn.Module):
+    """A module whose buffers follow it to another device but not to another dtype.
+
+    `model.bfloat16()`, which DeepSpeed calls, would round rotary frequencies and SAM's position matrix: the angle of
+    token 600 would be off by up to a radian, and a folder that is loaded again would not have that error.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ExactBuffers:
+        before = [
+            (module, name, value)
+            for module in self.modules()
+            for name, value in module._buffers.items()
+            if value is not None
+        ]
+        super()._apply(fn, recurse)
+        for module, name, value in before:
+            if module._buffers[name].dtype != value.dtype:
+                module._buffers[name] = value.to(module._buffers[name].device)
+        return self

@@ -1,0 +1,50 @@
+"""The answer to a complex query before it is decoded: its text is fixed but for SEG or NEG after each name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from model.errors import UserError
+from model.text.conversation import Conversation, encode_conversation
+from model.text.format import SequenceFormat
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerPlan:
+    """The answer to one complex query, open only at the choices."""
+
+    names: tuple[str, ...]  # the classes asked for, in order
+    token_ids: tuple[int, ...]  # the answer up to its last choice; every choice holds the SEG id
+    positions: tuple[int, ...]  # of the choices in token_ids, one for each name, ascending
+
+    def __post_init__(self) -> None:
+        assert len(self.names) == len(self.positions)
+
+
+def plan_answer(
+    tokenizer: PreTrainedTokenizerBase, classes: Sequence[str], format: SequenceFormat, *, prompt: str
+) -> AnswerPlan:
+    """The plan of the answer to `format.query(classes)`.
+
+    The answer is tokenized once, behind its prompt, because ids of single names do not join to the ids of
+    the whole. Raises ValueError when the format leaves more open than SEG or NEG.
+    """
+    if not format.answers_every_class:
+        raise UserError(
+            "constrained decoding needs a model trained with sequence_augmentation and order_following and a "
+            f"token for absent classes; this one has {format}. Decode it freely instead"
+        )
+    query = format.query(classes)
+    answer = format.answer([(name, True) for name in classes])
+    asked = encode_conversation(tokenizer, Conversation.of(query), prompt=prompt, num_image_tokens=0)
+    whole = encode_conversation(tokenizer, Conversation.of(query, answer), prompt=prompt, num_image_tokens=0)
+    length = len(asked.input_ids)
+    if whole.input_ids[:length] != asked.input_ids:
+        raise UserError(f"prompt {prompt!r} writes the query differently once it is answered; use 'llava_v1'")
+    ids = whole.input_ids[length:]
+    seg_id = tokenizer.convert_tokens_to_ids(format.seg)
+    positions = tuple(position for position, index in enumerate(ids) if index == seg_id)
+    return AnswerPlan(names=tuple(classes), token_ids=tuple(ids[: positions[-1] + 1]), positions=positions)

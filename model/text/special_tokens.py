@@ -1,0 +1,40 @@
+"""Special tokens by name, and text as pieces around them.
+
+A piece of text is either plain (`str`) or one special token (`Special`). Only the code of this package makes
+`Special` pieces, so a class name or a question that happens to contain "[SEG]" or "<image>" stays the characters
+that it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+IMAGE = "<image>"
+IM_START = "<im_start>"
+IM_END = "<im_end>"
+SEG = "[SEG]"
+NEG = "[NEG]"
+
+# The vocabulary of the published LaSagnA-7B weights.
+INS = "<ins>"
+NO_INS = "<no_ins>"
+SEMANTIC = "<semantic>"
+CAT_START = "<cat_start>"
+CAT_END = "<cat_end>"
+
+SEG_TOKENS = frozenset({SEG, INS})
+CHOICE_TOKENS = frozenset({SEG, NEG, INS, NO_INS})
+
+
+class Special(str):
+    """A piece of text that is exactly one special token of the tokenizer."""
+
+    __slots__ = ()
+
+
+Text = tuple["str | Special", ...]
+
+
+def as_text(text: str | Iterable[str]) -> Text:
+    """A `Text` from one string or from pieces."""
+    return (text,) if isinstance(text, str) else tuple(text)

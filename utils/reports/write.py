@@ -1,0 +1,52 @@
+"""Writing a report: report.json and the files beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from utils.common.paths import file_stems
+from utils.reports.confusion_plot import draw_confusion
+from utils.reports.html import samples_page
+from utils.reports.report import REPORT_FILE, Report
+from utils.reports.tables import Target, classes_csv, to_markdown
+
+
+def write_report(
+    report: Report, folder: str | Path, targets: Sequence[Target] = (), pictures: Sequence[str] = ()
+) -> Path:
+    """Write report.json, and the files beside it; an interrupted write leaves the old ones.
+
+    pictures: files named relative to `folder`, shown in report.md before those that are drawn here.
+
+    Returns:
+        the path of report.json.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    stems = file_stems(result.dataset for result in report.results)
+    pictures = list(pictures)
+    for result in report.results:
+        stem = stems[result.dataset]
+        if result.per_class:
+            _write(folder / f"per_class_{stem}.csv", classes_csv(result))
+        if result.confusion is not None:
+            name = f"confusion_{stem}.png"
+            draw_confusion(result.confusion, tuple(result.per_class), folder / name, title=result.dataset)
+            pictures.append(name)
+    links = []
+    if any(result.worst or result.best for result in report.results):
+        _write(folder / "samples.html", samples_page(report))
+        links.append(("The best and the worst samples", "samples.html"))
+    _write(folder / "report.md", to_markdown(report, targets, pictures, links))
+    return _write(folder / REPORT_FILE, json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n")
+
+
+def _write(path: Path, text: str) -> Path:
+    """Write beside the file and move over it."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+    return path
