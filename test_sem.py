@@ -33,10 +33,10 @@ from utils.common.logs import start_logging
 from utils.common.paths import file_stems, writable_folder
 from utils.common.settings import parse_config
 from utils.config.inference import TestConfig
+from utils.data.val_datasets import open_list
 from utils.evaluation.evaluate import NUM_SHOWN, Outputs, check_calibration, evaluate_datasets
 from utils.evaluation.predict import classes_asked, find_images, predict_images
 from utils.evaluation.prompting import EvaluationSettings
-from utils.evaluation.val_datasets import open_list
 from utils.reports.report import Report
 from utils.reports.tables import print_report
 from utils.reports.visualize import draw_sheet

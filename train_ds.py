@@ -47,9 +47,9 @@ from utils.data.collate import LengthLimit, build_loader
 from utils.data.counts import DataCounts
 from utils.data.mixture import Mixture, build_train_mixture
 from utils.data.types import Batch
+from utils.data.val_datasets import open_list
 from utils.evaluation.evaluate import evaluate_datasets
 from utils.evaluation.prompting import EvaluationSettings
-from utils.evaluation.val_datasets import open_list
 from utils.reports.report import Report
 from utils.training.checkpoint import Validated, check_run, resume, save_best, save_checkpoint, save_validated
 from utils.training.compile import check_compiler, compile_blocks

@@ -23,11 +23,11 @@ from tqdm import tqdm
 from model.errors import UserError
 from utils.common.paths import file_stems
 from utils.data.base import Dataset
+from utils.data.val_datasets import open_datasets
 from utils.evaluation.prediction_files import PredictionWriter
 from utils.evaluation.prompting import EvaluationSettings
 from utils.evaluation.protocols import Protocol, protocol_for
 from utils.evaluation.resume import Key, Outcome, Shard, discard, fingerprint, has_samples, unfinished
-from utils.evaluation.val_datasets import open_datasets
 from utils.reports.best_and_worst import Extremes, pack, unpack, worst_and_best
 from utils.reports.report import REPORT_FILE, Report, Result, read_report
 from utils.reports.visualize import SheetRow

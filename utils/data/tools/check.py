@@ -30,7 +30,7 @@ from utils.data.mixture import recipe_of
 from utils.data.registry import Entry, parse_entry, parse_val_list, split_list
 from utils.data.tools.selection import LookConfig, entries_asked, entries_known, processor_for
 from utils.data.tools.survey import Finding, Surveyor
-from utils.evaluation.val_datasets import ALL, FLAG, open_all
+from utils.data.val_datasets import ALL, FLAG, open_all
 
 WIDTH, MAX_NAME = 80, 19  # columns
 MAX_NAMED = 10  # files named of each data set; with --all ten times as many

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from utils.evaluation.val_datasets import known_entries, open_datasets, open_list
+from utils.data.val_datasets import known_entries, open_datasets, open_list
 
 KNOWN = {
     "ade20k", "cocostuff", "cityscapes", "mapillary", "pc59", "pc459", "pas20", "refcoco|unc|val",
