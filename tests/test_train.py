@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from model.checkpoints.layouts.deepspeed import read_checkpoint
 from model.checkpoints.layouts.training import read_training_weights
 from model.lora import TRAINABLE_PATTERN
 from tests.commands import BASE, QUICK, REPOSITORY, complaint, losses_of, run
-from utils.common.settings import parse_config
+from utils.common.settings import parse_config, path_settings
 from utils.config.training import TrainConfig
 from utils.training.profile import PARTS
 
@@ -88,7 +89,10 @@ def test_the_checkpoint_holds_the_trainable_weights_and_what_it_takes_to_rebuild
     settings = {path.name for path in (checkpoint / "lasagna").iterdir()}
     assert {"config.json", "tokenizer.json", "processor_config.json", "run.yaml"} <= settings
     saved = parse_config(TrainConfig, ["--config", str(checkpoint / "lasagna" / "run.yaml")])
-    assert saved == parse_config(TrainConfig, trained_run.argv)
+    given = parse_config(TrainConfig, trained_run.argv)
+    # Every path of this run is there, and is saved so that it is found from any folder.
+    paths = {name: os.path.abspath(path) for name in path_settings(given) if (path := getattr(given, name))}
+    assert saved == replace(given, **paths)
 
 
 def test_losses_are_logged_by_global_step_in_both_logs(trained_run):
