@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import sentencepiece
 import torch
 
 from tests.commands import README, REPOSITORY, SMALL_RUN, Command, fill_in, run, shell_commands
+from tests.golden import COMPLETE, PART, folders
 from utils.toy.world import WorldConfig, make_world
 
 NAMES = (
@@ -60,11 +60,16 @@ def llama_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def golden() -> Path:
-    """The folder of reference numbers of the released code; tests that need it are skipped without it."""
-    folder = Path(os.environ.get("LASAGNA_GOLDEN", REPOSITORY.parent / "shared" / "golden"))
-    if not folder.is_dir():
-        pytest.skip(f"no reference numbers at {folder}; set LASAGNA_GOLDEN")
-    return folder
+    """The complete reference numbers of the released code; tests that need them are skipped without."""
+    if not COMPLETE.is_dir():
+        pytest.skip(f"no reference numbers at {COMPLETE}; set LASAGNA_GOLDEN")
+    return COMPLETE
+
+
+@pytest.fixture(scope="session", params=folders(), ids=lambda path: "part" if path == PART else "complete")
+def golden_part(request: pytest.FixtureRequest) -> Path:
+    """Reference numbers without weights: tests/golden, and the complete set as well if it is there."""
+    return request.param
 
 
 @pytest.fixture(scope="session")

@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from model.checkpoints.load import load_model
-from tests.commands import REPOSITORY
+from tests.golden import COMPLETE, PART, folders
 
-FOLDER = Path(os.environ.get("LASAGNA_GOLDEN", REPOSITORY.parent / "shared" / "golden"))
 TOLERANCE = 1e-4
 IMAGE_PLACEHOLDER = -200
-ABSENT = f"no reference numbers of this kind in {FOLDER}; set LASAGNA_GOLDEN"
+ABSENT = f"no reference numbers of this kind in {COMPLETE}; set LASAGNA_GOLDEN"
 
 
 def cases(pattern):
-    """The files of one kind, as parameters; without any, one that is skipped."""
-    found = sorted(FOLDER.glob(pattern))
+    """The files of one kind in the complete set, as parameters; without any, one that is skipped."""
+    found = sorted(COMPLETE.glob(pattern))
     absent = pytest.param(None, marks=pytest.mark.skip(reason=ABSENT), id="absent")
     return [pytest.param(path, id=path.stem) for path in found] or [absent]
+
+
+def cases_of_part(pattern):
+    """The files of a kind that the repository has, as parameters, and those of the complete set if it is there."""
+    return [
+        pytest.param(path, id=f"{path.stem}-{'part' if folder == PART else 'complete'}")
+        for folder in folders()
+        for path in sorted(folder.glob(pattern))
+    ]
 
 
 def close(actual, expected, name):
@@ -37,8 +43,8 @@ def close(actual, expected, name):
 
 
 def load(name, **kwargs):
-    tower = str(FOLDER / "checkpoints" / "clip-vit-tiny-patch14")
-    return load_model(FOLDER / "checkpoints" / name, vision_tower=tower, dtype=torch.float32, **kwargs)[0]
+    tower = str(COMPLETE / "checkpoints" / "clip-vit-tiny-patch14")
+    return load_model(COMPLETE / "checkpoints" / name, vision_tower=tower, dtype=torch.float32, **kwargs)[0]
 
 
 class TrainCase:

@@ -66,14 +66,14 @@ def test_clip_image_is_the_clip_processors_before_scaling(processor: LasagnaProc
     np.testing.assert_allclose((pixels / 255 - mean) / std, expected, atol=1e-5)
 
 
-def test_pictures_are_prepared_as_in_the_released_code(golden: Path, llama_tokenizer_folder: Path):
+def test_pictures_are_prepared_as_in_the_released_code(golden_part: Path, llama_tokenizer_folder: Path):
     tokenizer = load_tokenizer(llama_tokenizer_folder)
     add_special_tokens(tokenizer, PAPER)
-    clip = CLIPImageProcessorPil.from_pretrained(golden / "checkpoints" / "clip-vit-tiny-patch14")
+    clip = CLIPImageProcessorPil.from_pretrained(golden_part / "checkpoints" / "clip-vit-tiny-patch14")
     processor = LasagnaProcessor(
         tokenizer=tokenizer, clip=clip, sam_image_size=1024, num_image_tokens=256, format=PAPER
     )
-    arrays = np.load(golden / "preprocess.npz")
+    arrays = np.load(golden_part / "preprocess.npz")
     mean, std = (np.array(values)[:, None, None] for values in (clip.image_mean, clip.image_std))
     for index in range(2):
         raw = arrays[f"img{index}_raw"]

@@ -97,20 +97,22 @@ def test_a_prompt_to_generate_from_is_the_beginning_of_the_answered_conversation
         assert set(asked.labels[-5:]) == {IGNORE_INDEX}
 
 
-def test_llava_v1_gives_the_ids_and_labels_of_the_released_code(golden: Path):
-    tokenizer = load_tokenizer(golden / "checkpoints" / "lasagna-tiny")
+def test_llava_v1_gives_the_ids_and_labels_of_the_released_code(golden_part: Path):
+    tokenizer = load_tokenizer(golden_part / "checkpoints" / "lasagna-tiny")
     format = SequenceFormat.named("release")
     add_special_tokens(tokenizer, format)
-    arrays = np.load(golden / "train_a.npz")
     image = tokenizer.convert_tokens_to_ids(IMAGE)
-    texts = json.loads((golden / "train_a.json").read_text())["conversations"]
-    for text, ids, labels in zip(texts, arrays["input_ids"], arrays["labels"], strict=True):
-        conversation = parse_llava_v1(text)
-        encoded = encode_conversation(tokenizer, conversation, prompt="llava_v1", num_image_tokens=1)
-        length = len(encoded.input_ids)
-        assert [-200 if i == image else i for i in encoded.input_ids] == ids[:length].tolist(), text
-        assert encoded.labels == labels[:length].tolist(), text
-        assert set(ids[length:].tolist()) <= {0}
+    cases = sorted(golden_part.glob("train_*.npz"))
+    assert cases
+    for path in cases:
+        arrays, texts = np.load(path), json.loads(path.with_suffix(".json").read_text())["conversations"]
+        for text, ids, labels in zip(texts, arrays["input_ids"], arrays["labels"], strict=True):
+            conversation = parse_llava_v1(text)
+            encoded = encode_conversation(tokenizer, conversation, prompt="llava_v1", num_image_tokens=1)
+            length = len(encoded.input_ids)
+            assert [-200 if i == image else i for i in encoded.input_ids] == ids[:length].tolist(), text
+            assert encoded.labels == labels[:length].tolist(), text
+            assert set(ids[length:].tolist()) <= {0}
 
 
 def parse_llava_v1(text: str) -> Conversation:

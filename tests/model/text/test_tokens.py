@@ -41,9 +41,9 @@ def tokenizer(llama_tokenizer_folder: Path, format: SequenceFormat):
     return tokenizer
 
 
-def test_original_tokenizer_gives_the_ids_of_the_released_code(golden: Path):
-    tokenizer = load_tokenizer(golden / "checkpoints" / "lasagna-tiny")
-    for case in json.loads((golden / "tokenization.json").read_text()):
+def test_original_tokenizer_gives_the_ids_of_the_released_code(golden_part: Path):
+    tokenizer = load_tokenizer(golden_part / "checkpoints" / "lasagna-tiny")
+    for case in json.loads((golden_part / "tokenization.json").read_text()):
         before, *after = case["prompt"].split(IMAGE)
         ids = encode_text(tokenizer, marked(before), add_bos=True)
         for text in after:
@@ -51,10 +51,10 @@ def test_original_tokenizer_gives_the_ids_of_the_released_code(golden: Path):
         assert ids == case["ids"], case["prompt"]
 
 
-def test_tokens_added_to_the_base_tokenizer_get_the_ids_of_the_released_code(golden: Path):
-    tokenizer = load_tokenizer(golden / "checkpoints" / "llava-tiny-base")
+def test_tokens_added_to_the_base_tokenizer_get_the_ids_of_the_released_code(golden_part: Path):
+    tokenizer = load_tokenizer(golden_part / "checkpoints" / "llava-tiny-base")
     add_special_tokens(tokenizer, SequenceFormat.named("release"))
-    added = json.loads((golden / "checkpoints" / "lasagna-tiny" / "added_tokens.json").read_text())
+    added = json.loads((golden_part / "checkpoints" / "lasagna-tiny" / "added_tokens.json").read_text())
     assert {token: tokenizer.convert_tokens_to_ids(token) for token in added} == added
 
 
