@@ -26,7 +26,7 @@ from model.checkpoints.load import load_model
 from model.errors import UserError
 from model.lasagna import LasagnaForConditionalGeneration
 from model.outputs import EncodedImage
-from model.text.format import spoken
+from model.text.format import SequenceFormat, spoken
 from utils.common.commands import command, one_line
 from utils.common.distributed import device_of
 from utils.common.logs import start_logging
@@ -56,6 +56,7 @@ class Answer:
     names: tuple[str, ...]  # one a mask; "" when the text does not name it
     masks: Tensor  # (num_masks, height, width) float32 logits
     absent: tuple[str, ...] = ()  # classes that were asked for and are not there
+    remark: str = ""  # what of the answer could not be used
     question: str = ""  # when it was asked in words
 
 
@@ -120,12 +121,27 @@ def ask(
     choices = list(zip(found.names, found.present, strict=True))
     # Without a token for absent classes a format can only name those that are there.
     sayable = [choice for choice in choices if choice[1] or format.neg is not None]
+    remark = unattributed_remark(found.unattributed, format)
     return Answer(
-        text="".join(format.answer(sayable)),
+        # With a mask that may be of any class, "none of them is there" would be a guess.
+        text="".join(format.answer(sayable)) if sayable or not remark else "",
         names=found.present_names,
         masks=found.masks,
-        absent=tuple(name for name, present in choices if not present),
+        absent=() if remark else tuple(name for name, present in choices if not present),
+        remark=remark,
     )
+
+
+def unattributed_remark(words: Sequence[str], format: SequenceFormat) -> str:
+    """What to say about masks that the answer gives to none of the classes asked; words: what it calls them."""
+    if not words:
+        return ""
+    called = ", ".join(repr(text) for text in dict.fromkeys(words))
+    masks = "1 mask" if len(words) == 1 else f"{len(words)} masks"
+    verb = "is" if len(words) == 1 else "are"
+    remark = f"{masks} of the answer could not be attributed to a class ({called}) and {verb} left out"
+    # A model without a token for absent classes answers about one class without naming it.
+    return f"{remark}; ask for one class at a time: --classes_per_query 1" if format.neg is None else remark
 
 
 def ask_in_words(
@@ -154,7 +170,7 @@ def name_in(prompt: str, name: str) -> str:
 
 def tell(answer: Answer, image: np.ndarray, stem: str, config: ChatConfig) -> None:
     """Print the text; write a picture for each mask and the overlay of all."""
-    print(answer.text)
+    print("\n".join(text for text in (answer.text, answer.remark) if text))
     folder = writable_folder(config.vis_save_path, "--vis_save_path")
     stem = shortened(stem, MAX_STEM_BYTES)
     for number, (name, logits) in enumerate(zip(answer.names, answer.masks, strict=True), start=1):
@@ -181,7 +197,8 @@ def draw(answer: Answer, image: np.ndarray) -> Image.Image:
         for number, (name, colour) in enumerate(zip(answer.names, colours, strict=True))
     ]
     if not answer.names:
-        legend.append(LegendEntry(name="nothing was segmented", pale=True))
+        what = "no mask could be attributed to a class" if answer.remark else "nothing was segmented"
+        legend.append(LegendEntry(name=what, pale=True))
     if answer.absent:
         legend.append(LegendEntry(name="not in the image: " + ", ".join(answer.absent), pale=True))
     labels = label_map(answer.masks, range(len(answer.masks)))

@@ -295,9 +295,14 @@ def validate_epoch(
         return validated
     log_validation(step, report, log)
     score = deciding_score(report)
-    if score is not None and (validated.best_score is None or score > validated.best_score):
+    if score is not None and validated.is_beaten_by(score):
+        if validated.measures_otherwise(score):
+            say(
+                f"ckpt_best starts anew with step {step}: the best score so far measured "
+                f"{validated.best_measured or 'what was not noted'}, now it is {score.measured}"
+            )
         save_best(engine, config, step, score)
-        validated = replace(validated, best_step=step, best_score=score)
+        validated = replace(validated, best_step=step, best_score=score.value, best_measured=score.measured)
     validated = replace(validated, step=step)
     save_validated(config, validated)
     return validated

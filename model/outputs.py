@@ -83,6 +83,9 @@ class Segmentation:
     probabilities: list[float]  # of being present, one for each name
     masks: Tensor  # (num_present, height, width) float32 logits, for the present names in order
     num_passes: int  # of the language model over the answer
+    # Of a freely generated answer, the words before each mask that names none of the classes ("it is"): such masks
+    # are dropped, and whether a class without a mask is absent is then unknown.
+    unattributed: tuple[str, ...] = ()
 
     @property
     def present_names(self) -> tuple[str, ...]:

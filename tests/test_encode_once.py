@@ -13,7 +13,7 @@ from model.checkpoints.load import load_model
 from model.text.conversation import Conversation
 from tests.tiny_weights import picture, write_base
 from utils.config.inference import ChatConfig
-from utils.evaluation.predict import segment
+from utils.evaluation.predict import predict_batch
 from utils.evaluation.prompting import ROWS_PER_IMAGE, EvaluationSettings, ask_for_masks, ask_freely
 
 IMAGES = [picture(40, 60, seed=1), picture(50, 30, seed=2)]
@@ -122,6 +122,6 @@ def test_many_questions_of_an_evaluation_encode_an_image_once(model, encoded):
     answers = ask_for_masks(model, model.processor, IMAGES, many, settings)
     assert [len(of_image) for of_image in answers] == [len(many[0])] * 2
     names = [f"thing {number}" for number in range(ROWS_PER_IMAGE + 1)]
-    segment(model, model.processor, IMAGES, names, settings)
+    predict_batch(model, model.processor, IMAGES, names, settings)
     ask_freely(model, model.processor, IMAGES, [names] * 2, settings)
     assert encoded == {"sam": [2, 2, 2], "clip": [2, 2, 2]}

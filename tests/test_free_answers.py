@@ -13,7 +13,7 @@ from model.text.special_tokens import SEG, Special
 from model.text.tokens import encode_text
 from tests.tiny_weights import picture, write_base
 from utils.config.inference import ChatConfig
-from utils.evaluation.predict import segment
+from utils.evaluation.predict import predict_batch
 from utils.evaluation.prompting import EvaluationSettings, ask_freely
 
 IMAGE = picture(40, 60)
@@ -56,9 +56,9 @@ def ways_to_ask(model, names):
     answer = chat.ask(model, IMAGE, ChatConfig(version="any"), classes=", ".join(names))
     yield list(answer.names), answer.masks
     settings = EvaluationSettings()
-    [(labels, present)] = segment(model, model.processor, [IMAGE], names, settings)
-    assert set(np.unique(labels)) <= {-1, *present}
-    yield [names[index] for index in sorted(present)], None
+    [found] = predict_batch(model, model.processor, [IMAGE], names, settings)
+    assert set(np.unique(found.labels)) <= {-1, *found.present}
+    yield [names[index] for index in sorted(found.present)], None
     [[(_, read)]] = ask_freely(model, model.processor, [IMAGE], [names], settings)
     order = sorted(range(len(read.found)), key=read.found.__getitem__)
     yield [names[read.found[place]] for place in order], read.masks[order]
@@ -78,6 +78,42 @@ def test_the_one_class_asked_is_found_in_an_answer_that_does_not_name_it(says):
     assert_all_find(model, ["dog"], ["dog"], expected)
     assert_all_find(says("I see none."), ["dog"], [], expected[:0])
     assert_all_find(says("It is ", MARK, "."), ["dog", "cat"], [], expected[:0])
+
+
+def test_a_mask_that_names_none_of_several_classes_is_said_to_be_of_none(says, tmp_path, capsys):
+    model, names = says("Sure, it is ", MARK, "."), ["dog", "cat"]
+    found = model.segment(IMAGE, names)
+    assert found.unattributed == ("sure, it is",)
+    [prediction] = predict_batch(model, model.processor, [IMAGE], names, EvaluationSettings())
+    assert prediction.unattributed == ("sure, it is",)
+    config = ChatConfig(version="any", vis_save_path=str(tmp_path))
+    answer = chat.ask(model, IMAGE, config, classes="dog, cat")
+    assert answer.absent == ()  # nobody knows
+    chat.tell(answer, IMAGE, "image", config)
+    said = capsys.readouterr().out
+    assert "1 mask of the answer could not be attributed to a class ('sure, it is')" in said
+    assert "None of them" not in said
+    # One class at a time, each mask is of the class that was asked.
+    single = ChatConfig(version="any", classes_per_query=1)
+    answer = chat.ask(model, IMAGE, single, classes="dog, cat")
+    assert (answer.names, answer.remark) == (("dog", "cat"), "")
+
+
+def test_what_is_named_beside_a_mask_that_is_of_none_is_shown(says):
+    model = says("The dog ", MARK, ", house ", MARK, ".")
+    answer = chat.ask(model, IMAGE, ChatConfig(version="any"), classes="dog, cat")
+    assert (answer.names, answer.absent) == (("dog",), ())
+    assert answer.text == "dog [SEG]."
+    assert "'house'" in answer.remark
+
+
+def test_an_answer_without_masks_says_that_nothing_is_there(says):
+    answer = chat.ask(says("I see none."), IMAGE, ChatConfig(version="any"), classes="dog, cat")
+    assert (answer.text, answer.absent, answer.remark) == (
+        "None of them is in this image.",
+        ("dog", "cat"),
+        "",
+    )
 
 
 def test_names_are_matched_alike_everywhere(says):

@@ -15,9 +15,14 @@ from model.checkpoints.layouts.training import read_training_weights
 from tests.commands import BASE, QUICK, losses_of, run
 from utils.common.settings import parse_config
 from utils.config.training import TrainConfig
+from utils.reports.report import Report, Result
 from utils.training import checkpoint
+from utils.training.checkpoint import Score
+from utils.training.log import deciding_score
 
-SCORES = {1: 0.2, 2: 0.5, 3: 0.3}  # step -> what its validation gives
+MEASURED = "semantic.miou of told"
+# step -> what its validation gives
+SCORES = {step: Score(value=value, measured=MEASURED) for step, value in {1: 0.2, 2: 0.5, 3: 0.3}.items()}
 FLAGS = (*QUICK, "--exp_name=run", "--steps_per_epoch=1")
 
 
@@ -156,7 +161,7 @@ def test_after_a_kill_the_best_is_that_of_a_run_that_was_not_killed(
     assert all(torch.equal(ours[name], value) for name, value in best.items())
     saved(folder / "ckpt_model")
     noted = json.loads((folder / "validation.json").read_text())
-    assert noted == {"step": 3, "best_step": 2, "best_score": 0.5}
+    assert noted == {"step": 3, "best_step": 2, "best_score": 0.5, "best_measured": MEASURED}
     count = len(validated)
     assert run("train_ds", *flags, "--epochs=3") == 0  # nothing is left to do
     assert len(validated) == count
@@ -188,7 +193,7 @@ def test_there_is_a_best_after_the_last_epoch_even_if_no_validation_came_to_a_nu
     assert "no validation came to a number" in capsys.readouterr().out
     assert (tmp_path / "run" / "ckpt_best" / "latest").read_text() == "global_step2"
     # A number, whichever it is, is better than none.
-    monkeypatch.setattr(train_ds, "deciding_score", {3: 0.0}.get)
+    monkeypatch.setattr(train_ds, "deciding_score", {3: Score(value=0.0, measured=MEASURED)}.get)
     assert run("train_ds", *flags, "--epochs=3") == 0
     assert (tmp_path / "run" / "ckpt_best" / "latest").read_text() == "global_step3"
 
@@ -198,3 +203,43 @@ def test_training_validates_on_all_that_is_there(at_work):
     found = train_ds.open_validation(config)
     assert {"ade20k|val", "refcoco|unc|testA", "ReasonSeg|test"} <= {*found, "ade20k|val"}
     assert len(found) > 5
+
+
+def test_scores_of_other_data_are_not_compared(validated, at_work, tmp_path, monkeypatch, capsys):
+    flags = [*FLAGS, f"--log_base_dir={tmp_path}"]
+    assert run("train_ds", *flags, "--epochs=2") == 0
+    capsys.readouterr()
+    other = {
+        3: Score(value=0.1, measured="reasoning.giou of another"),
+        4: Score(value=0.05, measured="reasoning.giou of another"),
+    }
+    monkeypatch.setattr(train_ds, "deciding_score", other.get)
+    assert run("train_ds", *flags, "--epochs=4") == 0
+    said = capsys.readouterr().out
+    assert said.count("ckpt_best starts anew") == 1
+    assert f"step 3: the best score so far measured {MEASURED}, now it is reasoning.giou of another" in said
+    assert (tmp_path / "run" / "ckpt_best" / "latest").read_text() == "global_step3"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dataset": "cityscapes"},
+        {"num_samples": 4},
+        {"sections": {"referring": {"ciou": 0.5}}},
+        {"per_query": 10},
+    ],
+)
+def test_a_score_says_what_it_measured(change):
+    def score(dataset="ade20k", num_samples=24, sections=None, per_query=80):
+        result = Result(
+            dataset=dataset,
+            task="any",
+            num_samples=num_samples,
+            sections=sections or {"semantic": {"miou": 0.5}},
+        )
+        return deciding_score(Report(model="", protocol={"classes_per_query": per_query}, results=(result,)))
+
+    assert score() == score()
+    assert score(**change).value == score().value
+    assert score(**change).measured != score().measured

@@ -112,6 +112,7 @@ class FreeAnswer:
     found: tuple[int, ...]  # indices of the names that got a mask, each once, as first mentioned
     masks: Tensor  # (len(found), height, width) float: the maximum of the masks of a name
     counts: NameCounts
+    unattributed: tuple[str, ...] = ()  # what stands before each mask that belongs to no name: "it is"
 
 
 def read_answer(
@@ -144,13 +145,15 @@ def match_mentions(
     assert sum(present for _, present in mentions) == len(masks)
     mask_of: dict[int, Tensor] = {}
     matches: list[Match] = []
-    unmatched = []
+    unmatched, unattributed = [], []
     rest = iter(masks)
     for name, present in mentions:
         mask = next(rest) if present else None
         match = Match(index=0, exact=True) if lone_name else matcher.find(name)
         if match is None:
             unmatched.append(normalize_name(name.strip(_EDGES)))
+            if present:
+                unattributed.append(unmatched[-1])
             continue
         matches.append(match)
         if mask is not None:
@@ -166,7 +169,7 @@ def match_mentions(
         unmatched=tuple(unmatched),
     )
     merged = torch.stack(list(mask_of.values())) if mask_of else masks[:0]
-    return FreeAnswer(found=tuple(mask_of), masks=merged, counts=counts)
+    return FreeAnswer(found=tuple(mask_of), masks=merged, counts=counts, unattributed=tuple(unattributed))
 
 
 def _without_fillers(text: str) -> str:

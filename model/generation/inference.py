@@ -252,7 +252,7 @@ class InferenceMixin:
             # Masks come in the order of the answer, and go in that of the query.
             order = sorted(range(len(read.found)), key=read.found.__getitem__)
             present = [index in read.found for index in range(len(names))]
-            results.append((names, present, read.masks[order], answer))
+            results.append((names, present, read.masks[order], answer, read.unattributed))
         return [
             Segmentation(
                 names=tuple(name for i in rows for name in results[i][0]),
@@ -260,6 +260,7 @@ class InferenceMixin:
                 probabilities=[float(present) for i in rows for present in results[i][1]],
                 masks=torch.cat([results[i][2] for i in rows]),
                 num_passes=max(len(results[i][3].token_ids) for i in rows),
+                unattributed=tuple(words for i in rows for words in results[i][4]),
             )
             for rows in rows_of_images(owners, len(images))
         ]

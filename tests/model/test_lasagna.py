@@ -10,7 +10,7 @@ from model.text.conversation import Conversation
 from model.text.format import SequenceFormat
 from model.text.special_tokens import SEG, Special
 from tests.tiny_weights import picture
-from utils.evaluation.predict import segment
+from utils.evaluation.predict import predict_batch
 from utils.evaluation.prompting import EvaluationSettings, ask_for_masks, ask_for_text, ask_freely
 
 IMAGES = [picture(40, 60, seed=1), picture(50, 30, seed=2)]
@@ -302,7 +302,7 @@ def test_nothing_asked_is_nothing_answered(tiny_model, monkeypatch, format):
     assert ask_for_masks(tiny_model, processor, [], [], settings) == []
     assert ask_freely(tiny_model, processor, [], [], settings) == []
     assert ask_for_text(tiny_model, processor, [], [], settings) == []
-    assert segment(tiny_model, processor, [], ["dog"], settings) == []
+    assert predict_batch(tiny_model, processor, [], ["dog"], settings) == []
 
 
 @pytest.mark.parametrize(

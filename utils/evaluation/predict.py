@@ -1,15 +1,17 @@
-"""Pictures without ground truth: which classes are in them, and where.
+"""Images without ground truth: which classes are in them, and where.
 
     python test_sem.py --version FOLDER --images 'photos/*.jpg' --classes classes.txt --save_predictions out
 
     out/labels/NAME.png      class of each pixel: the line of the class file, counted from 0, as in own data; 255
                              (65535 where a class has the number 255 or more) where no mask is
-    out/overlays/NAME.png    the same as an image to look at
+    out/overlays/NAME.png    the masks drawn over the image, with a legend
     out/predictions.json     {"model", "classes", "values", "no_class", "settings", "images": [{"file", "labels",
-                             "overlay", "present": [{"class", "name", "probability", "pixels"}]}],
-                             "unreadable": [...]}; "values" has the line of each class, "class" is one of them
+                             "overlay", "present": [{"class", "name", "probability", "pixels"}],
+                             "unattributed": [...]}], "unreadable": [...]}; "values" has the line of each class,
+                             "class" is one of them
 
-The probability is 0 or 1 where the model answers freely, as it then gives none.
+Of a model that answers freely the probability is 0 or 1, as it gives none. "unattributed" lists what it called
+the masks that name none of the classes ("it is"): such masks are left out, and classes without a mask are unknown.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from model.text.format import SequenceFormat
 from utils.common.paths import matches
 from utils.data.class_file import read_class_file
 from utils.data.class_lists import CLASSES_DIR, ClassList, load_class_list
@@ -40,11 +44,21 @@ from utils.reports.visualize import LegendEntry, annotate, resize_labels
 
 logger = logging.getLogger(__name__)
 
-OVERLAY_SIDE = 1280  # longest side of a picture to look at; label pictures have the size of the image
+ONE_AT_A_TIME = "ask for one class at a time: --classes_per_query 1"
+OVERLAY_SIDE = 1280  # longest side of an overlay; label images have the size of the image
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagePrediction:
+    """What the model found in one image."""
+
+    labels: np.ndarray  # (height, width) int16 class ids, UNCLAIMED where no mask is
+    present: dict[int, float]  # class id -> probability, of the classes that are present
+    unattributed: tuple[str, ...] = ()  # see `Segmentation.unattributed`
 
 
 def find_images(pattern: str) -> list[Path]:
-    """The picture files that a pattern means, or those of a folder, sorted. FileNotFoundError without any."""
+    """The image files that match a pattern, or those of a folder, sorted. FileNotFoundError without any."""
     if Path(pattern).is_dir():
         found, others = images_in(Path(pattern))
         tell_passed_over(Path(pattern), [path for path, _ in others])
@@ -55,18 +69,18 @@ def find_images(pattern: str) -> list[Path]:
         found = [path for path in matched if path.is_file() and not is_no_data(path)]
     if not found:
         raise FileNotFoundError(
-            f"--images {pattern} matches no picture; pass a file, a folder, or a pattern in quotes: 'photos/*.jpg'"
+            f"--images {pattern} matches no image; pass a file, a folder, or a pattern in quotes: 'photos/*.jpg'"
         )
     return found
 
 
 def is_no_data(path: Path) -> bool:
-    """Whether a pattern found a hidden file, or one in a folder such as __MACOSX; dots were typed by the user."""
+    """Whether a match is hidden, or lies in a folder such as __MACOSX. Parts that begin with a dot were typed."""
     return is_hidden(path.name) or any(is_hidden(part) for part in path.parts if not part.startswith("."))
 
 
 def classes_asked(name: str) -> tuple[ClassList, tuple[int, ...]]:
-    """The classes of a text file, or of a data set of ours by its name, and the label value of each.
+    """The classes of a text file, or of a shipped list by its name, and the label value of each.
 
     Raises FileNotFoundError, and UserError for a file that breaks the rules of utils/data/class_file.py.
     """
@@ -99,7 +113,7 @@ def predict_images(
     A collective call when several processes run; they share the images.
 
     Args:
-        class_values: label value of each class, its place in `classes` unless told otherwise.
+        class_values: label value of each class; by default its index in `classes`.
 
     Returns:
         the path of predictions.json, on the first process.
@@ -116,14 +130,15 @@ def predict_images(
         tqdm(total=sum(map(len, mine)), unit="image", disable=not show_progress or rank > 0) as bar,
     ):
         for batch in mine:
-            pictures = {index: picture for index in batch if (picture := _read(images[index])) is not None}
-            answers = segment(model, processor, list(pictures.values()), classes, settings)
-            for (index, picture), answer in zip(pictures.items(), answers, strict=True):
-                entries[index] = _write(picture, answer, classes, values, folder, names[index])
+            readable = {index: image for index in batch if (image := _read(images[index])) is not None}
+            found = predict_batch(model, processor, list(readable.values()), classes, settings)
+            for (index, image), prediction in zip(readable.items(), found, strict=True):
+                entries[index] = _write(image, prediction, classes, values, folder, names[index])
             bar.update(len(batch))
     entries = gather(entries)
     if rank:
         return None
+    tell_unattributed(entries, processor.format)
     content = {
         "model": name,
         "settings": settings.protocol(constrained=processor.format.answers_every_class),
@@ -138,27 +153,39 @@ def predict_images(
     return path
 
 
-def segment(
+def tell_unattributed(entries: Mapping[int, Mapping[str, Any]], format: SequenceFormat) -> None:
+    """Warn once of masks that were left out because the answers do not say which class they are of."""
+    affected = [entry["unattributed"] for _, entry in sorted(entries.items()) if entry["unattributed"]]
+    if affected:
+        words = dict.fromkeys(text for texts in affected for text in texts)
+        logger.warning(
+            "%d of %d images: masks could not be attributed to a class (%s) and are left out%s",
+            len(affected),
+            len(entries),
+            ", ".join(map(repr, list(words)[:3])),
+            "; " + ONE_AT_A_TIME if format.neg is None else "",
+        )
+
+
+def predict_batch(
     model: Any,
     processor: Any,
-    pictures: Sequence[np.ndarray],
+    images: Sequence[np.ndarray],
     classes: Sequence[str],
     settings: EvaluationSettings,
-) -> list[tuple[np.ndarray, dict[int, float]]]:
-    """For each picture (height, width) class ids, UNCLAIMED where no mask is, and the probability of present classes.
-
-    A long list is asked in several passes, so that memory does not grow with it.
-    """
-    if not pictures:
+) -> list[ImagePrediction]:
+    """Ask every image for all classes. A long list takes several passes, so that memory does not grow with it."""
+    if not images:
         return []
     at_once = (settings.classes_per_query or model.config.num_all_classes) * ROWS_PER_IMAGE
-    encoded = model.encode_batch(pictures, processor=processor)
-    masks: list[list[torch.Tensor]] = [[] for _ in pictures]
-    present: list[dict[int, float]] = [{} for _ in pictures]
+    encoded = model.encode_batch(images, processor=processor)
+    masks: list[list[torch.Tensor]] = [[] for _ in images]
+    present: list[dict[int, float]] = [{} for _ in images]
+    unattributed: list[tuple[str, ...]] = [() for _ in images]
     for start in range(0, len(classes), at_once):
         answers = model.segment_batch(
             encoded,
-            [classes[start : start + at_once]] * len(pictures),
+            [classes[start : start + at_once]] * len(images),
             processor=processor,
             presence_threshold=settings.presence_threshold,
             rethreshold=settings.rethreshold,
@@ -167,13 +194,18 @@ def segment(
         )
         for number, answer in enumerate(answers):
             masks[number].append(answer.masks)
+            unattributed[number] += answer.unattributed
             said = enumerate(zip(answer.present, answer.probabilities, strict=True), start)
             present[number] |= {
                 class_id: probability for class_id, (is_there, probability) in said if is_there
             }
     return [
-        (label_map(torch.cat(of_picture), list(classes_there)), classes_there)
-        for of_picture, classes_there in zip(masks, present, strict=True)
+        ImagePrediction(
+            labels=label_map(torch.cat(of_image), list(classes_there)),
+            present=classes_there,
+            unattributed=words,
+        )
+        for of_image, classes_there, words in zip(masks, present, unattributed, strict=True)
     ]
 
 
@@ -184,7 +216,7 @@ def values_written(class_values: Sequence[int]) -> np.ndarray:
 
 
 def output_names(images: Sequence[Path]) -> list[str]:
-    """A name without ending for each picture: its path below the folder that all share. No two are alike."""
+    """A name without suffix for each image: its path below their common folder. No two are alike."""
     paths = [Path(os.path.abspath(path)) for path in images]
     root = os.path.commonpath([path.parent for path in paths])
     names = [path.relative_to(root).with_suffix("").as_posix() for path in paths]
@@ -204,15 +236,15 @@ def _read(path: Path) -> np.ndarray | None:
 
 
 def _write(
-    picture: np.ndarray,
-    answer: tuple[np.ndarray, dict[int, float]],
+    image: np.ndarray,
+    prediction: ImagePrediction,
     classes: ClassList,
     values: np.ndarray,
     folder: Path,
     name: str,
 ) -> dict[str, Any]:
-    """The label picture and the overlay of one picture; its entry in predictions.json."""
-    labels, present = answer
+    """Write the label image and the overlay of one image; returns its entry in predictions.json."""
+    labels, present = prediction.labels, prediction.present
     files = {"labels": f"labels/{name}.png", "overlay": f"overlays/{name}.png"}
     for file in files.values():
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
@@ -223,10 +255,10 @@ def _write(
         LegendEntry(name=classes[k], colour=class_colour(classes[k]), note=f"{present[k]:.2f}")
         for k in ranked
     ]
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     scale = min(OVERLAY_SIDE / max(height, width), 1)
     size = max(round(height * scale), 1), max(round(width * scale), 1)
-    small = np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.LANCZOS))
+    small = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.LANCZOS))
     overlay = annotate(small, resize_labels(labels, size), palette(classes), legend)
     overlay.save(folder / files["overlay"])
     return {
@@ -235,4 +267,5 @@ def _write(
             {"class": int(values[k]), "name": classes[k], "probability": present[k], "pixels": int(pixels[k])}
             for k in ranked
         ],
+        "unattributed": list(prediction.unattributed),
     }

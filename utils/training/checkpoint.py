@@ -55,17 +55,43 @@ def save_checkpoint(engine: Any, config: TrainConfig, step: int, counted: Mappin
 
 
 @dataclass(frozen=True, kw_only=True)
+class Score:
+    """The number of a validation that decides which weights are the best."""
+
+    value: float
+    measured: str  # the data set, the metric, the number of samples: only equal ones can be compared
+
+
+@dataclass(frozen=True, kw_only=True)
 class Validated:
     """Up to which step the epochs of a run are validated, and which of them is the best."""
 
     step: int = 0
     best_step: int | None = None  # None: none of them has a number
     best_score: float | None = None
+    best_measured: str | None = (
+        None  # `Score.measured` of the best; None also where an older run did not note it
+    )
+
+    def measures_otherwise(self, score: Score) -> bool:
+        """Whether the best score so far is that of another measurement, which says nothing about this one."""
+        return self.best_score is not None and self.best_measured != score.measured
+
+    def is_beaten_by(self, score: Score) -> bool:
+        """Whether the weights with this score become the best ones."""
+        if self.best_score is None or self.measures_otherwise(score):
+            return True
+        return score.value > self.best_score
 
 
-def save_best(engine: Any, config: TrainConfig, step: int, score: float | None) -> None:
+def save_best(engine: Any, config: TrainConfig, step: int, score: Score | None) -> None:
     """Save the weights of the best validation so far; None: of no validation. A collective call."""
-    _save(engine, config, config.run_dir / BEST_FOLDER, {"step": step, "best_score": score})
+    state = {
+        "step": step,
+        "best_score": score.value if score else None,
+        "best_measured": score.measured if score else None,
+    }
+    _save(engine, config, config.run_dir / BEST_FOLDER, state)
 
 
 def _save(engine: Any, config: TrainConfig, folder: Path, state: dict[str, Any]) -> None:
@@ -134,7 +160,10 @@ def read_validated(config: TrainConfig, step: int) -> Validated:
     if state["best_score"] is None:
         return Validated(step=noted.step)
     return Validated(
-        step=max(noted.step, state["step"]), best_step=state["step"], best_score=state["best_score"]
+        step=max(noted.step, state["step"]),
+        best_step=state["step"],
+        best_score=state["best_score"],
+        best_measured=state.get("best_measured"),
     )
 
 

@@ -23,7 +23,7 @@ from utils.common.commands import one_line
 from utils.common.distributed import is_main_process
 from utils.config.training import TrainConfig
 from utils.reports.report import Report, Result
-from utils.training.checkpoint import forget_after
+from utils.training.checkpoint import Score, forget_after
 from utils.training.meters import Meters, Summary
 
 logger = logging.getLogger(__name__)
@@ -120,10 +120,14 @@ def score_of(result: Result) -> tuple[str, float] | None:
     return None
 
 
-def deciding_score(report: Report | None) -> float | None:
+def deciding_score(report: Report | None) -> Score | None:
     """The number of the first data set: the weights with the highest are kept as the best."""
     score = score_of(report.results[0]) if report else None
-    return None if score is None or math.isnan(score[1]) else score[1]
+    if report is None or score is None or math.isnan(score[1]):
+        return None
+    first, per_query = report.results[0], report.protocol.get("classes_per_query")
+    measured = f"{score[0]} of {first.dataset}, {first.num_samples} samples, {per_query} classes per query"
+    return Score(value=score[1], measured=measured)
 
 
 def log_failed_validation(step: int, problem: Exception) -> None:

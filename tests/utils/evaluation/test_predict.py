@@ -177,9 +177,7 @@ def test_pictures_are_a_file_a_folder_or_a_pattern(photos):
     assert find_images(f"{photos}/*/1.png") == [photos / "a" / "1.png", photos / "b" / "1.png"]
     assert find_images(str(photos / "a" / "2.png")) == [photos / "a" / "2.png"]
     for nothing in (str(photos), f"{photos}/*.jpg", "nowhere/*.jpg"):
-        with pytest.raises(
-            FileNotFoundError, match="matches no picture; pass a file, a folder, or a pattern"
-        ):
+        with pytest.raises(FileNotFoundError, match="matches no image; pass a file, a folder, or a pattern"):
             find_images(nothing)
 
 

@@ -78,7 +78,7 @@ def test_the_first_data_set_decides_which_weights_are_the_best():
     reasoning = result("ReasonSeg|val", reasoning={"giou": 0.25, "ciou": 0.9})
     semantic = result("ade20k", semantic={"miou": 0.5}, presence={"accuracy": 1.0})
     report = Report(model="", protocol={}, results=(reasoning, semantic))
-    assert deciding_score(report) == 0.25
+    assert deciding_score(report).value == 0.25
     assert deciding_score(None) is None
     unknown = Report(model="", protocol={}, results=(result("ade20k", semantic={"miou": math.nan}),))
     assert deciding_score(unknown) is None
