@@ -128,16 +128,16 @@ def at_work(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def trained_run(workspace: Path) -> TrainedRun:
     """The README's first training command on the toy world: four steps, two validations, defaults otherwise."""
-    import train_ds  # here: most tests do not need DeepSpeed
+    from utils.training import loop  # here: most tests do not need DeepSpeed
 
     line = next(line for line in shell_commands(README) if "train_ds.py" in line)
     command = Command.parse(fill_in(line, workspace))
     seen: dict[str, torch.nn.Module] = {}
-    save = train_ds.save_checkpoint
+    save = loop.save_checkpoint
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workspace)
         patch.setattr(
-            train_ds,
+            loop,
             "save_checkpoint",
             lambda engine, *args: (seen.update(module=engine.module), save(engine, *args)),
         )

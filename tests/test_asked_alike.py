@@ -22,6 +22,7 @@ from utils.config.inference import ChatConfig, TestConfig
 from utils.config.training import TrainConfig
 from utils.data.types import SemanticSample
 from utils.evaluation.prompting import EvaluationSettings
+from utils.training import validation
 
 CLASSES = ("sky", "tree", "dog", "cat", "road")
 LIMIT = 2
@@ -68,7 +69,7 @@ EXPECTED = [CLASSES[:2], CLASSES[2:4], CLASSES[4:]]
 
 def test_validation_asks_as_training_does(in_training, samples, queries):
     model, config = in_training
-    report = train_ds.validate(SimpleNamespace(module=model), {"ade20k": ListDataset(samples)}, config)
+    report = validation.validate(SimpleNamespace(module=model), {"ade20k": ListDataset(samples)}, config)
     assert queries == EXPECTED
     assert report.protocol["classes_per_query"] == LIMIT
 

@@ -23,19 +23,21 @@ from model.lora import TRAINABLE_PATTERN
 from tests.commands import BASE, QUICK, REPOSITORY, complaint, losses_of, run
 from utils.common.settings import parse_config, path_settings
 from utils.config.training import TrainConfig
+from utils.training import loop, validation
 from utils.training.profile import PARTS
+from utils.training.progress import Score
 
 
 def stop_before(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """As if somebody pressed Ctrl-C in this step."""
-    log_step = train_ds.log_step
+    log_step = loop.log_step
 
     def log_or_stop(at: int, *arguments):
         if at == step:
             raise KeyboardInterrupt
         log_step(at, *arguments)
 
-    monkeypatch.setattr(train_ds, "log_step", log_or_stop)
+    monkeypatch.setattr(loop, "log_step", log_or_stop)
 
 
 def check_same_weights(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
@@ -228,10 +230,10 @@ def test_what_a_run_without_a_checkpoint_logged_is_forgotten(at_work, tmp_path):
 
 
 def test_the_best_checkpoint_is_kept_by_validation_over_a_restart(at_work, tmp_path, monkeypatch):
-    scores = iter([0.2, 0.5, 0.3, 0.4, math.nan, 0.6])
+    scores = iter(Score(value=value, measured="told") for value in (0.2, 0.5, 0.3, 0.4, math.nan, 0.6))
     monkeypatch.setattr(train_ds, "open_validation", lambda _: {"told": []})
-    monkeypatch.setattr(train_ds, "validate", lambda *_: None)
-    monkeypatch.setattr(train_ds, "deciding_score", lambda _: next(scores))
+    monkeypatch.setattr(validation, "validate", lambda *_: None)
+    monkeypatch.setattr(validation, "deciding_score", lambda _: next(scores))
     flags = [*QUICK, f"--log_base_dir={tmp_path}", "--exp_name=best", "--steps_per_epoch=1"]
 
     def kept(folder: str) -> str:

@@ -16,9 +16,9 @@ from tests.commands import BASE, QUICK, losses_of, run
 from utils.common.settings import parse_config
 from utils.config.training import TrainConfig
 from utils.reports.report import Report, Result
-from utils.training import checkpoint
-from utils.training.checkpoint import Score
+from utils.training import checkpoint, validation
 from utils.training.log import deciding_score
+from utils.training.progress import Score
 
 MEASURED = "semantic.miou of told"
 # step -> what its validation gives
@@ -40,9 +40,9 @@ def validated(monkeypatch) -> list[int]:
         return engine.global_steps
 
     monkeypatch.setattr(train_ds, "open_validation", lambda _: {"told": []})
-    monkeypatch.setattr(train_ds, "validate", validate)
-    monkeypatch.setattr(train_ds, "log_validation", lambda *_: None)
-    monkeypatch.setattr(train_ds, "deciding_score", SCORES.get)
+    monkeypatch.setattr(validation, "validate", validate)
+    monkeypatch.setattr(validation, "log_validation", lambda *_: None)
+    monkeypatch.setattr(validation, "deciding_score", SCORES.get)
     return steps
 
 
@@ -52,8 +52,8 @@ def in_validation(patch: pytest.MonkeyPatch) -> None:
             raise Killed
         return told(engine)
 
-    told = train_ds.validate
-    patch.setattr(train_ds, "validate", validate)
+    told = validation.validate
+    patch.setattr(validation, "validate", validate)
 
 
 def in_the_weights_of(name: str):
@@ -132,9 +132,9 @@ def uninterrupted(workspace, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workspace)
         patch.setattr(train_ds, "open_validation", lambda _: {"told": []})
-        patch.setattr(train_ds, "validate", lambda engine, *_: engine.global_steps)
-        patch.setattr(train_ds, "log_validation", lambda *_: None)
-        patch.setattr(train_ds, "deciding_score", SCORES.get)
+        patch.setattr(validation, "validate", lambda engine, *_: engine.global_steps)
+        patch.setattr(validation, "log_validation", lambda *_: None)
+        patch.setattr(validation, "deciding_score", SCORES.get)
         assert run("train_ds", *FLAGS, f"--log_base_dir={runs}", "--epochs=3") == 0
     assert (runs / "run" / "ckpt_best" / "latest").read_text() == "global_step2"
     return losses_of(runs / "run"), saved(runs / "run" / "ckpt_best")
@@ -170,14 +170,14 @@ def test_after_a_kill_the_best_is_that_of_a_run_that_was_not_killed(
 def test_a_validation_that_fails_is_logged_and_training_goes_on(
     validated, at_work, tmp_path, monkeypatch, caplog
 ):
-    told = train_ds.validate
+    told = validation.validate
 
     def fails(engine, *_):
         if engine.global_steps == 1:
             raise RuntimeError("out of memory")
         return told(engine)
 
-    monkeypatch.setattr(train_ds, "validate", fails)
+    monkeypatch.setattr(validation, "validate", fails)
     assert run("train_ds", *FLAGS, f"--log_base_dir={tmp_path}", "--epochs=2") == 0
     assert "step 1: the validation failed, and training goes on: RuntimeError: out of memory" in caplog.text
     assert [line["step"] for line in losses_of(tmp_path / "run")] == [1, 2]
@@ -187,13 +187,13 @@ def test_a_validation_that_fails_is_logged_and_training_goes_on(
 def test_there_is_a_best_after_the_last_epoch_even_if_no_validation_came_to_a_number(
     validated, at_work, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(train_ds, "deciding_score", lambda _: None)
+    monkeypatch.setattr(validation, "deciding_score", lambda _: None)
     flags = [*FLAGS, f"--log_base_dir={tmp_path}"]
     assert run("train_ds", *flags, "--epochs=2") == 0
     assert "no validation came to a number" in capsys.readouterr().out
     assert (tmp_path / "run" / "ckpt_best" / "latest").read_text() == "global_step2"
     # A number, whichever it is, is better than none.
-    monkeypatch.setattr(train_ds, "deciding_score", {3: Score(value=0.0, measured=MEASURED)}.get)
+    monkeypatch.setattr(validation, "deciding_score", {3: Score(value=0.0, measured=MEASURED)}.get)
     assert run("train_ds", *flags, "--epochs=3") == 0
     assert (tmp_path / "run" / "ckpt_best" / "latest").read_text() == "global_step3"
 
@@ -213,7 +213,7 @@ def test_scores_of_other_data_are_not_compared(validated, at_work, tmp_path, mon
         3: Score(value=0.1, measured="reasoning.giou of another"),
         4: Score(value=0.05, measured="reasoning.giou of another"),
     }
-    monkeypatch.setattr(train_ds, "deciding_score", other.get)
+    monkeypatch.setattr(validation, "deciding_score", other.get)
     assert run("train_ds", *flags, "--epochs=4") == 0
     said = capsys.readouterr().out
     assert said.count("ckpt_best starts anew") == 1

@@ -15,8 +15,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,9 @@ from utils.common.distributed import is_main_process
 from utils.common.paths import same_place
 from utils.common.settings import STARTED_IN, path_settings, save_config
 from utils.config.training import TrainConfig
+from utils.data.counts import DataCounts
+from utils.training.engine import Engine
+from utils.training.progress import Progress, Score, Validated
 
 logger = logging.getLogger(__name__)
 
@@ -49,42 +51,13 @@ FREE = (
 )  # fmt: skip
 
 
-def save_checkpoint(engine: Any, config: TrainConfig, step: int, counted: Mapping[str, Any]) -> None:
-    """Save the newest weights, the optimizer, and plain values about the data so far. A collective call."""
-    _save(engine, config, config.run_dir / CHECKPOINT_FOLDER, {"step": step, "counted": dict(counted)})
+def save_checkpoint(engine: Engine, config: TrainConfig, progress: Progress) -> None:
+    """Save the newest weights, the optimizer, and how far the run is. A collective call."""
+    state = {"step": progress.step, "counted": progress.counts.state()}
+    _save(engine, config, config.run_dir / CHECKPOINT_FOLDER, state)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """The number of a validation that decides which weights are the best."""
-
-    value: float
-    measured: str  # the data set, the metric, the number of samples: only equal ones can be compared
-
-
-@dataclass(frozen=True, kw_only=True)
-class Validated:
-    """Up to which step the epochs of a run are validated, and which of them is the best."""
-
-    step: int = 0
-    best_step: int | None = None  # None: none of them has a number
-    best_score: float | None = None
-    best_measured: str | None = (
-        None  # `Score.measured` of the best; None also where an older run did not note it
-    )
-
-    def measures_otherwise(self, score: Score) -> bool:
-        """Whether the best score so far is that of another measurement, which says nothing about this one."""
-        return self.best_score is not None and self.best_measured != score.measured
-
-    def is_beaten_by(self, score: Score) -> bool:
-        """Whether the weights with this score become the best ones."""
-        if self.best_score is None or self.measures_otherwise(score):
-            return True
-        return score.value > self.best_score
-
-
-def save_best(engine: Any, config: TrainConfig, step: int, score: Score | None) -> None:
+def save_best(engine: Engine, config: TrainConfig, step: int, score: Score | None) -> None:
     """Save the weights of the best validation so far; None: of no validation. A collective call."""
     state = {
         "step": step,
@@ -94,7 +67,7 @@ def save_best(engine: Any, config: TrainConfig, step: int, score: Score | None) 
     _save(engine, config, config.run_dir / BEST_FOLDER, state)
 
 
-def _save(engine: Any, config: TrainConfig, folder: Path, state: dict[str, Any]) -> None:
+def _save(engine: Engine, config: TrainConfig, folder: Path, state: dict[str, Any]) -> None:
     """The older save of the folder goes only after the new one is complete."""
     tag = f"global_step{state['step']}"
     if is_main_process():
@@ -253,15 +226,15 @@ def read_state(folder: Path) -> dict[str, Any]:
     return _load_safely(str(paths[0]), mmap=True)
 
 
-def resume(engine: Any, config: TrainConfig) -> tuple[int, Validated, dict[str, Any]]:
-    """Continue from the run's newest checkpoint; returns (steps done, how far validated, what was `counted`).
+def resume(engine: Engine, config: TrainConfig) -> Progress:
+    """Continue from the run's newest checkpoint; returns how far the run is.
 
     Raises:
         ValueError: the checkpoint does not fit the model.
     """
     folder = config.run_dir / CHECKPOINT_FOLDER
     if not (folder / LATEST).is_file():
-        return 0, Validated(), {}
+        return Progress()
     engine.checkpoint_engine.load = _load_safely
     # ZeRO-3 restores weights from the optimizer's parts; there, the module holds none to compare.
     load_module = _load_trainable if config.zero_stage < 3 else None
@@ -272,7 +245,8 @@ def resume(engine: Any, config: TrainConfig) -> tuple[int, Validated, dict[str, 
     if is_main_process():
         _remove_all_but(folder, f"global_step{step}")
     logger.info("continues %s at step %d", path, step)
-    return step, read_validated(config, step), state.get("counted", {})
+    counts = DataCounts.from_state(state.get("counted", {}))
+    return Progress(step=step, validated=read_validated(config, step), counts=counts)
 
 
 def forget_after(log: Path, step: int) -> None:

@@ -23,8 +23,9 @@ from utils.common.commands import one_line
 from utils.common.distributed import is_main_process
 from utils.config.training import TrainConfig
 from utils.reports.report import Report, Result
-from utils.training.checkpoint import Score, forget_after
+from utils.training.checkpoint import forget_after
 from utils.training.meters import Meters, Summary
+from utils.training.progress import Score
 
 logger = logging.getLogger(__name__)
 
@@ -153,3 +154,9 @@ def log_validation(step: int, report: Report | None, log: TrainLog) -> None:
         if score := score_of(result):
             shown.append(f"{result.dataset} {score[0]} {score[1]:.3f}")
     tqdm.write(f"step {step}: {', '.join(shown)}")
+
+
+def say(text: str) -> None:
+    """Print on the first process."""
+    if is_main_process():
+        print(text, flush=True)

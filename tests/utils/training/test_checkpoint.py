@@ -12,13 +12,13 @@ from utils.common.settings import save_config
 from utils.config.training import TrainConfig
 from utils.training.checkpoint import (
     FREE,
-    Validated,
     check_run,
     check_same_run,
     forget_after,
     read_state,
     resume,
 )
+from utils.training.progress import Progress
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def checkpoint(config):
 
 def test_a_new_run_may_start(config):
     check_run(config, num_processes=8)
-    assert resume(None, config) == (0, Validated(), {})
+    assert resume(None, config) == Progress()
 
 
 def test_a_run_continues_with_the_settings_it_had(checkpoint, config):

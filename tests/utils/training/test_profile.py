@@ -58,7 +58,7 @@ def test_shares_are_of_the_gpu_where_there_is_one():
     assert [line.split()[-1] for line in parts_table(gpu).splitlines()[1:]] == ["0.0%", "100.0%"]
 
 
-@pytest.mark.parametrize("file", ["train_ds.py", "model/lasagna.py"])
+@pytest.mark.parametrize("file", ["utils/training/loop.py", "model/lasagna.py"])
 def test_the_labels_in_the_code_are_known_parts(file):
     import re
 

@@ -1,0 +1,146 @@
+"""The training loop: optimizer steps, and after each epoch a checkpoint and a validation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import torch
+from torch.profiler import record_function
+from torch.utils.data import DataLoader
+
+from utils.common.distributed import is_main_process, seed_of_step, world_size
+from utils.config.training import TrainConfig
+from utils.costs.cost_model import CostModel
+from utils.data.base import Dataset
+from utils.data.collate import build_loader
+from utils.data.counts import DataCounts
+from utils.data.mixture import Mixture
+from utils.data.types import Batch
+from utils.training.checkpoint import save_best, save_checkpoint
+from utils.training.engine import Engine
+from utils.training.log import TrainLog, log_step, open_log, say
+from utils.training.meters import Meters, peak_memory
+from utils.training.profile import StepProfiler
+from utils.training.progress import Progress
+from utils.training.sam_cache import SamCache
+from utils.training.validation import validate_epoch
+
+PROFILE_FOLDER = "profile"
+SUMMARY_FILE = "data.json"  # what became of the samples
+COUNT_EVERY = 10  # steps between two looks at all processes' unusable items
+
+
+def train(
+    engine: Engine,
+    config: TrainConfig,
+    mixture: Mixture,
+    datasets: dict[str, Dataset],
+    progress: Progress,
+    sam_cache: SamCache | None,
+) -> None:
+    """Run the optimizer steps that are left; `progress` moves on with them."""
+    meters, costs = Meters(), CostModel.of(config, engine.module.config, on_gpu=engine.device.type == "cuda")
+    # Here and not in a step: an iterator that is made draws a number, which the dropout of its step would miss.
+    loaded = iter(open_loader(mixture, engine, config, progress.step, sam_cache))
+    batches = on_device(loaded, engine, sam_cache, meters, costs)
+    profiler = StepProfiler(config.profile if is_main_process() else 0, config.run_dir / PROFILE_FOLDER)
+    with open_log(config, progress.step) as log, profiler:
+        catch_up(engine, config, datasets, progress, log)
+        while progress.step < config.num_steps:
+            started = time.perf_counter()
+            progress.step += 1
+            torch.manual_seed(seed_of_step(config.seed, progress.step))  # dropout
+            train_step(engine, batches, config.grad_accumulation_steps, meters, progress.counts)
+            meters.peak({"memory": peak_memory(engine.device)})
+            log_step(progress.step, log, meters, engine.get_lr()[0], started)
+            profiler.step()
+            finish_step(engine, config, datasets, progress, log)
+        if datasets and progress.validated.best_step is None:
+            say("no validation came to a number: ckpt_best holds the last weights")
+            save_best(engine, config, progress.step, None)
+    if is_main_process():
+        progress.counts.save(config.run_dir / SUMMARY_FILE)
+        if config.profile:
+            say(profiler.describe())
+    say(progress.counts.describe())
+
+
+def catch_up(
+    engine: Engine, config: TrainConfig, datasets: dict[str, Dataset], progress: Progress, log: TrainLog
+) -> None:
+    """Validate what a kill left out: the weights of an epoch are saved before they are validated."""
+    ends_epoch = progress.step > 0 and progress.step % config.steps_per_epoch == 0
+    if ends_epoch and progress.validated.step < progress.step:
+        validate_epoch(engine, config, datasets, progress, log)
+
+
+def finish_step(
+    engine: Engine, config: TrainConfig, datasets: dict[str, Dataset], progress: Progress, log: TrainLog
+) -> None:
+    """What follows an optimizer step: the samples are counted, an epoch is saved and validated."""
+    ends_epoch = progress.step % config.steps_per_epoch == 0
+    if ends_epoch or progress.step % COUNT_EVERY == 0:
+        progress.counts.gather()
+        progress.counts.check(config.max_bad_fraction)
+    if ends_epoch:
+        # First, so that nothing is lost if the validation fails.
+        save_checkpoint(engine, config, progress)
+        validate_epoch(engine, config, datasets, progress, log)
+
+
+def open_loader(
+    mixture: Mixture, engine: Engine, config: TrainConfig, start: int, sam_cache: SamCache | None
+) -> DataLoader[Batch]:
+    """The micro-batches of this process that are left."""
+    accumulation = config.grad_accumulation_steps
+    if config.pack and not engine.module.can_pack_rows:
+        say("conversations are not packed: flash attention cannot mask within a row")
+    return build_loader(
+        mixture,
+        engine.module.processor,
+        batch_size=config.batch_size,
+        num_batches=max(config.num_steps - start, 0) * accumulation,
+        start=start * accumulation,
+        rank=torch.distributed.get_rank(),
+        world_size=world_size(),
+        num_workers=config.workers,
+        fast_resize=config.fast_resize,
+        pack_rows=config.pack and engine.module.can_pack_rows,
+        pin_memory=engine.device.type == "cuda",
+        sam_cache=sam_cache,
+        max_length=config.model_max_length,
+    )
+
+
+def on_device(
+    loaded: Iterator[Batch], engine: Engine, sam_cache: SamCache | None, meters: Meters, costs: CostModel
+) -> Iterator[Batch]:
+    """The loader's batches on this process's device, their work counted, with what the cache knows of SAM."""
+    while True:
+        with record_function("loader"):
+            batch = next(loaded, None)
+        if batch is None:
+            return
+        meters.count(costs.of_batch(batch.inputs))
+        batch = batch.to(engine.device)
+        if sam_cache is not None:
+            with record_function("sam encoder"):
+                batch = sam_cache.complete(batch, engine.module.sam)
+        yield batch
+
+
+def train_step(
+    engine: Engine, batches: Iterator[Batch], accumulation: int, meters: Meters, counts: DataCounts
+) -> None:
+    """One optimizer step; its losses go into the meters."""
+    engine.train()
+    for _ in range(accumulation):
+        batch = next(batches)
+        output = engine(**batch.inputs)
+        with record_function("backward"):
+            engine.backward(output.loss)
+        with record_function("optimizer"):
+            engine.step()
+        counts.add(batch)
+        meters.add(vars(output.losses) | {"skipped": len(batch.skipped), "shortened": batch.num_shortened})

@@ -1,0 +1,44 @@
+"""How far a training run is: what a checkpoint stores besides weights and optimizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from utils.data.counts import DataCounts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """The number of a validation that decides which weights are the best."""
+
+    value: float
+    measured: str  # the data set, the metric, the number of samples: only equal ones can be compared
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validated:
+    """Up to which step the epochs of a run are validated, and which of them is the best."""
+
+    step: int = 0
+    best_step: int | None = None  # None: none of them has a number
+    best_score: float | None = None
+    best_measured: str | None = None  # `Score.measured` of the best; an older run may not have noted it
+
+    def measures_otherwise(self, score: Score) -> bool:
+        """Whether the best score so far is that of another measurement, which says nothing about this one."""
+        return self.best_score is not None and self.best_measured != score.measured
+
+    def is_beaten_by(self, score: Score) -> bool:
+        """Whether the weights with this score become the best ones."""
+        if self.best_score is None or self.measures_otherwise(score):
+            return True
+        return score.value > self.best_score
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """Where a run stands; the training loop moves it on."""
+
+    step: int = 0  # optimizer steps done
+    validated: Validated = field(default_factory=Validated)
+    counts: DataCounts = field(default_factory=DataCounts)

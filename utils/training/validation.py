@@ -1,0 +1,65 @@
+"""Validation in training: which weights are the best, whatever moment the run is stopped at."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from utils.config.training import TrainConfig
+from utils.data.base import Dataset
+from utils.data.val_datasets import open_list
+from utils.evaluation.evaluate import evaluate_datasets
+from utils.evaluation.prompting import EvaluationSettings
+from utils.reports.report import Report
+from utils.training.checkpoint import save_best, save_validated
+from utils.training.engine import Engine
+from utils.training.log import TrainLog, deciding_score, log_failed_validation, log_validation, say
+from utils.training.progress import Progress
+
+
+def open_validation(config: TrainConfig) -> dict[str, Dataset]:
+    """The data sets to validate on, opened before the model: a misspelt name should not cost minutes."""
+    if config.no_eval:
+        return {}
+    return open_list(config.val_dataset_list, config.dataset_dir)
+
+
+def validate_epoch(
+    engine: Engine, config: TrainConfig, datasets: dict[str, Dataset], progress: Progress, log: TrainLog
+) -> None:
+    """Validate the weights as they are, keep them if they are the best so far, and note that it is done.
+
+    A validation that fails is logged, and tried again when the run is resumed at this step.
+    """
+    if not datasets:
+        return
+    step, validated = progress.step, progress.validated
+    try:
+        report = validate(engine, datasets, config)
+    except Exception as problem:  # whatever it is, days of training do not end for it
+        log_failed_validation(step, problem)
+        return
+    log_validation(step, report, log)
+    score = deciding_score(report)
+    if score is not None and validated.is_beaten_by(score):
+        if validated.measures_otherwise(score):
+            say(
+                f"ckpt_best starts anew with step {step}: the best score so far measured "
+                f"{validated.best_measured or 'what was not noted'}, now it is {score.measured}"
+            )
+        save_best(engine, config, step, score)
+        validated = replace(validated, best_step=step, best_score=score.value, best_measured=score.measured)
+    progress.validated = replace(validated, step=step)
+    save_validated(config, progress.validated)
+
+
+def validate(engine: Engine, datasets: dict[str, Dataset], config: TrainConfig) -> Report:
+    """The report of the model as it is now."""
+    settings = EvaluationSettings(
+        classes_per_query=config.classes_per_query or None,
+        max_samples=config.max_val_samples or None,
+        val_batch_size=config.val_batch_size,
+        num_pictures=0,
+    )
+    return evaluate_datasets(
+        engine.module, engine.module.processor, datasets, settings, name=config.exp_name, show_progress=False
+    )
