@@ -27,6 +27,7 @@ from model.config import LasagnaConfig
 from model.decoders.sam import SamSegmenter
 from model.folders import local_folder
 from model.generation.inference import InferenceMixin
+from model.huggingface import from_config, from_pretrained
 from model.losses import (
     LOGITS_PER_CHUNK,
     learned_positions,
@@ -58,14 +59,14 @@ class LasagnaForConditionalGeneration(InferenceMixin, ExactBuffers, PreTrainedMo
 
     def __init__(self, config: LasagnaConfig) -> None:
         super().__init__(config)
-        self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config)
+        self.vlm = from_config(AutoModelForImageTextToText, config.vlm_config)
         self.sam = SamSegmenter(config.sam_settings)
         self.seg_projector = build_seg_projector(config)
         self.processor = None
         self.post_init()
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any):
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any):
         """Loads a folder written by `save_pretrained`, strictly, with its processor when the folder has one.
 
         Raises:
@@ -75,7 +76,7 @@ class LasagnaForConditionalGeneration(InferenceMixin, ExactBuffers, PreTrainedMo
         folder = local_folder(pretrained_model_name_or_path, flag="the model")
         # Shapes are reported below, together with the names.
         kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-        model, info = super().from_pretrained(folder, *args, **kwargs)
+        model, info = from_pretrained(super(), folder, **kwargs)
         check_loading_info(info, source=str(folder))
         if (folder / PROCESSOR_FILE).is_file():
             model.processor = LasagnaProcessor.from_pretrained(folder)

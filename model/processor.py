@@ -21,6 +21,7 @@ from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase
 
 from model.errors import UserError
 from model.files import read_json
+from model.huggingface import from_pretrained
 from model.image_resize import channels_first, resize_bilinear, resize_fast
 from model.losses import learned_positions
 from model.text.answer_plan import AnswerPlan, plan_answer
@@ -86,7 +87,7 @@ class LasagnaProcessor:
                 "copy it again"
             )
         settings["format"] = SequenceFormat.from_dict(settings["format"])
-        clip = CLIPImageProcessorPil.from_pretrained(folder)
+        clip = from_pretrained(CLIPImageProcessorPil, folder)
         return cls(tokenizer=load_tokenizer(folder), clip=clip, **settings)
 
     def clip_image(self, image: np.ndarray, *, fast: bool = False) -> np.ndarray:

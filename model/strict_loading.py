@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from model.errors import UserError
+from model.huggingface import from_pretrained
 
 NAMES_SHOWN = 8
 
@@ -131,8 +132,8 @@ def load_pretrained(
     Raises:
         MisfitError: weights are missing, left over or of another shape.
     """
-    model, info = model_class.from_pretrained(
-        folder, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+    model, info = from_pretrained(
+        model_class, folder, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
     )
     check_loading_info(info, source=source, hint=hint)
     return model

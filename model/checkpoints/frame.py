@@ -19,6 +19,7 @@ from model.checkpoints.lazy import StoredWeights, require_space, write_shards
 from model.checkpoints.weights import weight_files
 from model.config import LasagnaConfig
 from model.files import read_json
+from model.huggingface import from_pretrained
 from model.lasagna import LasagnaForConditionalGeneration
 
 # A weight of a language model's layer in the layouts of original LLaVA, Hugging Face (old, new) and ours.
@@ -73,7 +74,7 @@ def text_config_of(folder: Path) -> PreTrainedConfig:
     content = read_json(folder / "config.json")
     if text_section(content) is content:  # original LLaVA: one flat file
         return llava_v1.text_config(content, vocab_size=content["vocab_size"])
-    config = AutoConfig.from_pretrained(folder)
+    config = from_pretrained(AutoConfig, folder)
     return getattr(config, "vlm_config", config).text_config
 
 

@@ -22,6 +22,7 @@ from transformers import (
 from model.downloads import check_download
 from model.errors import UserError
 from model.files import read_json
+from model.huggingface import from_pretrained
 from model.text.format import SequenceFormat
 from model.text.special_tokens import (
     CAT_END,
@@ -259,7 +260,7 @@ def _load_stored(folder: Path) -> PreTrainedTokenizerBase | None:
     if (folder / "tokenizer.json").is_file():
         # AutoTokenizer reads config.json first, and warns unless the type "lasagna" is registered by then.
         is_ours = read_json(folder / "config.json").get("model_type") == "lasagna"
-        return (PreTrainedTokenizerFast if is_ours else AutoTokenizer).from_pretrained(folder)
+        return from_pretrained(PreTrainedTokenizerFast if is_ours else AutoTokenizer, folder)
     return _load_original(folder) if (folder / "tokenizer.model").is_file() else None
 
 
@@ -269,7 +270,7 @@ def _load_original(folder: Path) -> PreTrainedTokenizerBase:
     "Legacy" there meant: every stretch of text between special tokens is tokenized as a text of its own,
     with a space put in front. Its added tokens swallowed the white space on both sides.
     """
-    tokenizer = LlamaTokenizer.from_pretrained(folder)
+    tokenizer = from_pretrained(LlamaTokenizer, folder)
     if read_json(folder / "tokenizer_config.json").get("legacy", True) is not False:
         backend = tokenizer.backend_tokenizer
         backend.pre_tokenizer = None

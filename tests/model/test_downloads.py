@@ -105,9 +105,7 @@ def test_what_is_no_sam_is_said(content, said, tmp_path):
 def test_a_misspelt_folder_is_not_looked_up_on_the_hub(tmp_path, monkeypatch):
     (tmp_path / "models" / "llava").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        "model.checkpoints.layouts.base.snapshot_download", lambda *_, **__: pytest.fail("asked the hub")
-    )
+    monkeypatch.setattr("model.folders.snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
     with pytest.raises(
         FileNotFoundError, match="--version models/lava is not there; the folder models holds llava"
     ):

@@ -13,6 +13,7 @@ from model.config import LasagnaConfig
 from model.decoders.sam import SamSettings
 from model.errors import UserError
 from model.files import read_json
+from model.huggingface import from_pretrained
 from model.text.tokens import add_special_tokens, load_tokenizer, wanted_tokens
 from utils.config.training import TrainConfig
 
@@ -54,7 +55,7 @@ def model_config(config: TrainConfig) -> LasagnaConfig:
     """
     stored = read_json(Path(config.version).expanduser() / "config.json")
     if stored.get("model_type") == "lasagna":
-        return LasagnaConfig.from_pretrained(config.version)
+        return from_pretrained(LasagnaConfig, config.version)
     format = config.sequence_format
     vlm = llava_config(config, stored)
     vlm.text_config.vocab_size = vocabulary(config, vlm.text_config.vocab_size)
@@ -81,7 +82,7 @@ def vocabulary(config: TrainConfig, num_base: int) -> int:
 def llava_config(config: TrainConfig, stored: dict[str, Any]) -> LlavaConfig:
     """LLaVA's sizes: its folder's, else those that its name says."""
     if stored.get("model_type") == "llava" and "text_config" in stored:
-        return AutoConfig.from_pretrained(config.version)
+        return from_pretrained(AutoConfig, config.version)
     if stored:
         text = llava_v1.text_config(stored, vocab_size=stored["vocab_size"])
         tower = config.vision_tower or stored.get("mm_vision_tower") or ""
@@ -99,7 +100,7 @@ def llava_config(config: TrainConfig, stored: dict[str, Any]) -> LlavaConfig:
 def clip_config(tower: str) -> CLIPVisionConfig:
     """CLIP's sizes: the folder's, else ViT-L/14 at 224 pixels, or at 336 if the name says so."""
     if (Path(tower).expanduser() / "config.json").is_file():
-        return CLIPVisionConfig.from_pretrained(tower)
+        return from_pretrained(CLIPVisionConfig, tower)
     return CLIPVisionConfig(**CLIP_LARGE, image_size=336 if "336" in tower else 224)
 
 

@@ -14,6 +14,7 @@ from model.checkpoints.weights import read_folder, without_prefix
 from model.errors import UserError
 from model.files import read_json
 from model.folders import local_folder
+from model.huggingface import from_pretrained
 
 TOWER_PREFIX = "model.vision_tower.vision_tower.vision_model."  # in an original LLaVA
 TOWER_FOLDER = "vision_tower"  # where our export puts the tower, in the model's folder
@@ -82,7 +83,7 @@ def read_vision_config(tower: Path) -> CLIPVisionConfig:
             f"--vision_tower {tower} is not a CLIP: its config.json has model_type {kind!r}; pass the folder of "
             "openai/clip-vit-large-patch14 (or -336), the tower that this LLaVA was trained with"
         )
-    return CLIPVisionConfig.from_pretrained(tower)
+    return from_pretrained(CLIPVisionConfig, tower)
 
 
 def vision_config_of(weights: dict[str, Tensor]) -> CLIPVisionConfig:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from model.huggingface import from_pretrained
 from model.text.conversation import encode_conversation
 from model.text.special_tokens import IMAGE
 from model.text.tokens import load_tokenizer
@@ -259,7 +260,7 @@ def pretrain_language(out: Path, clip: Path, work: Path, *, num_steps: int, batc
     shutil.copytree(work / "vocabulary", out, dirs_exist_ok=True)
     tokenizer = load_tokenizer(out)
     tokenizer.add_tokens([IMAGE], special_tokens=True)
-    tower = CLIPVisionModel.from_pretrained(clip, dtype=torch.float32)
+    tower = from_pretrained(CLIPVisionModel, clip, dtype=torch.float32)
     student = LanguageStudent(tokenizer, tower)
     # The strong decay keeps weights, and so the states of words, small: grown large, they drown what attention adds.
     train(student, folder=work, name="language", num_steps=num_steps, batch_size=batch_size, lr=1.5e-3,
