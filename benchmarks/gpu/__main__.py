@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     wanted = arguments.parts.split(",")
     try:
-        machine = Machine.found(tiny=arguments.tiny, zero_stage=arguments.zero_stage)
+        machine = Machine.found(tiny=arguments.tiny)
     except UserError as problem:
         print(f"benchmarks.gpu: {problem}", file=sys.stderr)
         return 2
@@ -95,7 +95,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder of gpu.json and gpu.md")
     parser.add_argument("--parts", default=",".join(PARTS), help="what to measure, separated by commas")
     parser.add_argument("--tiny", action="store_true", help="small sizes on a CPU; nothing is judged")
-    parser.add_argument("--zero_stage", type=int, default=2, choices=(0, 1, 2, 3), help="of the part engine")
     parser.add_argument("--seconds", type=float, default=420.0, help="no part is started after so long")
     arguments = parser.parse_args(argv)
     if unknown := set(arguments.parts.split(",")) - set(PARTS):

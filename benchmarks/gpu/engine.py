@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import deepspeed
@@ -38,6 +39,11 @@ BAR_UTILISATION, GOAL_UTILISATION, BAR_MEMORY, BAR_TIME = 0.40, 0.55, 0.10, 0.25
 ACCUMULATION = 10
 MANY_MASKS, TINY_MANY_MASKS = 16, 3  # conversations of an image in the step whose memory is predicted
 KERNELS, PROFILED = 40, 2
+SWITCHES = {  # compiled, gradient checkpointing
+    "eager, gradient checkpointing": (False, True),
+    "eager, no gradient checkpointing": (False, False),
+    "compiled, no gradient checkpointing": (True, False),
+}
 
 
 class TrainingStep:
@@ -76,29 +82,49 @@ class TrainingStep:
 def measure(machine: Machine, results: Results) -> None:
     """Adds the part "engine": an optimizer step, its profile, its waits and its memory."""
     step = TrainingStep(machine)
+    turns = 1 if machine.tiny else ACCUMULATION
+    set_launch_environment()
+    deepspeed.init_distributed("nccl" if machine.on_gpu else "gloo", verbose=False)
+    try:
+        # The recipe's stage, then the one that reduces gradients once a step and not once a micro-batch.
+        with running_engine(machine, step, 2) as engine:
+            many = step.batch(NUM_IMAGES, TINY_MANY_MASKS if machine.tiny else MANY_MASKS)
+            step.model.set_gradient_checkpointing(True)
+            measured = machine.peak_bytes(lambda: take(engine, many, turns))
+            predict_memory(machine, results, step, many, measured)
+            taken = {
+                f"ZeRO 2, {name}": time_switch(machine, results, step, engine, f"ZeRO 2, {name}", *switches)
+                for name, switches in SWITCHES.items()
+            }
+        with running_engine(machine, step, 1) as engine:
+            name = "ZeRO 1, compiled, no gradient checkpointing"
+            taken[name] = time_switch(machine, results, step, engine, name, True, False)
+            judge(machine, results, step, taken)
+            results.save()
+            look_inside(machine, results, step, engine, turns)
+        switch_compiled(step.model, False, machine)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def running_engine(machine: Machine, step: TrainingStep, zero_stage: int) -> Iterator[Any]:
+    """DeepSpeed's engine around the model, as train_ds.py makes it; its hooks are gone afterwards."""
     config = TrainConfig(
         version="random",
         grad_accumulation_steps=ACCUMULATION,
         precision=precision_of(machine),
-        zero_stage=machine.zero_stage,
+        zero_stage=zero_stage,
     )
-    set_launch_environment()
-    deepspeed.init_distributed("nccl" if machine.on_gpu else "gloo", verbose=False)
     trained = [parameter for parameter in step.model.parameters() if parameter.requires_grad]
     engine, *_ = deepspeed.initialize(
         model=step.model, model_parameters=trained, config=deepspeed_config(config, 1)
     )
     try:
-        turns = 1 if machine.tiny else ACCUMULATION
-        compare_switches(machine, results, step, engine, turns)
-        results.save()
-        many = step.batch(NUM_IMAGES, TINY_MANY_MASKS if machine.tiny else MANY_MASKS)
-        take(engine, many, turns)
-        measured = machine.peak_bytes(lambda: take(engine, many, turns))
-        predict_memory(machine, results, step, many, measured)
-        look_inside(machine, results, step, engine, turns)
+        yield engine
     finally:
-        torch.distributed.destroy_process_group()
+        engine.destroy()
+        step.model.zero_grad(set_to_none=True)
 
 
 def take(engine: Any, batch: dict[str, Any], turns: int) -> None:
@@ -111,50 +137,61 @@ def take(engine: Any, batch: dict[str, Any], turns: int) -> None:
             engine.step()
 
 
-def compare_switches(machine: Machine, results: Results, step: TrainingStep, engine: Any, turns: int) -> None:
-    """Time of a micro-batch with its share of the optimizer step; the fastest is what the bars are for."""
+def time_switch(
+    machine: Machine,
+    results: Results,
+    step: TrainingStep,
+    engine: Any,
+    name: str,
+    compiled: bool,
+    checkpointing: bool,
+) -> float:
+    """Seconds of a micro-batch with its share of the optimizer step; NaN where it fails."""
+    turns = 1 if machine.tiny else ACCUMULATION
     batch = step.batch(NUM_IMAGES, NUM_CONVERSATIONS)
+    step.model.set_gradient_checkpointing(checkpointing)
+    switch_compiled(step.model, compiled, machine)
+    seconds = results.attempt(
+        "engine", name, lambda: machine.seconds(lambda: take(engine, batch, turns), rounds=2, warm_up=1)
+    )
+    if seconds is None:
+        return float("nan")
+    seconds /= turns
     work = Work.of_batch(batch, step.model.config.image_token_id)
-    taken: dict[str, float] = {}
-    for compiled in (False, True):
-        switch_compiled(step.model, compiled, "eager" if machine.tiny else "inductor")
-        for checkpointing in (True, False):
-            step.model.set_gradient_checkpointing(checkpointing)
-            name = ("compiled" if compiled else "eager") + (
-                ", gradient checkpointing" if checkpointing else ""
-            )
-            way = lambda: machine.seconds(lambda: take(engine, batch, turns), rounds=2, warm_up=1)  # noqa: E731
-            seconds = results.attempt("engine", name, way)
-            if seconds is None:
-                continue
-            taken[name] = seconds / turns
-            results.add_row(
-                f"engine: micro-batch with its share of the optimizer step, ZeRO {machine.zero_stage}",
-                {
-                    "way": name,
-                    "ms": f"{1e3 * taken[name]:.1f}",
-                    "images/s": f"{NUM_IMAGES / taken[name]:.1f}",
-                    "text tokens/s": f"{work.num_text_tokens / taken[name]:.0f}",
-                    "model FLOPs utilisation": f"{step.flops(batch) / taken[name] / machine.matrix_rate:.1%}",
-                },
-            )
-    switch_compiled(step.model, False)
-    step.model.set_gradient_checkpointing(True)
+    results.add_row(
+        "engine: a micro-batch with its share of the optimizer step",
+        {
+            "way": name,
+            "ms": f"{1e3 * seconds:.1f}",
+            "images/s": f"{NUM_IMAGES / seconds:.1f}",
+            "text tokens/s": f"{work.num_text_tokens / seconds:.0f}",
+            "model FLOPs utilisation": f"{step.flops(batch) / seconds / machine.matrix_rate:.1%}",
+        },
+    )
+    return seconds
+
+
+def judge(machine: Machine, results: Results, step: TrainingStep, taken: dict[str, float]) -> None:
+    """The bars are for the fastest way."""
+    batch = step.batch(NUM_IMAGES, NUM_CONVERSATIONS)
     best = min(taken, key=lambda name: taken[name])
-    results.add("engine", f"model FLOPs utilisation, {best}", step.flops(batch) / taken[best] / machine.matrix_rate,
-                bar=BAR_UTILISATION, goal=GOAL_UTILISATION)  # fmt: skip
-    parts = step.costs.training(work)
+    utilisation = step.flops(batch) / taken[best] / machine.matrix_rate
+    results.add(
+        "engine", f"model FLOPs utilisation, {best}", utilisation, bar=BAR_UTILISATION, goal=GOAL_UTILISATION
+    )
+    parts = step.costs.training(Work.of_batch(batch, step.model.config.image_token_id))
     predicted = total(parts.values()).total / (SUSTAINED * machine.matrix_rate)
     results.add("engine", f"{best}: utils.costs.flops predicts {1e3 * predicted:.0f} ms; relative error",
                 abs(predicted / taken[best] - 1), bar=BAR_TIME, at_least=False)  # fmt: skip
 
 
-def switch_compiled(model: LasagnaForConditionalGeneration, on: bool, backend: str = "inductor") -> None:
-    """Compiles the blocks that --compile compiles, or has them run as they are."""
-    if on:
-        compile_blocks(model, backend)
-    else:
+def switch_compiled(model: LasagnaForConditionalGeneration, on: bool, machine: Machine) -> None:
+    """Compiles the blocks that --compile compiles, or has them run as they are and forgets what was compiled."""
+    if not on:
         undo_compilation(model)
+        torch._dynamo.reset()  # guards of other settings would be tried before each call
+    elif model.sam.mask_decoder._compiled_call_impl is None:
+        compile_blocks(model, "eager" if machine.tiny else "inductor")
 
 
 def look_inside(machine: Machine, results: Results, step: TrainingStep, engine: Any, turns: int) -> None:
@@ -197,8 +234,8 @@ def predict_memory(
     config = TrainConfig(version="random", model_max_length=num_text, precision=precision_of(machine))
     meta = build_on_meta(config, shape)
     count, activations = count_parameters(meta), activation_bytes(meta, config, num_masks)
-    expected = estimate(count, machine.zero_stage, 1, config.precision, activations).total
-    results.add("engine", f"peak memory, {num_masks} masks an image, GB", measured / 1e9)
+    expected = estimate(count, 2, 1, config.precision, activations).total
+    results.add("engine", f"peak memory, ZeRO 2, {num_masks} masks an image, GB", measured / 1e9)
     limits = {"bar": BAR_MEMORY, "at_least": False} if measured else {}
     results.add("engine", f"utils.costs.memory predicts {expected / 1e9:.1f} GB; relative error",
                 abs(expected / measured - 1) if measured else 0.0, **limits)  # fmt: skip

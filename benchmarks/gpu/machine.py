@@ -27,21 +27,20 @@ class Machine:
     tiny: bool
     device: torch.device
     dtype: torch.dtype
-    zero_stage: int = 2
     matrix_rate: float = field(default=float("nan"))  # FLOP/s of a large product in `dtype`
 
     @classmethod
-    def found(cls, *, tiny: bool, zero_stage: int = 2) -> Machine:
+    def found(cls, *, tiny: bool) -> Machine:
         """The first GPU; the CPU for `tiny`.
 
         Raises:
             UserError: there is no GPU.
         """
         if tiny:
-            return cls(tiny=True, device=torch.device("cpu"), dtype=torch.float32, zero_stage=zero_stage)
+            return cls(tiny=True, device=torch.device("cpu"), dtype=torch.float32)
         if not torch.cuda.is_available():
             raise UserError("no CUDA GPU is here; --tiny runs every part on a CPU")
-        return cls(tiny=False, device=torch.device("cuda", 0), dtype=torch.bfloat16, zero_stage=zero_stage)
+        return cls(tiny=False, device=torch.device("cuda", 0), dtype=torch.bfloat16)
 
     @property
     def on_gpu(self) -> bool:

@@ -43,7 +43,7 @@ RUNS: dict[str, tuple[tuple[tuple[str, ...], ...], float]] = {
         ),
         1e-4,
     ),
-    "--compile": ((("--zero_stage=0", *FP32, "--compile"),), 1e-3),
+    "compiled": ((("--zero_stage=0", *FP32, "--compile"),), 1e-3),
     "bf16": ((("--zero_stage=2", "--precision=bf16"),), 0.05),
     "fp16 with its scaler": ((("--zero_stage=2", "--precision=fp16"),), 0.05),
 }

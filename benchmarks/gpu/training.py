@@ -8,6 +8,7 @@ backward alone; the optimizer is in `benchmarks.gpu.engine`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from benchmarks.reference_model import PlainModel, plain_batch
 
 BIG_BATCHES = (4, 8)  # images, to see what a micro-batch of 2 leaves unused
 BAR_PACKED = 3.0
-ROUNDS = 5
+ROUNDS = 3
 TABLE = "training: forward and backward of a micro-batch"
 
 
@@ -35,46 +36,46 @@ def compare_ways(machine: Machine, results: Results, step: TrainingStep) -> None
     """Forward and backward in every way, one after the other."""
     packed = step.batch(NUM_IMAGES, NUM_CONVERSATIONS)
     single = step.batch(NUM_IMAGES, NUM_CONVERSATIONS, packed=False)
-    with torch.no_grad():
-        embeddings = step.model.sam.encode(packed["sam_images"], packed["resized_sizes"])
-    tokens = {"packed": packed["input_ids"].numel(), "single rows": single["input_ids"].numel()}
-    for name, number in tokens.items():
-        results.add("training", f"tokens of the language model, {name}", number)
+    for name, batch in (("packed", packed), ("single rows", single)):
+        results.add("training", f"tokens of the language model, {name}", batch["input_ids"].numel())
     step.model.set_gradient_checkpointing(True)
-    ways: dict[str, tuple[Callable[[], Any], dict[str, Any], bool]] = {
-        "packed": (lambda: step.learn(packed), packed, False),
-        "packed, SAM's cache": (lambda: step.learn(packed, embeddings), packed, True),
-        "single rows": (lambda: step.learn(single), single, False),
-        "single rows, SAM's cache": (lambda: step.learn(single, embeddings), single, True),
-    }
-    seconds = {name: time_way(machine, results, step, name, *way) for name, way in ways.items()}
-    for suffix, limits in (("", {}), (", SAM's cache", {"bar": BAR_PACKED})):
-        fast, slow = seconds[f"packed{suffix}"], seconds[f"single rows{suffix}"]
-        if fast and slow:
-            results.add(
-                "training", f"packed against single rows{suffix}, times faster", slow / fast, **limits
-            )
+    compare_packing(machine, results, step, "")
     for name in ("eager", *(("flex_attention",) if machine.on_gpu else ())):
         set_attention(step.model, name)
         time_way(machine, results, step, f"packed, {name}", lambda: step.learn(packed), packed, False)
     set_attention(step.model, "sdpa")
+    results.attempt("training", "the reference's way", lambda: time_reference(machine, results, step, single))
     step.model.set_gradient_checkpointing(False)
-    for name in ("packed", "packed, SAM's cache"):
-        time_way(machine, results, step, f"{name}, no gradient checkpointing", *ways[name])
+    compare_packing(machine, results, step, ", no gradient checkpointing")
     step.model.set_gradient_checkpointing(True)
     if not machine.tiny:
         for number in BIG_BATCHES:
             batch = step.batch(number, NUM_CONVERSATIONS)
-            time_way(
-                machine,
-                results,
-                step,
-                f"packed, {number} images",
-                lambda b=batch: step.learn(b),
-                batch,
-                False,
+            way = f"packed, {number} images"
+            time_way(machine, results, step, way, lambda b=batch: step.learn(b), batch, False)
+
+
+def compare_packing(machine: Machine, results: Results, step: TrainingStep, suffix: str) -> None:
+    """Packed rows against single ones, with SAM's encoder in the step and with its embeddings from the cache."""
+    batches = {
+        "packed": step.batch(NUM_IMAGES, NUM_CONVERSATIONS),
+        "single rows": step.batch(NUM_IMAGES, NUM_CONVERSATIONS, packed=False),
+    }
+    first = batches["packed"]
+    with torch.no_grad():
+        embeddings = step.model.sam.encode(first["sam_images"], first["resized_sizes"])
+    for cached in (False, True):
+        seconds = {}
+        for name, batch in batches.items():
+            run = partial(step.learn, batch, embeddings if cached else None)
+            way = f"{name}{suffix}{', SAM embeddings cached' if cached else ''}"
+            seconds[name] = time_way(machine, results, step, way, run, batch, cached)
+        if all(seconds.values()):
+            about = f"packed against single rows{suffix}{', SAM embeddings cached' if cached else ''}"
+            ratio = seconds["single rows"] / seconds["packed"]
+            results.add(
+                "training", f"{about}, times faster", ratio, **({"bar": BAR_PACKED} if cached else {})
             )
-    results.attempt("training", "the reference's way", lambda: time_reference(machine, results, step, single))
 
 
 def time_way(
@@ -87,7 +88,7 @@ def time_way(
     encoded: bool,
 ) -> float | None:
     """Seconds of forward and backward, with what follows from them; None where the way fails."""
-    seconds = results.attempt("training", name, lambda: machine.seconds(run, ROUNDS))
+    seconds = results.attempt("training", name, lambda: machine.seconds(run, ROUNDS, warm_up=1))
     if seconds is None:
         return None
     results.add_row(

@@ -36,8 +36,14 @@ def check_compiler() -> None:
 
 
 def compiled_blocks(model: LasagnaForConditionalGeneration) -> list[nn.Module]:
-    """The decoder layers of the language model and the blocks of SAM's image encoder."""
-    return [*model.llava.model.language_model.layers, *model.sam.image_encoder.blocks]
+    """The layers of the language model, the blocks of both image encoders, and SAM's mask decoder."""
+    llava = model.llava.model
+    return [
+        *llava.language_model.layers,
+        *llava.vision_tower.encoder.layers,
+        *model.sam.image_encoder.blocks,
+        model.sam.mask_decoder,
+    ]
 
 
 def compile_blocks(model: LasagnaForConditionalGeneration, backend: str = "inductor") -> None:
