@@ -85,26 +85,23 @@ def measure(machine: Machine, results: Results) -> None:
     turns = 1 if machine.tiny else ACCUMULATION
     set_launch_environment()
     deepspeed.init_distributed("nccl" if machine.on_gpu else "gloo", verbose=False)
-    try:
-        # The recipe's stage, then the one that reduces gradients once a step and not once a micro-batch.
-        with running_engine(machine, step, 2) as engine:
-            many = step.batch(NUM_IMAGES, TINY_MANY_MASKS if machine.tiny else MANY_MASKS)
-            step.model.set_gradient_checkpointing(True)
-            measured = machine.peak_bytes(lambda: take(engine, many, turns))
-            predict_memory(machine, results, step, many, measured)
-            taken = {
-                f"ZeRO 2, {name}": time_switch(machine, results, step, engine, f"ZeRO 2, {name}", *switches)
-                for name, switches in SWITCHES.items()
-            }
-        with running_engine(machine, step, 1) as engine:
-            name = "ZeRO 1, compiled, no gradient checkpointing"
-            taken[name] = time_switch(machine, results, step, engine, name, True, False)
-            judge(machine, results, step, taken)
-            results.save()
-            look_inside(machine, results, step, engine, turns)
-        switch_compiled(step.model, False, machine)
-    finally:
-        torch.distributed.destroy_process_group()
+    # The recipe's stage, then the one that reduces gradients once a step and not once a micro-batch.
+    with running_engine(machine, step, 2) as engine:
+        many = step.batch(NUM_IMAGES, TINY_MANY_MASKS if machine.tiny else MANY_MASKS)
+        step.model.set_gradient_checkpointing(True)
+        measured = machine.peak_bytes(lambda: take(engine, many, turns))
+        predict_memory(machine, results, step, many, measured)
+        taken = {
+            f"ZeRO 2, {name}": time_switch(machine, results, step, engine, f"ZeRO 2, {name}", *switches)
+            for name, switches in SWITCHES.items()
+        }
+    with running_engine(machine, step, 1) as engine:
+        name = "ZeRO 1, compiled, no gradient checkpointing"
+        taken[name] = time_switch(machine, results, step, engine, name, True, False)
+        judge(machine, results, step, taken)
+        results.save()
+        look_inside(machine, results, step, engine, turns)
+    switch_compiled(step.model, False, machine)
 
 
 @contextmanager
