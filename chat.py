@@ -37,7 +37,7 @@ from utils.data.files import names_in
 from utils.data.images import IMAGE_SUFFIXES, read_image
 from utils.evaluation.metrics import label_map
 from utils.reports.colours import MASK_COLOURS, Colour, class_colour
-from utils.reports.visualize import LegendEntry, annotate
+from utils.reports.drawing import LegendEntry, annotate
 
 COMMANDS = {"image": "a path", "classes": "class names", "help": "", "quit": ""}
 HELP = """\

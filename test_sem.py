@@ -8,9 +8,9 @@
     python test_sem.py --version FOLDER --images 'photos/*.jpg' --classes classes.txt --save_predictions out
 
 FOLDER is what merge_lora_weights_and_save_hf_model.py writes. The numbers are printed, and written to
---report_dir (utils/reports/report.py says what is in it); a sheet of eight samples of each data set goes to
---vis_save_path. Several processes share the samples, and each sample is counted once. A killed evaluation goes on
-with --resume. With --images nothing is evaluated: pictures without ground truth are predicted.
+--report_dir (its files are described in utils/reports/report.py); a sheet of eight samples of each data set goes to
+--vis_save_path. Several processes share the samples, and each sample is counted once. --resume continues an
+evaluation that was killed. With --images nothing is evaluated: images without ground truth are predicted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -34,12 +33,13 @@ from utils.common.paths import file_stems, writable_folder
 from utils.common.settings import parse_config
 from utils.config.inference import TestConfig
 from utils.data.val_datasets import open_list
-from utils.evaluation.evaluate import NUM_SHOWN, Outputs, check_calibration, evaluate_datasets
+from utils.evaluation.dataset_run import NUM_SHOWN, Outputs
+from utils.evaluation.evaluate import check_calibration, evaluate_datasets
 from utils.evaluation.predict import classes_asked, find_images, predict_images
 from utils.evaluation.prompting import EvaluationSettings
 from utils.reports.report import Report
+from utils.reports.sheet import draw_sheet
 from utils.reports.tables import print_report
-from utils.reports.visualize import draw_sheet
 from utils.reports.write import write_report
 
 
@@ -50,14 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if config.images:
         predict(config)
     else:
-        evaluate(config)
+        evaluate_and_report(config)
     return 0
 
 
-def evaluate(config: TestConfig) -> None:
-    """Measure the model on data sets, and report."""
+def evaluate_and_report(config: TestConfig) -> None:
+    """Evaluate the model on data sets, print and write the report."""
     settings = settings_of(config)
-    # Before the model: minutes of loading should not end in a misspelt name.
+    # Before the model is loaded, which takes minutes: a misspelt name should fail at once.
     datasets = open_list(config.val_dataset_list, config.dataset_dir)
     check_calibration(datasets, settings)
     outputs = outputs_of(config)
@@ -69,7 +69,7 @@ def evaluate(config: TestConfig) -> None:
 
 
 def predict(config: TestConfig) -> None:
-    """Predict pictures without ground truth."""
+    """Predict images without ground truth."""
     settings = settings_of(config)
     images = find_images(config.images)
     classes, values = classes_asked(config.classes)
@@ -91,13 +91,26 @@ def load(config: TestConfig) -> tuple[LasagnaForConditionalGeneration, LasagnaPr
 
 
 def settings_of(config: TestConfig) -> EvaluationSettings:
-    """What of the command line changes how the model is asked; the names agree."""
-    names = (entry.name for entry in fields(EvaluationSettings))
-    return EvaluationSettings(**{name: getattr(config, name) for name in names if hasattr(config, name)})
+    """What of the command line changes how the model is prompted and judged."""
+    return EvaluationSettings(
+        classes_per_query=config.classes_per_query,
+        oracle_classes=config.oracle_classes,
+        presence_threshold=config.presence_threshold,
+        rethreshold=config.rethreshold,
+        calibrate=config.calibrate,
+        free_generation=config.free_generation,
+        match_distance=config.match_distance,
+        teacher_forced=config.teacher_forced,
+        max_new_tokens=config.max_new_tokens,
+        max_samples=config.max_samples,
+        seed=config.seed,
+        val_batch_size=config.val_batch_size,
+        workers=config.workers,
+    )
 
 
 def outputs_of(config: TestConfig) -> Outputs:
-    """The folders to write to, made and tried; ValueError for one that cannot be written."""
+    """The folders to write to, created and checked; UserError for one that cannot be written to."""
     if config.resume and not config.report_dir:
         raise UserError("--resume needs --report_dir: the folder of the evaluation that was killed")
     if config.vis_save_path:
@@ -120,12 +133,12 @@ def publish(report: Report, config: TestConfig) -> None:
     sheets = save_sheets(report, Path(config.vis_save_path)) if config.vis_save_path else []
     if config.report_dir:
         folder = Path(config.report_dir)
-        pictures = [os.path.relpath(sheet, folder) for sheet in sheets]
-        print(f"report: {write_report(report, folder, pictures=pictures)}")
+        images = [os.path.relpath(sheet, folder) for sheet in sheets]
+        print(f"report: {write_report(report, folder, images=images)}")
 
 
 def save_sheets(report: Report, folder: Path) -> list[Path]:
-    """image | ground truth | prediction | legend, a file for each data set that has pictures."""
+    """image | ground truth | prediction | legend, one file for each data set that has masks."""
     stems = file_stems(result.dataset for result in report.results)
     paths = []
     for result in report.results:

@@ -13,7 +13,7 @@ from benchmarks.gpu.answers import NUM_PRESENT, about_present
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.results import Results
 from utils.data.class_lists import load_class_list
-from utils.evaluation.evaluate import evaluate
+from utils.evaluation.evaluate import evaluate_entries
 from utils.evaluation.prompting import EvaluationSettings
 from utils.toy.world import WorldConfig, make_world
 
@@ -27,7 +27,7 @@ def measure(machine: Machine, results: Results) -> None:
     number = TINY_NUM_IMAGES if machine.tiny else NUM_IMAGES
     names = load_class_list("ade20k")
     settings = EvaluationSettings(
-        val_batch_size=IN_FLIGHT, workers=0 if machine.tiny else WORKERS, num_pictures=0,
+        val_batch_size=IN_FLIGHT, workers=0 if machine.tiny else WORKERS, num_sheet_rows=0,
         max_samples=None,
     )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="gpu-evaluation-") as place:
@@ -35,7 +35,7 @@ def measure(machine: Machine, results: Results) -> None:
         image = make_images(folder, number, TINY_SIZE if machine.tiny else SIZE)
         model = machine.model
         with about_present(model, image, names, NUM_PRESENT):
-            report = evaluate(
+            report = evaluate_entries(
                 model, model.processor, ["ade20k"], folder, settings, name="random", show_progress=False
             )
     [result] = report.results

@@ -30,17 +30,20 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from model.processor import LasagnaProcessor
 from model.text.format import SequenceFormat
 from utils.common.paths import matches
 from utils.data.class_file import read_class_file
 from utils.data.class_lists import CLASSES_DIR, ClassList, load_class_list
 from utils.data.files import is_hidden, tell_passed_over
 from utils.data.images import images_in, read_image
-from utils.evaluation.evaluate import evaluation_mode, gather, in_batches, rank_and_world_size
+from utils.evaluation.batches import in_batches
+from utils.evaluation.gather import gather, rank_and_world_size
 from utils.evaluation.metrics import label_map
+from utils.evaluation.model import SegmentationModel, evaluation_mode
 from utils.evaluation.prompting import ROWS_PER_IMAGE, EvaluationSettings
 from utils.reports.colours import class_colour, palette
-from utils.reports.visualize import LegendEntry, annotate, resize_labels
+from utils.reports.drawing import LegendEntry, annotate, resize_labels, shrunk_size
 
 logger = logging.getLogger(__name__)
 
@@ -97,8 +100,8 @@ def classes_asked(name: str) -> tuple[ClassList, tuple[int, ...]]:
 
 
 def predict_images(
-    model: Any,
-    processor: Any,
+    model: SegmentationModel,
+    processor: LasagnaProcessor,
     images: Sequence[Path],
     classes: ClassList,
     folder: Path,
@@ -168,8 +171,8 @@ def tell_unattributed(entries: Mapping[int, Mapping[str, Any]], format: Sequence
 
 
 def predict_batch(
-    model: Any,
-    processor: Any,
+    model: SegmentationModel,
+    processor: LasagnaProcessor,
     images: Sequence[np.ndarray],
     classes: Sequence[str],
     settings: EvaluationSettings,
@@ -255,9 +258,7 @@ def _write(
         LegendEntry(name=classes[k], colour=class_colour(classes[k]), note=f"{present[k]:.2f}")
         for k in ranked
     ]
-    height, width = image.shape[:2]
-    scale = min(OVERLAY_SIDE / max(height, width), 1)
-    size = max(round(height * scale), 1), max(round(width * scale), 1)
+    size = shrunk_size(image, OVERLAY_SIDE)
     small = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.LANCZOS))
     overlay = annotate(small, resize_labels(labels, size), palette(classes), legend)
     overlay.save(folder / files["overlay"])

@@ -30,7 +30,7 @@ from utils.data.registry import DATASETS
 from utils.data.semantic import SemanticDataset
 from utils.data.types import EvalSample, ReasonSample, ReferringSample, SemanticSample
 
-Entry = dict[str, Any]
+PredictionEntry = dict[str, Any]
 
 
 class PredictionWriter:
@@ -42,7 +42,7 @@ class PredictionWriter:
         self.dataset = dataset
         self._table: np.ndarray | None = None
 
-    def add(self, sample: EvalSample, prediction: Any) -> tuple[Entry, ...]:
+    def add(self, sample: EvalSample, prediction: Any) -> tuple[PredictionEntry, ...]:
         """Write a label picture, or give back the entries for the list."""
         if isinstance(sample, SemanticSample):
             self._write_labels(sample, prediction.labels)
@@ -123,7 +123,7 @@ def _no_class(table: np.ndarray) -> int:
     return int(ignored[-1]) if len(ignored) else len(table) - 1
 
 
-def about(source: str, number: int, question: str) -> Entry:
+def about(source: str, number: int, question: str) -> PredictionEntry:
     """Which question an entry answers."""
     path = Path(source)
     digits = re.fullmatch(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})", path.stem)  # as COCO names its pictures
@@ -135,7 +135,7 @@ def about(source: str, number: int, question: str) -> Entry:
     }
 
 
-def run_lengths(mask: np.ndarray) -> Entry:
+def run_lengths(mask: np.ndarray) -> PredictionEntry:
     """(height, width) bool -> {"size": [height, width], "counts": text}, COCO's compressed run-length code."""
     code = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": [int(side) for side in code["size"]], "counts": code["counts"].decode("ascii")}

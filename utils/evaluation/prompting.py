@@ -14,9 +14,11 @@ from model.generation.answers import DEFAULT_MATCH_DISTANCE, FreeAnswer, read_an
 from model.generation.inference import DEFAULT_NEW_TOKENS, TOKENS_PER_CLASS
 from model.generation.prompts import move_batch
 from model.outputs import ChatAnswer, EncodedImage
+from model.processor import LasagnaProcessor
 from model.text.conversation import Conversation
 from model.text.format import SequenceFormat
 from model.text.special_tokens import Text
+from utils.evaluation.model import SegmentationModel
 
 ROWS_PER_IMAGE = 8  # questions about one image that share a pass; more of them take several
 
@@ -38,7 +40,7 @@ class EvaluationSettings:
     seed: int = 0  # draws the pairs of the presence test and the images of the bootstrap
     val_batch_size: int = 1
     workers: int = 0
-    num_pictures: int = 8  # scenes of each data set for the sheet, spread evenly over it
+    num_sheet_rows: int = 8  # scenes of each data set for the sheet, spread evenly over it
 
     def __post_init__(self) -> None:
         for name in ("classes_per_query", "max_new_tokens", "max_samples", "val_batch_size"):
@@ -61,7 +63,7 @@ class EvaluationSettings:
         if self.calibrate and self.oracle_classes:
             raise UserError("calibrate needs absent classes too; leave oracle_classes out")
 
-    def for_model(self, model: Any) -> EvaluationSettings:
+    def for_model(self, model: SegmentationModel) -> EvaluationSettings:
         """With the number of classes that one query of this model names, where nothing else is told."""
         return replace(self, classes_per_query=self.classes_per_query or model.config.num_all_classes)
 
@@ -119,8 +121,8 @@ class MaskAnswer:
 
 
 def ask_for_masks(
-    model: Any,
-    processor: Any,
+    model: SegmentationModel,
+    processor: LasagnaProcessor,
     images: Sequence[np.ndarray],
     queries: Sequence[Sequence[Text]],
     settings: EvaluationSettings,
@@ -144,8 +146,8 @@ def ask_for_masks(
 
 
 def ask_freely(
-    model: Any,
-    processor: Any,
+    model: SegmentationModel,
+    processor: LasagnaProcessor,
     images: Sequence[np.ndarray],
     classes: Sequence[Sequence[str]],
     settings: EvaluationSettings,
@@ -181,8 +183,8 @@ def ask_freely(
 
 
 def ask_for_text(
-    model: Any,
-    processor: Any,
+    model: SegmentationModel,
+    processor: LasagnaProcessor,
     images: Sequence[np.ndarray],
     queries: Sequence[Text],
     settings: EvaluationSettings,
@@ -208,8 +210,8 @@ def _slices(queries: Sequence[Sequence[Text]], most: int) -> Iterator[tuple[list
 
 
 def _generate(
-    model: Any,
-    processor: Any,
+    model: SegmentationModel,
+    processor: LasagnaProcessor,
     images: Sequence[np.ndarray | EncodedImage],
     queries: Sequence[Text],
     image_of_row: Sequence[int],
@@ -228,8 +230,8 @@ def _generate(
 
 
 def _read_answers(
-    model: Any,
-    processor: Any,
+    model: SegmentationModel,
+    processor: LasagnaProcessor,
     images: Sequence[np.ndarray],
     queries: Sequence[Text],
     image_of_row: Sequence[int],

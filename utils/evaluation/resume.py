@@ -13,18 +13,19 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from model.errors import UserError
+from utils.evaluation.model import SegmentationModel
 from utils.evaluation.serialization import from_json, to_json
-from utils.reports.best_and_worst import PackedRow
+from utils.reports.best_and_worst import CompressedRow
 
 FOLDER = "finished"
-STATE_VERSION = 2  # raised when lines are written in another way
+STATE_VERSION = 3  # increased when the format of the lines changes
 ELEMENTS_READ = 1024  # of each weight, for the fingerprint
 
 
@@ -34,12 +35,12 @@ class Outcome:
 
     record: Any  # what the protocol counts
     score: float = math.nan  # how good the prediction is; NaN where nobody asked
-    picture: PackedRow | None = None  # of samples that may be shown
+    row: CompressedRow | None = None  # of samples that may be shown
     answers: tuple[Mapping[str, Any], ...] = ()  # entries of the predictions file
 
 
 @dataclass(frozen=True, kw_only=True)
-class Key:
+class RunIdentity:
     """What has to agree for finished samples to be counted on."""
 
     model: str  # fingerprint of the weights
@@ -48,17 +49,16 @@ class Key:
     protocol: Mapping[str, Any]
     predictions: str  # folder of --save_predictions, "" without
     num_shown: int  # best and worst samples with pictures
-    num_pictures: int  # of the sheet
+    num_sheet_rows: int  # of the sheet
 
 
-def fingerprint(model: torch.nn.Module) -> str:
+def fingerprint(model: SegmentationModel) -> str:
     """A short text that differs between models: from names, shapes, types and evenly spread elements of all weights.
 
     Not all elements: seven billion of them take longer to fetch from a device than the first hundred samples.
     """
     digest = hashlib.sha256()
-    config = getattr(model, "config", None)
-    digest.update(repr((getattr(config, "sequence_format", None), getattr(config, "prompt", None))).encode())
+    digest.update(repr((model.config.sequence_format, model.config.prompt)).encode())
     for name, tensor in sorted(model.state_dict().items()):
         flat = tensor.detach().reshape(-1)
         some = flat[:: max(len(flat) // ELEMENTS_READ, 1)][: 2 * ELEMENTS_READ]
@@ -80,11 +80,13 @@ def has_samples(report_dir: Path) -> bool:
 class Shard:
     """This process's file of one data set."""
 
-    def __init__(self, report_dir: Path, stem: str, rank: int, key: Key) -> None:
+    def __init__(self, report_dir: Path, stem: str, rank: int, identity: RunIdentity) -> None:
         self.folder = report_dir / FOLDER
         self.stem = stem
         self.path = self.folder / f"{stem}.{rank}.jsonl"
-        self.header = json.loads(json.dumps({"state_version": STATE_VERSION, **asdict(key)}, default=str))
+        self.header = json.loads(
+            json.dumps({"state_version": STATE_VERSION, **asdict(identity)}, default=str)
+        )
 
     def read(self) -> dict[int, Outcome]:
         """The finished samples in the files of all processes that can be seen from here.
@@ -100,7 +102,10 @@ class Shard:
     def append(self, outcomes: Mapping[int, Outcome]) -> None:
         """Add samples; they are on disk when this returns."""
         lines = [
-            {"index": index, **{name: to_json(value) for name, value in vars(outcome).items()}}
+            {
+                "index": index,
+                **{field.name: to_json(getattr(outcome, field.name)) for field in fields(outcome)},
+            }
             for index, outcome in outcomes.items()
         ]
         if not self.path.exists():

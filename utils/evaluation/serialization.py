@@ -1,10 +1,10 @@
-"""Records of finished samples as JSON and back: exactly, and without running anything that stands in the file.
+"""Records of finished samples as JSON and back: exactly, and without executing anything from the file.
 
 JSON has no arrays, bytes or tuples, so these are objects with one key that starts with "$":
 
     {"$array": {"dtype": "<i4", "shape": [3], "data": BASE64}}     zlib inside; a NumPy scalar has the shape []
     {"$bytes": BASE64}   {"$tuple": [...]}   {"$map": [[key, value], ...]}
-    {"$record": "MaskRecord", "fields": {...}}                     a dataclass of the modules in MODULES
+    {"$record": "MaskRecord", "fields": {...}}                     one of the dataclasses in RECORD_KINDS
 """
 
 from __future__ import annotations
@@ -18,12 +18,18 @@ from typing import Any
 
 import numpy as np
 
-from utils.evaluation import metrics, protocols
-from utils.reports import best_and_worst as gallery
-from utils.reports import visualize
+from model.generation.answers import NameCounts
+from utils.evaluation.metrics import Overlap
+from utils.evaluation.protocols import MaskRecord, ReasonRecord, SemanticRecord, VqaRecord
+from utils.reports.best_and_worst import CompressedRow
+from utils.reports.drawing import LegendEntry
 
-MODULES = (metrics, protocols, visualize, gallery)  # whose dataclasses may stand in a file
-PLAIN_KINDS = "biuf"  # of arrays: truth values and numbers
+# The dataclasses that a file may hold: the records of all protocols, and what they consist of.
+RECORD_KINDS: tuple[type, ...] = (
+    SemanticRecord, MaskRecord, ReasonRecord, VqaRecord, Overlap, NameCounts, CompressedRow, LegendEntry,
+)  # fmt: skip
+KIND_OF_NAME = {kind.__name__: kind for kind in RECORD_KINDS}
+PLAIN_DTYPES = "biuf"  # kinds of NumPy dtypes: bool, integer, float
 
 
 def to_json(value: Any) -> Any:
@@ -42,7 +48,7 @@ def to_json(value: Any) -> Any:
         if all(isinstance(key, str) and not key.startswith("$") for key in value):
             return {key: to_json(item) for key, item in value.items()}
         return {"$map": [[to_json(key), to_json(item)] for key, item in value.items()]}
-    if is_dataclass(value) and KINDS.get(type(value).__name__) is type(value):
+    if is_dataclass(value) and type(value) in RECORD_KINDS:
         content = {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
         return {"$record": type(value).__name__, "fields": content}
     raise TypeError(f"a record may not hold a {type(value).__name__}")
@@ -64,7 +70,7 @@ def from_json(value: Any) -> Any:
 
 
 def _array_to_json(array: np.ndarray) -> dict[str, Any]:
-    if array.dtype.kind not in PLAIN_KINDS:
+    if array.dtype.kind not in PLAIN_DTYPES:
         raise TypeError(f"a record may not hold an array of {array.dtype}")
     data = zlib.compress(np.ascontiguousarray(array).tobytes(), 1)
     return {
@@ -77,7 +83,7 @@ def _array_to_json(array: np.ndarray) -> dict[str, Any]:
 def _array_from_json(value: Mapping[str, Any]) -> Any:
     content = value["$array"]
     dtype = np.dtype(str(content["dtype"]))
-    if dtype.kind not in PLAIN_KINDS:
+    if dtype.kind not in PLAIN_DTYPES:
         raise ValueError(f"an array of {dtype} is no record of ours")
     data = zlib.decompress(base64.b64decode(content["data"]))
     # A copy, as what frombuffer gives cannot be written to.
@@ -85,15 +91,8 @@ def _array_from_json(value: Mapping[str, Any]) -> Any:
 
 
 def _record_from_json(value: Mapping[str, Any]) -> Any:
-    return KINDS[value["$record"]](**{name: from_json(item) for name, item in value["fields"].items()})
+    return KIND_OF_NAME[value["$record"]](**{name: from_json(item) for name, item in value["fields"].items()})
 
-
-KINDS: dict[str, type] = {
-    name: kind
-    for module in MODULES
-    for name, kind in vars(module).items()
-    if isinstance(kind, type) and is_dataclass(kind)
-}
 
 _READERS = {
     "$array": _array_from_json,

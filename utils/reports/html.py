@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image
 
 from utils.reports.best_and_worst import to_jpeg
+from utils.reports.drawing import LegendEntry, overlay
 from utils.reports.report import Report, Result
-from utils.reports.visualize import LegendEntry, SheetRow, overlay
+from utils.reports.sheet import SheetRow
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -43,7 +43,7 @@ from model.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
-    from utils.reports.visualize import SheetRow
+    from utils.reports.sheet import SheetRow
 
 SCHEMA_VERSION = 2
 REPORT_FILE = "report.json"

@@ -177,7 +177,7 @@ def print_report(report: Report, targets: Sequence[Target] = (), console: Consol
 def to_markdown(
     report: Report,
     targets: Sequence[Target] = (),
-    pictures: Sequence[str] = (),
+    images: Sequence[str] = (),
     links: Sequence[tuple[str, str]] = (),
 ) -> str:
     """report.md: the numbers, what was to be reached, pictures, links, tables for papers, the protocol, the classes.
@@ -188,7 +188,7 @@ def to_markdown(
     if targets:
         parts += ["## To reach", _markdown(targets_table(report, targets))]
     parts += [f"[{text}]({file})" for text, file in links]
-    parts += [f"![{Path(picture).stem}]({picture})" for picture in pictures]
+    parts += [f"![{Path(image).stem}]({image})" for image in images]
     for section, table in wide_tables(report).items():
         parts += [f"## {section.replace('_', ' ').capitalize()}, percent", _markdown(table)]
     if lines := data_lines(report):

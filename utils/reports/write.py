@@ -15,11 +15,11 @@ from utils.reports.tables import Target, classes_csv, to_markdown
 
 
 def write_report(
-    report: Report, folder: str | Path, targets: Sequence[Target] = (), pictures: Sequence[str] = ()
+    report: Report, folder: str | Path, targets: Sequence[Target] = (), images: Sequence[str] = ()
 ) -> Path:
     """Write report.json, and the files beside it; an interrupted write leaves the old ones.
 
-    pictures: files named relative to `folder`, shown in report.md before those that are drawn here.
+    images: files named relative to `folder`, shown in report.md before those that are drawn here.
 
     Returns:
         the path of report.json.
@@ -27,7 +27,7 @@ def write_report(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     stems = file_stems(result.dataset for result in report.results)
-    pictures = list(pictures)
+    images = list(images)
     for result in report.results:
         stem = stems[result.dataset]
         if result.per_class:
@@ -35,12 +35,12 @@ def write_report(
         if result.confusion is not None:
             name = f"confusion_{stem}.png"
             draw_confusion(result.confusion, tuple(result.per_class), folder / name, title=result.dataset)
-            pictures.append(name)
+            images.append(name)
     links = []
     if any(result.worst or result.best for result in report.results):
         _write(folder / "samples.html", samples_page(report))
         links.append(("The best and the worst samples", "samples.html"))
-    _write(folder / "report.md", to_markdown(report, targets, pictures, links))
+    _write(folder / "report.md", to_markdown(report, targets, images, links))
     return _write(folder / REPORT_FILE, json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n")
 
 

@@ -26,9 +26,9 @@ from utils.common.paths import path_flag
 from utils.common.settings import parse_config
 from utils.config.training import TrainConfig
 from utils.data.registry import build_val_dataset
+from utils.reports.curves import read_curves, save_curves
 from utils.reports.report import Report, read_report
 from utils.reports.tables import Target, print_report
-from utils.reports.visualize import read_curves, save_curves
 from utils.reports.write import write_report
 from utils.toy import world
 
@@ -166,7 +166,7 @@ def publish(report: Report, baseline: Report, out: Path) -> None:
     curves = read_curves(out / "losses.jsonl", ["total", "cross_entropy", "mask_bce", "dice"])
     save_curves(curves, out / "losses.png", title="training on the toy world")
     (out / "sheet.png").write_bytes((out / "eval" / "sheet_ade20k.png").read_bytes())
-    path = write_report(report, out, TARGETS, pictures=["sheet.png", "losses.png"])
+    path = write_report(report, out, TARGETS, images=["sheet.png", "losses.png"])
     print_report(report, TARGETS)
     console.print(f"\n{path}, {out / 'report.md'}, {out / 'sheet.png'}, {out / 'losses.png'}")
 

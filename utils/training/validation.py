@@ -58,7 +58,7 @@ def validate(engine: Engine, datasets: dict[str, Dataset], config: TrainConfig) 
         classes_per_query=config.classes_per_query or None,
         max_samples=config.max_val_samples or None,
         val_batch_size=config.val_batch_size,
-        num_pictures=0,
+        num_sheet_rows=0,
     )
     return evaluate_datasets(
         engine.module, engine.module.processor, datasets, settings, name=config.exp_name, show_progress=False

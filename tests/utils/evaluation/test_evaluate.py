@@ -24,7 +24,9 @@ from tests.utils.evaluation.told_model import (
 from utils.common.label_values import IGNORE, UNCLAIMED
 from utils.data.types import ReasonSample, ReferringSample, VqaSample
 from utils.evaluation import evaluate as evaluation
-from utils.evaluation.evaluate import Outputs, evaluate, evaluate_datasets, spread
+from utils.evaluation.batches import spread
+from utils.evaluation.dataset_run import Outputs
+from utils.evaluation.evaluate import evaluate_datasets, evaluate_entries
 from utils.evaluation.prompting import EvaluationSettings
 
 
@@ -44,7 +46,7 @@ def listed(samples, entry: str) -> ListDataset:
 
 def run(model, entry, **settings):
     settings = EvaluationSettings(**settings)
-    report = evaluate(model, FakeProcessor(), [entry], "unused", settings, show_progress=False)
+    report = evaluate_entries(model, FakeProcessor(), [entry], "unused", settings, show_progress=False)
     return report.results[0]
 
 
@@ -183,7 +185,7 @@ def test_teacher_forced_reads_the_answer_and_judges_only_its_mask(datasets):
     samples = datasets["refcoco|unc|val"] = referring_world(model)
     key = samples[0].image.tobytes(), str(referring_query("the left ball")[0])
     model.answers[key] = ("unused", mask_logits(samples[0].masks[1])[None])
-    report = evaluate(
+    report = evaluate_entries(
         model,
         FakeProcessor(),
         ["refcoco|unc|val"],
@@ -245,7 +247,7 @@ def test_processes_count_an_odd_number_of_samples_once_and_report_the_same(
     models = [ToldModel(), ToldModel(), ToldModel()]
     for model in models:
         datasets["ade20k"] = semantic_world(model, 7)
-    settings = {"num_pictures": 3, "val_batch_size": batch_size}
+    settings = {"num_sheet_rows": 3, "val_batch_size": batch_size}
     alone = run(models[2], "ade20k", **settings)
     batches = [call["images"] for call in models[2].calls]
     both = Threads(monkeypatch, 2).run(lambda rank: run(models[rank], "ade20k", **settings))
@@ -286,7 +288,7 @@ def test_max_samples_and_pictures_are_spread_over_the_data_set(datasets):
     assert spread(3, 8) == [0, 1, 2]
     model = ToldModel()
     datasets["ade20k"] = semantic_world(model, 9)
-    result = run(model, "ade20k", max_samples=4, num_pictures=2)
+    result = run(model, "ade20k", max_samples=4, num_sheet_rows=2)
     assert result.num_samples == 4
     assert len(result.sheet) == 2
 
@@ -303,11 +305,11 @@ def test_the_model_trains_on_after_an_evaluation(datasets):
 def test_a_data_set_that_is_not_there_is_said_before_anything_is_predicted(tmp_path):
     model = ToldModel()
     with pytest.raises(ValueError, match="unknown data set 'ade20j'"):
-        evaluate(model, FakeProcessor(), ["ade20j"], tmp_path, EvaluationSettings())
+        evaluate_entries(model, FakeProcessor(), ["ade20j"], tmp_path, EvaluationSettings())
     with pytest.raises(FileNotFoundError, match="ade20k"):
-        evaluate(model, FakeProcessor(), ["ade20k"], tmp_path, EvaluationSettings())
+        evaluate_entries(model, FakeProcessor(), ["ade20k"], tmp_path, EvaluationSettings())
     with pytest.raises(FileNotFoundError, match="--dataset_dir"):
-        evaluate(model, FakeProcessor(), ["ade20k"], tmp_path / "nowhere", EvaluationSettings())
+        evaluate_entries(model, FakeProcessor(), ["ade20k"], tmp_path / "nowhere", EvaluationSettings())
     assert model.calls == []
 
 

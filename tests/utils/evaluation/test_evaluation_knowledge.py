@@ -319,7 +319,6 @@ def test_a_class_that_nobody_looked_for_is_not_said_to_be_invented(tmp_path):
     labels = columns((4, 0), (1, 1)).astype(np.int16)
     prediction = SemanticPrediction(labels=labels, asked=np.arange(3), answered_present=np.arange(2))
     notes = [
-        {entry.name: entry.note for entry in protocol.picture(sample, prediction).legend}
-        for sample in dataset
+        {entry.name: entry.note for entry in protocol.row(sample, prediction).legend} for sample in dataset
     ]
     assert notes == [{"a": "0.80", "b": "not labelled"}, {"a": "0.80", "b": "invented"}]

@@ -16,7 +16,8 @@ from tests.utils.evaluation.told_model import (
     referring_world,
     semantic_world,
 )
-from utils.evaluation.evaluate import Outputs, evaluate_datasets
+from utils.evaluation.dataset_run import Outputs
+from utils.evaluation.evaluate import evaluate_datasets
 from utils.evaluation.prompting import EvaluationSettings
 from utils.reports.write import write_report
 
@@ -44,7 +45,7 @@ def report_of(model, datasets, folder, *, resume=False, processor=None, predicti
         model,
         processor or FakeProcessor(),
         {entry: ListDataset(samples, has_no_target=False) for entry, samples in datasets.items()},
-        EvaluationSettings(num_pictures=2, **settings),
+        EvaluationSettings(num_sheet_rows=2, **settings),
         outputs=outputs,
         show_progress=False,
     )
@@ -123,7 +124,7 @@ def test_without_resume_an_evaluation_starts_anew_and_says_what_it_leaves(tmp_pa
     model = ToldModel()
     report = report_of(model, {"ade20k": semantic_world(model, 3)}, tmp_path)
     assert len(model.calls) == 3
-    assert "with --resume it would go on" in caplog.text
+    assert "with --resume it would continue" in caplog.text
     write_report(report, tmp_path)
     caplog.clear()
     report_of(model, {"ade20k": semantic_world(model, 3)}, tmp_path)
@@ -161,7 +162,7 @@ def test_files_of_another_version_or_damaged_ones_are_refused(tmp_path):
     [shard] = (tmp_path / "finished").iterdir()
     lines = shard.read_text().splitlines(keepends=True)
     spoiled = {
-        "version 99": [lines[0].replace('"state_version": 2', '"state_version": 99'), *lines[1:]],
+        "version 99": [lines[0].replace('"state_version": 3', '"state_version": 99'), *lines[1:]],
         r"version None": ["[]\n", *lines[1:]],
         r"line 3": [*lines[:2], lines[2][:50] + "\n", *lines[3:]],
         r"line 2.*SheetRow": [lines[0], lines[1].replace("SemanticRecord", "SheetRow"), *lines[2:]],

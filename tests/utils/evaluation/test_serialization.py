@@ -11,8 +11,9 @@ import pytest
 from utils.evaluation.metrics import Overlap
 from utils.evaluation.protocols import MaskRecord, SemanticRecord, VqaRecord
 from utils.evaluation.serialization import from_json, to_json
-from utils.reports.best_and_worst import Extremes, PackedRow, pack, unpack, worst_and_best
-from utils.reports.visualize import LegendEntry, mask_row
+from utils.reports.best_and_worst import CompressedRow, Extremes, compress, decompress, worst_and_best
+from utils.reports.drawing import LegendEntry
+from utils.reports.sheet import mask_row
 
 
 def through_a_file(value):
@@ -115,7 +116,9 @@ def test_a_packed_picture_is_small_and_its_labels_are_exact():
     image[:, 600:] = (200, 100, 50)
     truth = np.zeros((900, 1200), dtype=np.uint8)
     truth[:, 600:] = 1
-    row = unpack(through_a_file(pack(mask_row(image, truth, 1 - truth, question="?", answer="", iou=0.25))))
+    row = decompress(
+        through_a_file(compress(mask_row(image, truth, 1 - truth, question="?", answer="", iou=0.25)))
+    )
     assert row.image.shape == (240, 320, 3)
     assert (row.truth[:, :160] == -1).all()
     assert (row.truth[:, 160:] == 0).all()
@@ -126,9 +129,9 @@ def test_a_packed_picture_is_small_and_its_labels_are_exact():
 
 def test_a_small_picture_keeps_its_size():
     image = np.full((3, 5, 3), 7, dtype=np.uint8)
-    packed = pack(mask_row(image, image[..., 0], image[..., 0], question="?", answer="", iou=1.0))
-    assert isinstance(packed, PackedRow)
-    assert unpack(packed).image.shape == (3, 5, 3)
+    packed = compress(mask_row(image, image[..., 0], image[..., 0], question="?", answer="", iou=1.0))
+    assert isinstance(packed, CompressedRow)
+    assert decompress(packed).image.shape == (3, 5, 3)
 
 
 @pytest.mark.parametrize("num_processes", [1, 3])

@@ -19,7 +19,7 @@ from tests.told_answers import answer_of
 from utils.common.label_values import IGNORE, UNCLAIMED
 from utils.data.base import Dataset
 from utils.data.types import ReferringSample, SemanticSample
-from utils.evaluation import evaluate as evaluation
+from utils.evaluation import gather
 from utils.reports.report import Report
 
 CLASSES = ("sky", "grass", "sea", "sand", "person", "dog", "ball", "flag")
@@ -33,7 +33,7 @@ class ToldModel(torch.nn.Module):
     """Answers from a table; keeps what it was asked."""
 
     can_pack_rows = True
-    config = SimpleNamespace(num_all_classes=80)
+    config = SimpleNamespace(num_all_classes=80, sequence_format=None, prompt=None)
 
     def __init__(self) -> None:
         super().__init__()
@@ -197,9 +197,15 @@ class Threads:
         self.local = threading.local()
         self.barrier = threading.Barrier(num, timeout=60)
         self.given: list = [None] * num
-        monkeypatch.setattr(evaluation, "rank_and_world_size", lambda: (getattr(self.local, "rank", 0), num))
-        monkeypatch.setattr(evaluation.dist, "all_gather_object", self.all_gather_object)
-        monkeypatch.setattr(evaluation.dist, "barrier", self.barrier.wait)
+        group = SimpleNamespace(
+            is_available=lambda: True,
+            is_initialized=lambda: True,
+            get_rank=lambda: getattr(self.local, "rank", 0),
+            get_world_size=lambda: num,
+            all_gather_object=self.all_gather_object,
+            barrier=self.barrier.wait,
+        )
+        monkeypatch.setattr(gather, "dist", group)
 
     def all_gather_object(self, shares, mine):
         self.given[self.local.rank] = pickle.dumps(mine)  # as between processes

@@ -17,8 +17,8 @@ from rich.console import Console
 
 from utils.reports.confusion_plot import most_confused, shares_of
 from utils.reports.report import SCHEMA_VERSION, Report, Result, read_report
+from utils.reports.sheet import SheetRow, mask_row
 from utils.reports.tables import Target, print_report, results_table, targets_table, to_markdown
-from utils.reports.visualize import SheetRow, mask_row
 from utils.reports.write import write_report
 
 
@@ -159,7 +159,7 @@ def test_a_data_set_only_the_baseline_lacks_has_no_number_before():
 
 def test_report_md_has_tables_whose_cells_are_not_broken_by_bars(tmp_path):
     report = report_of().with_facts(minutes_train=5.2)
-    write_report(report, tmp_path, [Target(metric="semantic.miou", bar=0.6)], pictures=["sheet_ade20k.png"])
+    write_report(report, tmp_path, [Target(metric="semantic.miou", bar=0.6)], images=["sheet_ade20k.png"])
     text = (tmp_path / "report.md").read_text()
     assert r"| referring.ciou | refcoco\|unc\|val | 20 | 0.800 |  |" in text
     assert r"| awning, sunshade \| blind | 0.500 | - |" in text

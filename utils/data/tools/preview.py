@@ -38,7 +38,7 @@ from utils.data.mixture import Mixture, recipe_of
 from utils.data.tools.selection import LookConfig, entries_asked, entries_known, processor_for
 from utils.data.types import Sample
 from utils.reports.colours import MASK_COLOURS, Colour, class_colour
-from utils.reports.visualize import GAP, INK, MARGIN, PALE, PAPER, LegendEntry, draw_legend, font, overlay
+from utils.reports.drawing import GAP, INK, MARGIN, PALE, PAPER, LegendEntry, draw_legend, font, overlay
 
 TOY_MODEL = Path(__file__).parents[3] / "assets" / "toy" / "llava"
 CELL, LEGEND, LETTERS = 250, 210, 26  # of the contact sheet, in pixels; letters of a line of its legend
@@ -75,7 +75,7 @@ class Shown:
         """The image, with all masks over it if wanted, small ones in front; enlarged or shrunk."""
         image = self.sample.image
         if masks and self.phrases:
-            image = overlay(image, label_map(self.sample.masks), np.array(self.colours, dtype=np.uint8))
+            image = overlay(image, frontmost(self.sample.masks), np.array(self.colours, dtype=np.uint8))
         return fit(Image.fromarray(image), longest_side, Image.Resampling.LANCZOS)
 
 
@@ -152,7 +152,7 @@ def phrases_of(conversation: Conversation) -> Iterator[str]:
                 yield str(question)
 
 
-def label_map(masks: np.ndarray) -> np.ndarray:
+def frontmost(masks: np.ndarray) -> np.ndarray:
     """(num, height, width) masks -> (height, width) int64: the mask in front at each pixel, or NOTHING."""
     labels = np.full(masks.shape[1:], NOTHING)
     for number in np.argsort(-masks.astype(bool).sum(axis=(1, 2)), kind="stable"):

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from model.generation.answers import NameCounts
 from utils.data.types import EvalSample, ReasonSample, ReferringSample, SemanticSample, VqaSample
 from utils.evaluation.prompting import EvaluationSettings
-from utils.evaluation.protocols.base import Protocol, Sections
+from utils.evaluation.protocols.base import Sections, TaskProtocol
 from utils.evaluation.protocols.masks import (
     GeneralizedProtocol,
     MaskRecord,
@@ -32,7 +32,6 @@ __all__ = [
     "GeneralizedProtocol",
     "MaskRecord",
     "NameCounts",
-    "Protocol",
     "ReasonRecord",
     "ReasoningProtocol",
     "ReferringProtocol",
@@ -40,13 +39,14 @@ __all__ = [
     "SemanticPrediction",
     "SemanticProtocol",
     "SemanticRecord",
+    "TaskProtocol",
     "VqaProtocol",
     "VqaRecord",
     "protocol_for",
 ]
 
 
-def protocol_for(sample: EvalSample, settings: EvaluationSettings, *, has_no_target: bool) -> Protocol:
+def protocol_for(sample: EvalSample, settings: EvaluationSettings, *, has_no_target: bool) -> TaskProtocol:
     """The protocol of a data set, by one of its samples.
 
     has_no_target: whether some of its expressions mean nothing in their image, see `Dataset.has_no_target`.
@@ -55,5 +55,5 @@ def protocol_for(sample: EvalSample, settings: EvaluationSettings, *, has_no_tar
         return SemanticProtocol(settings, sample.classes)
     if isinstance(sample, ReferringSample):
         return (GeneralizedProtocol if has_no_target else ReferringProtocol)(settings)
-    by_type: Mapping[type, type[Protocol]] = {ReasonSample: ReasoningProtocol, VqaSample: VqaProtocol}
+    by_type: Mapping[type, type[TaskProtocol]] = {ReasonSample: ReasoningProtocol, VqaSample: VqaProtocol}
     return by_type[type(sample)](settings)

@@ -1,21 +1,29 @@
-"""What a protocol is."""
+"""What every task provides."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar, Generic, TypeVar
 
 import numpy as np
 
+from model.processor import LasagnaProcessor
+from utils.evaluation.model import SegmentationModel
 from utils.evaluation.prompting import EvaluationSettings
-from utils.reports.visualize import SheetRow
+from utils.reports.sheet import SheetRow
 
 Sections = dict[str, dict[str, float]]
 
+SampleT = TypeVar("SampleT")  # an EvalSample
+PredictionT = TypeVar("PredictionT")  # what the model answered to a sample
+RecordT = TypeVar(
+    "RecordT"
+)  # what the numbers need of both; see RECORD_KINDS in utils/evaluation/serialization.py
 
-class Protocol(ABC):
-    """One task. `predict` needs the model; everything else is counting."""
+
+class TaskProtocol(ABC, Generic[SampleT, PredictionT, RecordT]):
+    """How one task is asked and judged. `predict` needs the model; everything else is counting."""
 
     task: ClassVar[str]
 
@@ -23,33 +31,35 @@ class Protocol(ABC):
         self.settings = settings
 
     @abstractmethod
-    def predict(self, model: Any, processor: Any, samples: Sequence[Any]) -> list[Any]:
+    def predict(
+        self, model: SegmentationModel, processor: LasagnaProcessor, samples: Sequence[SampleT]
+    ) -> list[PredictionT]:
         """A prediction for each sample."""
 
     @abstractmethod
-    def record(self, sample: Any, prediction: Any) -> Any:
-        """What the numbers need of it: small, and picklable."""
+    def record(self, sample: SampleT, prediction: PredictionT) -> RecordT:
+        """What the numbers need of a sample: small, and serializable."""
 
     @abstractmethod
-    def sections(self, records: Sequence[Any]) -> Sections:
+    def sections(self, records: Sequence[RecordT]) -> Sections:
         """The numbers of all records, in the order of the samples."""
 
     @abstractmethod
-    def score(self, record: Any) -> float:
-        """How good one sample is, 0 to 1, to find the best and the worst; NaN where nothing is judged."""
+    def score(self, record: RecordT) -> float:
+        """How good one sample is, 0 to 1, to rank the samples; NaN where nothing is judged."""
 
-    def notes(self, records: Sequence[Any]) -> tuple[str, ...]:
+    def notes(self, records: Sequence[RecordT]) -> tuple[str, ...]:
         """A sentence for each part of the data that the numbers leave out, and why."""
         return ()
 
-    def class_table(self, records: Sequence[Any]) -> dict[str, dict[str, float]]:
+    def class_table(self, records: Sequence[RecordT]) -> dict[str, dict[str, float]]:
         """Everything that is counted by class, where there are classes: class -> column -> value."""
         return {}
 
-    def confusion(self, records: Sequence[Any]) -> np.ndarray | None:
+    def confusion(self, records: Sequence[RecordT]) -> np.ndarray | None:
         """Pixels by true and predicted class, as `ConfusionMatrix.counts`, where there are classes."""
         return None
 
-    def picture(self, sample: Any, prediction: Any) -> SheetRow | None:
+    def row(self, sample: SampleT, prediction: PredictionT) -> SheetRow | None:
         """The sample as a row of a sheet, where there is something to see."""
         return None

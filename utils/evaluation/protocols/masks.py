@@ -6,10 +6,10 @@ import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from model.processor import LasagnaProcessor
 from model.text.sequence import reasoning_query, referring_query
 from utils.data.types import ReasonSample, ReferringSample
 from utils.evaluation.metrics import (
@@ -24,30 +24,36 @@ from utils.evaluation.metrics import (
     mask_sums,
     overlap,
 )
+from utils.evaluation.model import SegmentationModel
 from utils.evaluation.prompting import MaskAnswer, ask_for_masks
-from utils.evaluation.protocols.base import Protocol, Sections
-from utils.reports.visualize import SheetRow, mask_row
+from utils.evaluation.protocols.base import Sections, TaskProtocol
+from utils.reports.sheet import SheetRow, mask_row
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskRecord:
+    """One expression."""
+
     overlap: Overlap
     no_target: bool
 
 
-class ReferringProtocol(Protocol):
+class ReferringProtocol(TaskProtocol[ReferringSample, Sequence[MaskAnswer], Sequence[MaskRecord]]):
     """Every expression of every image is a sample of its own; confidence intervals are by image."""
 
     task = "referring"
 
     def predict(
-        self, model: Any, processor: Any, samples: Sequence[ReferringSample]
-    ) -> list[list[MaskAnswer]]:
+        self, model: SegmentationModel, processor: LasagnaProcessor, samples: Sequence[ReferringSample]
+    ) -> list[Sequence[MaskAnswer]]:
         queries = [
             [(text,) if sample.as_written else referring_query(text) for text in sample.expressions]
             for sample in samples
         ]
-        return ask_for_masks(model, processor, [sample.image for sample in samples], queries, self.settings)
+        answers = ask_for_masks(
+            model, processor, [sample.image for sample in samples], queries, self.settings
+        )
+        return list(answers)
 
     def record(self, sample: ReferringSample, prediction: Sequence[MaskAnswer]) -> list[MaskRecord]:
         return [
@@ -70,7 +76,7 @@ class ReferringProtocol(Protocol):
         """Mean IoU of the image's expressions."""
         return mask_scores(entry.overlap for entry in record)["giou"]
 
-    def picture(self, sample: ReferringSample, prediction: Sequence[MaskAnswer]) -> SheetRow:
+    def row(self, sample: ReferringSample, prediction: Sequence[MaskAnswer]) -> SheetRow:
         # One of the expressions: another for each image, the same in every run.
         number = zlib.crc32(sample.source.encode()) % len(sample.expressions)
         mask = sample.masks[number]
@@ -120,17 +126,21 @@ class GeneralizedProtocol(ReferringProtocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ReasonRecord:
+    """One question."""
+
     overlap: Overlap
     is_sentence: bool
     is_judged: bool = True  # False where ignored pixels cover the target
 
 
-class ReasoningProtocol(Protocol):
+class ReasoningProtocol(TaskProtocol[ReasonSample, MaskAnswer, ReasonRecord]):
     """One question an image; ignored pixels are left out. Short and long questions also apart."""
 
     task = "reasoning"
 
-    def predict(self, model: Any, processor: Any, samples: Sequence[ReasonSample]) -> list[MaskAnswer]:
+    def predict(
+        self, model: SegmentationModel, processor: LasagnaProcessor, samples: Sequence[ReasonSample]
+    ) -> list[MaskAnswer]:
         queries = [[reasoning_query(sample.question, sample.is_sentence)] for sample in samples]
         answers = ask_for_masks(
             model, processor, [sample.image for sample in samples], queries, self.settings
@@ -171,7 +181,7 @@ class ReasoningProtocol(Protocol):
     def score(self, record: ReasonRecord) -> float:
         return record.overlap.iou if record.is_judged else math.nan
 
-    def picture(self, sample: ReasonSample, prediction: MaskAnswer) -> SheetRow:
+    def row(self, sample: ReasonSample, prediction: MaskAnswer) -> SheetRow:
         return mask_row(
             sample.image,
             sample.mask,

@@ -5,26 +5,29 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
 from model.generation.answers import NameCounts
+from model.processor import LasagnaProcessor
 from utils.common.label_values import IGNORE, NOTHING, UNCLAIMED
 from utils.data.types import SemanticSample
 from utils.evaluation.metrics import ConfusionMatrix, intervals, label_map, label_measures
 from utils.evaluation.metrics.common import ratio
+from utils.evaluation.model import SegmentationModel
 from utils.evaluation.prompting import EvaluationSettings, ask_freely
-from utils.evaluation.protocols.base import Protocol, Sections
+from utils.evaluation.protocols.base import Sections, TaskProtocol
 from utils.evaluation.protocols.presence import PresenceTable
-from utils.reports.visualize import SheetRow, semantic_row
+from utils.reports.sheet import SheetRow, semantic_row
 
 NUM_NAMES_SHOWN = 20  # of the names that are no class, the most frequent
 
 
 @dataclass(frozen=True, kw_only=True)
 class SemanticPrediction:
+    """The answers to the complex queries about one image."""
+
     labels: np.ndarray  # (height, width) int16 class ids, UNCLAIMED where no mask is
     asked: np.ndarray  # (num_asked,) int16 class ids, in the order of the query
     answered_present: np.ndarray  # (num_present,) int16 class ids that the model answered with [SEG]
@@ -34,6 +37,8 @@ class SemanticPrediction:
 
 @dataclass(frozen=True, kw_only=True)
 class SemanticRecord:
+    """One image."""
+
     cells: np.ndarray  # (n,) int32 flat positions in the confusion matrix
     counts: np.ndarray  # (n,) int64 pixels there
     asked: np.ndarray
@@ -43,7 +48,7 @@ class SemanticRecord:
     names: NameCounts | None = None
 
 
-class SemanticProtocol(Protocol):
+class SemanticProtocol(TaskProtocol[SemanticSample, SemanticPrediction, SemanticRecord]):
     """mIoU over the data set, and presence: is a class in the image? Both from the same answers."""
 
     task = "semantic"
@@ -56,7 +61,7 @@ class SemanticProtocol(Protocol):
     # ------------------------------------------------------------------------------------ asking
 
     def predict(
-        self, model: Any, processor: Any, samples: Sequence[SemanticSample]
+        self, model: SegmentationModel, processor: LasagnaProcessor, samples: Sequence[SemanticSample]
     ) -> list[SemanticPrediction]:
         asked = [self._classes_to_ask(sample) for sample in samples]
         busy = [index for index, ids in enumerate(asked) if len(ids)]
@@ -77,7 +82,11 @@ class SemanticProtocol(Protocol):
         return ids[(ids != IGNORE) & (ids != NOTHING)].astype(np.int16)
 
     def _constrained(
-        self, model: Any, processor: Any, images: list[np.ndarray], asked: list[np.ndarray]
+        self,
+        model: SegmentationModel,
+        processor: LasagnaProcessor,
+        images: list[np.ndarray],
+        asked: list[np.ndarray],
     ) -> list[SemanticPrediction]:
         answers = model.segment_batch(
             images,
@@ -101,7 +110,11 @@ class SemanticProtocol(Protocol):
         return predictions
 
     def _freely(
-        self, model: Any, processor: Any, images: list[np.ndarray], asked: list[np.ndarray]
+        self,
+        model: SegmentationModel,
+        processor: LasagnaProcessor,
+        images: list[np.ndarray],
+        asked: list[np.ndarray],
     ) -> list[SemanticPrediction]:
         names = [[self.classes[class_id] for class_id in ids] for ids in asked]
         predictions = []
@@ -183,7 +196,7 @@ class SemanticProtocol(Protocol):
             for class_id, name in enumerate(self.classes)
         }
 
-    def picture(self, sample: SemanticSample, prediction: SemanticPrediction) -> SheetRow:
+    def row(self, sample: SemanticSample, prediction: SemanticPrediction) -> SheetRow:
         iou = self._matrix_of(sample, prediction).iou()
         return semantic_row(sample.image, sample.label, prediction.labels, self.classes, iou, sample.absent)
 

@@ -4,30 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from model.processor import LasagnaProcessor
 from utils.data.types import VqaSample
 from utils.evaluation.metrics import exact_match, intervals, rouge_l
 from utils.evaluation.metrics.bootstrap import whole
 from utils.evaluation.metrics.common import known_mean, safe_divide
+from utils.evaluation.model import SegmentationModel
 from utils.evaluation.prompting import ask_for_text
-from utils.evaluation.protocols.base import Protocol, Sections
+from utils.evaluation.protocols.base import Sections, TaskProtocol
 
 
 @dataclass(frozen=True, kw_only=True)
 class VqaRecord:
+    """One question."""
+
     exact: bool  # the same text but for case, articles and punctuation
     rouge_l: float
 
 
-class VqaProtocol(Protocol):
+class VqaProtocol(TaskProtocol[VqaSample, str, VqaRecord]):
     """Generated text against the expected one: exact match and ROUGE-L."""
 
     task = "vqa"
 
-    def predict(self, model: Any, processor: Any, samples: Sequence[VqaSample]) -> list[str]:
+    def predict(
+        self, model: SegmentationModel, processor: LasagnaProcessor, samples: Sequence[VqaSample]
+    ) -> list[str]:
         queries = [(sample.question,) for sample in samples]
         return ask_for_text(model, processor, [sample.image for sample in samples], queries, self.settings)
 

@@ -6,7 +6,7 @@ from tests.utils.data.datasets.test_own_sem import write
 from tests.utils.data.layouts import blocks, save
 from utils.config.training import TrainConfig
 from utils.data.registry import Entry, build_val_dataset, parse_dataset_flags, parse_entry, parse_val_list
-from utils.evaluation.evaluate import open_datasets
+from utils.data.val_datasets import open_datasets
 
 CONFIG = TrainConfig(version="any", sem_seg_data="ade20k||cocostuff", sem_seg_rates="3,1")
 

@@ -90,7 +90,7 @@ def test_every_mask_has_its_phrase_and_small_masks_lie_in_front():
     shown = preview.show(0, sample)
     assert shown.phrases == (question, question)
     assert shown.colours[0] != shown.colours[1]
-    labels = preview.label_map(masks)
+    labels = preview.frontmost(masks)
     assert labels[1, 1] == 0
     assert labels[0, 0] == 1
     assert (labels == preview.NOTHING).sum() == 24 - 9

@@ -9,19 +9,9 @@ from scipy import ndimage
 
 from utils.common.label_values import IGNORE, UNCLAIMED
 from utils.reports.colours import class_colour, palette
-from utils.reports.visualize import (
-    LegendEntry,
-    annotate,
-    draw_sheet,
-    mask_row,
-    outline,
-    overlay,
-    read_curves,
-    resize_labels,
-    running_mean,
-    save_curves,
-    semantic_row,
-)
+from utils.reports.curves import read_curves, running_mean, save_curves
+from utils.reports.drawing import LegendEntry, annotate, outline, overlay, resize_labels
+from utils.reports.sheet import draw_sheet, mask_row, semantic_row
 
 CLASSES = ("sky", "grass", "person", "awning, sunshade, sunblind made of a very long name")
 

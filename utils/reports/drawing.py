@@ -1,0 +1,125 @@
+"""Drawing label maps over images: tint, outlines, legends, letters."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from utils.reports.colours import Colour
+
+MARGIN, GAP = 24, 8  # of a sheet, in pixels
+INK, PALE, PAPER, RULE = (33, 37, 41), (134, 142, 150), (255, 255, 255), (222, 226, 230)
+
+
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """Pillow's own scalable font: the same pixels on every machine."""
+    return ImageFont.load_default(size)
+
+
+def overlay(image: np.ndarray, labels: np.ndarray, colours: np.ndarray, *, alpha: float = 0.6) -> np.ndarray:
+    """Tint an image by a label map and draw a light line where two labels meet.
+
+    Args:
+        image: (height, width, 3) uint8.
+        labels: (height, width) integers, an index into `colours`; where it is none (UNCLAIMED, ignored), the
+            image shows, darkened.
+        colours: (num_colours, 3) uint8.
+
+    Returns:
+        (height, width, 3) uint8.
+    """
+    known = (labels >= 0) & (labels < len(colours))
+    grey = image.mean(axis=2, keepdims=True)
+    shaded = 0.5 * (0.5 * image + 0.5 * grey)  # not claimed: half its colour, half its light
+    if known.any():
+        tint = colours[labels[known]].astype(np.float64)
+        shaded[known] = (1 - alpha) * image[known] + alpha * tint
+    edge = outline(labels)
+    shaded[edge] = 0.25 * shaded[edge] + 0.75 * 255
+    return shaded.round().clip(0, 255).astype(np.uint8)
+
+
+def outline(labels: np.ndarray) -> np.ndarray:
+    """(height, width) bool: pixels whose right or lower neighbour has another label."""
+    edge = np.zeros(labels.shape, dtype=bool)
+    edge[:, :-1] |= labels[:, :-1] != labels[:, 1:]
+    edge[:-1] |= labels[:-1] != labels[1:]
+    return edge
+
+
+def shrunk_size(image: np.ndarray, longest_side: int) -> tuple[int, int]:
+    """(height, width) of an image whose longest side is at most `longest_side`; smaller ones stay as they are."""
+    height, width = image.shape[:2]
+    scale = min(longest_side / max(height, width), 1)
+    return max(round(height * scale), 1), max(round(width * scale), 1)
+
+
+def resize_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Nearest neighbour to (height, width); ids stay ids."""
+    rows = np.arange(size[0]) * labels.shape[0] // size[0]
+    columns = np.arange(size[1]) * labels.shape[1] // size[1]
+    return labels[np.ix_(rows, columns)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LegendEntry:
+    """One line of a legend; without a colour it is a remark of any length."""
+
+    name: str
+    colour: Colour | None = None
+    note: str = ""  # printed at the right, an IoU for instance
+    pale: bool = False
+
+
+def draw_legend(
+    draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], entries: Sequence[LegendEntry]
+) -> None:
+    """Write entries into (left, top, right, bottom), one a line; the last line counts what does not fit."""
+    left, top, right, bottom = box
+    size = 13
+    line, swatch = 19, 12
+    letters = font(size)
+    room = max((bottom - top) // line, 1)
+    lines = [part for entry in entries for part in _legend_lines(entry, letters, right - left - swatch - 8)]
+    if len(lines) > room:
+        lines = [*lines[: room - 1], LegendEntry(name=f"and {len(lines) - room + 1} more", pale=True)]
+    for number, entry in enumerate(lines):
+        y = top + number * line
+        if entry.colour is not None:
+            draw.rounded_rectangle(
+                (left, y + 2, left + swatch, y + 2 + swatch), 3, fill=entry.colour, outline=RULE
+            )
+        draw.text((left + swatch + 8, y), entry.name, font=letters, fill=PALE if entry.pale else INK)
+        if entry.note:
+            draw.text((right, y), entry.note, font=letters, fill=PALE, anchor="ra")
+
+
+def _legend_lines(entry: LegendEntry, letters: ImageFont.FreeTypeFont, width: int) -> list[LegendEntry]:
+    """Break a remark into lines; cut the name of a class, whose line also holds the note."""
+    per_line = max(int(width / letters.getlength("n")), 6)
+    if entry.colour is None:
+        wrapped = textwrap.wrap(entry.name, per_line)
+        return [LegendEntry(name=text, pale=entry.pale) for text in wrapped]
+    note_width = letters.getlength(entry.note + "  ") if entry.note else 0
+    name = entry.name
+    while len(name) > 2 and letters.getlength(name) > width - note_width:
+        name = name[:-2].rstrip(" .…") + "…"
+    return [LegendEntry(name=name, colour=entry.colour, note=entry.note)]
+
+
+def annotate(
+    image: np.ndarray, labels: np.ndarray, colours: np.ndarray, entries: Sequence[LegendEntry]
+) -> Image.Image:
+    """An overlay at the image's size (small images are enlarged) with its legend at the right."""
+    scale = max(1, round(480 / max(image.shape[:2])))
+    height, width = scale * image.shape[0], scale * image.shape[1]
+    picture = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+    legend_width = 200
+    canvas = Image.new("RGB", (width + legend_width, height), PAPER)
+    canvas.paste(Image.fromarray(overlay(picture, resize_labels(labels, (height, width)), colours)), (0, 0))
+    draw_legend(ImageDraw.Draw(canvas), (width + 14, 12, width + legend_width - 12, height - 8), entries)
+    return canvas
