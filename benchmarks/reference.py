@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from model.inputs import ModelInputs
 from model.processor import LasagnaProcessor, longest_side_size
 from model.text.conversation import IGNORE_INDEX, Conversation
 from model.text.sequence import complex_conversation, referring_conversation
@@ -126,6 +127,8 @@ def num_bytes(value: Any) -> int:
         return value.numel() * value.element_size()
     if isinstance(value, dict):
         return sum(num_bytes(entry) for entry in value.values())
+    if isinstance(value, ModelInputs):
+        return num_bytes(value.fields())
     if isinstance(value, list | tuple):
         return sum(num_bytes(entry) for entry in value)
     return 0

@@ -40,10 +40,8 @@ class PlainAnswer:
     ) -> None:
         self.model, self.ids = model, processor.token_ids
         conversation, self.plan = processor.plan(classes)
-        batch = processor.collate([image], [conversation], [0])
-        self.prompt, self.clip_images = (
-            batch[name].to(model.device) for name in ("input_ids", "clip_images")
-        )
+        inputs = processor.collate([image], [conversation], [0]).to(model.device)
+        self.prompt, self.clip_images = inputs.input_ids, inputs.clip_images
 
     @property
     def num_tokens(self) -> int:

@@ -8,9 +8,8 @@ the recipe's but its libraries' is the same on both sides: torch, the language m
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from segment_anything.modeling import Sam
@@ -19,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.decoders.sam import build_sam
+from model.inputs import ModelInputs, Size
 from model.lasagna import LasagnaForConditionalGeneration
-from model.outputs import Size
 from model.text.conversation import IGNORE_INDEX
 
 
@@ -159,25 +158,25 @@ def share_weights(target: nn.Module, source: nn.Module) -> None:
         setattr(target.get_submodule(owner), attribute, stored[name])
 
 
-def plain_batch(model: LasagnaForConditionalGeneration, inputs: Mapping[str, Any]) -> PlainBatch:
+def plain_batch(model: LasagnaForConditionalGeneration, inputs: ModelInputs) -> PlainBatch:
     """What our collate made of conversations in rows of their own, as the released loader would hand it over."""
-    assert inputs.get("segment_ids") is None, "the reference does not pack"
+    assert inputs.segment_ids is None, "the reference does not pack"
     settings, config = model.config.sam_settings, model.config
     return PlainBatch(
         images=sam_pixels(
-            inputs["sam_images"],
-            inputs["resized_sizes"],
+            inputs.sam_images,
+            inputs.resized_sizes,
             settings.image_size,
             settings.pixel_mean,
             settings.pixel_std,
         ),
-        clip_images=normalized(inputs["clip_images"].float() / 255, config.clip_mean, config.clip_std),
-        input_ids=inputs["input_ids"],
-        attention_mask=inputs["attention_mask"],
-        labels=inputs["labels"],
-        image_of_row=inputs["image_of_row"].tolist(),
-        masks=[mask.float() for mask in inputs["gt_masks"]],
-        resized_sizes=list(inputs["resized_sizes"]),
+        clip_images=normalized(inputs.clip_images.float() / 255, config.clip_mean, config.clip_std),
+        input_ids=inputs.input_ids,
+        attention_mask=inputs.attention_mask,
+        labels=inputs.labels,
+        image_of_row=inputs.image_of_row.tolist(),
+        masks=[mask.float() for mask in inputs.gt_masks],
+        resized_sizes=list(inputs.resized_sizes),
     )
 
 

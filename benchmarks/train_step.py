@@ -17,8 +17,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -29,6 +28,7 @@ from benchmarks.measure import Claim, Runs, claims_table, take_turns, write_resu
 from benchmarks.models import SIZES, build
 from benchmarks.reference_model import PlainModel, plain_batch
 from model.decoders.sam import SamSegmenter
+from model.inputs import ModelInputs
 from model.losses import learned_positions, text_cross_entropy
 from model.processor import LasagnaProcessor
 from model.text.conversation import Conversation
@@ -88,8 +88,8 @@ class Bench:
         # All the work of a step, but the weights stay, so that all ways have the same loss.
         self.optimizer = torch.optim.AdamW(trained, lr=0.0, betas=(0.9, 0.95), weight_decay=0.0)
 
-    def inputs(self, scene: Scene, *, packed: bool) -> dict[str, Any]:
-        """Arguments of the model's forward pass."""
+    def inputs(self, scene: Scene, *, packed: bool) -> ModelInputs:
+        """What the model reads."""
         return self.processor.collate(
             scene.images, scene.conversations, scene.owners, masks=scene.masks, pack_rows=packed
         )
@@ -102,23 +102,21 @@ class Bench:
         self.optimizer.zero_grad(set_to_none=True)
         return loss.item()
 
-    def our_loss(self, inputs: dict[str, Any], embeddings: Tensor | None = None) -> Tensor:
+    def our_loss(self, inputs: ModelInputs, embeddings: Tensor | None = None) -> Tensor:
         """Of the model's forward pass, with SAM's pixels or with its embeddings."""
         if embeddings is not None:
-            inputs = {**inputs, "sam_images": None, "sam_embeddings": embeddings}
-        return self.model(**inputs).loss
+            inputs = replace(inputs, sam_images=None, sam_embeddings=embeddings)
+        return self.model(**inputs.fields()).loss
 
-    def our_language_loss(self, inputs: dict[str, Any]) -> Tensor:
+    def our_language_loss(self, inputs: ModelInputs) -> Tensor:
         """CLIP and the language model alone, with the parts and the order of `forward`."""
         model = self.model
-        features = model.image_features(inputs["clip_images"])
-        embeddings = model.embed(inputs["input_ids"], features[inputs["image_of_row"]])
-        mask = packed_attention(inputs["segment_ids"])
-        states = model.language_states(embeddings, mask, inputs["position_ids"])
-        rows, columns = learned_positions(inputs["labels"])
-        return text_cross_entropy(
-            states[rows, columns - 1], inputs["labels"][rows, columns], model.text_logits
-        )
+        features = model.image_features(inputs.clip_images)
+        embeddings = model.embed(inputs.input_ids, features[inputs.image_of_row])
+        mask = packed_attention(inputs.segment_ids)
+        states = model.language_states(embeddings, mask, inputs.position_ids)
+        rows, columns = learned_positions(inputs.labels)
+        return text_cross_entropy(states[rows, columns - 1], inputs.labels[rows, columns], model.text_logits)
 
 
 def compare_steps(
@@ -185,7 +183,7 @@ def growth_name(count: int, *, encoded: bool = False) -> str:
 def encode(bench: Bench, scene: Scene) -> Tensor:
     """(B, prompt_embed_dim, grid, grid) of SAM's encoder."""
     inputs = bench.inputs(scene, packed=True)
-    return bench.model.sam.encode(inputs["sam_images"], inputs["resized_sizes"])
+    return bench.model.sam.encode(inputs.sam_images, inputs.resized_sizes)
 
 
 def stored_embeddings(sam: SamSegmenter, folder: str, embeddings: Tensor) -> Callable[[], Tensor]:
@@ -291,7 +289,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def count_tokens(bench: Bench, scene: Scene) -> dict[str, int]:
     """Of the language model: those of the image, and in the rows of either side, padding among them."""
     sizes = {
-        name: bench.inputs(scene, packed=packed)["input_ids"].numel()
+        name: bench.inputs(scene, packed=packed).input_ids.numel()
         for name, packed in ((REFERENCE, False), (OURS, True))
     }
     return {"image": bench.processor.num_image_tokens, **sizes}

@@ -28,6 +28,7 @@ from model.decoders.sam import SamSegmenter
 from model.folders import local_folder
 from model.generation.inference import InferenceMixin
 from model.huggingface import from_config, from_pretrained
+from model.inputs import Size
 from model.losses import (
     LOGITS_PER_CHUNK,
     learned_positions,
@@ -35,7 +36,7 @@ from model.losses import (
     segmentation_losses,
     text_cross_entropy,
 )
-from model.outputs import EncodedImages, LasagnaOutput, Size
+from model.outputs import EncodedImages, LasagnaOutput
 from model.processor import FILE_NAME as PROCESSOR_FILE
 from model.processor import LasagnaProcessor
 from model.strict_loading import check_loading_info
@@ -158,8 +159,8 @@ class LasagnaForConditionalGeneration(InferenceMixin, ExactBuffers, PreTrainedMo
         return EncodedImages(
             features=features,
             embeddings=sam_embeddings,
-            resized_sizes=[tuple(size) for size in resized_sizes],
-            original_sizes=[tuple(size) for size in original_sizes],
+            resized_sizes=tuple(resized_sizes),
+            original_sizes=tuple(original_sizes),
         )
 
     def embed(self, input_ids: Tensor, features: Tensor | None = None) -> Tensor:
@@ -237,7 +238,7 @@ class LasagnaForConditionalGeneration(InferenceMixin, ExactBuffers, PreTrainedMo
         image_of_row: Tensor,
         seg_rows: Tensor,
         seg_columns: Tensor,
-        seg_images: list[int],
+        seg_images: Sequence[int],
         sam_images: Tensor | None = None,
         sam_embeddings: Tensor | None = None,
         labels: Tensor | None = None,
@@ -250,21 +251,13 @@ class LasagnaForConditionalGeneration(InferenceMixin, ExactBuffers, PreTrainedMo
     ) -> LasagnaOutput:
         """One pass over N conversations about B images: logits and masks or, with `labels`, the losses.
 
+        The arguments are the fields of `ModelInputs`, which says what they hold: `model(**inputs.fields())`.
+
         Args:
-            input_ids, attention_mask: (N, T); the text holds one `<image>` token per image feature.
-            clip_images: (B, 3, S, S) uint8.
-            resized_sizes, original_sizes: (height, width) of each image for SAM, and as it was.
-            image_of_row: (N,) index of each conversation's image.
-            seg_rows, seg_columns: (n,) positions of the [SEG]s in `input_ids`, by image, row and column.
-            seg_images: for each [SEG] the index of its image, on the CPU.
-            sam_images: (B, 3, h, w) uint8, longest side resized, zero-padded right and bottom.
-            sam_embeddings: instead of them (B, prompt_embed_dim, grid, grid), as `SamSegmenter.encode` returns.
-            labels: (N, T), -100 where nothing is learned.
-            gt_masks: per image (n_i, height, width), in the order of its [SEG]s.
-            learned_rows, learned_columns: (n,) positions of the learned tokens in `labels`. A batch of the
-                processor has them; else they are searched for, and the host waits for the device.
-            position_ids, segment_ids: (N, T), where rows hold several conversations; see model/text/packing.py.
             return_predictions: logits and masks beside the losses, which need neither as a whole.
+
+        Raises:
+            ValueError: both or none of `sam_images` and `sam_embeddings` are given.
         """
         images = self.encode_images(
             clip_images, resized_sizes, original_sizes, sam_images=sam_images, sam_embeddings=sam_embeddings

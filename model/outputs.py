@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from model.inputs import Size
 from model.losses import Losses
-
-Size = tuple[int, int]  # (height, width) in pixels
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,8 +33,8 @@ class EncodedImages:
 
     features: Tensor  # (B, num_image_tokens, hidden_dim) for the language model
     embeddings: Tensor  # (B, prompt_embed_dim, grid, grid) for SAM's mask decoder
-    resized_sizes: list[Size]
-    original_sizes: list[Size]
+    resized_sizes: tuple[Size, ...]
+    original_sizes: tuple[Size, ...]
 
     def __len__(self) -> int:
         return len(self.original_sizes)
@@ -55,8 +54,8 @@ class EncodedImages:
         return cls(
             features=torch.stack([image.features for image in images]),
             embeddings=torch.stack([image.embedding for image in images]),
-            resized_sizes=[image.resized_size for image in images],
-            original_sizes=[image.original_size for image in images],
+            resized_sizes=tuple(image.resized_size for image in images),
+            original_sizes=tuple(image.original_size for image in images),
         )
 
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from model.errors import UserError
 from model.files import read_json
 from model.huggingface import from_pretrained
 from model.image_resize import channels_first, resize_bilinear, resize_fast
+from model.inputs import ImageInputs, ModelInputs, RowInputs
 from model.losses import learned_positions
 from model.text.answer_plan import AnswerPlan, plan_answer
 from model.text.conversation import IGNORE_INDEX, PROMPTS, Conversation, Encoded, encode_conversation
@@ -158,8 +158,8 @@ class LasagnaProcessor:
         pack_rows: bool = False,
         max_length: int | None = None,
         sam_needs: Collection[int] | None = None,
-    ) -> dict[str, Any]:
-        """The keyword arguments of `LasagnaForConditionalGeneration.forward`, on the CPU.
+    ) -> ModelInputs:
+        """Images and the conversations about them as what the model reads, on the CPU.
 
         Args:
             images: one (height, width, 3) uint8 array for each picture.
@@ -189,21 +189,35 @@ class LasagnaProcessor:
                 )
             ]
             owners = [owner for owner, _ in packed]
-            batch = self._pad_packed([row for _, row in packed])
+            rows = self._pad_packed([row for _, row in packed])
         else:
-            batch = self.row_inputs(encoded, padding_side)
-        batch |= self.image_inputs(images, fast_resize, sam_needs)
-        batch["image_of_row"] = torch.tensor(owners, dtype=torch.long)
-        batch |= self._find_segs(batch["input_ids"], owners)
+            rows = self.row_inputs(encoded, padding_side)
+        inputs = self.join(rows, self.image_inputs(images, fast_resize, sam_needs), owners)
         if masks is None:
-            batch |= {"labels": None, "gt_masks": None}
-        else:
-            batch["learned_rows"], batch["learned_columns"] = learned_positions(batch["labels"])
-            batch["gt_masks"] = [torch.from_numpy(np.ascontiguousarray(mask)) for mask in masks]
-            _check_masks(masks, images, batch["seg_images"])
-        return batch
+            return replace(inputs, labels=None)
+        _check_masks(masks, images, inputs.seg_images)
+        learned_rows, learned_columns = learned_positions(rows.labels)
+        return replace(
+            inputs,
+            gt_masks=tuple(torch.from_numpy(np.ascontiguousarray(mask)) for mask in masks),
+            learned_rows=learned_rows,
+            learned_columns=learned_columns,
+        )
 
-    def row_inputs(self, encoded: Sequence[Encoded], side: str) -> dict[str, Tensor]:
+    def join(self, rows: RowInputs, images: ImageInputs, image_of_row: Sequence[int]) -> ModelInputs:
+        """Rows and the images that they are about, with the places of [SEG] by image, then row, then position."""
+        found = (rows.input_ids == self.token_ids.seg).nonzero().tolist()
+        found.sort(key=lambda place: (image_of_row[place[0]], *place))
+        return ModelInputs(
+            **rows.fields(),
+            **images.fields(),
+            image_of_row=torch.tensor(image_of_row, dtype=torch.long),
+            seg_rows=torch.tensor([row for row, _ in found], dtype=torch.long),
+            seg_columns=torch.tensor([column for _, column in found], dtype=torch.long),
+            seg_images=tuple(image_of_row[row] for row, _ in found),
+        )
+
+    def row_inputs(self, encoded: Sequence[Encoded], side: str) -> RowInputs:
         """Ids, labels and mask (N, T) of at least one conversation, padded at the "left" or "right" side."""
         if side not in ("left", "right"):
             raise ValueError(f"padding_side must be 'left' or 'right', got {side!r}")
@@ -218,39 +232,39 @@ class LasagnaProcessor:
             ids[index, own] = torch.tensor(row.input_ids)
             labels[index, own] = torch.tensor(row.labels)
             mask[index, own] = 1
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        return RowInputs(input_ids=ids, attention_mask=mask, labels=labels)
 
-    def _pad_packed(self, rows: Sequence[PackedRow]) -> dict[str, Tensor]:
+    def _pad_packed(self, rows: Sequence[PackedRow]) -> RowInputs:
         def padded(name: str, filler: int) -> Tensor:
             # By way of NumPy, which reads lists of numbers six times as fast.
             columns = [torch.from_numpy(np.array(getattr(row, name), dtype=np.int64)) for row in rows]
             return pad_sequence(columns, batch_first=True, padding_value=filler)
 
         segments = padded("segment_ids", PADDING)
-        return {
-            "input_ids": padded("input_ids", self.token_ids.pad),
-            "attention_mask": (segments != PADDING).long(),
-            "labels": padded("labels", IGNORE_INDEX),
-            "position_ids": padded("position_ids", 0),
-            "segment_ids": segments,
-        }
+        return RowInputs(
+            input_ids=padded("input_ids", self.token_ids.pad),
+            attention_mask=(segments != PADDING).long(),
+            labels=padded("labels", IGNORE_INDEX),
+            position_ids=padded("position_ids", 0),
+            segment_ids=segments,
+        )
 
     def image_inputs(
         self,
         images: Sequence[np.ndarray],
         fast_resize: bool = False,
         sam_needs: Collection[int] | None = None,
-    ) -> dict[str, Any]:
+    ) -> ImageInputs:
         """What both encoders take of at least one image, with the sizes; arguments as in `collate`."""
         needed = range(len(images)) if sam_needs is None else sam_needs
-        return {
-            "clip_images": torch.from_numpy(
-                np.stack([self.clip_image(image, fast=fast_resize) for image in images])
-            ),
-            "sam_images": self._pad_sam_images([images[index] for index in needed], fast_resize),
-            "resized_sizes": [longest_side_size(*image.shape[:2], self.sam_image_size) for image in images],
-            "original_sizes": [tuple(image.shape[:2]) for image in images],
-        }
+        clip_images = np.stack([self.clip_image(image, fast=fast_resize) for image in images])
+        sizes = tuple((image.shape[0], image.shape[1]) for image in images)
+        return ImageInputs(
+            clip_images=torch.from_numpy(clip_images),
+            sam_images=self._pad_sam_images([images[index] for index in needed], fast_resize),
+            resized_sizes=tuple(longest_side_size(*size, self.sam_image_size) for size in sizes),
+            original_sizes=sizes,
+        )
 
     def _pad_sam_images(self, images: Sequence[np.ndarray], fast_resize: bool) -> Tensor | None:
         """(B, 3, h, w) uint8, zeros at the right and the bottom; None for no images."""
@@ -262,16 +276,6 @@ class LasagnaProcessor:
         for index, image in enumerate(resized):
             padded[index, :, : image.shape[1], : image.shape[2]] = image
         return torch.from_numpy(padded)
-
-    def _find_segs(self, input_ids: Tensor, image_of_row: list[int]) -> dict[str, Any]:
-        """Positions of [SEG], ordered by image, then row, then position."""
-        found = (input_ids == self.token_ids.seg).nonzero().tolist()
-        found.sort(key=lambda place: (image_of_row[place[0]], *place))
-        return {
-            "seg_rows": torch.tensor([row for row, _ in found], dtype=torch.long),
-            "seg_columns": torch.tensor([column for _, column in found], dtype=torch.long),
-            "seg_images": [image_of_row[row] for row, _ in found],
-        }
 
 
 def check_rows(conversations: Sequence[object], image_of_row: Sequence[int], num_images: int) -> None:
@@ -310,7 +314,9 @@ def _check_image(image: np.ndarray) -> None:
         raise ValueError(f"expected a (height, width, 3) uint8 picture, got {image.shape} {image.dtype}")
 
 
-def _check_masks(masks: Sequence[np.ndarray], images: Sequence[np.ndarray], seg_images: list[int]) -> None:
+def _check_masks(
+    masks: Sequence[np.ndarray], images: Sequence[np.ndarray], seg_images: Sequence[int]
+) -> None:
     if len(masks) != len(images):
         raise ValueError(f"{len(masks)} mask arrays for {len(images)} images")
     for index, (mask, image) in enumerate(zip(masks, images, strict=True)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from model.checkpoints.load import load_model
+from model.inputs import RowInputs
 from tests.golden import COMPLETE, PART, folders
 
 TOLERANCE = 1e-4
@@ -60,14 +62,14 @@ class TrainCase:
             for image, (start, end) in enumerate(zip(self.offset, self.offset[1:], strict=False))
             for _ in range(start, end)
         ]
-        self.gt_masks = [
+        self.gt_masks = tuple(
             torch.from_numpy(self.of_image("gt{}", i, np.uint8)) for i in range(len(self.images))
-        ]
+        )
         ids, labels, mask = expand(
             self.numbers["input_ids"], self.numbers["labels"], self.numbers["attention_masks"], processor
         )
-        self.batch = batch_of(ids, mask, self.images, self.owners, processor)
-        self.batch |= {"labels": labels, "gt_masks": self.gt_masks}
+        batch = batch_of(ids, mask, self.images, self.owners, processor)
+        self.batch = replace(batch, labels=labels, gt_masks=self.gt_masks)
 
     def of_image(self, name, index, dtype=np.float32):
         """Masks of an image; one without any may have no entry."""
@@ -90,13 +92,8 @@ def expand(ids, labels, attention, processor):
 
 
 def batch_of(ids, mask, images, owners, processor):
-    return {
-        "input_ids": ids,
-        "attention_mask": mask,
-        "image_of_row": torch.tensor(owners),
-        **processor.image_inputs(images),
-        **processor._find_segs(ids, owners),
-    }
+    rows = RowInputs(input_ids=ids, attention_mask=mask)
+    return processor.join(rows, processor.image_inputs(images), owners)
 
 
 @cache
@@ -105,7 +102,7 @@ def trained_once(path, model):
     case, model = TrainCase(path, model.processor), copy.deepcopy(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("vision_tower" not in name and "image_encoder" not in name)
-    output = model(**case.batch, return_predictions=True)
+    output = model(**case.batch.fields(), return_predictions=True)
     output.loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return case, model, output, gradients

@@ -77,13 +77,13 @@ def merged_model(golden, tmp_path_factory):
 def test_what_the_model_computes_on_the_way_equals_the_released_code(shared_model, path):
     case, model, output, _ = trained_once(path, shared_model)
     batch, numbers = case.batch, case.numbers
-    assert [list(size) for size in batch["resized_sizes"]] == case.facts["resize"]
+    assert [list(size) for size in batch.resized_sizes] == case.facts["resize"]
     with torch.no_grad():
-        features = model.image_features(batch["clip_images"])
-        close(features[batch["image_of_row"]][:, ::9], numbers["mm_proj_s"], "projected CLIP features")
-        embeddings = model.sam.encode(batch["sam_images"], batch["resized_sizes"])
+        features = model.image_features(batch.clip_images)
+        close(features[batch.image_of_row][:, ::9], numbers["mm_proj_s"], "projected CLIP features")
+        embeddings = model.sam.encode(batch.sam_images, batch.resized_sizes)
         close(embeddings[:, ::8, ::8, ::8], numbers["sam_emb_s"], "SAM embeddings")
-        deciding = output.last_hidden_state[batch["seg_rows"], batch["seg_columns"] - 1]
+        deciding = output.last_hidden_state[batch.seg_rows, batch.seg_columns - 1]
         close(model.seg_projector(deciding), numbers["text_fc_at_ins"], "projected [SEG] states")
     # The released code counts the image's features too, and pads on the right as we do.
     close(output.logits.detach()[:, ::7, ::13], numbers["logits_s"], "logits")
@@ -137,7 +137,7 @@ def infer(model, case, index):
     rows, _, mask = expand(ids, ids, ids != pad, model.processor)
     batch = batch_of(rows, mask, [case.images[index]], [0] * len(ids), model.processor)
     with torch.no_grad():
-        return model(**batch).masks[0]
+        return model(**batch.fields()).masks[0]
 
 
 @pytest.mark.parametrize("path", TRAIN_CASES)
@@ -158,12 +158,12 @@ def test_four_optimizer_steps_equal_the_released_code(model, path, monkeypatch):
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(any(part in name for part in TRAINED_PARTS))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    embeddings = model.sam.encode(case.batch["sam_images"], case.batch["resized_sizes"])
+    embeddings = model.sam.encode(case.batch.sam_images, case.batch.resized_sizes)
     monkeypatch.setattr(model.sam, "encode", lambda *_: embeddings)  # frozen: the same in every step
     optimizer = torch.optim.AdamW(trained, lr=3e-4, betas=(0.9, 0.95), weight_decay=0.0)
     for expected in case.facts["adamw_losses"]:
         optimizer.zero_grad()
-        output = model(**case.batch)
+        output = model(**case.batch.fields())
         output.loss.backward()
         optimizer.step()
         compare_losses(output, expected)
@@ -208,7 +208,7 @@ def test_greedy_generation_equals_the_released_code(shared_model, path):
     images = processor.image_inputs([numbers["image0"]])
     seg = processor.token_ids.seg
     with torch.no_grad():
-        encoded = model.encode_images(**images)
+        encoded = model.encode_images(**images.fields())
         embeddings = model.embed(prompt, encoded.features)
         [tokens], [states] = greedy(model, embeddings, mask, processor.token_ids.eos, length)
         assert tokens == numbers["output_ids"][0, ids.shape[1] :].tolist()
@@ -256,7 +256,7 @@ def test_preprocessing_equals_the_released_code(untrained_sam, path, llama_token
         expected = numbers[f"{name}_sam_resized_s8"]
         assert np.array_equal(resized.transpose(1, 2, 0)[::8, ::8], expected), name
         images = processor.image_inputs([image])
-        untrained_sam.encode(images["sam_images"], images["resized_sizes"])
+        untrained_sam.encode(images.sam_images, images.resized_sizes)
         close(seen[-1][0, :, ::16, ::16], numbers[f"{name}_sam_preprocessed_s16"], f"SAM input of {name}")
         mean, std = (
             np.array(values).reshape(3, 1, 1)

@@ -18,7 +18,6 @@ from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.results import Results
 from benchmarks.models import build
 from benchmarks.train_step import Scene, make_scene
-from model.generation.prompts import move_batch
 from model.lasagna import LasagnaForConditionalGeneration
 from utils.data.class_lists import load_class_list
 
@@ -53,17 +52,16 @@ def everything(
 ) -> dict[str, Tensor]:
     """What a training step computes, by name, on the CPU in float64."""
     processor, device = model.processor, model.device
-    batch = processor.collate(
+    inputs = processor.collate(
         scene.images, scene.conversations, scene.owners, masks=scene.masks, pack_rows=packed
-    )
-    batch = move_batch(batch, device)
+    ).to(device)
     model.train()
-    output = model(**batch, return_predictions=True)
+    output = model(**inputs.fields(), return_predictions=True)
     output.loss.backward()
     images = model.encode_images(
-        **{name: batch[name] for name in ("clip_images", "sam_images", "resized_sizes", "original_sizes")}
+        inputs.clip_images, inputs.resized_sizes, inputs.original_sizes, sam_images=inputs.sam_images
     )
-    at_seg = output.last_hidden_state[batch["seg_rows"], batch["seg_columns"] - 1]
+    at_seg = output.last_hidden_state[inputs.seg_rows, inputs.seg_columns - 1]
     terms = output.losses
     found = {
         "CLIP features": images.features,

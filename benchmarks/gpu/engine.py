@@ -9,6 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import deepspeed
@@ -20,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.results import Results
 from benchmarks.train_step import make_scene
-from model.generation.prompts import move_batch
+from model.inputs import ModelInputs
 from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import add_lora, mark_trainable
 from utils.common.distributed import set_launch_environment
@@ -58,22 +59,22 @@ class TrainingStep:
         self.machine, self.model = machine, model.train()
         self.costs = CostModel(shape=model.config, on_gpu=machine.on_gpu)
 
-    def batch(self, images: int, conversations: int, *, packed: bool = True) -> dict[str, Any]:
-        """Arguments of forward, on the device."""
+    def batch(self, images: int, conversations: int, *, packed: bool = True) -> ModelInputs:
+        """What the model reads, on the device."""
         scene = make_scene(self.model.processor, images, conversations)
-        batch = self.model.processor.collate(
+        inputs = self.model.processor.collate(
             scene.images, scene.conversations, scene.owners, masks=scene.masks, pack_rows=packed
         )
-        return move_batch(batch, self.machine.device)
+        return inputs.to(self.machine.device)
 
-    def learn(self, batch: dict[str, Any], embeddings: Tensor | None = None) -> None:
+    def learn(self, batch: ModelInputs, embeddings: Tensor | None = None) -> None:
         """Forward and backward; gradients are dropped."""
         if embeddings is not None:
-            batch = {**batch, "sam_images": None, "sam_embeddings": embeddings}
-        self.model(**batch).loss.backward()
+            batch = replace(batch, sam_images=None, sam_embeddings=embeddings)
+        self.model(**batch.fields()).loss.backward()
         self.model.zero_grad(set_to_none=True)
 
-    def flops(self, batch: dict[str, Any], *, encoded: bool = False) -> float:
+    def flops(self, batch: ModelInputs, *, encoded: bool = False) -> float:
         """Model FLOPs of a micro-batch; `encoded`: SAM's embeddings are there."""
         parts = self.costs.training(Work.of_batch(batch, self.model.config.image_token_id))
         return total(part for name, part in parts.items() if not (encoded and name == "SAM encoder")).model
@@ -124,10 +125,10 @@ def running_engine(machine: Machine, step: TrainingStep, zero_stage: int) -> Ite
         step.model.zero_grad(set_to_none=True)
 
 
-def take(engine: Any, batch: dict[str, Any], turns: int) -> None:
+def take(engine: Any, batch: ModelInputs, turns: int) -> None:
     """Micro-batches as train_ds.py takes them; ACCUMULATION of them are one optimizer step."""
     for _ in range(turns):
-        output = engine(**batch)
+        output = engine(**batch.fields())
         with record_function("backward"):
             engine.backward(output.loss)
         with record_function("optimizer"):
@@ -222,12 +223,12 @@ def precision_of(machine: Machine) -> str:
 
 
 def predict_memory(
-    machine: Machine, results: Results, step: TrainingStep, batch: dict[str, Any], measured: int
+    machine: Machine, results: Results, step: TrainingStep, batch: ModelInputs, measured: int
 ) -> None:
     """The estimate of `utils.costs.memory` for this very batch."""
     shape = step.model.config
-    num_masks = len(batch["seg_images"]) // NUM_IMAGES
-    num_text = batch["input_ids"].shape[1] - shape.vlm_config.image_seq_length
+    num_masks = len(batch.seg_images) // NUM_IMAGES
+    num_text = batch.input_ids.shape[1] - shape.vlm_config.image_seq_length
     config = TrainConfig(version="random", model_max_length=num_text, precision=precision_of(machine))
     meta = build_on_meta(config, shape)
     count, activations = count_parameters(meta), activation_bytes(meta, config, num_masks)

@@ -18,6 +18,7 @@ from benchmarks.gpu.engine import NUM_CONVERSATIONS, NUM_IMAGES, TrainingStep
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.results import Results
 from benchmarks.reference_model import PlainModel, plain_batch
+from model.inputs import ModelInputs
 
 BIG_BATCHES = (4, 8)  # images, to see what a micro-batch of 2 leaves unused
 BAR_PACKED = 3.0
@@ -37,7 +38,7 @@ def compare_ways(machine: Machine, results: Results, step: TrainingStep) -> None
     packed = step.batch(NUM_IMAGES, NUM_CONVERSATIONS)
     single = step.batch(NUM_IMAGES, NUM_CONVERSATIONS, packed=False)
     for name, batch in (("packed", packed), ("single rows", single)):
-        results.add("training", f"tokens of the language model, {name}", batch["input_ids"].numel())
+        results.add("training", f"tokens of the language model, {name}", batch.input_ids.numel())
     step.model.set_gradient_checkpointing(True)
     compare_packing(machine, results, step, "")
     for name in ("eager", *(("flex_attention",) if machine.on_gpu else ())):
@@ -63,7 +64,7 @@ def compare_packing(machine: Machine, results: Results, step: TrainingStep, suff
     }
     first = batches["packed"]
     with torch.no_grad():
-        embeddings = step.model.sam.encode(first["sam_images"], first["resized_sizes"])
+        embeddings = step.model.sam.encode(first.sam_images, first.resized_sizes)
     for cached in (False, True):
         seconds = {}
         for name, batch in batches.items():
@@ -84,7 +85,7 @@ def time_way(
     step: TrainingStep,
     name: str,
     run: Callable[[], Any],
-    batch: dict[str, Any],
+    batch: ModelInputs,
     encoded: bool,
 ) -> float | None:
     """Seconds of forward and backward, with what follows from them; None where the way fails."""
@@ -96,7 +97,7 @@ def time_way(
         {
             "way": name,
             "ms": f"{1e3 * seconds:.1f}",
-            "images/s": f"{len(batch['original_sizes']) / seconds:.1f}",
+            "images/s": f"{batch.num_images / seconds:.1f}",
             "model FLOPs utilisation": f"{step.flops(batch, encoded=encoded) / seconds / machine.matrix_rate:.1%}",
             "peak GB": f"{machine.peak_bytes(run) / 1e9:.1f}",
         },
@@ -104,7 +105,7 @@ def time_way(
     return seconds
 
 
-def time_reference(machine: Machine, results: Results, step: TrainingStep, single: dict[str, Any]) -> None:
+def time_reference(machine: Machine, results: Results, step: TrainingStep, single: ModelInputs) -> None:
     """The released recipe's step on the same weights; its arithmetic is `benchmarks.reference_model`."""
     plain, batch = PlainModel(step.model), plain_batch(step.model, single)
 

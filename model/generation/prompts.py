@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,8 +23,6 @@ from model.text.packing import shared_prefix
 
 if TYPE_CHECKING:
     from model.lasagna import LasagnaForConditionalGeneration
-
-IMAGE_ARGUMENTS = ("clip_images", "sam_images", "resized_sizes", "original_sizes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +56,8 @@ def read_prompts(
             )
     encoded = [processor.encode(conversation) for conversation in conversations]
     found = encode_batch(model, processor, images)
-    rows = move_batch(processor.row_inputs(encoded, "left"), model.device)
-    ids, mask = rows["input_ids"], rows["attention_mask"]
+    rows = processor.row_inputs(encoded, "left").to(model.device)
+    ids, mask = rows.input_ids, rows.attention_mask
     owners = torch.tensor(list(image_of_row)).to(model.device, non_blocking=True)
     cache = DynamicCache()
     if len(set(image_of_row)) == len(image_of_row):
@@ -92,7 +90,7 @@ def encode_batch(
     """
     fresh = [image for image in images if not isinstance(image, EncodedImage)]
     if fresh:
-        found = model.encode_images(**move_batch(processor.image_inputs(fresh), model.device))
+        found = model.encode_images(**processor.image_inputs(fresh).to(model.device).fields())
         if len(fresh) == len(images):
             return found
     rest = iter(found[index] for index in range(len(fresh)))
@@ -119,16 +117,3 @@ def _at_home(
     return replace(
         image, features=image.features.to(model.device), embedding=image.embedding.to(model.device)
     )
-
-
-def move_batch(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The tensors of a batch, also those in lists, on `device`; sizes and indices stay on the CPU."""
-
-    def move(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value.to(device, non_blocking=True)
-        if isinstance(value, list) and value and isinstance(value[0], Tensor):
-            return [move(item) for item in value]
-        return value
-
-    return {name: move(value) for name, value in batch.items()}

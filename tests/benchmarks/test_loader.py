@@ -21,20 +21,20 @@ def test_ours_is_the_plain_way_to_the_last_pixel(kind, tmp_path, monkeypatch):
     processor = loader.build_processor()
     ways = loader.ways_of(kind(tmp_path, "train"), processor)
     plain, ours, fast = (ways[way]([0, 1, 2]) for way in loader.WAYS)
-    sam = (ours["sam_images"].float() - PIXEL_MEAN) / PIXEL_STD
+    sam = (ours.sam_images.float() - PIXEL_MEAN) / PIXEL_STD
     height, width = sam.shape[-2:]
     assert (height, width) == (96, 128)
     torch.testing.assert_close(plain["images"][..., :height, :width], sam)
     mean, std = (
         torch.tensor(values).view(3, 1, 1) for values in (processor.clip.image_mean, processor.clip.image_std)
     )
-    clip = (ours["clip_images"] / 255 - mean) / std
+    clip = (ours.clip_images / 255 - mean) / std
     torch.testing.assert_close(plain["clip_images"], clip, atol=1e-5, rtol=0)
-    for theirs, mine in zip(plain["masks"], ours["gt_masks"], strict=True):
+    for theirs, mine in zip(plain["masks"], ours.gt_masks, strict=True):
         assert len(mine)
         assert np.array_equal(theirs.numpy(), mine.numpy())
-    assert (fast["clip_images"].int() - ours["clip_images"].int()).abs().max() <= 2
-    assert int((ours["labels"] != -100).sum()) == int((plain["labels"] != -100).sum())
+    assert (fast.clip_images.int() - ours.clip_images.int()).abs().max() <= 2
+    assert int((ours.labels != -100).sum()) == int((plain["labels"] != -100).sum())
 
 
 def test_the_command_prints_a_table_and_writes_a_file(tmp_path, capsys):

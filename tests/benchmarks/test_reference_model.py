@@ -47,7 +47,7 @@ def gradients(model, loss):
 def test_the_losses_and_gradients_of_the_reference_are_ours(built, batches):
     model, _ = built
     packed, plain = batches
-    theirs, ours = PlainModel(model).losses(plain), model(**packed)
+    theirs, ours = PlainModel(model).losses(plain), model(**packed.fields())
     for name in ("total", "cross_entropy", "mask_bce", "dice"):
         torch.testing.assert_close(theirs[name], getattr(ours.losses, name), rtol=1e-4, atol=0)
     expected, found = gradients(model, theirs["total"]), gradients(model, ours.loss)
@@ -80,7 +80,7 @@ def test_sam_of_the_reference_is_the_package_s_own_with_our_weights(built, batch
     assert all(type(block.attn) is Attention for block in reference.sam.image_encoder.blocks)
     theirs = dict(reference.sam.named_parameters())
     assert all(theirs[name] is parameter for name, parameter in model.sam.named_parameters())
-    ours = model.sam.encode(packed["sam_images"], packed["resized_sizes"])
+    ours = model.sam.encode(packed.sam_images, packed.resized_sizes)
     torch.testing.assert_close(reference.encode(plain.images), ours, rtol=1e-4, atol=1e-4)
 
 

@@ -6,6 +6,8 @@ match raise as they would on a real card; so does a value that the host reads, w
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -16,7 +18,7 @@ from model.config import LasagnaConfig
 from model.decoders.sam import SamSettings
 from model.generation.decoding import decode_choices
 from model.generation.greedy import greedy
-from model.generation.prompts import IMAGE_ARGUMENTS
+from model.inputs import ModelInputs
 from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import add_lora, mark_trainable
 from model.text.answer_plan import AnswerPlan
@@ -76,31 +78,31 @@ def model():
 def batch_on(device="cuda"):
     """Two pictures, three rows, four [SEG]; what the host knows stays on the host."""
     length = NUM_PATCHES + TEXT_LENGTH
-    return {
-        "input_ids": torch.zeros(3, length, dtype=torch.long, device=device),
-        "attention_mask": torch.ones(3, length, dtype=torch.long, device=device),
-        "labels": torch.zeros(3, length, dtype=torch.long, device=device),
-        "learned_rows": torch.zeros(NUM_LEARNED, dtype=torch.long, device=device),
-        "learned_columns": torch.ones(NUM_LEARNED, dtype=torch.long, device=device),
-        "clip_images": torch.zeros(2, 3, 224, 224, dtype=torch.uint8, device=device),
-        "sam_images": torch.zeros(2, 3, 1024, 1024, dtype=torch.uint8, device=device),
-        "resized_sizes": SIZES,
-        "original_sizes": ORIGINAL,
-        "image_of_row": torch.zeros(3, dtype=torch.long, device=device),
-        "seg_rows": torch.zeros(4, dtype=torch.long, device=device),
-        "seg_columns": torch.ones(4, dtype=torch.long, device=device),
-        "seg_images": [0, 0, 0, 1],
-        "gt_masks": [
+    return ModelInputs(
+        input_ids=torch.zeros(3, length, dtype=torch.long, device=device),
+        attention_mask=torch.ones(3, length, dtype=torch.long, device=device),
+        labels=torch.zeros(3, length, dtype=torch.long, device=device),
+        learned_rows=torch.zeros(NUM_LEARNED, dtype=torch.long, device=device),
+        learned_columns=torch.ones(NUM_LEARNED, dtype=torch.long, device=device),
+        clip_images=torch.zeros(2, 3, 224, 224, dtype=torch.uint8, device=device),
+        sam_images=torch.zeros(2, 3, 1024, 1024, dtype=torch.uint8, device=device),
+        resized_sizes=tuple(SIZES),
+        original_sizes=tuple(ORIGINAL),
+        image_of_row=torch.zeros(3, dtype=torch.long, device=device),
+        seg_rows=torch.zeros(4, dtype=torch.long, device=device),
+        seg_columns=torch.ones(4, dtype=torch.long, device=device),
+        seg_images=(0, 0, 0, 1),
+        gt_masks=tuple(
             torch.zeros(count, *size, dtype=torch.uint8, device=device)
             for count, size in zip(NUM_MASKS, ORIGINAL, strict=True)
-        ],
-    }
+        ),
+    )
 
 
 def test_a_training_step_fits_together_on_a_gpu(model):
     model.train()
     with FAKE:
-        output = model(**batch_on(), return_predictions=True)
+        output = model(**batch_on().fields(), return_predictions=True)
         assert output.loss.device.type == "cuda"
         assert output.loss.dtype == torch.float32
         assert output.logits.shape == (3, NUM_PATCHES + TEXT_LENGTH, VOCABULARY - 1)
@@ -113,9 +115,15 @@ def test_a_batch_without_seg_fits_together_on_a_gpu(model):
     model.train()
     with FAKE:
         nowhere = torch.zeros(0, dtype=torch.long, device="cuda")
-        batch = batch_on() | {"seg_rows": nowhere, "seg_columns": nowhere, "seg_images": []}
-        batch["gt_masks"] = [masks[:0] for masks in batch["gt_masks"]]
-        output = model(**batch)
+        batch = batch_on()
+        batch = replace(
+            batch,
+            seg_rows=nowhere,
+            seg_columns=nowhere,
+            seg_images=(),
+            gt_masks=tuple(masks[:0] for masks in batch.gt_masks),
+        )
+        output = model(**batch.fields())
         assert output.loss.device.type == "cuda"
         assert (output.logits, output.masks) == (None, None)
 
@@ -126,9 +134,11 @@ def prompts(model):
     model.eval()
     with FAKE, torch.no_grad():
         batch = batch_on()
-        images = model.encode_images(**{name: batch[name] for name in IMAGE_ARGUMENTS})
-        prompt = model.embed(batch["input_ids"], images.features[batch["image_of_row"]])
-    return model, images, prompt, batch["attention_mask"]
+        images = model.encode_images(
+            batch.clip_images, batch.resized_sizes, batch.original_sizes, sam_images=batch.sam_images
+        )
+        prompt = model.embed(batch.input_ids, images.features[batch.image_of_row])
+    return model, images, prompt, batch.attention_mask
 
 
 def test_an_answer_is_generated_and_drawn_on_a_gpu(prompts, monkeypatch):

@@ -41,7 +41,7 @@ def mixed_batch(model):
 
 
 def test_every_seg_gets_a_mask_of_its_image_s_size(tiny_model):
-    output = tiny_model(**mixed_batch(tiny_model), return_predictions=True)
+    output = tiny_model(**mixed_batch(tiny_model).fields(), return_predictions=True)
     assert [tuple(masks.shape) for masks in output.masks] == [(3, 40, 60), (1, 50, 30)]
     assert all(masks.dtype == torch.float32 for masks in output.masks)
     assert output.loss.isfinite()
@@ -49,9 +49,9 @@ def test_every_seg_gets_a_mask_of_its_image_s_size(tiny_model):
 
 def test_a_batch_gives_what_each_conversation_gives_alone(tiny_model):
     with torch.no_grad():
-        together = tiny_model(**mixed_batch(tiny_model), return_predictions=True).masks
+        together = tiny_model(**mixed_batch(tiny_model).fields(), return_predictions=True).masks
         alone = [
-            tiny_model(**tiny_model.processor.collate([IMAGES[owner]], [row], [0])).masks[0]
+            tiny_model(**tiny_model.processor.collate([IMAGES[owner]], [row], [0]).fields()).masks[0]
             for row, owner in zip(ROWS, OWNERS, strict=True)
         ]
     torch.testing.assert_close(together[0], torch.cat([alone[1], alone[2]]), rtol=1e-4, atol=1e-5)
@@ -60,20 +60,20 @@ def test_a_batch_gives_what_each_conversation_gives_alone(tiny_model):
 
 def test_a_mask_comes_from_the_state_before_its_seg(tiny_model):
     batch = tiny_model.processor.collate(IMAGES[:1], [referring("dog")], [0])
-    at = int(batch["seg_columns"][0])
-    changed = {**batch, "input_ids": batch["input_ids"].clone()}
-    changed["input_ids"][0, at] = 5
+    at = int(batch.seg_columns[0])
+    changed = replace(batch, input_ids=batch.input_ids.clone())
+    changed.input_ids[0, at] = 5
     with torch.no_grad():
-        [expected] = tiny_model(**batch).masks
-        [same] = tiny_model(**changed).masks
-        changed["input_ids"][0, at - 1] = 5
-        [other] = tiny_model(**changed).masks
+        [expected] = tiny_model(**batch.fields()).masks
+        [same] = tiny_model(**changed.fields()).masks
+        changed.input_ids[0, at - 1] = 5
+        [other] = tiny_model(**changed.fields()).masks
     torch.testing.assert_close(same, expected)
     assert not torch.allclose(other, expected)
 
 
 def test_image_token_has_no_logit(tiny_model):
-    output = tiny_model(**mixed_batch(tiny_model), return_predictions=True)
+    output = tiny_model(**mixed_batch(tiny_model).fields(), return_predictions=True)
     image = tiny_model.processor.token_ids.image
     assert image == tiny_model.config.image_token_id == len(tiny_model.get_input_embeddings().weight) - 1
     assert output.logits.shape[-1] == image
@@ -82,9 +82,9 @@ def test_image_token_has_no_logit(tiny_model):
 def test_image_features_stand_where_the_image_tokens_are(tiny_model):
     batch = mixed_batch(tiny_model)
     with torch.no_grad():
-        features = tiny_model.image_features(batch["clip_images"])
-        embeddings = tiny_model.embed(batch["input_ids"], features[batch["image_of_row"]])
-    is_image = batch["input_ids"] == tiny_model.config.image_token_id
+        features = tiny_model.image_features(batch.clip_images)
+        embeddings = tiny_model.embed(batch.input_ids, features[batch.image_of_row])
+    is_image = batch.input_ids == tiny_model.config.image_token_id
     for row, owner in enumerate(OWNERS):
         torch.testing.assert_close(embeddings[row][is_image[row]], features[owner])
 
@@ -93,7 +93,7 @@ def test_a_batch_without_seg_still_gives_every_trained_weight_a_gradient(tiny_mo
     tiny_model.vlm = add_lora(tiny_model.vlm)
     mark_trainable(tiny_model)
     batch = tiny_model.processor.collate(IMAGES, [PLAIN, PLAIN], [0, 1], masks=masks_for([0, 0]))
-    output = tiny_model(**batch, return_predictions=True)
+    output = tiny_model(**batch.fields(), return_predictions=True)
     output.loss.backward()
     assert [len(masks) for masks in output.masks] == [0, 0]
     assert output.loss == output.losses.total
@@ -106,7 +106,7 @@ def test_a_batch_without_seg_still_gives_every_trained_weight_a_gradient(tiny_mo
 def test_a_batch_with_seg_gives_every_trained_weight_a_gradient(tiny_model):
     tiny_model.vlm = add_lora(tiny_model.vlm)
     mark_trainable(tiny_model)
-    tiny_model(**mixed_batch(tiny_model)).loss.backward()
+    tiny_model(**mixed_batch(tiny_model).fields()).loss.backward()
     missing = [n for n, p in tiny_model.named_parameters() if p.requires_grad and p.grad is None]
     assert missing == []
 
@@ -114,17 +114,17 @@ def test_a_batch_with_seg_gives_every_trained_weight_a_gradient(tiny_model):
 def test_losses_are_those_of_the_logits_and_masks_that_are_made_when_asked_for(tiny_model):
     batch = mixed_batch(tiny_model)
     with torch.no_grad():
-        plain = tiny_model(**batch)
-        output = tiny_model(**batch, return_predictions=True)
+        plain = tiny_model(**batch.fields())
+        output = tiny_model(**batch.fields(), return_predictions=True)
     assert (plain.logits, plain.masks) == (None, None)
     torch.testing.assert_close(vars(output.losses), vars(plain.losses), rtol=0, atol=0)
-    predicted, labels = output.logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()
+    predicted, labels = output.logits[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten()
     torch.testing.assert_close(
         plain.losses.cross_entropy, F.cross_entropy(predicted, labels), rtol=1e-6, atol=0
     )
     each = [
         F.binary_cross_entropy_with_logits(mask, truth.float())
-        for masks, given in zip(output.masks, batch["gt_masks"], strict=True)
+        for masks, given in zip(output.masks, batch.gt_masks, strict=True)
         for mask, truth in zip(masks, given, strict=True)
     ]
     torch.testing.assert_close(plain.losses.mask_bce, 2.0 * torch.stack(each).mean(), rtol=1e-5, atol=0)
@@ -133,8 +133,8 @@ def test_losses_are_those_of_the_logits_and_masks_that_are_made_when_asked_for(t
 def test_learned_positions_are_searched_for_when_they_are_not_given(tiny_model):
     batch = mixed_batch(tiny_model)
     with torch.no_grad():
-        expected = tiny_model(**batch).losses
-        found = tiny_model(**{**batch, "learned_rows": None, "learned_columns": None}).losses
+        expected = tiny_model(**batch.fields()).losses
+        found = tiny_model(**replace(batch, learned_rows=None, learned_columns=None).fields()).losses
     torch.testing.assert_close(vars(found), vars(expected), rtol=0, atol=0)
 
 
@@ -153,10 +153,10 @@ def test_parts_that_processes_divide_are_called_alike_whatever_a_batch_holds(tin
         batch = tiny_model.processor.collate(
             IMAGES[:1], [row], [0], masks=masks_for([row.num_seg, row.num_seg])[:1]
         )
-        whole = tiny_model(**batch).losses.cross_entropy
+        whole = tiny_model(**batch.fields()).losses.cross_entropy
         calls.clear()
         head.weight.ds_id = 0  # as DeepSpeed marks a divided weight
-        output = tiny_model(**batch)
+        output = tiny_model(**batch.fields())
         output.loss.backward()
         del head.weight.ds_id
         # On the way back, the pieces of the text loss are made again.
@@ -172,7 +172,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny_model):
 
     def gradients():
         tiny_model.zero_grad()
-        tiny_model(**batch).loss.backward()
+        tiny_model(**batch.fields()).loss.backward()
         return {n: p.grad.clone() for n, p in tiny_model.named_parameters() if p.requires_grad}
 
     plain = gradients()
@@ -185,11 +185,11 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny_model):
 def test_finished_sam_embeddings_give_the_same_loss_and_gradients_as_pictures(tiny_model):
     mark_trainable(tiny_model)
     batch = mixed_batch(tiny_model)
-    embeddings = tiny_model.sam.encode(batch["sam_images"], batch["resized_sizes"])
+    embeddings = tiny_model.sam.encode(batch.sam_images, batch.resized_sizes)
 
     def run(**given):
         tiny_model.zero_grad()
-        output = tiny_model(**{**batch, **given}, return_predictions=True)
+        output = tiny_model(**replace(batch, **given).fields(), return_predictions=True)
         output.loss.backward()
         return output, {n: p.grad.clone() for n, p in tiny_model.named_parameters() if p.requires_grad}
 
@@ -202,16 +202,16 @@ def test_finished_sam_embeddings_give_the_same_loss_and_gradients_as_pictures(ti
 
 def test_pictures_and_their_embeddings_are_not_given_together_nor_both_left_out(tiny_model):
     batch = mixed_batch(tiny_model)
-    embeddings = tiny_model.sam.encode(batch["sam_images"], batch["resized_sizes"])
+    embeddings = tiny_model.sam.encode(batch.sam_images, batch.resized_sizes)
     with pytest.raises(ValueError, match=r"exactly one of them; got both"):
-        tiny_model(**batch, sam_embeddings=embeddings)
+        tiny_model(**replace(batch, sam_embeddings=embeddings).fields())
     with pytest.raises(ValueError, match=r"exactly one of them; got none"):
-        tiny_model(**{**batch, "sam_images": None})
+        tiny_model(**replace(batch, sam_images=None).fields())
 
 
 def test_bfloat16_trains_and_answers(tiny_model):
     model = tiny_model.to(torch.bfloat16)
-    output = model(**mixed_batch(model), return_predictions=True)
+    output = model(**mixed_batch(model).fields(), return_predictions=True)
     output.loss.backward()
     assert output.loss.isfinite()
     assert output.masks[0].dtype == torch.float32
@@ -226,7 +226,7 @@ def test_segment_equals_the_mask_of_the_same_answer_given_by_hand(tiny_model):
     sequence = tiny_model.processor.format
     given = Conversation.of(sequence.query(names), sequence.answer(choices))
     with torch.no_grad():
-        [expected] = tiny_model(**tiny_model.processor.collate([IMAGES[0]], [given], [0])).masks
+        [expected] = tiny_model(**tiny_model.processor.collate([IMAGES[0]], [given], [0]).fields()).masks
     assert len(found.masks) == sum(found.present) == len(found.present_names)
     torch.testing.assert_close(found.masks, expected, rtol=1e-4, atol=1e-4)
 
@@ -275,13 +275,18 @@ def test_generated_segs_are_drawn_as_when_the_answer_is_given(tiny_model, monkey
     assert answer.masks.shape == (2, 40, 60)
 
     batch = tiny_model.processor.collate([IMAGES[0]], [Conversation.of("Where is the dog?")], [0])
-    start = batch["input_ids"].shape[1]
-    batch["input_ids"] = torch.cat([batch["input_ids"], torch.tensor([answer.token_ids])], dim=1)
-    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
-    batch |= {"seg_rows": torch.tensor([0, 0]), "seg_columns": torch.tensor([start + 1, start + 3])}
-    batch["seg_images"] = [0, 0]
+    start = batch.input_ids.shape[1]
+    ids = torch.cat([batch.input_ids, torch.tensor([answer.token_ids])], dim=1)
+    batch = replace(
+        batch,
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        seg_rows=torch.tensor([0, 0]),
+        seg_columns=torch.tensor([start + 1, start + 3]),
+        seg_images=(0, 0),
+    )
     with torch.no_grad():
-        torch.testing.assert_close(tiny_model(**batch).masks[0], answer.masks, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(tiny_model(**batch.fields()).masks[0], answer.masks, rtol=1e-4, atol=1e-4)
 
 
 def test_asking_does_not_change_the_mode(tiny_model):

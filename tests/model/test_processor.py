@@ -132,33 +132,33 @@ def test_collate_finds_every_seg_by_image_then_row_then_position(processor: Lasa
     ]
     masks = [np.ones((2, 30, 64), dtype=np.uint8), np.zeros((2, 80, 40), dtype=np.uint8)]
     batch = processor.collate(images, conversations, [1, 0, 0], masks=masks, padding_side=side)
-    assert batch["seg_images"] == [0, 0, 1, 1]
-    assert batch["seg_rows"].tolist() == [2, 2, 0, 0]
-    assert (batch["input_ids"][batch["seg_rows"], batch["seg_columns"]] == processor.token_ids.seg).all()
-    assert batch["seg_columns"].tolist() == [
-        *sorted(batch["seg_columns"][:2].tolist()),
-        *sorted(batch["seg_columns"][2:].tolist()),
+    assert batch.seg_images == (0, 0, 1, 1)
+    assert batch.seg_rows.tolist() == [2, 2, 0, 0]
+    assert (batch.input_ids[batch.seg_rows, batch.seg_columns] == processor.token_ids.seg).all()
+    assert batch.seg_columns.tolist() == [
+        *sorted(batch.seg_columns[:2].tolist()),
+        *sorted(batch.seg_columns[2:].tolist()),
     ]
-    assert batch["resized_sizes"] == [(30, 64), (64, 32)]
-    assert batch["original_sizes"] == [(30, 64), (80, 40)]
-    assert batch["sam_images"].shape == (2, 3, 64, 64)
-    assert batch["sam_images"][0, :, 30:].max() == batch["sam_images"][1, :, :, 32:].max() == 0
-    assert batch["clip_images"].dtype == batch["sam_images"].dtype == torch.uint8
+    assert batch.resized_sizes == ((30, 64), (64, 32))
+    assert batch.original_sizes == ((30, 64), (80, 40))
+    assert batch.sam_images.shape == (2, 3, 64, 64)
+    assert batch.sam_images[0, :, 30:].max() == batch.sam_images[1, :, :, 32:].max() == 0
+    assert batch.clip_images.dtype == batch.sam_images.dtype == torch.uint8
     for row, conversation in enumerate(conversations):
-        own = batch["attention_mask"][row].bool()
+        own = batch.attention_mask[row].bool()
         encoded = processor.encode(conversation)
-        assert batch["input_ids"][row][own].tolist() == encoded.input_ids
-        assert batch["labels"][row][own].tolist() == encoded.labels
-        assert (batch["input_ids"][row][~own] == processor.token_ids.pad).all()
-        assert (batch["labels"][row][~own] == IGNORE_INDEX).all()
+        assert batch.input_ids[row][own].tolist() == encoded.input_ids
+        assert batch.labels[row][own].tolist() == encoded.labels
+        assert (batch.input_ids[row][~own] == processor.token_ids.pad).all()
+        assert (batch.labels[row][~own] == IGNORE_INDEX).all()
         assert bool(own[0 if side == "right" else -1])
 
 
 def test_collate_without_masks_is_for_inference(processor: LasagnaProcessor):
     batch = processor.collate([picture(8, 8)], [Conversation.of("hello")], [0], padding_side="left")
-    assert batch["labels"] is None
-    assert batch["gt_masks"] is None
-    assert batch["seg_rows"].shape == batch["seg_columns"].shape == (0,)
+    assert batch.labels is None
+    assert batch.gt_masks is None
+    assert batch.seg_rows.shape == batch.seg_columns.shape == (0,)
 
 
 def test_collate_refuses_what_does_not_fit(processor: LasagnaProcessor):

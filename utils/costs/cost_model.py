@@ -5,12 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from model.config import LasagnaConfig
-from model.outputs import Size
+from model.inputs import ModelInputs, Size
 from model.text.conversation import IGNORE_INDEX
 from utils.config.training import TrainConfig
 from utils.costs.flop_formulas import (
@@ -51,11 +49,11 @@ class Work:
     num_encoded: int  # images that SAM encodes; the others' embeddings are at hand
 
     @classmethod
-    def of_batch(cls, inputs: Mapping[str, Any], image_token_id: int) -> Work:
-        """The shapes of what `forward` takes, read before the tensors go to a GPU."""
-        ids, valid = inputs["input_ids"], inputs["attention_mask"].bool()
-        labels, owners = inputs.get("labels"), inputs["seg_images"]
-        sizes = zip(inputs["resized_sizes"], inputs["original_sizes"], strict=True)
+    def of_batch(cls, inputs: ModelInputs, image_token_id: int) -> Work:
+        """The shapes of what the model reads, taken before the tensors go to a GPU."""
+        ids, valid = inputs.input_ids, inputs.attention_mask.bool()
+        labels, owners = inputs.labels, inputs.seg_images
+        sizes = zip(inputs.resized_sizes, inputs.original_sizes, strict=True)
         pictures = tuple(
             Picture(num_masks=owners.count(index), resized_size=resized, original_size=original)
             for index, (resized, original) in enumerate(sizes)
@@ -66,7 +64,7 @@ class Work:
             row_length=ids.shape[1],
             num_learned=0 if labels is None else int((labels[:, 1:] != IGNORE_INDEX).sum()),
             num_text_tokens=int((valid & (ids != image_token_id)).sum()),
-            num_encoded=0 if inputs.get("sam_images") is None else len(inputs["sam_images"]),
+            num_encoded=0 if inputs.sam_images is None else len(inputs.sam_images),
         )
 
     @property
@@ -99,8 +97,8 @@ class CostModel:
             on_gpu=on_gpu,
         )
 
-    def of_batch(self, inputs: Mapping[str, Any]) -> dict[str, float]:
-        """What a training step counts of a batch, from the arguments of `forward` while they are on the CPU."""
+    def of_batch(self, inputs: ModelInputs) -> dict[str, float]:
+        """What a training step counts of a batch, while it is on the CPU."""
         work = Work.of_batch(inputs, self.shape.image_token_id)
         return {
             "images": work.num_images,

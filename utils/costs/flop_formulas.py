@@ -16,7 +16,7 @@ from typing import Any
 from model.decoders.geometry import column_bands
 from model.decoders.sam import SamSettings
 from model.decoders.sam_attention import HEAD_DIM_MULTIPLE
-from model.outputs import Size
+from model.inputs import Size
 
 
 @dataclass(frozen=True, kw_only=True)

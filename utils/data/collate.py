@@ -54,7 +54,8 @@ class Collate:
         )
         if len(missing) < len(samples):
             # The copy out of the mapped files, made here and not by the process that trains.
-            inputs["sam_embeddings"] = torch.stack([found for found in known if found is not None])
+            found = torch.stack([embedding for embedding in known if embedding is not None])
+            inputs = replace(inputs, sam_embeddings=found)
         return Batch(
             inputs=inputs,
             sources=tuple(sample.source for sample in samples),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from model.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+    from model.inputs import ModelInputs
     from model.text.conversation import Conversation, Encoded
     from model.text.format import SequenceFormat
 
@@ -91,9 +92,9 @@ class Sample:
 class Batch:
     """What one forward pass takes, and where it came from."""
 
-    # Keyword arguments of LasagnaForConditionalGeneration.forward. With a cache of SAM's embeddings, `sam_images`
-    # holds the samples in `sam_missing`, `sam_embeddings` the others, until SamCache.complete makes them one.
-    inputs: Mapping[str, Any]
+    # With a cache of SAM's embeddings, `inputs.sam_images` holds the samples in `sam_missing` and
+    # `inputs.sam_embeddings` the others, until SamCache.complete makes them one.
+    inputs: ModelInputs
     sources: tuple[str, ...]  # one a sample
     datasets: tuple[str, ...]  # one a sample
     skipped: tuple[str, ...]  # of all its samples
@@ -105,15 +106,11 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device`."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        return replace(self, inputs=self.inputs.to(device))
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory; torch's DataLoader calls this when asked to pin."""
-        return self._map(lambda tensor: tensor.pin_memory())
-
-    def _map(self, function: Any) -> Batch:
-        inputs = {name: _map_tensors(value, function) for name, value in self.inputs.items()}
-        return replace(self, inputs=inputs)
+        return replace(self, inputs=self.inputs.pin_memory())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,11 +197,3 @@ def check_masks(masks: np.ndarray, image: np.ndarray, source: str) -> None:
             f"{source}: masks must be (num, {image.shape[0]}, {image.shape[1]}) uint8, "
             f"got {masks.shape} {masks.dtype}"
         )
-
-
-def _map_tensors(value: Any, function: Any) -> Any:
-    if hasattr(value, "to") and hasattr(value, "pin_memory"):
-        return function(value)
-    if isinstance(value, list | tuple):
-        return type(value)(_map_tensors(item, function) for item in value)
-    return value

@@ -12,7 +12,6 @@ from torch import Tensor
 from model.errors import UserError
 from model.generation.answers import DEFAULT_MATCH_DISTANCE, FreeAnswer, read_answer
 from model.generation.inference import DEFAULT_NEW_TOKENS, TOKENS_PER_CLASS
-from model.generation.prompts import move_batch
 from model.outputs import ChatAnswer, EncodedImage
 from model.processor import LasagnaProcessor
 from model.text.conversation import Conversation
@@ -240,8 +239,8 @@ def _read_answers(
     """For every query the given text and the mask of its [SEG]."""
     answer = processor.format.found()
     conversations = [Conversation.of(query, answer) for query in queries]
-    batch = processor.collate(images, conversations, image_of_row, pack_rows=model.can_pack_rows)
-    masks = model(**move_batch(batch, model.device)).masks
+    inputs = processor.collate(images, conversations, image_of_row, pack_rows=model.can_pack_rows)
+    masks = model(**inputs.to(model.device).fields()).masks
     # Each row has one [SEG], and rows of an image follow each other.
     return [
         ChatAnswer(text="".join(answer), masks=mask[None], token_ids=[])

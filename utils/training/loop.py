@@ -137,7 +137,7 @@ def train_step(
     engine.train()
     for _ in range(accumulation):
         batch = next(batches)
-        output = engine(**batch.inputs)
+        output = engine(**batch.inputs.fields())
         with record_function("backward"):
             engine.backward(output.loss)
         with record_function("optimizer"):

@@ -147,16 +147,16 @@ class SamCache:
         Images that Collate did not find here are encoded in one call and stored. Under ZeRO-3 the encoder's weights
         are divided among the processes, which gather them layer by layer: when one process encodes, all must.
         """
-        inputs = dict(batch.inputs)
-        pixels, known = inputs.pop("sam_images"), inputs.pop("sam_embeddings", None)
-        if self.together and pixels is None and _any_process(False, inputs["clip_images"].device):
-            sam.encode(inputs["clip_images"].new_zeros(1, 3, 1, 1), [(1, 1)])  # only to take part
+        inputs = batch.inputs
+        pixels, known = inputs.sam_images, inputs.sam_embeddings
+        if self.together and pixels is None and _any_process(False, inputs.clip_images.device):
+            sam.encode(inputs.clip_images.new_zeros(1, 3, 1, 1), [(1, 1)])  # only to take part
         elif self.together and pixels is not None:
             _any_process(True, pixels.device)
         if pixels is None:
-            return replace(batch, inputs=inputs | {"sam_embeddings": known})
+            return batch
         missing = batch.sam_missing
-        fresh = sam.encode(pixels, [inputs["resized_sizes"][index] for index in missing])
+        fresh = sam.encode(pixels, [inputs.resized_sizes[index] for index in missing])
         for index, embedding in zip(missing, fresh, strict=True):
             self.store(batch.sam_keys[index], embedding)
         if known is not None:
@@ -164,7 +164,7 @@ class SamCache:
             fresh = torch.stack(
                 [next(of_missing if index in missing else of_known) for index in range(len(batch.sam_keys))]
             )
-        return replace(batch, inputs=inputs | {"sam_embeddings": fresh})
+        return replace(batch, inputs=replace(inputs, sam_images=None, sam_embeddings=fresh))
 
     def describe(self) -> str:
         """What the folder holds, for the log."""

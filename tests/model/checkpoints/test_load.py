@@ -36,7 +36,7 @@ def states_of(model):
     image = picture()
     batch = model.processor.collate([image], [Conversation.of("What is it?", "A dog.")], [0])
     with torch.no_grad():
-        return model(**batch).last_hidden_state
+        return model(**batch.fields()).last_hidden_state
 
 
 def test_an_original_llava_computes_what_its_parts_compute(tiny_folders, tiny_model):

@@ -59,10 +59,10 @@ def run(model, case, **packing):
     batch = model.processor.collate(
         IMAGES[:num_images], conversations, owners, masks=masks[:num_images], **packing
     )
-    output = model(**batch, return_predictions=True)
+    output = model(**batch.fields(), return_predictions=True)
     output.loss.backward()
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
-    return batch["image_of_row"].tolist(), output, gradients
+    return batch.image_of_row.tolist(), output, gradients
 
 
 def assert_the_same(packed, single, gradients, expected):
@@ -115,11 +115,11 @@ def test_flex_attention_gives_the_packed_states_of_sdpa(tiny_model, monkeypatch)
     conversations, owners = CASES["five and one"]
     batch = tiny_model.processor.collate(IMAGES, conversations, owners, pack_rows=True)
     with torch.no_grad():
-        expected = tiny_model(**batch)
+        expected = tiny_model(**batch.fields())
         tiny_model.llava.model.language_model.set_attn_implementation("flex_attention")
         assert tiny_model.can_pack_rows
-        output = tiny_model(**batch)
-    seen = batch["attention_mask"].bool()
+        output = tiny_model(**batch.fields())
+    seen = batch.attention_mask.bool()
     states = output.last_hidden_state[seen], expected.last_hidden_state[seen]
     torch.testing.assert_close(*states, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(output.masks, expected.masks, rtol=1e-5, atol=1e-5)

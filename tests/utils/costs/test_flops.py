@@ -6,6 +6,8 @@ of plain products here. It sees the rotary angles, which the model leaves out.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -14,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from model.config import LasagnaConfig
+from model.inputs import ModelInputs
 from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import add_lora, mark_trainable
 from model.text.format import SequenceFormat
@@ -64,7 +67,7 @@ def tiny_shape() -> LasagnaConfig:
     )
 
 
-def batch(num_features: int, num_text: int, sides: tuple[int, int], image_token_id: int) -> dict:
+def batch(num_features: int, num_text: int, sides: tuple[int, int], image_token_id: int) -> ModelInputs:
     """Three rows about two images with three masks; the last 20 tokens are learned."""
     clip_side, sam_side = sides
     length = num_features + num_text
@@ -72,23 +75,25 @@ def batch(num_features: int, num_text: int, sides: tuple[int, int], image_token_
     ids[:, 3 : 3 + num_features] = image_token_id
     labels = torch.full((3, length), -100)
     labels[:, -20:] = 5
-    sizes = [(40, 60), (80, 60)]
-    return {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "labels": labels,
-        "learned_rows": torch.arange(3).repeat_interleave(20),
-        "learned_columns": torch.arange(length - 20, length).repeat(3),
-        "clip_images": torch.zeros(2, 3, clip_side, clip_side, dtype=torch.uint8),
-        "sam_images": torch.zeros(2, 3, sam_side, sam_side, dtype=torch.uint8),
-        "resized_sizes": [(sam_side // 2, sam_side), (sam_side, sam_side * 3 // 4)],
-        "original_sizes": sizes,
-        "image_of_row": torch.tensor([0, 0, 1]),
-        "seg_rows": torch.tensor([0, 2, 2]),
-        "seg_columns": torch.tensor([length - 9, length - 9, length - 5]),
-        "seg_images": [0, 1, 1],
-        "gt_masks": [torch.ones(n, *size, dtype=torch.uint8) for n, size in zip((1, 2), sizes, strict=True)],
-    }
+    sizes = (40, 60), (80, 60)
+    return ModelInputs(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        labels=labels,
+        learned_rows=torch.arange(3).repeat_interleave(20),
+        learned_columns=torch.arange(length - 20, length).repeat(3),
+        clip_images=torch.zeros(2, 3, clip_side, clip_side, dtype=torch.uint8),
+        sam_images=torch.zeros(2, 3, sam_side, sam_side, dtype=torch.uint8),
+        resized_sizes=((sam_side // 2, sam_side), (sam_side, sam_side * 3 // 4)),
+        original_sizes=sizes,
+        image_of_row=torch.tensor([0, 0, 1]),
+        seg_rows=torch.tensor([0, 2, 2]),
+        seg_columns=torch.tensor([length - 9, length - 9, length - 5]),
+        seg_images=(0, 1, 1),
+        gt_masks=tuple(
+            torch.ones(n, *size, dtype=torch.uint8) for n, size in zip((1, 2), sizes, strict=True)
+        ),
+    )
 
 
 def count(run) -> FlopCounterMode:
@@ -116,7 +121,7 @@ def test_every_part_of_a_tiny_step_is_what_the_counter_counts(checkpointing):
     costs = CostModel(shape=shape, gradient_checkpointing=checkpointing, on_gpu=False)
     parts = costs.training(Work.of_batch(inputs, VOCABULARY - 1))
 
-    forward = count(lambda: model(**inputs).loss)
+    forward = count(lambda: model(**inputs.fields()).loss)
     backward = count(forward.result.backward)
     for name, module in MODULES.items():
         if name == "CLIP":  # the tower's layers are called one by one
@@ -143,10 +148,9 @@ def test_the_7b_on_a_gpu_is_what_the_counter_counts(seven_b):
     with FakeTensorMode(), torch.device("cuda"):
         memory.give_values(model)
         inputs = batch(256, 100, (224, 1024), shape.image_token_id)
-        inputs["seg_images"] = [0, 1, 1]
         counter = FlopCounterMode(display=False, depth=9)
         with counter:
-            model(**inputs)
+            model(**inputs.fields())
     inputs = batch(256, 100, (224, 1024), shape.image_token_id)
     parts = CostModel.of(config, shape).training(Work.of_batch(inputs, shape.image_token_id))
     sam = parts["SAM encoder"]
@@ -161,14 +165,13 @@ def test_the_7b_with_backward_is_what_the_counter_counts(seven_b):
     model = memory.build(config, shape)
     model.set_gradient_checkpointing(True)
     inputs = batch(256, 100, (224, 1024), shape.image_token_id)
-    inputs.pop("sam_images")
-    work = Work.of_batch(inputs, shape.image_token_id)
+    work = Work.of_batch(replace(inputs, sam_images=None), shape.image_token_id)
     with FakeTensorMode():
         memory.give_values(model)
         inputs = batch(256, 100, (224, 1024), shape.image_token_id)
-        inputs.pop("sam_images")
-        inputs["sam_embeddings"] = torch.zeros(2, 256, 64, 64, dtype=torch.bfloat16)
-        counter = count(lambda: model(**inputs).loss.backward())
+        embeddings = torch.zeros(2, 256, 64, 64, dtype=torch.bfloat16)
+        inputs = replace(inputs, sam_images=None, sam_embeddings=embeddings)
+        counter = count(lambda: model(**inputs.fields()).loss.backward())
     parts = CostModel.of(config, shape).training(work)
     assert parts["SAM encoder"].total == 0
     assert counter.get_total_flops() == pytest.approx(total(parts.values()).total, rel=0.05)

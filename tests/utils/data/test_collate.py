@@ -57,12 +57,12 @@ def test_a_batch_holds_every_image_once_and_every_conversation(stream, processor
     assert {sample.dataset for sample in samples} == {"ade20k", "refcoco", "llava_instruct_150k"}
     batch = Collate(processor)(samples)
     rows = [index for index, sample in enumerate(samples) for _ in sample.conversations]
-    assert batch.inputs["clip_images"].shape == (12, 3, 28, 28)
-    assert batch.inputs["sam_images"].dtype == torch.uint8
-    assert batch.inputs["image_of_row"].tolist() == rows
-    assert len(batch.inputs["input_ids"]) == len(rows)
-    assert batch.inputs["original_sizes"] == [sample.image.shape[:2] for sample in samples]
-    for sample, masks in zip(samples, batch.inputs["gt_masks"], strict=True):
+    assert batch.inputs.clip_images.shape == (12, 3, 28, 28)
+    assert batch.inputs.sam_images.dtype == torch.uint8
+    assert batch.inputs.image_of_row.tolist() == rows
+    assert len(batch.inputs.input_ids) == len(rows)
+    assert batch.inputs.original_sizes == tuple(sample.image.shape[:2] for sample in samples)
+    for sample, masks in zip(samples, batch.inputs.gt_masks, strict=True):
         assert masks.dtype == torch.uint8
         assert np.array_equal(masks, sample.masks)
     assert batch.sources == tuple(sample.source for sample in samples)
@@ -70,12 +70,12 @@ def test_a_batch_holds_every_image_once_and_every_conversation(stream, processor
 
 def test_mask_k_belongs_to_seg_k_of_the_token_ids(stream, processor):
     batch = Collate(processor)([stream[index] for index in range(12)]).inputs
-    ids = batch["input_ids"][batch["seg_rows"], batch["seg_columns"]]
+    ids = batch.input_ids[batch.seg_rows, batch.seg_columns]
     assert (ids == processor.token_ids.seg).all()
-    assert batch["seg_images"] == [
-        image for image, masks in enumerate(batch["gt_masks"]) for _ in range(len(masks))
-    ]
-    places = list(zip(batch["seg_rows"].tolist(), batch["seg_columns"].tolist(), strict=True))
+    assert batch.seg_images == tuple(
+        image for image, masks in enumerate(batch.gt_masks) for _ in range(len(masks))
+    )
+    places = list(zip(batch.seg_rows.tolist(), batch.seg_columns.tolist(), strict=True))
     assert places == sorted(places)
 
 
@@ -86,17 +86,17 @@ def test_packed_rows_keep_to_the_limit_and_lose_nothing(stream, processor):
     whole, split = (
         Collate(processor, pack_rows=True, max_length=length)(samples).inputs for length in (None, limit)
     )
-    assert whole["image_of_row"].tolist() == list(range(12))
-    assert 12 < len(split["input_ids"]) < len(texts)
-    is_text = split["attention_mask"].bool() & (split["input_ids"] != processor.token_ids.image)
+    assert whole.image_of_row.tolist() == list(range(12))
+    assert 12 < len(split.input_ids) < len(texts)
+    is_text = split.attention_mask.bool() & (split.input_ids != processor.token_ids.image)
     assert is_text.sum(1).max() <= limit
-    assert split["seg_images"] == whole["seg_images"]
-    assert (split["labels"] != -100).sum() == (whole["labels"] != -100).sum() == len(split["learned_rows"])
+    assert split.seg_images == whole.seg_images
+    assert (split.labels != -100).sum() == (whole.labels != -100).sum() == len(split.learned_rows)
 
 
 def flat(batch: Batch) -> list:
-    tensors = {name: value for name, value in batch.inputs.items() if name != "gt_masks"}
-    masks = [mask.tolist() for mask in batch.inputs["gt_masks"]]
+    tensors = {name: value for name, value in batch.inputs.fields().items() if name != "gt_masks"}
+    masks = [mask.tolist() for mask in batch.inputs.gt_masks]
     return [*(v.tolist() if hasattr(v, "tolist") else v for v in tensors.values()), masks, batch.sources]
 
 
@@ -219,7 +219,7 @@ def test_no_sequence_of_a_run_is_longer_than_the_limit(stream, processor):
     )
     samples = [shortened[index] for index in range(40)]
     batch = Collate(processor)(samples)
-    lengths = batch.inputs["attention_mask"].sum(1) - processor.num_image_tokens
+    lengths = batch.inputs.attention_mask.sum(1) - processor.num_image_tokens
     assert lengths.max() <= limit
     assert batch.num_shortened > 0
     assert [sample.conversations for sample in samples[::-1]] == [
@@ -229,14 +229,14 @@ def test_no_sequence_of_a_run_is_longer_than_the_limit(stream, processor):
 
 def test_moving_a_batch_moves_every_tensor_in_it(stream, processor):
     batch = Collate(processor)([stream[0], stream[1]]).to("meta")
-    assert batch.inputs["input_ids"].device.type == "meta"
-    assert all(mask.device.type == "meta" for mask in batch.inputs["gt_masks"])
-    assert batch.inputs["original_sizes"][0] in ((HEIGHT, WIDTH), (30, 20))
+    assert batch.inputs.input_ids.device.type == "meta"
+    assert all(mask.device.type == "meta" for mask in batch.inputs.gt_masks)
+    assert batch.inputs.original_sizes[0] in ((HEIGHT, WIDTH), (30, 20))
 
 
 @pytest.mark.parametrize("pictures", ["sam_images", "clip_images"])
 def test_fast_resize_changes_pictures_by_two_grey_levels_at_most(stream, processor, pictures):
     samples = [stream[index] for index in range(8)]
-    exact = Collate(processor)(samples).inputs[pictures].int()
-    fast = Collate(processor, fast_resize=True)(samples).inputs[pictures].int()
+    exact = getattr(Collate(processor)(samples).inputs, pictures).int()
+    fast = getattr(Collate(processor, fast_resize=True)(samples).inputs, pictures).int()
     assert (exact - fast).abs().max() <= 2

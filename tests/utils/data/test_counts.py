@@ -10,7 +10,7 @@ from utils.data.types import Batch
 
 def batch(num_samples: int, *skipped: str, **counts: int) -> Batch:
     names = ("x",) * num_samples
-    return Batch(inputs={}, sources=names, datasets=names, skipped=skipped, **counts)
+    return Batch(inputs=None, sources=names, datasets=names, skipped=skipped, **counts)
 
 
 def counted(*batches: Batch) -> DataCounts:

@@ -88,11 +88,26 @@ class ToldModel(torch.nn.Module):
 
 
 @dataclass
+class ToldInputs:
+    """What ToldModel reads, in place of `ModelInputs`."""
+
+    images: list
+    conversations: list
+    image_of_row: list
+
+    def to(self, device):
+        return self
+
+    def fields(self):
+        return vars(self)
+
+
+@dataclass
 class FakeProcessor:
     format: SequenceFormat = field(default_factory=lambda: SequenceFormat.named("paper"))
 
     def collate(self, images, conversations, image_of_row, pack_rows):
-        return {"images": images, "conversations": conversations, "image_of_row": image_of_row}
+        return ToldInputs(images, conversations, image_of_row)
 
 
 def numbers_of(result) -> str:

@@ -43,7 +43,7 @@ def test_losses_and_gradients_stay():
         losses = []
         for num_text in (NUM_TEXT, NUM_TEXT + 3):  # the second length is traced for all
             inputs = batch(NUM_FEATURES, num_text, (56, 64), VOCABULARY - 1)
-            loss = model(**inputs).loss
+            loss = model(**inputs.fields()).loss
             loss.backward()
             losses.append(loss.item())
         gradient = model.get_input_embeddings().weight.grad

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.decoders.sam import SamSegmenter
+from model.inputs import ModelInputs
 from tests.tiny_weights import SAM
 from utils.data.sam_keys import checksum, encoder_key, image_key
 from utils.data.types import Batch
@@ -312,13 +313,22 @@ def batch_of(sam: SamSegmenter, cache: SamCache, images: list[Tensor]) -> Batch:
     keys = tuple(image_key(image.permute(1, 2, 0).numpy(), SAM.image_size) for image in images)
     known = [cache.load(key) for key in keys]
     missing = tuple(index for index, found in enumerate(known) if found is None)
-    inputs = {
-        "clip_images": torch.zeros(len(images), 3, 4, 4, dtype=torch.uint8),
-        "resized_sizes": [(SAM.image_size - 8 * index, SAM.image_size) for index in range(len(images))],
-        "sam_images": torch.stack([images[index] for index in missing]) if missing else None,
-    }
-    if len(missing) < len(images):
-        inputs["sam_embeddings"] = torch.stack([found for found in known if found is not None])
+    found = [embedding for embedding in known if embedding is not None]
+    sizes = tuple((SAM.image_size - 8 * index, SAM.image_size) for index in range(len(images)))
+    nothing = torch.zeros(len(images), 0, dtype=torch.long)
+    inputs = ModelInputs(
+        input_ids=nothing,
+        attention_mask=nothing,
+        clip_images=torch.zeros(len(images), 3, 4, 4, dtype=torch.uint8),
+        sam_images=torch.stack([images[index] for index in missing]) if missing else None,
+        sam_embeddings=torch.stack(found) if found else None,
+        resized_sizes=sizes,
+        original_sizes=sizes,
+        image_of_row=torch.arange(len(images)),
+        seg_rows=nothing.flatten(),
+        seg_columns=nothing.flatten(),
+        seg_images=(),
+    )
     names = ("a",) * len(images)
     return Batch(inputs=inputs, sources=names, datasets=names, skipped=(), sam_keys=keys, sam_missing=missing)
 
@@ -337,11 +347,11 @@ def test_a_batch_is_completed_in_its_order_whatever_is_known_of_it(sam, tmp_path
         for index in known:
             cache.store(keys[index], expected[index])
         done = cache.complete(batch_of(sam, cache, images), sam)
-        torch.testing.assert_close(done.inputs["sam_embeddings"], expected, rtol=1e-5, atol=1e-5)
-        assert "sam_images" not in done.inputs
-        assert all(torch.equal(done.inputs["sam_embeddings"][index], expected[index]) for index in known)
+        torch.testing.assert_close(done.inputs.sam_embeddings, expected, rtol=1e-5, atol=1e-5)
+        assert done.inputs.sam_images is None
+        assert all(torch.equal(done.inputs.sam_embeddings[index], expected[index]) for index in known)
         again = cache.complete(batch_of(sam, cache, images), sam)
-        assert torch.equal(again.inputs["sam_embeddings"], done.inputs["sam_embeddings"])
+        assert torch.equal(again.inputs.sam_embeddings, done.inputs.sam_embeddings)
     assert encoded == [4, 3, 2]
 
 
@@ -364,6 +374,6 @@ def test_when_one_process_must_encode_all_do(sam, tmp_path, monkeypatch):
     for expected in ([2], [2, 1]):
         done = cache.complete(batch_of(sam, cache, images), sam)
         assert encoded == expected
-        assert torch.equal(done.inputs["sam_embeddings"], first.inputs["sam_embeddings"])
+        assert torch.equal(done.inputs.sam_embeddings, first.inputs.sam_embeddings)
         elsewhere[0] = True
     assert asked == [True, False, False]

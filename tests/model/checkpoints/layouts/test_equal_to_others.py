@@ -124,14 +124,14 @@ def test_text_logits_equal_hugging_face_s_llava(tiny_folders, tmp_path, projecto
     batch = processor.collate(pictures, rows, [0, 1])
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.config.clip_mean, model.config.clip_std))
     with torch.no_grad():
-        output = model(**batch)
+        output = model(**batch.fields())
         expected = stock(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            pixel_values=(batch["clip_images"].float() / 255 - mean) / std,
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            pixel_values=(batch.clip_images.float() / 255 - mean) / std,
             output_hidden_states=True,
         )
-    seen = batch["attention_mask"].bool()
+    seen = batch.attention_mask.bool()
     assert relative(output.logits[seen], expected.logits[..., : model.config.image_token_id][seen]) < 1e-5
     assert relative(output.last_hidden_state[seen], expected.hidden_states[-1][seen]) < 1e-5
 

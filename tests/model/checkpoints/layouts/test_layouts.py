@@ -123,7 +123,7 @@ def assert_the_same(model, expected):
         batch = model.processor.collate(
             [picture()], [Conversation.of("Where is the dog?", "It is [SEG].")], [0]
         )
-        outputs = [each(**batch) for each in (model, expected)]
+        outputs = [each(**batch.fields()) for each in (model, expected)]
     torch.testing.assert_close(outputs[0].logits, outputs[1].logits, rtol=0, atol=0)
     torch.testing.assert_close(outputs[0].masks, outputs[1].masks, rtol=0, atol=0)
 

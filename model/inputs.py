@@ -1,0 +1,96 @@
+"""What the model reads: named tensors, a shape beside each; B images, and N rows of T tokens about them.
+
+The model is called as Hugging Face models are, `model(**inputs.fields())`; everybody else reads the fields by name.
+Positions of [SEG] and of learned tokens, sizes and owners are found on the CPU when the batch is made: searched for
+on a GPU, each would make the host wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+Size = tuple[int, int]  # (height, width) in pixels
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TensorFields:
+    """A dataclass of tensors and tuples of tensors, which travel together; numbers stay on the CPU."""
+
+    def fields(self) -> dict[str, Any]:
+        """The fields by name, the tensors themselves: keyword arguments of what takes them."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same with its tensors on `device`; out of pinned memory the host does not wait for the copy."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Self:
+        """The same in page-locked memory."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        changed: dict[str, Any] = {}
+        for name, value in self.fields().items():
+            if isinstance(value, Tensor):
+                changed[name] = function(value)
+            elif isinstance(value, tuple) and value and isinstance(value[0], Tensor):
+                changed[name] = tuple(function(item) for item in value)
+        return replace(self, **changed)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RowInputs(TensorFields):
+    """What the language model reads."""
+
+    input_ids: Tensor  # (N, T) int64, one `<image>` token for each image feature
+    attention_mask: Tensor  # (N, T) int64, 0 at padding
+    labels: Tensor | None = None  # (N, T) int64, -100 where nothing is learned
+    # Where rows hold several conversations; see model/text/packing.py.
+    position_ids: Tensor | None = None  # (N, T) int64
+    segment_ids: Tensor | None = None  # (N, T) int64
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageInputs(TensorFields):
+    """What the two vision encoders read: the arguments of `encode_images`.
+
+    The model takes either `sam_images` or `sam_embeddings`, of all images. With a cache of SAM's embeddings a batch
+    of the loader holds some images in the one and the rest in the other, until `SamCache.complete`.
+    """
+
+    clip_images: Tensor  # (B, 3, S, S) uint8
+    sam_images: Tensor | None = (
+        None  # (B, 3, h, w) uint8, longest side resized, zeros at the right and the bottom
+    )
+    sam_embeddings: Tensor | None = (
+        None  # (B, prompt_embed_dim, grid, grid), as SAM's image encoder gives them
+    )
+    resized_sizes: tuple[Size, ...]  # B, of each image within `sam_images`
+    original_sizes: tuple[Size, ...]  # B, of each image as it was
+
+    @property
+    def num_images(self) -> int:
+        """B."""
+        return len(self.original_sizes)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ModelInputs(RowInputs, ImageInputs):
+    """One batch: the arguments of `LasagnaForConditionalGeneration.forward`."""
+
+    image_of_row: Tensor  # (N,) int64
+    # The n [SEG]s, ordered by image, then row, then column.
+    seg_rows: Tensor  # (n,) int64
+    seg_columns: Tensor  # (n,) int64
+    seg_images: tuple[int, ...]  # n
+    gt_masks: tuple[Tensor, ...] | None = (
+        None  # B of (n_i, height, width), in the order of the image's [SEG]s
+    )
+    # Where `labels` are learned; without them the model searches.
+    learned_rows: Tensor | None = None  # (num_learned,) int64
+    learned_columns: Tensor | None = None  # (num_learned,) int64
