@@ -41,7 +41,7 @@ def check_download(path: Path) -> None:
             f"{path} is a web page, not the file itself: download it again from the link that leads to the file "
             "(on the hub: /resolve/, not /blob/; some files need a login)"
         )
-    if path.suffix.lower() in (".json", ".model"):
+    if path.suffix.lower() in (".json", ".jsonl", ".model"):
         return
     if begins.startswith(b"PK\x03\x04") and not zipfile.is_zipfile(path):
         raise UserError(

@@ -25,6 +25,9 @@ Item = TypeVar("Item")
 # Why an item is left out, as reports count it.
 MISSING, UNLABELLED, UNUSABLE = "missing", "without annotation", "unusable"
 NUM_EXAMPLES = 5  # items left out that a report names
+BEYOND = (
+    "annotations reach far beyond the image and are cut at its border; are they of an image of this size?"
+)
 
 
 class FlagError(UserError):
@@ -68,6 +71,8 @@ class Dataset(ABC):
     val_split: ClassVar[str | None] = "val"  # None: for training only
     splits: tuple[str, ...] = ("train", "val")
     unit: ClassVar[str] = "images"  # what is dropped one by one
+    is_own: ClassVar[bool] = False  # the user's own data, rather than a published data set
+    classes: Sequence[str] = ()  # spoken names, where there is a fixed list of them
     # Of semantic data: whether some class is known to be absent from some image.
     knows_absent: bool = True
     # Of referring data: whether some expression means nothing in its image.
@@ -182,7 +187,10 @@ class Dataset(ABC):
                     taken = "as stored" if frames.stored == frame != frames.upright else "upright"
                     self.note(f"turned by the camera, taken {taken}: {why}", path)
             if size is not None and size not in (image.shape[:2], *known):
-                raise UserError(f"is {image.shape[:2]}, annotated as {size}")
+                swapped = "; are height and width swapped?" if size == image.shape[1::-1] else ""
+                raise UserError(f"is {image.shape[:2]}, annotated as {size}{swapped}")
+        if drawn is not None and drawn.reaches_beyond(image.shape[:2]):
+            self.note(BEYOND, path)
         return image
 
     def drop(self, path: str | Path, reason: str, kind: str = UNUSABLE) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from model.errors import UserError
 from utils.data.class_lists import normalize_name
-from utils.data.files import read_json
+from utils.data.files import read_json, require_keys
 from utils.data.polygons import short
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,18 @@ LISTS: dict[str, dict[str, Any]] = {  # of the file -> what each entry of it mus
     "images": {"id": ID, "file_name": str},
     "annotations": {"image_id": ID, "category_id": ID},
 }
+A_TEXT, AN_ID = "a text", "an id, a whole number or a text"
 WHOLE_NUMBER = re.compile(r"-?\d{1,18}(\.0+)?")
+# Keys that a file of another tool or format has -> what it is.
+FOREIGN_KEYS = (
+    ({"shapes", "imagePath"}, "a file of labelme or X-AnyLabeling"),
+    ({"_via_img_metadata"}, "a project of the VGG Image Annotator"),
+    ({"regions", "filename"}, "an export of the VGG Image Annotator"),
+    ({"data", "annotations"}, "an export of Label Studio as JSON"),
+    ({"objects", "size"}, "an annotation of Supervisely"),
+    ({"segmentation", "image_id", "score"}, "a list of COCO results"),
+    ({"type", "features"}, "GeoJSON"),
+)
 CLASS_ID_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")  # of an image of LVIS
 
 
@@ -43,7 +54,12 @@ def read_coco(path: Path) -> dict[str, Any]:
 
     Raises UserError with the file, the entry and what is wrong with it.
     """
-    content = read_json(path, keys=tuple(LISTS))
+    content = read_json(path)
+    if (tool := foreign_format(content)) and not (
+        isinstance(content, dict) and LISTS.keys() <= content.keys()
+    ):
+        raise UserError(f"{path}: this is {tool}, not COCO instances; export as COCO instance segmentation")
+    require_keys(content, tuple(LISTS), path)
     for name, keys in LISTS.items():
         if not isinstance(content[name], list):
             raise UserError(f"{path}: {name!r} must be a list, got {type(content[name]).__name__}")
@@ -67,6 +83,20 @@ def read_coco(path: Path) -> dict[str, Any]:
     return content
 
 
+def foreign_format(content: Any) -> str:
+    """Whose format an annotation file is in that is not COCO's, as far as its keys tell; "" if they do not."""
+    first = content[0] if isinstance(content, list) and content else content
+    if isinstance(content, dict) and content and all(isinstance(value, dict) for value in content.values()):
+        first = next(iter(content.values()))  # of VIA, an entry for each image
+    keys = set(first) if isinstance(first, dict) else set()
+    if isinstance(content, dict):
+        keys |= content.keys()
+    for needed, name in FOREIGN_KEYS:
+        if needed <= keys:
+            return name
+    return ""
+
+
 def _unify(entry: dict[str, Any]) -> None:
     """Ids, sizes and the file name of an entry in their usual form, in place."""
     for key in ("id", "image_id", "category_id"):
@@ -87,7 +117,7 @@ def _check_entry(entry: Mapping[str, Any], keys: Mapping[str, Any], where: str) 
             raise UserError(f"{where} has no {key!r}; in COCO instances each of them has {', '.join(keys)}")
         if not isinstance(entry[key], kind) or isinstance(entry[key], bool):
             raise UserError(
-                f"{where}: {key!r} is {short(entry[key])}, not of the kind that COCO instances have there"
+                f"{where}: {key!r} is {short(entry[key])}; it is {A_TEXT if kind is str else AN_ID}"
             )
     for key in ("height", "width"):
         if key in entry and (type(entry[key]) is not int or entry[key] < 1):
@@ -116,12 +146,12 @@ def classes_in(image: Mapping[str, Any], key: str, class_of: Mapping[Any, int]) 
     return {class_of[category] for written in ids if (category := id_of(written)) in class_of}
 
 
-LABELME_WORDS = ("_background_", "__ignore__")  # of its class lists, which are no classes
+TOOL_WORDS = ("_background_", "__background__", "__ignore__")  # of labelme and torchvision, for no class
 
 
-def is_labelmes_word(name: str) -> bool:
-    """Whether a category is one that labelme writes for what has no class."""
-    return name.strip().lower() in LABELME_WORDS
+def means_no_class(name: str) -> bool:
+    """Whether a category is one that tools put into every list for what has no class."""
+    return name.strip().lower() in TOOL_WORDS
 
 
 def split_groups(content: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
@@ -129,7 +159,7 @@ def split_groups(content: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list
 
     A category that is the supercategory of another one, and that no annotation and no list of an image names, is a
     heading, as Roboflow writes one for every project: nobody looked for it, so it is neither present nor absent.
-    The same holds for `_background_` and `__ignore__`, which labelme puts into every list.
+    The same holds for what tools put into every list for no class, such as labelme's `_background_`.
     """
     used = {annotation["category_id"] for annotation in content["annotations"]}
     for image in content["images"]:
@@ -144,7 +174,7 @@ def split_groups(content: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list
         name = normalize_name(category["name"])
         above = category.get("supercategory")
         is_own = isinstance(above, str) and normalize_name(above) == name
-        if category["id"] not in used and (groups[name] > is_own or is_labelmes_word(category["name"])):
+        if category["id"] not in used and (groups[name] > is_own or means_no_class(category["name"])):
             headings.append(category["name"])
         else:
             classes.append(category)

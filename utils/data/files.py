@@ -8,14 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from model.downloads import check_download
 from model.errors import UserError
 from model.files import read_text
+from utils.data.types import cut
 
 logger = logging.getLogger(__name__)
 
 # What file managers leave beside data on macOS, Windows and network drives; names that begin with a dot besides.
 SYSTEM_NAMES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir"}
-MAX_LISTED = 12  # names shown of what a folder holds instead of what was wanted
+MAX_LISTED = 12  # names shown of what a folder or a file holds instead of what was wanted
+MAX_HELD = 200  # characters of those of a file
 
 
 def locate(root: Path, candidates: Sequence[str], wanted_by: str) -> Path:
@@ -95,11 +98,18 @@ def read_json(path: Path, keys: Sequence[str] = (), *, fallback: str = "") -> An
     try:
         content = parse_json(text)
     except (ValueError, RecursionError) as problem:  # ValueError: also numbers of thousands of digits
+        check_download(path)
         raise UserError(f"{path}: not JSON ({problem})") from None
+    require_keys(content, keys, path)
+    return content
+
+
+def require_keys(content: Any, keys: Sequence[str], path: Path) -> None:
+    """UserError naming the file when what it holds is not a dictionary with all of `keys`."""
     for key in keys:
         if not isinstance(content, dict) or key not in content:
-            raise UserError(f"{path}: no {key!r} in it")
-    return content
+            held = ", ".join(map(str, list(content)[:MAX_LISTED])) if isinstance(content, dict) else ""
+            raise UserError(f"{path}: no {key!r} in it" + (f"; it has {cut(held, MAX_HELD)}" if held else ""))
 
 
 def parse_json(text: str) -> Any:
@@ -110,5 +120,11 @@ def parse_json(text: str) -> Any:
     """
     content = json.loads(text)
     if "\\ud" in text or "\\uD" in text:
-        json.dumps(content, ensure_ascii=False).encode()  # UnicodeEncodeError, a ValueError
+        try:
+            json.dumps(content, ensure_ascii=False).encode()
+        except UnicodeEncodeError as problem:
+            half = ascii(problem.object[problem.start])
+            raise ValueError(
+                f"{half} is one half of a character; write both halves, or the character"
+            ) from None
     return content

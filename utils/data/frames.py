@@ -21,7 +21,8 @@ from utils.data.polygons import extent_of, polygons_in
 Size = tuple[int, int]  # (height, width)
 
 SWAPPING = (5, 6, 7, 8)  # EXIF orientations that make a row a column
-SLACK = 0.02  # share of a side that annotations of the right frame may stick out
+SLACK = 0.02  # fraction of a side that annotations of the right frame may stick out
+BEYOND = 0.25  # fraction of a side; annotations that stick out farther may be of another image size
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,10 @@ class Drawn:
 
     extent: tuple[float, float] = (0.0, 0.0)  # largest y and x of the polygons
     sizes: tuple[Size, ...] = ()  # of run-length codes and mask files
+
+    def reaches_beyond(self, frame: Size) -> bool:
+        """Whether some polygon ends so far outside an image of this size that it may be of a larger one."""
+        return any(reach > (1 + BEYOND) * side for reach, side in zip(self.extent, frame, strict=True))
 
     @classmethod
     def of(cls, segmentations: Iterable[Any]) -> Drawn:

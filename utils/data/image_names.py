@@ -2,7 +2,8 @@
 
 Names come from other machines and other tools: with backslashes, with the folders of somebody else's disk, encoded as
 in a URL, with the prefix that a server gave an upload. A name that is there as written means that file. Another one
-is tried in these spellings; it is taken only where no second name would mean the same file.
+is tried in these spellings, and without a suffix as the only image of that stem; it is taken only where no second
+name would mean the same file.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from utils.data.files import FolderListing
+from utils.data.files import FolderListing, is_hidden
+from utils.data.images import IMAGE_SUFFIXES
 
 # Label Studio puts eight hexadecimal digits before the name of an uploaded file, other servers a UUID.
 UPLOAD_PREFIX = re.compile(
@@ -64,25 +66,32 @@ class ImageFiles:
 
 
 class Alike:
-    """The only file that is called like a relative path but for case, Unicode form, or the prefix of an upload."""
+    """The only file that is called like a relative path but for case, Unicode form, the encoding of a URL, the prefix
+    of an upload, or a suffix that the path leaves out.
+    """
 
     def __init__(self, listing: FolderListing) -> None:
         self.listing = listing
-        self._names: dict[
-            str, tuple[Names, Names]
-        ] = {}  # folder -> names by `loose`, whole and without a prefix
+        # Folder -> names by `loose`: whole, without a prefix, without the suffix of an image.
+        self._names: dict[str, tuple[Names, Names, Names]] = {}
 
     def find(self, path: str) -> str | None:
         folder, slash, name = path.rpartition("/")
         if folder not in self._names:
-            whole, bare = self._names[folder] = defaultdict(list), defaultdict(list)
+            whole, bare, stems = self._names[folder] = defaultdict(list), defaultdict(list), defaultdict(list)
             for there in self.listing.names(folder):
                 whole[loose(there)].append(there)
                 if without_prefix(there) != there:
                     bare[loose(without_prefix(there))].append(there)
-        whole, bare = self._names[folder]
+                if (stem := without_image_suffix(there)) != there and not is_hidden(there):
+                    stems[loose(stem)].append(there)
+        whole, bare, stems = self._names[folder]
+        key = loose(name)
         # One of the two may have a prefix. With two different ones they are two files.
-        for found in (whole.get(loose(name)), whole.get(loose(without_prefix(name))), bare.get(loose(name))):
+        alike = [whole.get(key), whole.get(loose(without_prefix(name))), bare.get(key)]
+        if without_image_suffix(name) == name:
+            alike.append(stems.get(key))
+        for found in alike:
             if found and len(found) == 1:
                 return f"{folder}{slash}{found[0]}"
         return None
@@ -129,8 +138,14 @@ def spellings(name: str) -> Iterator[str]:
 
 
 def loose(name: str) -> str:
-    """A file name in lower case and composed letters."""
-    return unicodedata.normalize("NFC", name).casefold()
+    """A file name in lower case and composed letters, "%20" a space."""
+    return unicodedata.normalize("NFC", unquote(name)).casefold()
+
+
+def without_image_suffix(name: str) -> str:
+    """A file name without the suffix of an image: "a" for "a.jpg", "a.b" for "a.b"."""
+    stem, dot, suffix = name.rpartition(".")
+    return stem if stem and f"{dot}{suffix}".lower() in IMAGE_SUFFIXES else name
 
 
 def without_prefix(name: str) -> str:

@@ -46,6 +46,7 @@ TO_UPRIGHT = {  # EXIF orientation -> how to turn the stored pixels; 1 and anyth
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+UPRIGHT, AS_STORED = "upright", "as stored"  # how a turned image was taken
 BACKGROUND = (255, 255, 255)  # what shows through transparent pixels, as in a viewer
 LARGEST = 65535  # number that a label or an image of integers may hold
 MAX_REASON = 200  # characters of a decoder's own message
@@ -59,6 +60,15 @@ def read_image(path: str | Path, label_size: tuple[int, int] | None = None) -> n
     Images of more than 8 bits are scaled from their own range, see `to_eight_bits`.
     Raises FileNotFoundError, or UserError naming the file when it cannot be decoded.
     """
+    return read_oriented(path, label_size)[0]
+
+
+def read_oriented(path: str | Path, label_size: tuple[int, int] | None = None) -> tuple[np.ndarray, str]:
+    """The image as `read_image` gives it, and how it was taken where the camera was turned: UPRIGHT or AS_STORED.
+
+    The second is "" for an image that EXIF neither turns nor mirrors.
+    """
+    taken = ""
 
     def convert(image: Image.Image, stored: str, file: BinaryIO) -> np.ndarray:
         # Not ImageOps.exif_transpose: it writes the EXIF block anew, which fails on many a camera's.
@@ -67,9 +77,11 @@ def read_image(path: str | Path, label_size: tuple[int, int] | None = None) -> n
             image = _from_sixteen_bit_colour(file)
         upright = image if turn is None else image.transpose(turn)
         stored_fits = label_size is not None and image.size == label_size[::-1] != upright.size
+        nonlocal taken
+        taken = "" if turn is None else AS_STORED if stored_fits else UPRIGHT
         return np.array(_to_rgb(image if stored_fits else upright, path))
 
-    return _decode(path, convert)
+    return _decode(path, convert), taken
 
 
 def read_label(path: str | Path) -> np.ndarray:
@@ -84,6 +96,8 @@ def read_label(path: str | Path) -> np.ndarray:
             raise UserError(f"{path}: {unfit_label(image.format, UNFIT_FORMATS[image.format])}")
         if image.info.get("compression") in ("jpeg", "webp"):
             raise UserError(f"{path}: {unfit_label('TIFF with JPEG', UNFIT_FORMATS['JPEG'])}")
+        if (num_frames := getattr(image, "n_frames", 1)) > 1:
+            raise UserError(f"{path}: holds {num_frames} images, and a label is one; save each as a file")
         if image.format not in LABEL_FORMATS:
             raise UserError(f"{path}: labels are not read from {image.format} files; save them as PNG")
         if image.mode in (*SIXTEEN_BIT_MODES, "I", "F"):
@@ -93,7 +107,7 @@ def read_label(path: str | Path) -> np.ndarray:
         values = None if SIXTEEN_BIT_COLOUR.fullmatch(stored) else _equal_channels(image)
         if values is None:
             raise UserError(
-                f"{path}: a label holds one number a pixel, this one is {image.mode}; save it as grey"
+                f"{path}: a label holds one number a pixel, this one is {image.mode}; save class numbers, not colours"
             )
         return values
 

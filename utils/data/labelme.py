@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from model.errors import UserError
-from utils.data.polygons import NUMBERS, check_coordinates, check_pixels, short
+from utils.data.polygons import NUMBERS, check_coordinates, check_pixels, pair_of, short
 
 TARGET, IGNORED = 1, 255  # what draw_shapes writes; 0 for the rest
 POLYGONS = ("polygon", "rotation", "oriented_rectangle", "quadrilateral")
@@ -61,6 +61,7 @@ def read_shapes(shapes: Any) -> list[Shape]:
 
 def _read_shape(shape: Mapping[str, Any], name: str, where: str) -> Shape:
     kind = shape.get("shape_type") or POLYGONS[0]
+    kind = kind.lower() if isinstance(kind, str) else kind
     if kind in NO_AREAS:
         raise UserError(f"{where} is a {kind}, which encloses no area; draw a polygon")
     if kind not in AREAS:
@@ -81,6 +82,7 @@ def _pairs(points: Any, where: str) -> list[list[float]]:
         points = [points[place : place + 2] for place in range(0, len(points), 2)]  # x0, y0, x1, y1, ...
     if not isinstance(points, list) or not points:
         raise UserError(f"the points of {where} must be pairs of numbers, got {short(points)}")
+    points = [pair_of(point) for point in points]
     for point in points:
         if not isinstance(point, list) or len(point) != 2 or not set(map(type, point)) <= NUMBERS:
             raise UserError(f"the points of {where} must be pairs of numbers [x, y], got {short(point)}")
@@ -95,11 +97,16 @@ def _decode_mask(code: Any, where: str) -> np.ndarray:
         return (np.asarray(image.convert("L")) > 0).astype(np.uint8)
 
 
+def open_shapes(shapes: list[Shape]) -> list[str]:
+    """Where polygons have fewer than three points: they enclose nothing, and are drawn as a line or a dot."""
+    return [shape.where for shape in shapes if shape.kind in POLYGONS and len(shape.points) < 3]
+
+
 def draw_shapes(shapes: list[Shape], height: int, width: int) -> np.ndarray:
     """Shapes as (height, width) uint8, outlines included: TARGET, IGNORED, or 0.
 
     Big ones are drawn first, so that a small one on top of it shows. Polygons are drawn as by LISA's reader,
-    utils/data_processing.py. Raises ValueError for coordinates far from the image or in fractions of its size.
+    utils/data_processing.py. Raises UserError for coordinates far from the image or in fractions of its size.
     """
     for shape in shapes:
         try:

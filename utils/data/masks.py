@@ -10,7 +10,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from model.errors import UserError
-from utils.data.polygons import MIN_NUMBERS, check_coordinates, polygons_in, short
+from utils.data.polygons import MIN_NUMBERS, check_coordinates, is_run_lengths, polygons_in, short
 
 MAX_CODE_LENGTH = 6  # characters of one number after the first; pycocotools' numbers have 32 bits
 
@@ -26,10 +26,12 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarra
     if isinstance(segmentation, Mapping):
         segmentation = [segmentation]
     if not isinstance(segmentation, list):
-        raise UserError(f"a segmentation is a list or a run-length code, got {type(segmentation).__name__}")
+        raise UserError(
+            f"a segmentation is a list of polygons or a run-length code, got {short(segmentation)}"
+        )
     codes = [
         *_rasterize(polygons_in(segmentation), height, width),
-        *(_run_lengths(part, height, width) for part in segmentation if isinstance(part, Mapping)),
+        *(_run_lengths(part, height, width) for part in segmentation if is_run_lengths(part)),
     ]
     if not codes:
         return np.zeros((height, width), dtype=np.uint8)
@@ -67,19 +69,18 @@ def _rasterize(polygons: list[list[float]], height: int, width: int) -> list[dic
 
 def _run_lengths(code: Mapping[str, Any], height: int, width: int) -> dict[str, Any]:
     """A run-length code of this size as pycocotools takes it, its counts compressed."""
-    if "x" in code and "y" in code:
-        raise UserError(f"a point is a pair [x, y], got {short(dict(code))}; write [x0, y0, x1, y1, ...]")
     if "counts" not in code or "size" not in code:
         raise UserError(f"a run-length code has 'counts' and 'size', got {short(dict(code))}")
     size = tuple(code["size"]) if isinstance(code["size"], list) else code["size"]
     if size != (height, width):
-        raise UserError(f"run-length code of size {short(size)}, image of {(height, width)}")
+        swapped = "; are height and width swapped?" if size == (width, height) else ""
+        raise UserError(f"run-length code of size {short(size)}, image of {(height, width)}{swapped}")
     counts = code["counts"]
     if not isinstance(counts, list):
         _check_compressed(counts, height * width)
         return {"size": [height, width], "counts": counts}
     if not all(type(run) in (int, float) and run >= 0 and run == run // 1 for run in counts):
-        raise UserError("run lengths are whole numbers from 0 on")
+        raise UserError("run lengths are whole numbers >= 0")
     if sum(counts) != height * width:
         raise UserError(f"run lengths add up to {sum(counts)}, not to {height * width} pixels")
     whole = [int(run) for run in counts]

@@ -1,7 +1,8 @@
 """Polygons in annotation files: the forms that tools write them in, checked before a foreign decoder sees a number.
 
-COCO writes a segmentation as a list of polygons, each [x0, y0, x1, y1, ...]. Two other forms can mean only one thing,
-so they are read as well: one polygon without the outer list, and points as pairs [[x0, y0], [x1, y1], ...].
+COCO writes a segmentation as a list of polygons, each [x0, y0, x1, y1, ...]. Other forms can mean only one thing, so
+they are read as well: one polygon without the outer list, and points as pairs [[x0, y0], [x1, y1], ...] or as objects
+[{"x": x0, "y": y0}, ...].
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ MIN_NUMBERS = 6  # three points; pycocotools takes four numbers for a box
 # What covers no pixel and is as small as this was left over by a tool: pixels, and share of the longer side.
 STRAY_PIXELS, STRAY_SHARE = 3.0, 0.01
 NUMBERS = {int, float}  # not bool, which is an int too
+FRACTION_SLACK = 0.1  # tools that write fractions of the size also write some just outside 0 to 1
 
 STRAY_PART = "a polygon too small to cover a pixel, left out of its mask"
 FLAT = "one polygon comes without the outer list; a segmentation is a list of polygons"
 PAIRS = "points come as pairs [x, y]; COCO writes them flat, [x0, y0, x1, y1, ...]"
+OBJECTS = 'points come as objects {"x": x, "y": y}; COCO writes them flat, [x0, y0, x1, y1, ...]'
 
 
 class EmptyMaskError(UserError):
@@ -42,38 +45,55 @@ def short(value: Any) -> str:
 
 
 def form_of(segmentation: Any) -> str:
-    """FLAT or PAIRS where a segmentation is written in that form, "" where it is as COCO has it or unusable."""
+    """FLAT, PAIRS or OBJECTS for a segmentation in that form; "" for one as COCO has it, or an unusable one."""
     if not isinstance(segmentation, list) or not segmentation:
         return ""
-    if type(segmentation[0]) in NUMBERS:
-        return FLAT
     first = segmentation[0]
-    if isinstance(first, list) and first and isinstance(first[0], list):
+    if type(first) in NUMBERS:
+        return FLAT
+    if _is_point_object(first) or (isinstance(first, list) and first and _is_point_object(first[0])):
+        return OBJECTS
+    if isinstance(first, list) and first and _is_pair(first[0]):
         return PAIRS
     return PAIRS if len(segmentation) > 1 and all(_is_pair(part) for part in segmentation) else ""
 
 
 def polygons_in(segmentation: list[Any]) -> list[list[float]]:
-    """The polygons of a segmentation, each [x0, y0, x1, y1, ...]; run-length codes among them are passed over.
+    """The polygons of a segmentation, each [x0, y0, x1, y1, ...]; run-length codes among them are skipped.
 
-    Raises ValueError for what is no polygon in any of the three forms.
+    Raises UserError for what is no polygon in any of these forms.
     """
     if segmentation and not any(isinstance(part, list | Mapping) for part in segmentation):
         return [_numbers(segmentation)]
-    parts = [part for part in segmentation if not isinstance(part, Mapping)]
-    # [[x, y], [x, y], [x, y]]: polygons of one point are none, so these are the points of one.
+    parts = [pair_of(part) for part in segmentation if not is_run_lengths(part)]
+    # [[x, y], [x, y], [x, y]]: a polygon of one point encloses nothing, so these are the points of one polygon.
     if len(parts) > 1 and all(_is_pair(part) for part in parts):
         return [_numbers([number for pair in parts for number in pair])]
     return [_flat(part) for part in parts]
 
 
+def is_run_lengths(part: Any) -> bool:
+    """Whether a part of a segmentation is a run-length code, well-formed or not."""
+    return isinstance(part, Mapping) and not _is_point_object(part)
+
+
+def pair_of(point: Any) -> Any:
+    """{"x": x, "y": y} as [x, y]; anything else as it is."""
+    return [point["x"], point["y"]] if _is_point_object(point) else point
+
+
+def _is_point_object(part: Any) -> bool:
+    return isinstance(part, Mapping) and "x" in part and "y" in part and "counts" not in part
+
+
 def _is_pair(part: Any) -> bool:
-    return isinstance(part, list) and len(part) == 2 and not isinstance(part[0], list)
+    return isinstance(part, list) and len(part) == 2 and not isinstance(part[0], list | Mapping)
 
 
 def _flat(part: Any) -> list[float]:
     if not isinstance(part, list):
         raise UserError(f"a segmentation is a list of polygons, got {short(part)} in it")
+    part = [pair_of(point) for point in part]
     if part and all(isinstance(point, list) for point in part):
         if not all(_is_pair(point) for point in part):
             wrong = next(point for point in part if not _is_pair(point))
@@ -120,9 +140,14 @@ def check_coordinates(polygon: Iterable[float], height: int, width: int) -> np.n
 
 
 def check_pixels(polygons: Iterable[Iterable[float]], height: int, width: int) -> None:
-    """ValueError when all coordinates lie between 0 and 1: they are fractions of the size, as YOLO writes them."""
+    """UserError when all coordinates lie between 0 and 1: they are fractions of the size, as YOLO writes them.
+
+    Some of them may lie a little outside, where an object reaches the border.
+    """
     numbers = [number for polygon in polygons for number in polygon]
-    if numbers and min(numbers) >= 0 and max(numbers) <= 1:
+    if not numbers or min(numbers) < -FRACTION_SLACK or max(numbers) > 1 + FRACTION_SLACK:
+        return
+    if all(0 <= number <= 1 for number in numbers) or any(number % 1 for number in numbers):
         raise UserError(
             "all coordinates are between 0 and 1: fractions of the image's size, not pixels; multiply x by the width "
             f"({width}) and y by the height ({height})"

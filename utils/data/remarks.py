@@ -14,16 +14,19 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from model.text.sequence import ComplexQuery
 from utils.data.base import Dataset
 from utils.data.class_file import IGNORED_VALUES, no_class_remarks
 from utils.data.semantic import SemanticDataset, values_in
-from utils.data.types import EvalSample, Sample, SemanticSample
+from utils.data.types import EvalSample, ReasonSample, ReferringSample, Sample, SemanticSample
 
 MAX_NAMED = 8  # names in one remark
 DARK = 0.1  # of the range: an image is dark when hardly a pixel is brighter
 BRIGHT_SHARE = 0.01  # of the pixels that may be brighter
 STEP = 4  # every so many rows and columns are enough to tell how dark an image is
 LINE_LENGTH = 12  # pixels; a thin mask that is shorter is a small object
+MIN_IN_CORNER = 3  # masks; fewer may lie in one corner by chance
+NUMBERED = re.compile(r"^\d+\W+\w|\w\W+\d+$")  # "1: ball", "ball,1", "ball 128 0 0"
 ERODED = np.ones((3, 3), dtype=np.uint8)  # what is at most two pixels wide vanishes under it
 # What names hold besides letters, digits and marks; all else is spoken as it is, and rarely meant.
 PLAIN = set(" \u0027\u2019()&/.+-")
@@ -36,8 +39,8 @@ class Remarks:
     """Collects what is odd about one data set while others read it: label files, samples, evaluation items."""
 
     def __init__(self, dataset: Dataset) -> None:
-        self.names: Sequence[str] = getattr(dataset, "classes", ())
-        self.is_own = dataset.name.startswith("own_")
+        self.names = dataset.classes
+        self.is_own = dataset.is_own
         self.id_table: np.ndarray | None = None
         self.label_values: set[int] = set()
         self._labels: dict[Path, list[int]] = {}  # label file -> its values
@@ -50,6 +53,9 @@ class Remarks:
         self._dark: dict[str, float] = {}
         self._thin: dict[str, int] = {}
         self._num_masks = 0
+        self._all_in_corner = (
+            True  # every mask so far ends before the middle of its image, in both directions
+        )
         if isinstance(dataset, SemanticDataset):
             self.id_table = dataset.id_table
             dataset.on_label = self.see_label
@@ -65,7 +71,8 @@ class Remarks:
     def see_sample(self, sample: Sample) -> None:
         """A training sample."""
         for conversation in sample.conversations:
-            self._present.update(getattr(conversation, "present", ()))
+            if isinstance(conversation, ComplexQuery):
+                self._present.update(conversation.present)
         self._see(sample.source, sample.image, sample.masks)
 
     def see_item(self, item: EvalSample) -> None:
@@ -74,8 +81,10 @@ class Remarks:
             present = values_in(item.label, len(item.classes))
             self._present.update(item.classes[class_id] for class_id in present)
             masks: Iterable[np.ndarray] = ((item.label == class_id).astype(np.uint8) for class_id in present)
+        elif isinstance(item, ReasonSample):
+            masks = [item.mask]
         else:
-            masks = getattr(item, "masks", ())
+            masks = item.masks if isinstance(item, ReferringSample) else ()
         self._see(item.source, item.image, masks)
 
     def lines(self, *, saw_all: bool) -> list[str]:
@@ -96,6 +105,11 @@ class Remarks:
                 f"{sum(self._thin.values())} of {self._num_masks} masks are as thin as a line, such as in "
                 f"{next(iter(self._thin))}: was an outline or a stroke saved instead of an area?"
             )
+        if self._all_in_corner and self._num_masks >= MIN_IN_CORNER:
+            told.append(
+                f"all {self._num_masks} masks lie in the top left quarter of their images: are their coordinates "
+                "those of a smaller copy, or percentages?"
+            )
         return told
 
     def _see(self, source: str, image: np.ndarray, masks: Iterable[np.ndarray]) -> None:
@@ -107,6 +121,7 @@ class Remarks:
             for mask in masks:
                 self._num_masks += 1
                 num_thin += is_line(mask)
+                self._all_in_corner &= is_in_corner(mask)
             if num_thin:
                 self._thin[source] = num_thin
         self._items.add(source)
@@ -124,6 +139,12 @@ class Remarks:
             told.append(
                 f"class names look garbled: {listed(garbled)}; was their file read in another encoding?"
             )
+        if all(NUMBERED.search(name) for name in self.names):
+            told.append(
+                f"all class names have a number: {listed(self.names)}; if it is an id or a colour, remove it, as "
+                "names are asked for as they are written"
+            )
+            return told
         odd = [name for name in odd if name not in garbled]
         if odd:
             told.append(
@@ -193,6 +214,12 @@ def is_line(mask: np.ndarray) -> bool:
     inside = np.ascontiguousarray(mask[y : y + height, x : x + width])
     framed = cv2.copyMakeBorder(inside, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     return not cv2.erode(framed, ERODED).any()
+
+
+def is_in_corner(mask: np.ndarray) -> bool:
+    """Whether a mask (height, width) of 0 and 1 lies in the top left quarter of its image."""
+    x, y, width, height = cv2.boundingRect(mask)
+    return 2 * (y + height) <= mask.shape[0] and 2 * (x + width) <= mask.shape[1]
 
 
 def is_plain(name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from abc import abstractmethod
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -16,7 +17,15 @@ from utils.common.label_values import IGNORE, NO_CLASS, NOTHING
 from utils.data.base import MISSING, UNLABELLED, Dataset
 from utils.data.class_lists import ClassList
 from utils.data.files import tell_passed_over, visible
-from utils.data.images import LABEL_SUFFIXES, UNFIT_SUFFIXES, images_in, read_image, read_label, unfit_label
+from utils.data.frames import Frames
+from utils.data.images import (
+    LABEL_SUFFIXES,
+    UNFIT_SUFFIXES,
+    images_in,
+    read_label,
+    read_oriented,
+    unfit_label,
+)
 from utils.data.types import Recipe, Sample, SemanticSample, UnusableItemError
 
 MAX_VALUES_NAMED = 10  # unknown values of a label, in messages
@@ -118,9 +127,14 @@ class SemanticDataset(Dataset):
         with self.usable(label_path):
             values = self.stored_values(label_path)
         with self.usable(image_path):
-            image = read_image(image_path, label_size=values.shape)
+            image, taken = read_oriented(image_path, label_size=values.shape)
         if values.shape != image.shape[:2]:
             raise UnusableItemError(label_path, f"label is {values.shape}, its image {image.shape[:2]}")
+        if taken:
+            frames = Frames.of(image_path)
+            is_told = frames is not None and frames.stored != frames.upright
+            why = "only that has the label's size" if is_told else "the label's size does not tell which"
+            self.note(f"turned by the camera, taken {taken}: {why}", image_path)
         return image, self.class_ids(values, label_path)
 
     def stored_values(self, path: Path) -> np.ndarray:
@@ -151,6 +165,12 @@ class SemanticDataset(Dataset):
         """
         images, others = images_in(image_dir)
         labels, unfit = label_files(label_dir)
+        for path in images:  # a.jpg.png, as some tools call the label of a.jpg
+            whole = unicodedata.normalize("NFC", path.name)
+            if whole in labels and stem_of(path) not in labels:
+                labels[stem_of(path)] = labels.pop(whole)
+                self.note("labels named like the image with its suffix; read as meant", label_dir)
+        names = sorted(unicodedata.normalize("NFC", path.name) for path in visible(label_dir))
         image_of: dict[str, Path] = {}
         for path in images:
             stem = stem_of(path)
@@ -164,7 +184,7 @@ class SemanticDataset(Dataset):
             elif stem in unfit:
                 self.drop(*unfit[stem])
             else:
-                self.drop(path, f"no label {stem}.png in {label_dir}", UNLABELLED)
+                self.drop(path, f"no label {stem}.png in {label_dir}{near_miss(stem, names)}", UNLABELLED)
         unread = {stem_of(path): (path, reason) for path, reason in others}
         alone = labels.keys() - image_of.keys()
         for stem in sorted(alone):
@@ -177,6 +197,16 @@ class SemanticDataset(Dataset):
 def stem_of(path: Path) -> str:
     """The stem that pairs an image with its label; macOS writes "é" as two characters, others as one."""
     return unicodedata.normalize("NFC", path.stem)
+
+
+def near_miss(stem: str, names: Sequence[str]) -> str:
+    """For messages: the first of the sorted names that goes on after `stem`, as a_mask.png does after a."""
+    for name in names[bisect_left(names, stem) :]:
+        if not name.startswith(stem):
+            return ""
+        if not name[len(stem)].isalnum():
+            return f"; {name} is there, but a label is a {'/'.join(LABEL_SUFFIXES)} named like its image"
+    return ""
 
 
 def label_files(folder: Path) -> tuple[dict[str, Path], dict[str, tuple[Path, str]]]:

@@ -143,9 +143,58 @@ def test_labelmes_words_are_no_classes_while_nothing_is_drawn_for_them(tmp_path,
     path = write(tmp_path, written)
     assert list(training(path).classes) == list(SPOKEN)
     assert (
-        "no class, as it is labelme's word for none and is never annotated: _background_, __ignore__"
+        "no class, as it is a word of tools for no class and is never annotated: _background_, __ignore__"
         in caplog.text
     )
     written["annotations"].append(annotation(0, [BOX]))
     path = write(tmp_path, written)
     assert len(training(path).classes) == len(SPOKEN) + 1, "somebody drew it"
+
+
+@pytest.mark.parametrize(
+    ("written", "tool"),
+    [
+        ({"version": "5.4", "shapes": [], "imagePath": "a.jpg"}, "labelme or X-AnyLabeling"),
+        ({"a.jpg12": {"filename": "a.jpg", "size": 12, "regions": []}}, "the VGG Image Annotator"),
+        ({"_via_settings": {}, "_via_img_metadata": {}}, "the VGG Image Annotator"),
+        ([{"id": 1, "data": {"image": "a.jpg"}, "annotations": []}], "Label Studio"),
+        ({"size": {"height": 2, "width": 2}, "objects": [], "tags": []}, "Supervisely"),
+        ([{"image_id": 1, "category_id": 1, "segmentation": [], "score": 0.9}], "COCO results"),
+    ],
+)
+def test_files_of_other_formats_are_called_by_their_name(tmp_path, written, tool):
+    with pytest.raises(ValueError, match=f"this is .*{tool}.*; export as COCO instance segmentation"):
+        training(save_json(tmp_path / "a.json", written))
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n", "is a Git LFS pointer"),
+        ("<!DOCTYPE html><html></html>", "is a web page"),
+        ("", "is empty"),
+        ('{"info": {}, "licenses": []}', "no 'categories' in it; it has info, licenses"),
+    ],
+)
+def test_a_file_that_is_no_annotation_file_is_named_for_what_it_is(tmp_path, written, message):
+    (tmp_path / "a.json").write_text(written)
+    with pytest.raises(ValueError, match=message):
+        training(tmp_path / "a.json")
+
+
+def test_annotations_marked_ignore_are_neither_asked_nor_judged(tmp_path, caplog, recipe):
+    made = content(annotation(5, [BOX], ignore=1), annotation(10, [BOX]), annotation(15, None, ignore=True))
+    path = write(tmp_path, made)
+    for choices, _ in draws(training(path, "exhaustive=true"), recipe):
+        assert choices == {"traffic light": True}
+    item = build_val_dataset(f"own_coco:{path}|exhaustive=true", "nowhere")[0]
+    assert (item.absent, item.partly) == ((), (0, 2))
+    assert "marked 'ignore'" in caplog.text
+
+
+def test_images_without_annotation_are_pointed_out_where_they_teach_absence(tmp_path, caplog):
+    path = write(tmp_path, content(annotation(5, [BOX]), num_images=3))
+    assert not training(path).notes
+    training(path, "exhaustive=true")
+    assert "2 of 3 images have no annotation" in caplog.text
+    assert "remove those that nobody has annotated yet" in caplog.text

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from tests.utils.data.layouts import box_polygon, compressed_rle, dialogue, save_json, write_reason_seg
+from tests.utils.data.layouts import box_polygon, compressed_rle, dialogue, save, save_json, write_reason_seg
 from utils.data.datasets.reason_seg import ReasonSeg
 from utils.data.registry import build_val_dataset
 
@@ -107,3 +107,35 @@ def test_questions_and_reasoning_take_the_same_frame(tmp_path):
         assert (red & (reasoned.mask > 0)).sum() / (
             red | (reasoned.mask > 0)
         ).sum() > 0.85  # outlines included
+
+
+@pytest.mark.parametrize(
+    ("orientation", "size", "taken"),
+    [
+        (6, (HEIGHT, WIDTH), "upright: only that has the label's size"),
+        (6, (WIDTH, HEIGHT), "as stored: only that has the label's size"),
+        (3, (HEIGHT, WIDTH), "upright: the label's size does not tell which"),
+        (1, (HEIGHT, WIDTH), ""),
+    ],
+)
+def test_labels_tell_the_frame_by_their_size_and_the_log_says_so(tmp_path, caplog, orientation, size, taken):
+    (tmp_path / "images").mkdir()
+    save_turned(tmp_path / "images/a.jpg", SMALL, is_drawn_upright=True, orientation=orientation)
+    save(tmp_path / "labels/a.png", np.ones(size, dtype=np.uint8))
+    (tmp_path / "classes.txt").write_text("nothing\nbox\n")
+    data = build_val_dataset(f"own_sem:{tmp_path}", ".")
+    assert data[0].label.shape == size
+    said = f"a.jpg: turned by the camera, taken {taken}"
+    assert (said in caplog.text) if taken else not data.notes
+
+
+def test_annotations_of_a_larger_image_are_pointed_out(tmp_path, caplog):
+    save_turned(tmp_path / "a.jpg", SMALL, is_drawn_upright=True, orientation=1)
+    for beyond, is_far in (
+        ([WIDTH - 9, 2, WIDTH + 3, 2, WIDTH + 3, 9], False),
+        ([9, 2, 2 * WIDTH, 2, 2 * WIDTH, 9], True),
+    ):
+        data = opened(tmp_path, [beyond])
+        data[0]
+        assert bool(data.notes) == is_far
+    assert "reach far beyond the image" in caplog.text

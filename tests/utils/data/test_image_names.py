@@ -39,6 +39,9 @@ def folder_with(root, *names):
         (unicodedata.normalize("NFD", "gr\u00fcn.jpg"), unicodedata.normalize("NFC", "gr\u00fcn.jpg")),
         ("100%.jpg", "100%.jpg"),
         ("a[1].jpg", "a[1].jpg"),
+        ("photo", "photo.JPG"),  # without the suffix
+        ("images/photo.v2", "images/photo.v2.png"),
+        ("my photo.jpg", "my%20photo.jpg"),
         ("a.jpg", "a.jpg"),
         ("cafebabe-exact.jpg", "cafebabe-exact.jpg"),
     ],
@@ -54,6 +57,13 @@ def test_a_name_means_the_file_that_a_reader_would_take(tmp_path, written, file)
 @pytest.mark.parametrize("written", ["", "..", "/", "\x00", "b.jpg", "x" * 5000, "%00", "?d=", "http://[::1"])
 def test_names_that_mean_no_file_are_none(tmp_path, written):
     assert written not in ImageFiles(folder_with(tmp_path, "images/a.png", "c.jpg"), [written])
+
+
+def test_a_name_without_suffix_means_an_image_and_only_if_there_is_one(tmp_path):
+    folder_with(tmp_path, "a.jpg", "b.png", "b.jpg")
+    (tmp_path / "c.json").write_text("{}")
+    files = ImageFiles(tmp_path, ["a", "b", "c", "b.webp"])
+    assert files.respelled == {"a": "a.jpg"}
 
 
 def test_two_prefixes_are_two_files(tmp_path):

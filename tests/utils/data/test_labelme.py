@@ -32,6 +32,8 @@ def box(left, top, right, bottom):
     [
         shape("polygon", [[4, 5], [14, 5], [14, 15], [4, 15]]),
         shape("polygon", [4, 5, 14, 5, 14, 15, 4, 15]),  # flat
+        shape("polygon", [{"x": x, "y": y} for x, y in [[4, 5], [14, 5], [14, 15], [4, 15]]]),
+        shape("Rectangle", [[4, 5], [14, 15]]),
         shape(None, [[4, 5], [14, 5], [14, 15], [4, 15]]),  # of a version before there were types
         shape("rectangle", [[4, 5], [14, 15]]),
         shape("rectangle", [[14, 15], [4, 5]]),  # dragged from the lower right
@@ -82,7 +84,7 @@ def test_a_mask_lies_where_its_first_point_says(left, top):
         (shape("circle", [[4, 5], [6, 7], [8, 9]]), "is a circle of 3 points; it has 2"),
         (shape("mask", [[4, 5], [6, 7]]), "'mask' is an image in base64, got None"),
         (shape("mask", [[4, 5], [6, 7]], mask="eA=="), "cannot identify image"),
-        (shape("polygon", [{"x": 1, "y": 2}]), "must be pairs of numbers .*, got {'x': 1, 'y': 2}"),
+        (shape("polygon", [{"x": 1, "z": 2}]), "must be pairs of numbers .*, got {'x': 1, 'z': 2}"),
         (shape("polygon", [["1", "2"], [3, 4], [5, 6]]), r"must be pairs of numbers .*, got \['1', '2'\]"),
         (shape("polygon", None), "must be pairs of numbers, got None"),
         (shape("polygon", [[0.1, 0.2], [0.9, 0.2], [0.5, 0.8]]), "between 0 and 1: fractions"),

@@ -79,7 +79,7 @@ def test_nothing_and_degenerate_polygons_cover_nothing():
 @pytest.mark.parametrize(
     ("segmentation", "message"),
     [
-        ("polygon", "a list or a run-length code"),
+        ("polygon", "a list of polygons or a run-length code"),
         ([[1, 2, 3, 4, 5, 6, 7]], "x and y in turn"),
         ([[1, 2, 3, 4, 5, float("nan")]], "finite numbers"),
         ([[1, 2, 3, 4, 5, "6"]], "finite numbers"),
@@ -87,8 +87,8 @@ def test_nothing_and_degenerate_polygons_cover_nothing():
         ({"size": [2, 2], "counts": [4]}, r"size \(2, 2\), image of \(24, 32\)"),
         ({"size": [HEIGHT, WIDTH], "counts": [4]}, "add up to 4"),
         ({"size": 24, "counts": [4]}, r"size 24, image of \(24, 32\)"),
-        ({"size": [HEIGHT, WIDTH], "counts": [-1, 769]}, "whole numbers from 0 on"),
-        ({"size": [HEIGHT, WIDTH], "counts": ["768"]}, "whole numbers from 0 on"),
+        ({"size": [HEIGHT, WIDTH], "counts": [-1, 769]}, "whole numbers >= 0"),
+        ({"size": [HEIGHT, WIDTH], "counts": ["768"]}, "whole numbers >= 0"),
         ({"size": [HEIGHT, WIDTH], "counts": 768}, "'counts' is a string or a list"),
     ],
 )

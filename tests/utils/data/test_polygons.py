@@ -9,7 +9,7 @@ from tests.utils.data.layouts import HEIGHT, WIDTH, box_polygon, compressed_rle
 from utils.data.datasets.own import decode_own_mask
 from utils.data.labelme import draw_shapes, read_shapes
 from utils.data.masks import decode_segmentation
-from utils.data.polygons import FLAT, MAX_SIDES, PAIRS, check_coordinates, form_of
+from utils.data.polygons import FLAT, MAX_SIDES, OBJECTS, PAIRS, check_coordinates, form_of
 
 BOX, OTHER = box_polygon(2, 3, 10, 8), box_polygon(20, 3, 4, 4)
 LIMIT = MAX_SIDES * WIDTH
@@ -83,6 +83,8 @@ def test_whole_numbers_may_be_written_as_fractions_in_run_lengths():
         (BOX, FLAT),
         (paired(BOX), PAIRS),
         ([paired(BOX)], PAIRS),
+        ([{"x": x, "y": y} for x, y in paired(BOX)], OBJECTS),
+        ([[{"x": x, "y": y} for x, y in paired(BOX)]], OBJECTS),
     ],
 )
 def test_a_polygon_is_the_same_in_every_form(written, form):
@@ -109,14 +111,16 @@ def test_several_polygons_may_be_paired_and_lie_beside_run_lengths():
     [
         ([[*BOX, "7", 3]], "a polygon holds finite numbers only, got '7'"),
         ([[*BOX, True, 3]], "a polygon holds finite numbers only, got True"),
-        ([[{"x": 1, "y": 2}, {"x": 3, "y": 4}]], "a polygon holds finite numbers only, got {'x': 1"),
-        ([{"x": 1, "y": 2}, {"x": 3, "y": 4}], r"a point is a pair \[x, y\], got {'x': 1, 'y': 2}"),
+        ([[{"x": 1}, {"x": 3}]], "a polygon holds finite numbers only, got {'x': 1}"),
+        ([{"x": "1", "y": 2}, {"x": 3, "y": 4}], "a polygon holds finite numbers only, got '1'"),
         ([[[1, 2, 3], [4, 5, 6], [7, 8, 9]]], r"a point is a pair \[x, y\], got \[1, 2, 3\]"),
         ([[[[1, 2], [3, 4], [5, 6]]]], r"a point is a pair \[x, y\], got \[\[1, 2\]"),
         ([BOX, 7], "a segmentation is a list of polygons, got 7"),
         ([[0.1, 0.2, 0.9, 0.2, 0.5, 1]], r"between 0 and 1: .* not pixels; multiply x by the width \(32\)"),
         ([0.1, 0.2, 0.9, 0.2, 0.5, 1], "between 0 and 1"),
         ([[[0, 0], [1, 0], [1, 1]]], "between 0 and 1"),
+        ([[0.1, 0.2, 1.004, 0.2, 0.5, 0.9]], "between 0 and 1"),
+        ([[-0.002, 0.2, 0.9, 0.2, 0.5, 1]], "between 0 and 1"),
     ],
 )
 def test_what_is_ambiguous_is_one_short_line(written, message):

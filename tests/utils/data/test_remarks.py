@@ -7,7 +7,7 @@ from PIL import Image
 from tests.utils.data.datasets.test_own_coco import BOX, annotation, content
 from tests.utils.data.datasets.test_own_coco import write as write_coco
 from tests.utils.data.datasets.test_own_sem import write
-from tests.utils.data.layouts import blocks, picture, save
+from tests.utils.data.layouts import blocks, picture, save, write_reason_seg
 from utils.data.remarks import is_line
 from utils.data.tools import check
 
@@ -124,3 +124,28 @@ def test_a_line_is_long_and_at_most_two_pixels_wide():
     small[3:5, 3:9] = 1
     assert not is_line(small), "a small object"
     assert is_line(np.eye(40, dtype=np.uint8))
+
+
+def test_masks_that_all_lie_in_the_top_left_quarter_are_pointed_out(tmp_path, run):
+    label = np.zeros((24, 32), dtype=np.uint8)
+    label[2:8, 2:10] = 2
+    data = write(tmp_path / "a", [label] * 3, classes="nothing\nsky\nbox\n")
+    assert "all 3 masks lie in the top left quarter" in run(f"own_sem:{data}", "--all")[1]
+    label[20, 20] = 2
+    data = write(tmp_path / "b", [label] * 3, classes="nothing\nsky\nbox\n")
+    assert "quarter" not in run(f"own_sem:{data}", "--all")[1]
+
+
+@pytest.mark.parametrize("names", ["0: sky\n1: box\n", "sky,0\nbox,1\n", "sky 0 0 0\nbox 128 0 0\n"])
+def test_ids_and_colours_beside_names_are_pointed_out(tmp_path, run, names):
+    data = write(tmp_path, [blocks([0, 1])], classes=names)
+    assert "all class names have a number" in run(f"own_sem:{data}")[1]
+
+
+def test_masks_of_reasoning_data_are_looked_at_too(tmp_path, capsys):
+    shapes = [{"label": "target", "points": [[2, 3], [20, 3]]}]
+    write_reason_seg(tmp_path, "val", "a", {"text": ["what?"], "is_sentence": True, "shapes": shapes})
+    assert check.main([f"--dataset_dir={tmp_path}", "--val_dataset_list=ReasonSeg|val"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "1 of 1 masks are as thin as a line" in printed
+    assert "a polygon of fewer than three points, drawn as a line" in printed

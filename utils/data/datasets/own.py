@@ -28,6 +28,7 @@ from utils.data.polygons import (
     check_coordinates,
     check_pixels,
     fault_of,
+    is_run_lengths,
     is_stray,
     polygons_in,
     short,
@@ -75,9 +76,9 @@ class OwnFlag:
         text = self.options.get("exhaustive")
         if text is None:
             return default
-        if text not in TRUTH:
+        if text.lower() not in TRUTH:
             raise FlagError(f"{self.name}: exhaustive is true or false, got {text!r}")
-        return TRUTH[text]
+        return TRUTH[text.lower()]
 
 
 def find_path(path: str, dataset_dir: str | Path, wanted_by: str) -> Path:
@@ -102,7 +103,8 @@ def find_split_file(flag: OwnFlag, dataset_dir: str | Path, default: str, suffix
         split = flag.split or default
         if not (path / f"{split}{suffix}").is_file():
             raise FileNotFoundError(
-                f"{flag.name} needs {path / split}{suffix} for its split {split!r}; {path} holds {names_in(path)}"
+                f"{flag.name} needs {path / split}{suffix} for its split {split!r}; {path} holds {names_in(path)}; "
+                f"name the file itself if it is called otherwise: {flag.name}/NAME{suffix}"
             )
         return path / f"{split}{suffix}", split
     if flag.split not in ("", WHOLE):
@@ -123,6 +125,10 @@ def find_images(
     """
     if "images" in flag.options:
         candidates = [find_path(flag.options["images"], dataset_dir, f"{flag.name}|images=")]
+        if not candidates[0].is_dir():
+            raise FlagError(
+                f"{flag.name}|images={flag.options['images']}: is a file; name the folder that it is in"
+            )
     else:
         folder = annotations.parent
         split = annotations.stem.rpartition("_")[-1]  # instances_val2017.json: val2017
@@ -144,9 +150,11 @@ def find_images(
             (f"; {name!r} {files.why_not(name)}" for files in found for name in files.ambiguous), ""
         )
         example = next(iter(names), "")
+        held = next((folder for folder in candidates if folder.is_dir()), None)
+        holds = f" ({held} holds {names_in(held)})" if held else ""
         raise FileNotFoundError(
-            f"{annotations}: no picture of it, such as {short(example)}, is in "
-            f"{', '.join(map(str, candidates[:3]))}; "
+            f"{annotations}: no image of it, such as {short(example)}, is in "
+            f"{', '.join(map(str, candidates[:3]))}{holds}; "
             f"say where they are: {flag.name}|images=FOLDER{ambiguous}"
         )
     return best
@@ -167,7 +175,7 @@ def decode_own_mask(
         for polygon in polygons:
             check_coordinates(polygon, height, width)
         check_pixels(polygons, height, width)
-        parts: list[Any] = [part for part in segmentation if isinstance(part, Mapping)]
+        parts: list[Any] = [part for part in segmentation if is_run_lengths(part)]
         faults = {}
         for polygon in polygons:
             if not (fault := fault_of(polygon, height, width)):

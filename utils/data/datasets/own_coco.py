@@ -7,6 +7,7 @@ polygons or a run-length code; categories are the classes. The format: https://c
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,15 +19,18 @@ import numpy as np
 from model.errors import UserError
 from utils.common.label_values import IGNORE, NOTHING
 from utils.data.base import MISSING, well_formed
+from utils.data.class_file import no_class_remarks
 from utils.data.class_lists import ClassList
 from utils.data.class_masks import ClassMaskDataset
-from utils.data.coco_file import classes_in, is_labelmes_word, read_coco, split_groups, spoken_names
+from utils.data.coco_file import classes_in, means_no_class, read_coco, split_groups, spoken_names
 from utils.data.datasets.own import OwnFlag, decode_own_mask, find_images, find_split_file
 from utils.data.frames import Drawn
 from utils.data.image_names import ImageFiles
 from utils.data.masks import annotated_size
 from utils.data.polygons import STRAY_PART, EmptyMaskError, form_of
 from utils.data.types import SemanticSample, UnusableItemError
+
+logger = logging.getLogger(__name__)
 
 STRAY_OBJECT = "an object too small to cover a pixel, left out; its class is not asked unless drawn elsewhere"
 
@@ -62,6 +66,7 @@ class OwnCoco(ClassMaskDataset):
 
     name = "own_coco"
     source = "own_coco"
+    is_own = True
     val_split = "val"
 
     def __init__(self, dataset_dir: str | Path, flag: OwnFlag, *, training: bool = False) -> None:
@@ -83,6 +88,12 @@ class OwnCoco(ClassMaskDataset):
                 )
             items = self._build_index(content, images, categories)
         self.check_index(len(items), self.file)
+        if self.exhaustive and (num_empty := sum(not item.objects for item in items)):
+            self.note(
+                f"{num_empty} of {len(items)} images have no annotation; with exhaustive=true every class is absent "
+                "from them: remove those that nobody has annotated yet",
+                next(item.path for item in items if not item.objects),
+            )
         self.items = [item for item in items if item.is_askable] if training else items
         self.knows_absent = any(item.absent for item in self.items)
         if not self.items:
@@ -169,14 +180,15 @@ class OwnCoco(ClassMaskDataset):
     def _read_classes(self, content: Mapping[str, Any]) -> dict[Any, int]:
         """Set the class list; category id -> class index. Categories that only group others are no classes."""
         classes, headings = split_groups(content)
-        labelmes = [name for name in headings if is_labelmes_word(name)]
-        groups = [name for name in headings if name not in labelmes]
-        for reason, no_classes in (("only groups others", groups), ("is labelme's word for none", labelmes)):
-            if no_classes:
-                listed = ", ".join(no_classes)
-                self.note(f"no class, as it {reason} and is never annotated: {listed}", self.file)
+        no_class = [name for name in headings if means_no_class(name)]
+        groups = [name for name in headings if name not in no_class]
+        for reason, found in (("only groups others", groups), ("is a word of tools for no class", no_class)):
+            if found:
+                self.note(f"no class, as it {reason} and is never annotated: {', '.join(found)}", self.file)
         names = [category["name"] for category in classes]
         self.classes = ClassList(names, spoken_names(names), f"{self.file}, categories")
+        for remark in no_class_remarks(self.classes, "remove the category"):
+            logger.warning("%s: %s", self.file, remark)
         return {category["id"]: index for index, category in enumerate(classes)}
 
     def _build_index(
@@ -184,8 +196,13 @@ class OwnCoco(ClassMaskDataset):
     ) -> list[CocoItem]:
         """A CocoItem for each image with a picture on disk and a segmentation for each of its annotations."""
         objects: dict[Any, list[tuple[int, Any]]] = defaultdict(list)
+        ignored: dict[Any, set[int]] = defaultdict(set)  # image id -> classes of which something is ignored
         for position, annotation in enumerate(content["annotations"]):
             segmentation = annotation.get("segmentation")
+            if annotation.get("ignore"):  # crowds and difficult objects, as some tools mark them
+                ignored[annotation["image_id"]].add(class_of[annotation["category_id"]])
+                self.note("annotations marked 'ignore'; their class is not asked in that image", self.file)
+                continue
             objects[annotation["image_id"]].append((class_of[annotation["category_id"]], segmentation))
             if form := form_of(segmentation):
                 self.note(f"{form}; read as meant", f"annotations[{position}]")
@@ -201,13 +218,14 @@ class OwnCoco(ClassMaskDataset):
                 )
             else:
                 entries[path].append(image)
-        return [self._item(path, listed, objects, class_of) for path, listed in entries.items()]
+        return [self._item(path, listed, objects, ignored, class_of) for path, listed in entries.items()]
 
     def _item(
         self,
         path: Path,
         entries: Sequence[Mapping[str, Any]],
         objects: Mapping[Any, Sequence[tuple[int, Any]]],
+        ignored: Mapping[Any, set[int]],
         class_of: Mapping[Any, int],
     ) -> CocoItem:
         """One image file, with what all its entries in the annotation file say."""
@@ -216,7 +234,7 @@ class OwnCoco(ClassMaskDataset):
         drawn = tuple(found for image in entries for found in objects[image["id"]])
         partly, absent = set[int](), set(class_of.values()) if self.exhaustive else set[int]()
         for image in entries:
-            partly |= classes_in(image, "not_exhaustive_category_ids", class_of)
+            partly |= classes_in(image, "not_exhaustive_category_ids", class_of) | ignored[image["id"]]
             absent |= classes_in(image, "neg_category_ids", class_of)
         absent -= partly | {class_id for class_id, _ in drawn}
         return CocoItem(

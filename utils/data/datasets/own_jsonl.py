@@ -11,6 +11,7 @@ beside the file, 0 outside. [NEG] in an answer says that something is not in the
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from model.downloads import check_download
 from model.errors import UserError
 from model.files import read_text, split_lines
 from model.text.conversation import Conversation
@@ -36,6 +38,7 @@ from utils.data.polygons import STRAY_PART, form_of
 from utils.data.types import Recipe, ReferringSample, Sample
 
 KEYS = ("image", "conversations", "masks")
+NEAR_MARK = re.compile(r"[\[<(] *(?:seg|neg) *[\])>]", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,12 @@ class Line:
     image: str  # file name as written
     texts: tuple[str, ...]  # human and gpt in alternation
     masks: tuple[Any, ...]  # one a [SEG]
+
+    @property
+    def near_mark(self) -> str:
+        """What looks like [SEG] or [NEG] in an answer and is written otherwise; "" where nothing does."""
+        found = (match[0] for text in self.texts[1::2] for match in NEAR_MARK.finditer(text))
+        return next((mark for mark in found if mark not in (SEG, NEG)), "")
 
     @property
     def is_question(self) -> bool:
@@ -62,6 +71,7 @@ class OwnJsonl(Dataset):
 
     name = "own_jsonl"
     source = "own_jsonl"
+    is_own = True
     unit = "lines"
 
     def __init__(self, dataset_dir: str | Path, flag: OwnFlag, *, training: bool = False) -> None:
@@ -79,6 +89,12 @@ class OwnJsonl(Dataset):
                 f"file names of {self.file.name} read as others, {name!r} as {file!r}", self.images.folder
             )
         self.beside = FolderListing(self.file.parent)
+        for line in lines:
+            if mark := line.near_mark:
+                self.note(
+                    f"an answer holds {mark!r}, which is plain text; is {SEG} or {NEG} meant?",
+                    self.where(line),
+                )
         self.lines = []
         for line in lines:
             if line.image in self.images:
@@ -193,6 +209,11 @@ def read_lines(path: Path) -> list[Line]:
             continue
         try:
             lines.append(parse_line(number, parse_json(text)))
+        except json.JSONDecodeError as problem:
+            check_download(path)
+            raise UserError(
+                f"{path}, line {number}: not JSON ({problem}); write one object on each line, and no list around them"
+            ) from None
         except (ValueError, RecursionError) as problem:
             raise UserError(f"{path}, line {number}: {problem}") from None
     return lines

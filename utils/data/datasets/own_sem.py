@@ -40,6 +40,7 @@ class OwnSemantic(SemanticDataset):
 
     name = "own_sem"
     source = "own_sem"
+    is_own = True
     ignored_hint = "; 255 is ignored: masks of 0 and 255 must be masks of 0 and 1"
 
     def __init__(self, dataset_dir: str | Path, flag: OwnFlag, *, training: bool = False) -> None:

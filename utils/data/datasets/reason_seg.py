@@ -20,10 +20,11 @@ from utils.data.base import UNLABELLED, Dataset, sample_up_to, well_formed
 from utils.data.files import locate, read_json, tell_passed_over
 from utils.data.frames import Drawn
 from utils.data.images import images_in
-from utils.data.labelme import IGNORED, TARGET, draw_shapes, read_shapes
+from utils.data.labelme import IGNORED, TARGET, draw_shapes, open_shapes, read_shapes
 from utils.data.polygons import short
 from utils.data.types import ReasonSample, Recipe, Sample, UnusableItemError
 
+LINE = "a polygon of fewer than three points, drawn as a line, as LISA's reader does"
 ENCODING = "cp1252"  # of the published files that are not UTF-8
 
 
@@ -129,9 +130,23 @@ class ReasonSeg(Dataset):
                 raise UserError(f"'text' must be a list of questions, got {short(texts)}")
             shapes = read_shapes(annotation["shapes"])
             drawn = Drawn.of([[shape.polygon] for shape in shapes])
+            for where in open_shapes(shapes):
+                self.note(
+                    LINE,
+                    f"{item.json_path}, {where}",
+                )
+            has_target = any(shape.value == TARGET for shape in shapes)
+            if not has_target:
+                self.note("no shape marks a target: nothing is the right answer", item.json_path)
         image = self.read_picture(item.image_path, drawn=drawn)
         with self.usable(item.json_path):
-            label = draw_shapes(shapes, *image.shape[:2])
+            height, width = image.shape[:2]
+            label = draw_shapes(shapes, height, width)
+            if has_target and TARGET not in label:
+                raise UserError(
+                    f"no target covers a pixel of the image, which is {width} wide and {height} high; are the points "
+                    "pixels of this image?"
+                )
         return image, annotation, label
 
 

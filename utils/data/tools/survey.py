@@ -111,9 +111,8 @@ class Surveyor:
             is_there = isinstance(problem, NothingUsableError)
             finding.is_missing = isinstance(problem, FileNotFoundError) and not is_there
             return finding, None
-        classes = getattr(dataset, "classes", None)
         finding.num_images, finding.num_annotations = dataset.num_images, dataset.num_annotations
-        finding.num_classes = None if classes is None else len(classes)
+        finding.num_classes = len(dataset.classes) or None
         finding.dropped = list(dataset.dropped)
         return finding, dataset
 

@@ -164,7 +164,7 @@ def test_what_cannot_be_used_is_dropped_and_counted(tmp_path):
     [
         ([[1, 2, 3, 4, 5, 6, 7]], "annotations of 'dog': a polygon lists x and y in turn"),
         ({"size": [2, 2], "counts": [4]}, r"run-length code of size \(2, 2\)"),
-        ("polygon", "a list or a run-length code"),
+        ("polygon", "a list of polygons or a run-length code"),
     ],
 )
 def test_segmentations_that_are_none_are_named(tmp_path, recipe, segmentation, message):

@@ -105,7 +105,8 @@ def test_pictures_are_found_beside_the_file_in_images_or_where_told(
 def test_pictures_that_are_nowhere_are_an_error_that_says_where_it_looked(tmp_path):
     path = save_json(tmp_path / "boats.json", content(annotation(5, [BOX])))
     with pytest.raises(
-        FileNotFoundError, match=r"no picture of it, such as '1.png', is in .*/images; .*images=FOLDER"
+        FileNotFoundError,
+        match=r"no image of it, such as '1.png', is in .*/images.* holds boats.json.*; .*images=FOLDER",
     ):
         training(path)
 
@@ -139,7 +140,7 @@ def test_a_folder_has_a_file_for_each_split(tmp_path):
         (spoiled("annotations", 0, category_id=None), r"annotations\[0\] has no 'category_id'"),
         (
             spoiled("annotations", 0, category_id=[5]),
-            r"annotations\[0\]: 'category_id' is \[5\], not of the kind",
+            r"annotations\[0\]: 'category_id' is \[5\]; it is an id",
         ),
         (
             spoiled("annotations", 0, category_id=6),
@@ -191,7 +192,7 @@ def test_a_missing_picture_and_a_box_without_mask_are_dropped_and_counted(tmp_pa
         ({"size": [HEIGHT, WIDTH], "counts": [768]}, "the mask covers no pixel"),
         ({"size": [HEIGHT, WIDTH], "counts": [10, 20]}, "add up to 30, not to 768 pixels"),
         ({"size": [HEIGHT, WIDTH], "counts": compressed_rle(box(2, 3, 9, 9))["counts"][:-1]}, "run"),
-        ("1 2 3", "a segmentation is a list or a run-length code"),
+        ("1 2 3", "a segmentation is a list of polygons or a run-length code, got '1 2 3'"),
     ],
 )
 def test_masks_that_cannot_be_right_are_named_with_their_image(tmp_path, recipe, segmentation, message):

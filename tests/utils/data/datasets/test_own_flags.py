@@ -2,6 +2,8 @@ from dataclasses import replace
 
 import pytest
 
+from tests.utils.data.coco_files import BOX, annotation, content
+from tests.utils.data.coco_files import write as write_coco
 from tests.utils.data.datasets.test_own_sem import write
 from tests.utils.data.layouts import blocks, save
 from utils.config.training import TrainConfig
@@ -127,3 +129,12 @@ def test_pictures_may_have_any_usual_suffix(tmp_path):
         save(data / f"images/{suffix}.{suffix}", blocks([1]))
         save(data / f"labels/{suffix}.png", blocks([1]))
     assert len(build_val_dataset(f"own_sem:{data}", ".")) == 6
+
+
+def test_exhaustive_is_read_in_any_case_and_images_is_a_folder(tmp_path):
+    path = write_coco(tmp_path, content(annotation(5, [BOX])))
+    assert parse_entry(f"own_coco:{path}|exhaustive=True", "--dataset").open("nowhere").knows_absent
+    with pytest.raises(ValueError, match="exhaustive is true or false, got 'yes'"):
+        parse_entry(f"own_coco:{path}|exhaustive=yes", "--dataset").open("nowhere")
+    with pytest.raises(ValueError, match="is a file; name the folder that it is in"):
+        parse_entry(f"own_coco:{path}|images={tmp_path / '1.png'}", "--dataset").open("nowhere")

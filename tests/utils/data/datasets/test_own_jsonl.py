@@ -210,7 +210,7 @@ def test_lines_without_their_picture_are_dropped_and_counted(tmp_path):
         ("three.png", r"three.png holds the values \[1, 2\]; a mask has one value beside 0"),
         ("empty.png", r"empty.png is empty; say that something is not in the image with \[NEG\]"),
         ("small.png", r"is \(5, 6\) \(height, width\), its image \(24, 32\); save it as large as the image"),
-        ("colours.png", "a label holds one number a pixel, this one is RGB; save it as grey"),
+        ("colours.png", "a label holds one number a pixel, this one is RGB; save class numbers, not colours"),
         ([[2, 2, 10, 10]], "a polygon of 2 points"),
         ([box_polygon(90, 3, 5, 5)], "x 90 to 95, y 3 to 8 lies outside the image"),
         ([2, 2, 10, 10, 3, None], "a polygon holds finite numbers only, got None"),
@@ -218,7 +218,7 @@ def test_lines_without_their_picture_are_dropped_and_counted(tmp_path):
         ({"size": [5, 6], "counts": [30]}, r"run-length code of size \(5, 6\), image of \(24, 32\)"),
         ({"size": 5, "counts": [30]}, r"run-length code of size 5, image of \(24, 32\)"),
         ({"size": [HEIGHT, WIDTH], "counts": [-1, 769]}, "run lengths are whole numbers"),
-        (7, "a segmentation is a list or a run-length code, got int"),
+        (7, "a segmentation is a list of polygons or a run-length code, got 7"),
     ],
 )
 def test_masks_that_cannot_be_right_are_named_with_their_line(tmp_path, recipe, mask, message):
@@ -249,3 +249,20 @@ def test_a_line_ends_at_a_newline_and_not_at_a_separator_of_unicode(tmp_path):
         (tmp_path / "train.jsonl").write_bytes(text.encode(encoding))
         dataset = OwnJsonl.open(tmp_path, [str(tmp_path)], training=True)
         assert [line.texts[0] for line in dataset.lines] == [asked, "And here?"]
+
+
+@pytest.mark.parametrize("mark", ["[seg]", "<SEG>", "(neg)", "[ NEG ]"])
+def test_marks_that_are_nearly_right_are_pointed_out(tmp_path, caplog, mark):
+    path = write(tmp_path, line("Where?", f"It is {mark}."), line("Where?", "No [NEG]."))
+    parse_entry(f"own_jsonl:{path}", "--dataset").open("nowhere", training=True)
+    assert f"line 1: an answer holds {mark!r}, which is plain text" in caplog.text
+    assert "line 2" not in caplog.text
+
+
+def test_a_list_in_place_of_lines_is_told_what_to_do(tmp_path):
+    path = write(tmp_path, line("Where?", "Nowhere."))
+    path.write_text(json.dumps([json.loads(path.read_text())], indent=1))
+    with pytest.raises(
+        ValueError, match=r"line 1: not JSON .*; write one object on each line, and no list around them"
+    ):
+        parse_entry(f"own_jsonl:{path}", "--dataset").open("nowhere", training=True)

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -244,7 +246,7 @@ def test_a_missing_class_list_says_how_to_write_one(tmp_path):
             r"label values \[9\] are not in .*; value n is line n, .*classes.txt; add lines, or mend",
         ),
         (blocks([1], 10, 12), r"label is \(10, 12\), its image \(24, 32\)"),
-        (picture(0), "a label holds one number a pixel, this one is RGB; save it as grey"),
+        (picture(0), "a label holds one number a pixel, this one is RGB; save class numbers, not colours"),
     ],
 )
 def test_labels_that_cannot_be_used_are_named(tmp_path, recipe, label, message):
@@ -287,3 +289,34 @@ def test_missing_folders_are_named(tmp_path):
         FileNotFoundError, match=r"needs the folder .*my_data/labels; .*holds classes.txt, images"
     ):
         training(data)
+
+
+def test_labels_named_after_the_whole_file_name_are_paired(tmp_path, caplog):
+    data = write(tmp_path, [blocks([1, 2])] * 2)
+    for path in sorted((data / "labels").iterdir()):
+        image = next((data / "images").glob(f"{path.stem}.*"))
+        path.rename(path.with_name(f"{image.name}.png"))
+    assert len(build_val_dataset(f"own_sem:{data}", ".")) == 2
+    assert "labels named like the image with its suffix" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["{}_mask.png", "{}.npy"])
+def test_a_file_that_nearly_is_the_label_is_named(tmp_path, name):
+    data = write(tmp_path, [blocks([1, 2])])
+    (label,) = (data / "labels").iterdir()
+    label.rename(label.with_name(name.format(label.stem)))
+    with pytest.raises(
+        FileNotFoundError, match=re.escape(f"{name.format(label.stem)} is there, but a label is")
+    ):
+        build_val_dataset(f"own_sem:{data}", ".")
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".png"])
+def test_a_label_of_several_images_is_refused(tmp_path, suffix):
+    data = write(tmp_path, [blocks([1, 2])])
+    (label,) = (data / "labels").iterdir()
+    first, second = (Image.fromarray(blocks(values)) for values in ([1, 2], [2, 1]))
+    label.unlink()
+    first.save(label.with_suffix(suffix), save_all=True, append_images=[second])
+    with pytest.raises(ValueError, match="holds 2 images, and a label is one"):
+        build_val_dataset(f"own_sem:{data}", ".")[0]

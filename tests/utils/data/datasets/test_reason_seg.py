@@ -127,3 +127,15 @@ def test_images_without_annotation_are_dropped_and_no_image_is_an_error(tmp_path
         ReasonSeg(tmp_path, "val")
     with pytest.raises(FileNotFoundError, match=r"ReasonSeg needs .*ReasonSeg/test.*holds val"):
         ReasonSeg(tmp_path, "test")
+
+
+def test_targets_outside_of_the_image_are_an_error_and_none_is_said(tmp_path, caplog):
+    for name, shapes in (("a", [shape("target", [[90, 90], [95, 90], [95, 95]])]), ("b", [])):
+        write_reason_seg(tmp_path, "val", name, {"text": ["what?"], "is_sentence": True, "shapes": shapes})
+    data = ReasonSeg(tmp_path, "val")
+    with pytest.raises(
+        ValueError, match="no target covers a pixel of the image, which is 32 wide and 24 high"
+    ):
+        data[0]
+    assert not data[1].mask.any()
+    assert "b.json: no shape marks a target" in caplog.text
