@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from model.checkpoints.finite import require_finite
 from model.checkpoints.frame import check_space, full_config, layer_names, text_config_of, write_frame
 from model.checkpoints.layouts import released
 from model.checkpoints.layouts.base import SETTINGS_FOLDER
@@ -71,7 +72,7 @@ class MergedModel:
         self.config = full_config(frame, text_config)
         self.shell = empty_model(self.config)
         self._frame = frame.state_dict()
-        self._layers, self._stored_names = layers, layer_names(layers)
+        self._base, self._layers, self._stored_names = base, layers, layer_names(layers)
         self._deltas: dict[str, tuple[Tensor, Tensor, float]] = {}  # adapters A, B and their scale
         self._trained: dict[str, Tensor] = {}  # layers' weights that the run stored whole
         expected = {name: value for name, value in self.shell.state_dict().items() if name not in self._frame}
@@ -100,7 +101,12 @@ class MergedModel:
 
     @torch.no_grad()
     def read(self, name: str) -> Tensor:
-        """One weight of the merged model."""
+        """One weight of the merged model; UserError if it is not finite in the number format written."""
+        value = self._merged(name)
+        require_finite({name: value}, source=f"{self._base} with the trained weights, in {value.dtype}")
+        return value
+
+    def _merged(self, name: str) -> Tensor:
         if name in self._frame:
             return self._frame[name]
         value = self._trained.get(name)

@@ -31,7 +31,8 @@ def command(name: str) -> Callable[[Main], Callable[..., int]]:
     """Makes `main(argv)` return an exit code: its own (None is 0), or 2 after one line about what the user did wrong.
 
     A UserError or an OSError (a file that is not there, a disk that is full) is printed as "NAME: message", once and
-    not by every process of a launcher. Any other exception is ours, and passes with its traceback.
+    not by every process of a launcher; a UserError with an `exit_code` of its own ends with that. Any other exception
+    is ours, and passes with its traceback.
     """
 
     def decorate(main: Main) -> Callable[..., int]:
@@ -43,7 +44,7 @@ def command(name: str) -> Callable[[Main], Callable[..., int]]:
                 text = one_line(problem)
                 if _is_first_to_say(text):
                     print(f"{name}: {text}", file=sys.stderr, flush=True)
-                return USER_MISTAKE
+                return getattr(problem, "exit_code", USER_MISTAKE)
 
         return run
 

@@ -17,6 +17,7 @@ from model.text.format import DEFAULT_NUM_ALL_CLASSES, TOKENS_OF_FORMAT, Sequenc
 from utils.common.settings import check_choices, require_not_negative, require_positive, setting
 
 PRECISIONS = ("fp32", "bf16", "fp16")
+MAX_STEP_SIZE = 1e30  # AdamW's first step is ten times that, and float32 ends at 3e38
 ATTENTION = ("auto", "sdpa", "eager", "flash_attention_2", "flex_attention")
 
 
@@ -135,6 +136,9 @@ class TrainConfig(DataConfig):
         False,
         "torch.compile for the language model's layers and SAM's blocks; needs a compiler, takes minutes",
     )
+    max_bad_steps: int = setting(
+        20, "stop after so many steps in a row whose loss or gradient is not finite (exit code 3); 0: never"
+    )
     num_threads: int = setting(0, "CPU threads of each process; 0: torch's choice")
     profile: int = setting(
         0, "write a profile of so many steps after warm-up to runs/EXP/profile; alone: 3 steps", alone=3
@@ -162,8 +166,14 @@ class TrainConfig(DataConfig):
         )  # fmt: skip
         require_not_negative(
             self, "workers", "sam_cache_gb", "warmup_steps", "lora_r", "max_val_samples", "weight_decay",
-            "num_threads", "classes_per_query", "ce_loss_weight", "bce_loss_weight", "dice_loss_weight",
+            "num_threads", "max_bad_steps", "classes_per_query", "ce_loss_weight", "bce_loss_weight",
+            "dice_loss_weight",
         )  # fmt: skip
+        if max(self.lr, self.weight_decay, self.lr * self.weight_decay) > MAX_STEP_SIZE:
+            raise UserError(
+                f"--lr {self.lr:g} and --weight_decay {self.weight_decay:g}, and their product, must be at most "
+                f"{MAX_STEP_SIZE:g}: float32 holds no larger steps"
+            )
         if not 0 <= self.lora_dropout <= 1:
             raise UserError(f"--lora_dropout is a share, 0 to 1, got {self.lora_dropout}")
         for name in ("beta1", "beta2"):

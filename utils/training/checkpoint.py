@@ -34,7 +34,8 @@ from utils.common.settings import STARTED_IN, path_settings, save_config
 from utils.config.training import TrainConfig
 from utils.data.counts import DataCounts
 from utils.training.engine import Engine
-from utils.training.progress import Progress, Score, Validated
+from utils.training.health import check_weights
+from utils.training.progress import BadSteps, Progress, Score, Validated
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ LATEST = "latest"
 # and what is measured. Everything else decides the weights, and stays as it was.
 FREE = (
     "epochs", "dataset_dir", "fast_resize", "workers", "sam_cache", "sam_cache_gb", "attn_implementation",
-    "gradient_checkpointing", "compile", "num_threads", "profile", "local_rank", "max_bad_fraction",
+    "gradient_checkpointing", "compile", "num_threads", "profile", "local_rank", "max_bad_fraction", "max_bad_steps",
     "val_dataset_list", "val_dataset", "no_eval", "val_batch_size", "max_val_samples", "classes_per_query",
     "log_base_dir", "exp_name", "auto_resume",
 )  # fmt: skip
@@ -53,7 +54,12 @@ FREE = (
 
 def save_checkpoint(engine: Engine, config: TrainConfig, progress: Progress) -> None:
     """Save the newest weights, the optimizer, and how far the run is. A collective call."""
-    state = {"step": progress.step, "counted": progress.counts.state()}
+    state = {
+        "step": progress.step,
+        "counted": progress.counts.state(),
+        "bad_steps": progress.bad.total,
+        "owes_validation": progress.owes_validation,
+    }
     _save(engine, config, config.run_dir / CHECKPOINT_FOLDER, state)
 
 
@@ -69,6 +75,7 @@ def save_best(engine: Engine, config: TrainConfig, step: int, score: Score | Non
 
 def _save(engine: Engine, config: TrainConfig, folder: Path, state: dict[str, Any]) -> None:
     """The older save of the folder goes only after the new one is complete."""
+    check_weights(engine, state["step"])
     tag = f"global_step{state['step']}"
     if is_main_process():
         _save_settings(engine.module, config, folder / SETTINGS_FOLDER)
@@ -245,8 +252,15 @@ def resume(engine: Engine, config: TrainConfig) -> Progress:
     if is_main_process():
         _remove_all_but(folder, f"global_step{step}")
     logger.info("continues %s at step %d", path, step)
-    counts = DataCounts.from_state(state.get("counted", {}))
-    return Progress(step=step, validated=read_validated(config, step), counts=counts)
+    validated = read_validated(config, step)
+    ends_epoch = step > 0 and step % config.steps_per_epoch == 0  # for runs older than the entry
+    return Progress(
+        step=step,
+        validated=validated,
+        counts=DataCounts.from_state(state.get("counted", {})),
+        bad=BadSteps(total=state.get("bad_steps", 0)),
+        owes_validation=state.get("owes_validation", ends_epoch) and validated.step < step,
+    )
 
 
 def forget_after(log: Path, step: int) -> None:

@@ -29,6 +29,7 @@ class Engine(Protocol):
     module: LasagnaForConditionalGeneration
     device: torch.device
     checkpoint_engine: CheckpointEngine
+    optimizer: Any  # a torch optimizer, or DeepSpeed's around one
 
     def __call__(self, **inputs: Any) -> LasagnaOutput:
         """The model's forward pass over one micro-batch."""
@@ -44,6 +45,10 @@ class Engine(Protocol):
 
     def step(self) -> None:
         """One micro-batch is done; after the last one of an optimizer step the weights change."""
+        ...
+
+    def was_step_applied(self) -> bool:
+        """Whether the last `step` changed the weights; not when a gradient was not finite."""
         ...
 
     def get_lr(self) -> list[float]:

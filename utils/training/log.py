@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,8 +70,15 @@ def open_log(config: TrainConfig, start: int) -> Iterator[TrainLog]:
             writer.close()
 
 
-def log_step(step: int, log: TrainLog, meters: Meters, lr: float, started: float) -> None:
-    """What one step was like over all processes, and how fast; `started` is its time.perf_counter()."""
+def log_step(
+    step: int, log: TrainLog, meters: Meters, lr: float, started: float, *, applied: bool = True
+) -> None:
+    """What one step was like over all processes, and how fast.
+
+    Args:
+        started: its time.perf_counter().
+        applied: whether it changed the weights; not when a loss or gradient was not finite.
+    """
     summary = meters.summary()  # waits for the GPU, so that the time is that of the work
     seconds = time.perf_counter() - started
     meters.reset()
@@ -82,9 +89,16 @@ def log_step(step: int, log: TrainLog, meters: Meters, lr: float, started: float
     log.bar.set_description_str(bar_text(losses, speed), refresh=False)
     for group, values in (("train", losses), ("speed", speed)):
         for name, value in values.items():
-            log.writer.add_scalar(f"{group}/{name}", value, step)
+            if math.isfinite(value):
+                log.writer.add_scalar(f"{group}/{name}", value, step)
     with (log.folder / LOSSES_FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": step, **losses}) + "\n")
+        file.write(line_of(step, losses, applied) + "\n")
+
+
+def line_of(step: int, losses: Mapping[str, float], applied: bool) -> str:
+    """A step in losses.jsonl. JSON knows no NaN and no infinity: null stands for them."""
+    values = {name: value if math.isfinite(value) else None for name, value in losses.items()}
+    return json.dumps({"step": step, **values, **({} if applied else {"applied": False})}, allow_nan=False)
 
 
 def speed_of(summary: Summary, seconds: float) -> dict[str, float]:

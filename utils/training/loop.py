@@ -19,6 +19,7 @@ from utils.data.mixture import Mixture
 from utils.data.types import Batch
 from utils.training.checkpoint import save_best, save_checkpoint
 from utils.training.engine import Engine
+from utils.training.health import DivergedError, Watch
 from utils.training.log import TrainLog, log_step, open_log, say
 from utils.training.meters import Meters, peak_memory
 from utils.training.profile import StepProfiler
@@ -44,6 +45,7 @@ def train(
     # Here and not in a step: an iterator that is made draws a number, which the dropout of its step would miss.
     loaded = iter(open_loader(mixture, engine, config, progress.step, sam_cache))
     batches = on_device(loaded, engine, sam_cache, meters, costs)
+    watch = Watch(engine)
     profiler = StepProfiler(config.profile if is_main_process() else 0, config.run_dir / PROFILE_FOLDER)
     with open_log(config, progress.step) as log, profiler:
         catch_up(engine, config, datasets, progress, log)
@@ -51,11 +53,14 @@ def train(
             started = time.perf_counter()
             progress.step += 1
             torch.manual_seed(seed_of_step(config.seed, progress.step))  # dropout
-            train_step(engine, batches, config.grad_accumulation_steps, meters, progress.counts)
+            train_step(engine, batches, config.grad_accumulation_steps, meters, progress.counts, watch)
             meters.peak({"memory": peak_memory(engine.device)})
-            log_step(progress.step, log, meters, engine.get_lr()[0], started)
+            applied = engine.was_step_applied()
+            log_step(progress.step, log, meters, engine.get_lr()[0], started, applied=applied)
+            watch.after_step(progress.step, progress.bad, config.max_bad_steps)
             profiler.step()
             finish_step(engine, config, datasets, progress, log)
+        check_last_step(progress)
         if datasets and progress.validated.best_step is None:
             say("no validation came to a number: ckpt_best holds the last weights")
             save_best(engine, config, progress.step, None)
@@ -70,23 +75,37 @@ def catch_up(
     engine: Engine, config: TrainConfig, datasets: dict[str, Dataset], progress: Progress, log: TrainLog
 ) -> None:
     """Validate what a kill left out: the weights of an epoch are saved before they are validated."""
-    ends_epoch = progress.step > 0 and progress.step % config.steps_per_epoch == 0
-    if ends_epoch and progress.validated.step < progress.step:
+    if progress.owes_validation:
         validate_epoch(engine, config, datasets, progress, log)
 
 
 def finish_step(
     engine: Engine, config: TrainConfig, datasets: dict[str, Dataset], progress: Progress, log: TrainLog
 ) -> None:
-    """What follows an optimizer step: the samples are counted, an epoch is saved and validated."""
+    """What follows an optimizer step: the samples are counted, an epoch is saved and validated.
+
+    While steps are skipped nothing is saved: the weights may be beyond help, and would replace good ones.
+    """
     ends_epoch = progress.step % config.steps_per_epoch == 0
-    if ends_epoch or progress.step % COUNT_EVERY == 0:
+    progress.owes_validation |= ends_epoch
+    is_due = progress.owes_validation and not progress.bad.in_row
+    if is_due or ends_epoch or progress.step % COUNT_EVERY == 0:
         progress.counts.gather()
         progress.counts.check(config.max_bad_fraction)
-    if ends_epoch:
+    if is_due:
         # First, so that nothing is lost if the validation fails.
         save_checkpoint(engine, config, progress)
         validate_epoch(engine, config, datasets, progress, log)
+
+
+def check_last_step(progress: Progress) -> None:
+    """DivergedError when the run ends with steps that were skipped: what it came to is not saved."""
+    if progress.bad.in_row:
+        raise DivergedError(
+            f"the run ends at step {progress.step} with {progress.bad.in_row} skipped steps, whose loss or gradient "
+            "was not finite; the last save is good. Lower --lr under another --exp_name, or mend the samples named "
+            "above"
+        )
 
 
 def open_loader(
@@ -131,16 +150,24 @@ def on_device(
 
 
 def train_step(
-    engine: Engine, batches: Iterator[Batch], accumulation: int, meters: Meters, counts: DataCounts
+    engine: Engine,
+    batches: Iterator[Batch],
+    accumulation: int,
+    meters: Meters,
+    counts: DataCounts,
+    watch: Watch,
 ) -> None:
     """One optimizer step; its losses go into the meters."""
     engine.train()
-    for _ in range(accumulation):
+    for micro_batch in range(accumulation):
         batch = next(batches)
         output = engine(**batch.inputs.fields())
+        loss = watch.see(batch, output.loss)
         with record_function("backward"):
-            engine.backward(output.loss)
+            engine.backward(loss)
         with record_function("optimizer"):
+            if micro_batch == accumulation - 1:
+                watch.before_step()
             engine.step()
         counts.add(batch)
         meters.add(vars(output.losses) | {"skipped": len(batch.skipped), "shortened": batch.num_shortened})

@@ -36,9 +36,24 @@ class Validated:
 
 
 @dataclass(kw_only=True)
+class BadSteps:
+    """Steps that were skipped because their loss or gradient was not finite."""
+
+    total: int = 0  # of the run, over all its starts
+    in_row: int = 0  # up to now
+
+    def note(self, applied: bool) -> None:
+        """Count a step that was applied, or skipped."""
+        self.total += not applied
+        self.in_row = 0 if applied else self.in_row + 1
+
+
+@dataclass(kw_only=True)
 class Progress:
     """Where a run stands; the training loop moves it on."""
 
     step: int = 0  # optimizer steps done
     validated: Validated = field(default_factory=Validated)
     counts: DataCounts = field(default_factory=DataCounts)
+    bad: BadSteps = field(default_factory=BadSteps)
+    owes_validation: bool = False  # an epoch has ended that is not validated yet

@@ -30,6 +30,7 @@ def validate_epoch(
 
     A validation that fails is logged, and tried again when the run is resumed at this step.
     """
+    progress.owes_validation = False
     if not datasets:
         return
     step, validated = progress.step, progress.validated

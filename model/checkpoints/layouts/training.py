@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.checkpoints.finite import require_finite
 from model.checkpoints.layouts import adapter, deepspeed, released
 from model.checkpoints.layouts.base import DTYPES, SETTINGS_FOLDER, named_dtype
 from model.checkpoints.weights import INDEX_FILES, WEIGHT_FILES, read_folder, read_weight_file
@@ -101,8 +102,14 @@ def read_training_weights(path: str | Path, tag: str | None = None) -> dict[str,
 
     Raises:
         FileNotFoundError: there is nothing of that kind; the message says what was looked for.
+        UserError: a weight is not finite, or a file is damaged.
     """
-    path = Path(path).expanduser()
+    weights = _trained_weights(Path(path).expanduser(), tag)
+    require_finite(weights, source=str(path))
+    return weights
+
+
+def _trained_weights(path: Path, tag: str | None) -> dict[str, Tensor]:
     if path.is_file():
         if path.name.endswith(("_model_states.pt", "_optim_states.pt")):
             raise UserError(f"--weight {path} is one file of a DeepSpeed checkpoint; pass its folder")

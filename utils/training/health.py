@@ -1,0 +1,143 @@
+"""Non-finite numbers in training: they never reach the weights, are counted and named, and stop a run that is lost.
+
+A loss that is not finite makes every gradient of its micro-batch NaN (`Watch.see`); reducing the gradients brings
+that to all processes, and the optimizer of each skips the step, as DeepSpeed's do for a gradient that is not finite
+itself. So one decision covers both, it is the same everywhere, and nothing waits for the GPU inside a micro-batch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from model.errors import UserError
+from utils.common.distributed import world_size
+from utils.data.types import Batch
+from utils.training.engine import Engine
+from utils.training.progress import BadSteps
+
+logger = logging.getLogger(__name__)
+
+MAX_NAMED = 20  # samples or weights that a message names
+
+
+class DivergedError(UserError):
+    """The numbers of a run are not finite any more: going on would waste time, saving would ruin what is saved."""
+
+    exit_code = 3
+
+
+class Watch:
+    """Watches the losses and gradients of one optimizer step at a time."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._seen: list[
+            tuple[tuple[str, ...], Tensor]
+        ] = []  # the samples of a micro-batch, () bool on the device
+        # A plain torch optimizer (ZeRO-0 in float32) applies any gradient. DeepSpeed asks every optimizer for this.
+        self._is_plain = isinstance(engine.optimizer, torch.optim.Optimizer)
+        if self._is_plain:
+            engine.optimizer.overflow = False
+            engine.optimizer.step = _unless_overflow(engine.optimizer)
+
+    def see(self, batch: Batch, loss: Tensor) -> Tensor:
+        """The loss to take the gradient of: `loss` times 1, or times NaN if it is not finite."""
+        is_finite = torch.isfinite(loss.detach())
+        self._seen.append((batch.sources, is_finite))
+        return loss * torch.where(is_finite, 1.0, torch.nan).to(loss.dtype)
+
+    def before_step(self) -> None:
+        """Between the last backward and the step that changes the weights: what a plain optimizer does not check."""
+        if not self._is_plain:
+            return
+        gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self._engine.optimizer.overflow = not bool(torch.isfinite(norm))
+
+    def after_step(self, step: int, bad: BadSteps, max_bad_steps: int) -> bool:
+        """Count whether the step was applied, the same on every process; a collective call if it was not.
+
+        Raises:
+            DivergedError: it is the last of `max_bad_steps` in a row; 0: any number is allowed.
+        """
+        seen, self._seen = self._seen, []
+        applied = self._engine.was_step_applied()
+        bad.note(applied)
+        if applied:
+            return True
+        what, names = _culprits(seen)
+        logger.warning(
+            "step %d: the %s not finite; the step is skipped (%d in a row, %d in all). Samples: %s",
+            step, "loss is" if what == "loss" else "gradient is", bad.in_row, bad.total, shown(names),
+        )  # fmt: skip
+        if max_bad_steps and bad.in_row >= max_bad_steps:
+            raise DivergedError(
+                f"step {step}: {bad.in_row} steps in a row had a loss or gradient that is not finite "
+                "(--max_bad_steps); the weights of the last save are good. Start again from it with a lower --lr "
+                "(another --exp_name, with the merged model as --version), or mend the samples named above"
+            )
+        return False
+
+
+def _unless_overflow(optimizer: torch.optim.Optimizer) -> Callable[..., object]:
+    """The `step` of an optimizer, which does nothing when its `overflow` is set."""
+    step = optimizer.step
+
+    def step_or_not(*arguments: object, **named: object) -> object:
+        return None if optimizer.overflow else step(*arguments, **named)
+
+    return step_or_not
+
+
+def _culprits(seen: Sequence[tuple[tuple[str, ...], Tensor]]) -> tuple[str, list[str]]:
+    """("loss" or "gradient", the samples of all processes that are concerned). A collective call."""
+    by_loss = [name for sources, is_finite in seen if not is_finite for name in sources]
+    mine = (by_loss, [name for sources, _ in seen for name in sources])
+    everyone = gathered(mine)
+    if any(of_loss for of_loss, _ in everyone):
+        return "loss", [name for of_loss, _ in everyone for name in of_loss]
+    return "gradient", [name for _, names in everyone for name in names]
+
+
+def check_weights(engine: Engine, step: int) -> None:
+    """DivergedError when a trained weight or a value of the optimizer is not finite. A collective call."""
+    with torch.no_grad():
+        named = {
+            # `ds_tensor` is this process's part of a parameter that ZeRO-3 has divided.
+            name: torch.isfinite(getattr(parameter, "ds_tensor", parameter)).all()
+            for name, parameter in engine.module.named_parameters()
+            if parameter.requires_grad
+        }
+        inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
+        for state in inner.state.values():
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.is_floating_point():
+                    key, whole = f"the optimizer's {name}", torch.isfinite(value).all()
+                    named[key] = named[key] & whole.to(named[key].device) if key in named else whole
+        flags = torch.stack([flag.to(engine.device) for flag in named.values()]).tolist()
+    mine = [name for name, is_finite in zip(named, flags, strict=True) if not is_finite]
+    wrong = list(dict.fromkeys(name for names in gathered(mine) for name in names))
+    if wrong:
+        raise DivergedError(
+            f"step {step}: weights are not finite and are not saved: {shown(wrong)}; the last save is good. Lower "
+            "--lr, and start again under another --exp_name"
+        )
+
+
+def gathered(mine: object) -> list:
+    """One object of each process. A collective call."""
+    everyone = [mine] * world_size()
+    if len(everyone) > 1:
+        dist.all_gather_object(everyone, mine)
+    return everyone
+
+
+def shown(names: Sequence[str]) -> str:
+    """The first names, and how many there are more."""
+    more = len(names) - MAX_NAMED
+    return ", ".join(names[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
