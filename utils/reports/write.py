@@ -9,8 +9,8 @@ from pathlib import Path
 
 from utils.common.paths import file_stems
 from utils.reports.confusion_plot import draw_confusion
-from utils.reports.html import samples_page
 from utils.reports.report import REPORT_FILE, Report
+from utils.reports.samples_page import samples_page
 from utils.reports.tables import Target, classes_csv, to_markdown
 
 

@@ -10,15 +10,13 @@ from.
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -39,8 +37,10 @@ from utils.data.tools.selection import LookConfig, entries_asked, entries_known,
 from utils.data.types import Sample
 from utils.reports.colours import MASK_COLOURS, Colour, class_colour
 from utils.reports.drawing import GAP, INK, MARGIN, PALE, PAPER, LegendEntry, draw_legend, font, overlay
+from utils.reports.pages import data_url, render
 
 TOY_MODEL = Path(__file__).parents[3] / "assets" / "toy" / "llava"
+TEMPLATE = Path(__file__).with_name("preview.html.jinja")
 CELL, LEGEND, LETTERS = 250, 210, 26  # of the contact sheet, in pixels; letters of a line of its legend
 PICTURE, THUMBNAIL = 560, 120  # longest side of pictures on the page, in pixels
 NOTHING = -1  # label of pixels without a mask
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     draw_contact_sheet(shown).save(out / "preview.png")
-    page = "".join(write_page(shown, processor, mixture.describe(), config))
+    page = page_of(shown, processor, mixture.describe(), config)
     (out / "index.html").write_text(page, encoding="utf-8")
     print(f"{len(shown)} samples: {out / 'preview.png'}, {out / 'index.html'}")
     return 0
@@ -206,58 +206,52 @@ def legend_of(one: Shown) -> Iterator[LegendEntry]:
 
 # --------------------------------------------------------------------------------------------- the page
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #212529; margin: 2em auto; max-width: 1240px; padding: 0 1em; }
-section { border-top: 1px solid #dee2e6; padding: 1em 0; }
-h2 { font-size: 1.05em; margin: 0; } .from { color: #868e96; font-size: .85em; overflow-wrap: anywhere; }
-.pictures img { max-width: 49%; vertical-align: top; margin: .5em 0; }
-.masks { display: flex; flex-wrap: wrap; gap: .7em; } figure { margin: 0; width: 120px; font-size: .85em; }
-figure img { width: 100%; border: 1px solid #dee2e6; } .swatch { display: inline-block; width: .8em; height: .8em; }
-figcaption { line-height: 1.25; overflow-wrap: anywhere; }
-pre { font: 13px/1.7 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; background: #f8f9fa;
-      padding: .7em; margin: .6em 0; }
-.t { border-right: 1px solid #dee2e6; color: #868e96; } .learned { background: #d3f9d8; color: #2b8a3e; }
-.special { font-weight: bold; } pre .note { color: #868e96; }
-"""
 
-
-def write_page(
+def page_of(
     shown: Sequence[Shown], processor: LasagnaProcessor, described: str, config: PreviewConfig
-) -> Iterator[str]:
-    """The page, piece by piece; everything that comes from data is escaped."""
-    yield f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Samples</title><style>{STYLE}</style>'
-    yield "</head><body><h1>Training samples as the model sees them</h1>"
-    yield f"<p>Tokenizer and template: {html.escape(config.version)}, {html.escape(processor.prompt)}. "
-    yield '<span class="learned">Green tokens are learned</span>, grey ones are given; hover for the id.</p>'
-    yield f"<pre>{html.escape(described)}</pre>"
-    for one in shown:
-        yield from write_section(one, processor)
-    yield "</body></html>\n"
+) -> str:
+    """index.html; described: the mixture in words."""
+    return render(
+        TEMPLATE,
+        tokenizer=config.version,
+        prompt=processor.prompt,
+        mixture=described,
+        samples=[section_of(one, processor) for one in shown],
+    )
 
 
-def write_section(one: Shown, processor: LasagnaProcessor) -> Iterator[str]:
-    yield f'<section><h2>{html.escape(one.title)}</h2><div class="from">{html.escape(one.sample.source)}</div>'
-    for replaced in one.sample.skipped:
-        yield f'<div class="from">instead of {html.escape(replaced)}</div>'
-    yield '<div class="pictures">'
-    for masks in (False, True) if one.phrases else (False,):
-        picture = one.picture(PICTURE, masks=masks)
-        yield f'<img alt="{"masks" if masks else "image"}" src="{inlined(picture, "JPEG")}"> '
-    yield '</div><div class="masks">'
-    for mask, phrase, colour in zip(one.sample.masks, one.phrases, one.colours, strict=True):
-        thumbnail = fit(Image.fromarray((mask > 0).astype(np.uint8) * 255), THUMBNAIL, Image.Resampling.BOX)
-        swatch = f'<span class="swatch" style="background:rgb{colour}"></span>'
-        caption = f"<figcaption>{swatch} {html.escape(phrase)}</figcaption>"
-        yield f'<figure><img alt="" src="{inlined(thumbnail, "PNG")}">{caption}</figure>'
-    yield "</div>"
-    if left_out := left_out_of(one.sample):
-        yield f'<div class="from">{left_out}</div>'
-    for encoded in one.sample.encoded:
-        yield f"<pre>{''.join(write_tokens(encoded, processor))}</pre>"
-    yield "</section>"
+def section_of(one: Shown, processor: LasagnaProcessor) -> dict[str, Any]:
+    """What the template shows of a sample."""
+    drawn = {"image": False, "masks": True} if one.phrases else {"image": False}
+    masks = zip(one.sample.masks, one.phrases, one.colours, strict=True)
+    return {
+        "title": one.title,
+        "source": one.sample.source,
+        "skipped": one.sample.skipped,
+        "images": [(name, data_url(one.picture(PICTURE, masks=over))) for name, over in drawn.items()],
+        "masks": [
+            {"url": thumbnail_of(mask), "phrase": phrase, "colour": colour} for mask, phrase, colour in masks
+        ],
+        "left_out": left_out_of(one.sample),
+        "conversations": [
+            {
+                "tokens": list(tokens_of(encoded, processor)),
+                "num_text_tokens": encoded.num_text_tokens,
+                "num_learned": sum(label != IGNORE_INDEX for label in encoded.labels),
+            }
+            for encoded in one.sample.encoded
+        ],
+    }
+
+
+def thumbnail_of(mask: np.ndarray) -> str:
+    """A (height, width) mask as a small image in a data URL."""
+    image = Image.fromarray((mask > 0).astype(np.uint8) * 255)
+    return data_url(fit(image, THUMBNAIL, Image.Resampling.BOX), "PNG")
 
 
 def left_out_of(sample: Sample) -> str:
+    """What was left out of a sample so that it fits, or an empty text."""
     if not sample.classes_left_out and not sample.conversations_left_out:
         return ""
     return (
@@ -266,8 +260,8 @@ def left_out_of(sample: Sample) -> str:
     )
 
 
-def write_tokens(encoded: Encoded, processor: LasagnaProcessor) -> Iterator[str]:
-    """A span a token; the image's tokens are one."""
+def tokens_of(encoded: Encoded, processor: LasagnaProcessor) -> Iterator[dict[str, Any]]:
+    """The tokens of a conversation; those of the image are one."""
     tokenizer = processor.tokenizer
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     image_seen = False
@@ -276,22 +270,13 @@ def write_tokens(encoded: Encoded, processor: LasagnaProcessor) -> Iterator[str]
             continue
         image_seen |= index == processor.token_ids.image
         kinds = ["t"] + ["learned"] * (label != IGNORE_INDEX) + ["special"] * (index in special)
-        text = html.escape(readable(tokenizer.convert_ids_to_tokens(index)))
-        yield f'<span class="{" ".join(kinds)}" title="{index}">{text}</span>'
-    num_learned = sum(label != IGNORE_INDEX for label in encoded.labels)
-    yield f'\n<span class="note">{encoded.num_text_tokens} text tokens, {num_learned} learned</span>'
+        text = readable(tokenizer.convert_ids_to_tokens(index))
+        yield {"id": index, "kinds": " ".join(kinds), "text": text}
 
 
 def readable(token: str) -> str:
     """A token as it looks in a text: sentencepiece's and GPT-2's marks for white space are undone."""
     return token.replace("▁", " ").replace("Ġ", " ").replace("<0x0A>", "⏎\n").replace("Ċ", "⏎\n")
-
-
-def inlined(picture: Image.Image, format: str) -> str:
-    """A picture as a data URL."""
-    file = io.BytesIO()
-    picture.save(file, format=format)
-    return f"data:image/{format.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,36 @@
+"""HTML pages that need no other file: Jinja2 templates beside the code, images inside the page, no scripts.
+
+Every page extends page.html.jinja. Whatever a template prints is escaped (autoescape), so names and texts of the data
+cannot become markup; page.html.jinja also forbids the browser to load or run anything.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+BASE = Path(__file__).parent  # of page.html.jinja
+
+
+def render(template: Path, **values: object) -> str:
+    """The page that a template makes of `values`. Raises jinja2.UndefinedError for a value that is missing."""
+    environment = Environment(
+        loader=FileSystemLoader([template.parent, BASE]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(template.name).render(values)
+
+
+def data_url(image: Image.Image, format: str = "JPEG", **options: object) -> str:
+    """The image as a data URL; `options` are those of Pillow's `save` for the format."""
+    stream = io.BytesIO()
+    image.save(stream, format, **options)
+    return f"data:image/{format.lower()};base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"
