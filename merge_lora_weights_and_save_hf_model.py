@@ -6,7 +6,7 @@
 --weight is a checkpoint folder of train_ds.py (read directly), or what zero_to_fp32.py made of it: a file or
 a folder of shards. Where the run's own settings are beside the weights, base model, CLIP, SAM, LoRA alpha,
 prompt and format need no flag. The model is merged shard by shard: a 7B model takes a few GB of memory.
-docs/checkpoints.md tells more: --format lisa, --report, --push_to_hub.
+docs/checkpoints.md tells more: --layout lisa, --report, --push_to_hub.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def write(config: MergeConfig, merged: MergedModel, target: Path, card: str) -> 
     with tqdm(
         total=2 * num_bytes, unit="B", unit_scale=True, desc="writing and reading back", disable=None
     ) as bar:
-        save(merged, target, card=card, format=config.format, progress=bar.update)
+        save(merged, target, card=card, layout=config.layout, progress=bar.update)
 
 
 if __name__ == "__main__":

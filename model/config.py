@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -9,12 +10,18 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from model.decoders.sam import SamSettings
 from model.errors import UserError
+from model.files import read_json
 from model.losses import DEFAULT_WEIGHTS
+from model.text.conversation import PROMPTS
 from model.text.format import DEFAULT_NUM_ALL_CLASSES
 
 # Pixel statistics of OpenAI's CLIP, for values in 0..1.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+# Entries without which config.json does not say what its weights are: a default model of 7B would be built.
+NEEDED = ("vlm_config", "sequence_format", "image_token_id", "seg_token_id")
 
 
 class LasagnaConfig(PreTrainedConfig):
@@ -61,6 +68,8 @@ class LasagnaConfig(PreTrainedConfig):
         self.vlm_config = vlm_config
         self.sam_config = SamSettings(**(sam_config or {})).to_dict()
         self.sequence_format = sequence_format
+        if prompt not in PROMPTS:
+            raise UserError(f"unknown prompt {prompt!r} in config.json; known: {', '.join(sorted(PROMPTS))}")
         self.prompt = prompt
         if num_all_classes < 1:
             raise UserError(f"num_all_classes must be at least 1, got {num_all_classes}")
@@ -79,6 +88,16 @@ class LasagnaConfig(PreTrainedConfig):
     @property
     def sam_settings(self) -> SamSettings:
         return SamSettings(**self.sam_config)
+
+
+def check_stored(folder: Path) -> None:
+    """Raises a UserError unless the config.json of a LaSagnA folder has what `LasagnaConfig` has no defaults for."""
+    content = read_json(folder / "config.json")
+    missing = [name for name in NEEDED if content.get(name) is None]
+    if missing:
+        raise UserError(
+            f"{folder}/config.json has no {', '.join(missing)}; copy config.json from where the weights come from"
+        )
 
 
 AutoConfig.register(LasagnaConfig.model_type, LasagnaConfig, exist_ok=True)

@@ -23,7 +23,7 @@ from transformers import AutoModelForImageTextToText, Cache, PreTrainedModel
 
 from model.backbones.clip import clip_patches
 from model.buffers import ExactBuffers
-from model.config import LasagnaConfig
+from model.config import LasagnaConfig, check_stored
 from model.decoders.sam import SamSegmenter
 from model.folders import local_folder
 from model.generation.inference import InferenceMixin
@@ -71,10 +71,11 @@ class LasagnaForConditionalGeneration(InferenceMixin, ExactBuffers, PreTrainedMo
         """Loads a folder written by `save_pretrained`, strictly, with its processor when the folder has one.
 
         Raises:
-            ValueError: weights are missing, left over, or of another shape.
+            ValueError: weights are missing, left over, or of another shape, or config.json is not complete.
         """
         wants_info = kwargs.pop("output_loading_info", False)
         folder = local_folder(pretrained_model_name_or_path, flag="the model")
+        check_stored(folder)
         # Shapes are reported below, together with the names.
         kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
         model, info = from_pretrained(super(), folder, **kwargs)

@@ -181,6 +181,14 @@ def check_agreement(model: LasagnaForConditionalGeneration) -> None:
             grid * config.sam_settings.patch_size,
         ),
     )
+    facts += tuple(
+        (f"{name} of config.json", getattr(config, name), "that of processor_config.json", value)
+        for name, value in (
+            ("prompt", processor.prompt),
+            ("image_aspect_ratio", processor.image_aspect_ratio),
+            ("sequence_format", processor.format.to_dict()),
+        )
+    )
     wrong = [f"{a} is {x}, but {b} is {y}" for a, x, b, y in facts if x != y]
     if wrong:
         raise UserError(

@@ -15,8 +15,9 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig
 
 from model.checkpoints.layouts import llava_v1
-from model.checkpoints.lazy import StoredWeights, require_space, write_shards
+from model.checkpoints.lazy import StoredWeights
 from model.checkpoints.weights import weight_files
+from model.checkpoints.write import require_space, write_shards
 from model.config import LasagnaConfig
 from model.files import read_json
 from model.huggingface import from_pretrained

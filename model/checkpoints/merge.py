@@ -31,17 +31,10 @@ from model.checkpoints.layouts.training import (
     read_run_settings,
     read_training_weights,
 )
-from model.checkpoints.layouts.write_released import released_weights, write_released
-from model.checkpoints.lazy import (
-    SHARD_SIZE,
-    StoredWeights,
-    finished_folder,
-    hash_of,
-    require_space,
-    verify,
-    write_shards,
-)
+from model.checkpoints.layouts.write_released import write_released
+from model.checkpoints.lazy import StoredWeights
 from model.checkpoints.load import LAYOUTS, load_model, recognise
+from model.checkpoints.write import SHARD_SIZE, finished_folder, require_space, verify, write_shards
 from model.config import LasagnaConfig
 from model.errors import UserError
 from model.folders import local_folder
@@ -266,7 +259,7 @@ def save(
     target: Path,
     *,
     card: str,
-    format: str = "lasagna",
+    layout: str = "lasagna",
     shard_size: int = SHARD_SIZE,
     progress: Callable[[int], object] = lambda _: None,
 ) -> None:
@@ -274,9 +267,9 @@ def save(
 
     Args:
         card: README.md of the folder.
-        format: "lasagna", or "lisa" for the layout of the released code.
+        layout: "lasagna", or "lisa" for the layout of the released code.
         shard_size: bytes of one file, and so of what is in memory at a time.
-        progress: is told bytes as they are written and read back; in the end, twice those of the model.
+        progress: called with the bytes of every weight that was written or read back.
 
     Raises:
         ValueError: the disk is full or fails; nothing is left behind.
@@ -284,18 +277,16 @@ def save(
     sizes = merged.sizes
     require_space(target.parent, sum(sizes.values()))
     with finished_folder(target) as folder:
-        if format == "lisa":
-            # A model's type, as far as it is used there: configuration, processor, tower and weights.
+        if layout == "lisa":
+            # It has what is used there: configuration, processor, tower and weights.
             model = cast(LasagnaForConditionalGeneration, merged)
-            write_released(model, folder, shard_bytes=shard_size)
-            progress(sum(sizes.values()))
-            hashes = {name: hash_of(value) for name, value in released_weights(model)}
+            hashes = write_released(model, folder, shard_size=shard_size, progress=progress)
         else:
             merged.config.save_pretrained(folder)
             merged.processor.save_pretrained(folder)
             hashes = write_shards(folder, sizes, merged.read, shard_size=shard_size, progress=progress)
         (folder / "README.md").write_text(card, encoding="utf-8")
         verify(folder, hashes, progress=progress)
-        settings = folder / SETTINGS_FOLDER if format == "lisa" else folder
+        settings = folder / SETTINGS_FOLDER if layout == "lisa" else folder
         if LasagnaProcessor.from_pretrained(settings).token_ids != merged.processor.token_ids:
             raise UserError(f"the tokenizer of {target} is not what was written; is the disk sound?")

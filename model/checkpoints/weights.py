@@ -18,9 +18,10 @@ from model.errors import UserError
 from model.files import read_json
 from model.strict_loading import NAMES_SHOWN
 
-# Index files (which shard holds which weight) and single files, in the order in which they are looked for.
-INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+SAFETENSORS_FILE, TORCH_FILE = "model.safetensors", "pytorch_model.bin"
+# Single files and the indexes of shards (which weight is in which file), in the order in which they are looked for.
+WEIGHT_FILES = (SAFETENSORS_FILE, TORCH_FILE)
+INDEX_FILES = tuple(f"{name}.index.json" for name in WEIGHT_FILES)
 # Where training scripts put weights, the likeliest first.
 WRAPPERS = ("state_dict", "module", "model", "model_state_dict", "model_state", "net", "network", "weights", "params",
             "sam", "sam_model", "ema", "model_ema")  # fmt: skip
@@ -149,15 +150,6 @@ def read_folder(folder: str | Path) -> dict[str, Tensor]:
     for path in weight_files(folder):
         weights.update(read_weight_file(path))
     return weights
-
-
-def check_files(folder: str | Path) -> None:
-    """Whether every weight file can be opened, before another library reads them; errors as in `read_folder`."""
-    for path in weight_files(folder):
-        if path.suffix == ".safetensors":
-            with open_safetensors(path):
-                continue
-        read_torch_file(path)  # memory-mapped: only its table of contents is read
 
 
 def without_prefix(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

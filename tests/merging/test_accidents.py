@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import model.checkpoints.lazy as stored
 import model.checkpoints.merge as merging
+import model.checkpoints.write as writing
 from merge_lora_weights_and_save_hf_model import main
-from model.checkpoints.lazy import verify, write_shards
+from model.checkpoints.write import verify, write_shards
 from tests.training_runs import trainable
 
 
@@ -72,7 +72,7 @@ def test_a_weight_that_reads_back_differently_is_found(arguments, tmp_path, caps
     original = merging.write_shards
 
     def write(*values, **keywords):
-        monkeypatch.setattr(stored, "save_file", spoil)
+        monkeypatch.setattr(writing, "save_file", spoil)
         return original(*values, **keywords)
 
     monkeypatch.setattr(merging, "write_shards", write)
@@ -165,7 +165,7 @@ def test_a_base_with_a_layer_missing_stops_with_a_table(folders, run, tmp_path, 
         ("--vision_pretrained", "weights", "--vision_pretrained"),
         ("--report", "nowhere", "test_sem.py"),
         ("--lora_alpha", "-1", "--lora_alpha"),
-        ("--format", "gguf", "lisa"),
+        ("--layout", "gguf", "lisa"),
     ],
 )
 def test_a_flag_with_another_kind_of_folder_is_named(

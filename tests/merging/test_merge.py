@@ -154,15 +154,15 @@ def test_settings_are_found_beside_the_file_that_zero_to_fp32_wrote(folders, tra
 
 
 @pytest.mark.parametrize(
-    ("format", "precision"), [("lasagna", None), ("lasagna", "bf16"), ("lasagna", "fp16"), ("lisa", "bf16")]
+    ("layout", "precision"), [("lasagna", None), ("lasagna", "bf16"), ("lasagna", "fp16"), ("lisa", "bf16")]
 )
 def test_a_merge_keeps_the_runs_precision_and_number_of_classes(
-    folders, trained, tmp_path, precision, format
+    folders, trained, tmp_path, precision, layout
 ):
     """Without a word of the run about it, the number format of the base, float32 here."""
     run = write_run(tmp_path / "run", trained, folders, precision=precision, num_all_classes=24)
     expected = DTYPES[precision or "fp32"]
-    arguments = ["--weight", str(run), f"--format={format}"]
+    arguments = ["--weight", str(run), f"--layout={layout}"]
     assert main([*arguments, "--save_path", str(tmp_path / "new")]) == 0
     # Of runs from before config.json said it, run.yaml does.
     edit_json(next(run.parent.rglob("lasagna/config.json")), num_all_classes=None)

@@ -10,12 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import model.checkpoints.lazy as stored
+import model.checkpoints.write as writing
 from merge_lora_weights_and_save_hf_model import main
 from model.checkpoints.layouts.training import apply_training_weights
 from model.checkpoints.layouts.write_released import write_released
-from model.checkpoints.lazy import StoredWeights, plan_shards
+from model.checkpoints.lazy import StoredWeights
 from model.checkpoints.load import load_model
 from model.checkpoints.merge import open_merge, save
+from model.checkpoints.write import plan_shards
 from model.lora import add_lora, mark_trainable, merge
 from model.text.format import SequenceFormat
 from tests.training_runs import trainable, trained_model, write_run
@@ -171,7 +173,7 @@ def test_frozen_weights_in_the_checkpoint_win_over_the_base(folders, trained, tm
 
 def test_the_released_layout_is_written_as_from_memory(folders, run, tmp_path):
     target = tmp_path / "lisa"
-    assert main(["--weight", str(run), "--save_path", str(target), "--format=lisa", "--precision=fp32"]) == 0
+    assert main(["--weight", str(run), "--save_path", str(target), "--layout=lisa", "--precision=fp32"]) == 0
     model = merge_in_memory(folders.llava, run, dtype=torch.float32, **folders.parts)
     write_released(model, tmp_path / "expected")
     ours, theirs = (
@@ -210,7 +212,7 @@ def test_no_more_than_a_shard_is_held_and_every_weight_is_written_once(folders, 
         save_file(tensors, path, metadata)
 
     merged = open_merge(str(folders.llava), run, scratch=tmp_path, dtype=torch.float32, **folders.parts)
-    monkeypatch.setattr(stored, "save_file", record)
+    monkeypatch.setattr(writing, "save_file", record)
     seen = []
     save(merged, tmp_path / "m", card="", shard_size=100_000, progress=seen.append)
     assert max(held) <= max(100_000, max(merged.sizes.values()))
@@ -222,8 +224,14 @@ def test_no_more_than_a_shard_is_held_and_every_weight_is_written_once(folders, 
 
 
 def test_shards_keep_the_order_and_hold_what_they_may():
-    assert plan_shards({"a": 3, "b": 3, "c": 5, "d": 1, "e": 9}, 6) == [["a", "b"], ["c", "d"], ["e"]]
-    assert plan_shards({}, 6) == []
+    sizes = {"a": 3, "b": 3, "c": 5, "d": 1, "e": 9}
+    assert plan_shards(sizes, 6) == {
+        "model-00001-of-00003.safetensors": ["a", "b"],
+        "model-00002-of-00003.safetensors": ["e"],  # larger than a shard: closes none
+        "model-00003-of-00003.safetensors": ["c", "d"],
+    }
+    assert plan_shards(sizes, 100, "pytorch_model.bin") == {"pytorch_model.bin": list(sizes)}
+    assert plan_shards({}, 6) == {}
 
 
 def test_weights_are_read_by_name_from_every_kind_of_file(tmp_path):

@@ -12,7 +12,7 @@ from utils.common.distributed import dtype_unless_stored
 from utils.common.settings import check_choices, require_not_negative, require_positive, setting
 from utils.config.training import ATTENTION, PRECISIONS, fold_alias
 
-MERGE_FORMATS = ("lasagna", "lisa")
+MERGE_LAYOUTS = ("lasagna", "lisa")
 STORED = "auto"  # a precision that is not changed
 
 
@@ -155,7 +155,9 @@ class MergeConfig:
         "number format of the weights written; auto: that of the run, else as the base is stored",
         (STORED, *PRECISIONS),
     )
-    format: str = setting("lasagna", "layout to write: ours, or that of the released code", MERGE_FORMATS)
+    layout: str = setting(
+        "lasagna", "files to write: lasagna for ours, lisa for those of the released code", MERGE_LAYOUTS
+    )
     report: str = setting("", "report.json of test_sem.py, whose numbers go into the model card", path=True)
     push_to_hub: str = setting("", "NAME/MODEL: upload to this private repository of the Hugging Face hub")
 

@@ -18,7 +18,7 @@ from model.errors import UserError
 from model.files import read_json
 
 CONFIG_FILE = "adapter_config.json"
-WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 OTHER_WEIGHTS = "non_lora_trainables.bin"
 PREFIX = "base_model.model."
 # Prefixes of Hugging Face's LLaVA before transformers 4.52, and as they are now.
@@ -78,9 +78,9 @@ def read_adapter(folder: Path) -> dict[str, Tensor]:
         raise UserError(
             f"{folder}/{CONFIG_FILE} has {entries}, which is not supported; {CURES.get(strange[0], CURE)}"
         )
-    path = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    path = next((folder / name for name in ADAPTER_FILES if (folder / name).is_file()), None)
     if path is None:
-        raise FileNotFoundError(f"{folder} has no adapter weights; looked for {', '.join(WEIGHT_FILES)}")
+        raise FileNotFoundError(f"{folder} has no adapter weights; looked for {', '.join(ADAPTER_FILES)}")
     weights = read_weight_file(path)
     if (folder / OTHER_WEIGHTS).is_file():
         weights |= read_weight_file(folder / OTHER_WEIGHTS)

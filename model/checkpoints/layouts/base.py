@@ -8,13 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
 from model.decoders.sam import SamSettings
+from model.errors import UserError
 from model.text.format import SequenceFormat
 
 # Beside weights that are no folder of ours (DeepSpeed's, exported ones): config.json, processor, run.yaml.
 SETTINGS_FOLDER = "lasagna"
+# A model that its config.json makes larger than its weights by this factor is not allocated.
+LARGEST_EXCESS = 2
 # What --precision calls them.
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -50,6 +53,26 @@ class Parts:
     format: SequenceFormat | None = None  # that the weights were trained with
     prompt: str | None = None  # template that the weights were trained with
     num_all_classes: int | None = None  # most classes that one query named in training
+
+
+def check_size(
+    kind: type[PreTrainedModel], config: PreTrainedConfig, num_stored: int, *, folder: Path
+) -> None:
+    """Whether weights of `num_stored` values can be those of a model of this configuration, before it is allocated.
+
+    An entry that config.json lacks has the default of a 7B model, which would be built in full before strict loading
+    lists what does not fit.
+
+    Raises:
+        UserError: the model would have more than `LARGEST_EXCESS` times as many values.
+    """
+    with torch.device("meta"):
+        described = sum(parameter.numel() for parameter in kind(config).parameters())
+    if described > LARGEST_EXCESS * num_stored:
+        raise UserError(
+            f"{folder}/config.json describes a model of {described:,} parameters, but the weights have "
+            f"{num_stored:,}; copy config.json from where the weights come from"
+        )
 
 
 def named_dtype(name: str | torch.dtype | None) -> torch.dtype | None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import LlavaForConditionalGeneration
+from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-from model.checkpoints.layouts.base import Parts, ReadOptions
-from model.checkpoints.weights import check_files
+from model.checkpoints.layouts.base import Parts, ReadOptions, check_size
+from model.checkpoints.lazy import StoredWeights
 from model.files import read_json
+from model.huggingface import from_pretrained
 from model.strict_loading import load_pretrained
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -21,7 +22,8 @@ def recognises(config: dict[str, Any]) -> bool:
 
 def read(folder: Path, options: ReadOptions) -> Parts:
     """The model with its own vision tower."""
-    check_files(folder)
+    config = from_pretrained(LlavaConfig, folder)
+    check_size(LlavaForConditionalGeneration, config, StoredWeights(folder).num_values, folder=folder)
     vlm = load_pretrained(
         LlavaForConditionalGeneration,
         folder,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from model.checkpoints.layouts.base import Parts, ReadOptions, named_dtype
+from model.checkpoints.layouts.base import Parts, ReadOptions, check_size, named_dtype
 from model.checkpoints.layouts.clip import TOWER_PREFIX, read_tower
 from model.checkpoints.weights import read_folder
 from model.errors import UserError
@@ -78,7 +78,7 @@ def read_llava(
     weights = {name: value for name, value in weights.items() if not COMPUTED.search(name)}
     tower_weights, vision_config, clip_processor = read_tower(folder, config, weights, options)
     weights.update(tower_weights)
-    projector = projector_type(config, weights)
+    projector = stored_projector_type(config, weights)
     mapped = {hugging_face_name(name, projector): value for name, value in weights.items()}
     add_identity_layer(folder, projector, mapped)
     if "model.embed_tokens.weight" not in weights:
@@ -92,6 +92,8 @@ def read_llava(
         image_seq_length=(vision_config.image_size // vision_config.patch_size) ** 2,
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
     )
+    num_stored = sum(value.numel() for value in mapped.values())
+    check_size(LlavaForConditionalGeneration, llava_config, num_stored, folder=folder)
     vlm = load_pretrained(
         LlavaForConditionalGeneration,
         None,
@@ -142,8 +144,8 @@ def table(projector: str) -> tuple[tuple[str, str], ...]:
     return (*PROJECTOR_NAMES[projector], *NAMES)
 
 
-def projector_type(config: dict[str, Any], weights: dict[str, Tensor]) -> str:
-    """What the config says, else what the names say: LLaVA v1 does not write it."""
+def stored_projector_type(config: dict[str, Any], weights: dict[str, Tensor]) -> str:
+    """The `mm_projector_type` of config.json; of LLaVA v1, which does not write it, by the names of the weights."""
     has_two_layers = any(name.startswith("model.mm_projector.2.") for name in weights)
     return config.get("mm_projector_type") or ("mlp2x_gelu" if has_two_layers else "linear")
 

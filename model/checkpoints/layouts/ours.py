@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from model.checkpoints.layouts.base import ReadOptions
-from model.checkpoints.weights import check_files
+from model.checkpoints.layouts.base import ReadOptions, check_size
+from model.checkpoints.lazy import StoredWeights
+from model.config import LasagnaConfig, check_stored
+from model.huggingface import from_pretrained
 from model.lasagna import LasagnaForConditionalGeneration
 
 
@@ -16,7 +18,9 @@ def recognises(config: dict[str, Any]) -> bool:
 
 def read(folder: Path, options: ReadOptions) -> LasagnaForConditionalGeneration:
     """The whole model, its processor attached."""
-    check_files(folder)
+    check_stored(folder)
+    config = from_pretrained(LasagnaConfig, folder)
+    check_size(LasagnaForConditionalGeneration, config, StoredWeights(folder).num_values, folder=folder)
     model = LasagnaForConditionalGeneration.from_pretrained(
         folder,
         dtype=options.dtype or "auto",

@@ -15,6 +15,7 @@ from torch import Tensor
 from model.checkpoints.layouts.base import SETTINGS_FOLDER, Parts, ReadOptions
 from model.checkpoints.layouts.llava_v1 import COMPUTED, hugging_face_name, read_llava
 from model.checkpoints.weights import read_folder, without_prefix
+from model.config import check_stored
 from model.decoders.sam import sam_settings_from_state_dict
 from model.errors import UserError
 from model.files import read_json
@@ -59,8 +60,9 @@ def read(folder: Path, options: ReadOptions) -> Parts:
     parts.format = SequenceFormat.named(name)
     settings = folder / SETTINGS_FOLDER
     if (settings / "config.json").is_file():  # ours, exported
+        check_stored(settings)
         ours = read_json(settings / "config.json")
-        parts.folder, parts.prompt = settings, ours["prompt"]
+        parts.folder, parts.prompt = settings, ours.get("prompt")
         parts.format = SequenceFormat.from_dict(ours["sequence_format"])
         parts.num_all_classes = ours.get("num_all_classes")
     return parts

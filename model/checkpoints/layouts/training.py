@@ -64,9 +64,13 @@ class RunSettings:
         for folder in (*([Path(started_in)] if started_in else []), Path(), *above):
             if (folder / path).exists():
                 return str(folder / path)
-        knows_its_paths = started_in or self.source.name == adapter.CONFIG_FILE
-        if knows_its_paths and given.count("/") <= 1 and not given.startswith((".", "/", "~")):
+        if started_in and given.count("/") <= 1 and not given.startswith((".", "/", "~")):
             return given  # a repository: what was a path then was written as an absolute one
+        if self.source.name == adapter.CONFIG_FILE:  # PEFT writes paths as they were typed
+            raise FileNotFoundError(
+                f"{self.source} names the base {given}, which is not a folder here; merge the adapter with "
+                f"--version FOLDER, or with --version {given} if that is a repository of the Hugging Face hub"
+            )
         raise FileNotFoundError(
             f"{self.source} says that the run was started in {started_in or 'a folder that it does not name'} with "
             f"--{name} {given}, which is not there; pass --{name}"

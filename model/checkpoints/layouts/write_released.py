@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,8 @@ from transformers import CLIPVisionModel, PreTrainedTokenizerBase
 from model.checkpoints.layouts import llava_v1, released
 from model.checkpoints.layouts.base import SETTINGS_FOLDER
 from model.checkpoints.layouts.clip import TOWER_FOLDER, TOWER_WEIGHT_PREFIX
-from model.checkpoints.lazy import SINGLE_FILE
+from model.checkpoints.weights import SAFETENSORS_FILE, TORCH_FILE
+from model.checkpoints.write import SHARD_SIZE, write_shards
 from model.errors import UserError
 from model.text.special_tokens import IMAGE
 
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SHARD_BYTES = 5_000_000_000
 # Sequence format -> the class that reads it. LISA's code takes the token [SEG], which the paper's format has too.
 ARCHITECTURES = {"release": "LaSagnAForCausalLM", "lisa": "LISAForCausalLM", "paper": "LISAForCausalLM"}
 # Published towers by (width, image size, patch size): the name that other tools load.
@@ -44,8 +45,12 @@ TOWER_NAMES = {
 
 
 def write_released(
-    model: LasagnaForConditionalGeneration, folder: str | Path, *, shard_bytes: int = SHARD_BYTES
-) -> None:
+    model: LasagnaForConditionalGeneration,
+    folder: str | Path,
+    *,
+    shard_size: int = SHARD_SIZE,
+    progress: Callable[[int], object] = lambda _: None,
+) -> dict[str, str]:
     """Writes a model, adapters merged, in the released layout. `load_model(folder)` gives it back exactly.
 
     Only the row of `<image>`, which is never read, does not come back. Memory: one shard beyond the model.
@@ -53,7 +58,10 @@ def write_released(
     Args:
         model: with its processor attached.
         folder: is made; files of the same name in it are replaced.
-        shard_bytes: largest weight file, bytes; a single weight may be larger.
+        shard_size, progress: as for `write_shards`.
+
+    Returns:
+        The hash of each weight under its name there, for `verify`.
 
     Raises:
         ValueError: the model has adapters, or a part that the layout has no place for.
@@ -63,20 +71,28 @@ def write_released(
         raise ValueError("the model has LoRA adapters; call model.lora.merge(model) before it is exported")
     folder.mkdir(parents=True, exist_ok=True)
     config = released_config(model.config, dtype=model.dtype)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "config.json", config)
     ids = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    generation = ids | {"use_cache": False}  # see `released_config`
-    (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
-    write_shards(model, folder, shard_bytes)
+    write_json(folder / "generation_config.json", ids | {"use_cache": False})  # see `released_config`
+    weights = released_weights(model)
+    hashes = write_shards(
+        folder,
+        {name: read().nbytes for name, read in weights.items()},
+        lambda name: weights[name](),
+        file=TORCH_FILE,
+        shard_size=shard_size,
+        progress=progress,
+    )
     write_original_tokenizer(model.processor.tokenizer, folder)
     write_tower(model.vlm.model.vision_tower, folder / TOWER_FOLDER)
     model.processor.clip.save_pretrained(folder / TOWER_FOLDER)
     model.config.save_pretrained(folder / SETTINGS_FOLDER)
     model.processor.save_pretrained(folder / SETTINGS_FOLDER)
+    return hashes
 
 
-def projector_type(config: LasagnaConfig) -> str:
-    """Their name of the kind of LLaVA's projector."""
+def released_projector_type(config: LasagnaConfig) -> str:
+    """The `mm_projector_type` of a model of ours."""
     act = config.vlm_config.projector_hidden_act
     kinds = {ours: theirs for theirs, ours in llava_v1.PROJECTOR_ACT.items()}
     if act not in kinds:
@@ -100,7 +116,7 @@ def released_config(config: LasagnaConfig, *, dtype: torch.dtype) -> dict[str, A
     fields["rope_scaling"] = None if rope["type"] == "default" else rope
     select = {ours: theirs for theirs, ours in llava_v1.SELECT_FEATURE.items()}
     tower = TOWER_NAMES.get((vision.hidden_size, vision.image_size, vision.patch_size), TOWER_FOLDER)
-    kind = projector_type(config)
+    kind = released_projector_type(config)
     return fields | {
         "architectures": [ARCHITECTURES[config.sequence_format["name"]]],
         "model_type": "llava",
@@ -123,18 +139,24 @@ def released_config(config: LasagnaConfig, *, dtype: torch.dtype) -> dict[str, A
     }
 
 
-def released_weights(model: LasagnaForConditionalGeneration) -> Iterator[tuple[str, Tensor]]:
-    """Their weights, one after the other, without a copy.
+def released_weights(model: LasagnaForConditionalGeneration) -> dict[str, Callable[[], Tensor]]:
+    """Their names, each with a function that gives the weight.
 
     Raises:
-        ValueError: a weight that the layout has no name for.
+        ValueError: the layout has no name for a weight.
     """
-    projector, num_rows = projector_type(model.config), model.config.image_token_id
-    for name, value in model.state_dict().items():
+    projector, num_rows = released_projector_type(model.config), model.config.image_token_id
+    weights, readers = model.state_dict(), {}
+    for name in weights:
         theirs = released_name(name, projector)
         if theirs is not None:
-            yield theirs, value[:num_rows] if "embed_tokens" in theirs or "lm_head" in theirs else value
+            # Their vocabulary has no `<image>`, our last row.
+            end = num_rows if "embed_tokens" in theirs or "lm_head" in theirs else None
+            readers[theirs] = partial(
+                lambda name, end: weights[name][:end] if end else weights[name], name, end
+            )
         elif name.startswith("vlm." + llava_v1.LINEAR_2):
+            value = weights[name]
             neutral = torch.eye(len(value)) if value.dim() == 2 else torch.zeros(len(value))
             if not torch.equal(value.float().cpu(), neutral):
                 raise UserError(f"{name} is not the identity; a linear projector has no second layer")
@@ -145,7 +167,8 @@ def released_weights(model: LasagnaForConditionalGeneration) -> Iterator[tuple[s
     powers = torch.arange(0, head_dim, 2).float() / head_dim
     frequencies = 1.0 / text.rope_parameters["rope_theta"] ** powers
     for layer in range(text.num_hidden_layers):  # a buffer that transformers 4.31 stored
-        yield f"model.layers.{layer}.self_attn.rotary_emb.inv_freq", frequencies.clone()
+        readers[f"model.layers.{layer}.self_attn.rotary_emb.inv_freq"] = frequencies.clone
+    return readers
 
 
 def released_name(name: str, projector: str) -> str | None:
@@ -154,36 +177,6 @@ def released_name(name: str, projector: str) -> str | None:
         if name.startswith(ours):
             return theirs + name.removeprefix(ours)
     return llava_v1.original_name(name.removeprefix("vlm."), projector)
-
-
-def write_shards(model: LasagnaForConditionalGeneration, folder: Path, shard_bytes: int) -> None:
-    """pytorch_model.bin, or several with an index."""
-    shards: list[list[str]] = [[]]
-    size = total = 0
-    for name, value in released_weights(model):
-        if shards[-1] and size + value.nbytes > shard_bytes:
-            shards.append([])
-            size = 0
-        shards[-1].append(name)
-        size, total = size + value.nbytes, total + value.nbytes
-    count = len(shards)
-    files = ["pytorch_model.bin"]
-    if count > 1:
-        files = [f"pytorch_model-{i + 1:05d}-of-{count:05d}.bin" for i in range(count)]
-    weights = released_weights(model)
-    for file, names in zip(files, shards, strict=True):
-        # A slice without a copy would take the whole matrix into the file.
-        shard = {name: value.cpu() for name, value in (next(weights) for _ in names)}
-        torch.save({name: v if is_whole(v) else v.clone() for name, v in shard.items()}, folder / file)
-    if count > 1:
-        place = {name: file for file, names in zip(files, shards, strict=True) for name in names}
-        index = {"metadata": {"total_size": total}, "weight_map": place}
-        path = folder / "pytorch_model.bin.index.json"
-        path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def is_whole(value: Tensor) -> bool:
-    return value.untyped_storage().nbytes() == value.nbytes
 
 
 def write_tower(tower: CLIPVisionModel, folder: Path) -> None:
@@ -198,7 +191,7 @@ def write_tower(tower: CLIPVisionModel, folder: Path) -> None:
         TOWER_WEIGHT_PREFIX + name.removeprefix(TOWER_WEIGHT_PREFIX): value.contiguous()
         for name, value in tower.state_dict().items()
     }
-    save_file(weights, folder / SINGLE_FILE, metadata={"format": "pt"})
+    save_file(weights, folder / SAFETENSORS_FILE, metadata={"format": "pt"})
 
 
 def write_original_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -238,4 +231,8 @@ def write_original_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -
     for name, content in (
         ("added_tokens.json", added), ("special_tokens_map.json", named), ("tokenizer_config.json", settings)
     ):  # fmt: skip
-        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(folder / name, content)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

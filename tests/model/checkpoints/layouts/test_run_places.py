@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from model.checkpoints.layouts.training import read_run_settings
@@ -77,3 +79,16 @@ def test_a_run_goes_on_when_the_same_base_has_another_name(repository, monkeypat
         check_same_run(TrainConfig(version="models/llava", **absolute), path)
     with pytest.raises(ValueError, match="--dataset was"):
         check_same_run(TrainConfig(version="../repository/link", **told), path)
+
+
+@pytest.mark.parametrize("given", ["runs/base", "models/gone", "base", "./models/gone", "/data/llava"])
+def test_the_base_that_an_adapter_names_is_never_looked_up_on_the_hub(given, repository):
+    """PEFT writes a path as it was typed, which may look like a repository."""
+    folder = repository / "adapter"
+    folder.mkdir()
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": given}))
+    with pytest.raises(FileNotFoundError, match=f"names the base {given}, which is not a folder here; merge"):
+        read_run_settings(folder).place_of("version")
+    path.write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "models/llava"}))
+    assert read_run_settings(folder).place_of("version") == "models/llava"

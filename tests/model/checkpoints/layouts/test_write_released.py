@@ -32,11 +32,11 @@ def assert_same_model(model, expected):
 
 
 @pytest.mark.parametrize("format", ["release", "lisa", "paper"])
-@pytest.mark.parametrize("shard_bytes", [5_000_000_000, 40_000])
-def test_a_model_of_ours_comes_back_from_the_released_layout(tiny_folders, tmp_path, format, shard_bytes):
+@pytest.mark.parametrize("shard_size", [5_000_000_000, 40_000])
+def test_a_model_of_ours_comes_back_from_the_released_layout(tiny_folders, tmp_path, format, shard_size):
     model, _ = load_model(tiny_folders.llava, dtype=torch.float32, format=format, **tiny_folders.parts)
-    write_released(model, tmp_path / "out", shard_bytes=shard_bytes)
-    assert len(list((tmp_path / "out").glob("*.bin"))) > 1 or shard_bytes > 40_000
+    write_released(model, tmp_path / "out", shard_size=shard_size)
+    assert len(list((tmp_path / "out").glob("*.bin"))) > 1 or shard_size > 40_000
     again, _ = load_model(tmp_path / "out")
     assert_same_model(again, model)
     before, after = model.segment(picture(), ["dog", "tree"]), again.segment(picture(), ["dog", "tree"])
