@@ -1,4 +1,4 @@
-"""Measurements that a claim of the documentation rests on; each prints a table and writes a JSON file."""
+"""Measurements behind the performance claims of the documentation; each prints a table and writes a JSON file."""
 
 from pathlib import Path
 

@@ -1,12 +1,12 @@
-"""`make bench`: the claims of speed, measured one after the other, in one page.
+"""`make bench`: measures the performance claims one after the other and writes one page.
 
     python -m benchmarks                          # about ten minutes: runs/benchmarks/*.json and results.md
-    python -m benchmarks --quick                  # the same scripts at sizes that take a minute; nothing is judged
+    python -m benchmarks --quick                  # small sizes, in a minute; bars do not apply
     python -m benchmarks --only sam,train_step
 
-Each script runs in a process of its own with one thread. The page holds what they print, and in front all claims with
-their bars; at the end the command says which rows miss theirs. `benchmarks.full_scale`, which needs 40 GB of disk and
-memory for a 7B model, is run by itself.
+Each script runs in its own process with one thread. The page has all claims with their bars, then the output of each
+script; at the end the command lists the claims that miss their bar. `benchmarks.full_scale`, which needs 40 GB of
+disk and memory for a 7B model, is not part of it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PAGE = "results.md"
 
 @dataclass(frozen=True)
 class Script:
-    """A benchmark and its flags, for a run of minutes and for one of seconds."""
+    """A benchmark with the flags of its full and of its quick run."""
 
     name: str
     title: str
@@ -58,7 +58,7 @@ SCRIPTS = (
 
 
 def run(script: Script, folder: Path, *, quick: bool) -> str:
-    """Runs a benchmark, which writes its JSON file into `folder`; what it printed."""
+    """Runs a benchmark, which writes its JSON file into `folder`; returns its output."""
     flags = script.quick_flags if quick else script.flags
     command = [
         sys.executable,
@@ -108,7 +108,7 @@ def loader_claims(results: list[dict[str, Any]]) -> list[Claim]:
 
 
 def metrics_claims(results: list[dict[str, Any]]) -> list[Claim]:
-    """Speed and memory of counting a picture, against dense arrays."""
+    """Speed and memory of counting an image, against dense arrays."""
     claims = []
     for result in results:
         about = f"{result['size']}, {result['num_classes']} classes, {result['num_masks']} masks"
@@ -127,7 +127,7 @@ READERS = {"loader": loader_claims, "metrics": metrics_claims}
 
 
 def page_of(printed: Sequence[tuple[Script, str, float]], claims: Sequence[Claim]) -> str:
-    """Markdown: all claims, then what each script printed and how many seconds it took."""
+    """Markdown: all claims, then the output and the duration of each script."""
     parts = ["# Benchmarks", claims_table(claims)]
     for script, text, seconds in printed:
         parts += [f"## {script.title}", f"`python -m benchmarks.{script.name}`, {seconds:.0f} s", text]
@@ -135,7 +135,7 @@ def page_of(printed: Sequence[tuple[Script, str, float]], claims: Sequence[Claim
 
 
 def summary(claims: Sequence[Claim], failed: Sequence[Script]) -> str:
-    """Which rows miss their bar, which scripts did not run."""
+    """The claims that miss their bar, and the scripts that failed."""
     judged = [claim for claim in claims if claim.verdict]
     missed = [claim for claim in judged if claim.verdict == "missed"]
     reached = sum(claim.verdict == "goal" for claim in judged)
@@ -148,7 +148,7 @@ def summary(claims: Sequence[Claim], failed: Sequence[Script]) -> str:
 
 
 def chosen_scripts(only: str) -> list[Script]:
-    """Those named, separated by commas; all if none is.
+    """The named benchmarks, separated by commas; all if empty.
 
     Raises:
         ValueError: there is no benchmark of this name.
@@ -164,7 +164,7 @@ def chosen_scripts(only: str) -> list[Script]:
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="benchmarks to run, separated by commas; all if not given")
-    parser.add_argument("--quick", action="store_true", help="small sizes, which nothing was promised for")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to which no bar applies")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder to write")
     return parser.parse_args(argv)
 
@@ -188,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         printed.append((script, text, time.monotonic() - start))
         found = claims_of(script, arguments.out)
-        # Small sizes show that the scripts work; what was promised is promised for the large ones.
+        # The bars are for the full sizes; small ones only show that the scripts work.
         claims += [replace(claim, bar=None, goal=None) for claim in found] if arguments.quick else found
         print(f"{text}\n", flush=True)
     (arguments.out / PAGE).write_text(page_of(printed, claims), encoding="utf-8")

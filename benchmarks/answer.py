@@ -1,18 +1,18 @@
-"""Answers to complex queries: ours, in passes over the whole answer, against one token at a time.
+"""Answers to complex queries: decoded in passes over the whole answer, against one token at a time.
 
     python -m benchmarks.answer                      # tiny and medium: Markdown, runs/benchmarks/answer.json
-    python -m benchmarks.answer --quick              # tiny, one round: seconds; nothing is judged
-    python -m benchmarks.answer --version FOLDER     # also the passes that a trained model needs for toy scenes
+    python -m benchmarks.answer --quick              # tiny, one round, in seconds; bars do not apply
+    python -m benchmarks.answer --version FOLDER     # also count the passes of a trained model
 
-One image, all of ADE20K's names in one query; the weights and the answers of all ways are the same (asserted).
-Neither size is trained to answer with [SEG] and [NEG], so a constant on the logit of [SEG] makes the wanted number of
-classes present. SAM's image encoder is left out on every side. "Language" is all work from the names and the encoded
-image to the choices and the state behind each mask; "CLIP" and "masks" (mask decoder and resizing to 640x480) are
-measured by themselves and are the same for every way.
+One image, all of ADE20K's names in one query; weights and answers are the same for every way (asserted). Neither
+size is trained to answer with [SEG] and [NEG], so a constant added to the logit of [SEG] makes the chosen number of
+classes present. SAM's image encoder is excluded everywhere. "Language" is all work from the names and the encoded
+image to the choices and the hidden state of each mask; "CLIP" and "masks" (mask decoder and resizing to 640x480) are
+measured separately and are the same for every way.
 
-The released recipe reads everything again for each token, a quarter of an hour for one answer of medium. Its time is
-the sum over the answer's tokens of what single tokens took at four lengths, interpolated linearly between them, once
-with CLIP counted once for the answer and once with CLIP for every token, as that recipe runs it.
+The released recipe runs the whole sequence again for each token, which takes a quarter of an hour for one answer of
+medium. Its time is estimated: single tokens are timed at four lengths, interpolated linearly and summed over the
+answer - once with CLIP counted once per answer and once with CLIP for every token, as that recipe runs it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ RELEASED = "language, one token without cache, at"
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One size's runs, by part and way, and what they answered."""
+    """The runs of one size, by part and way, and their queries."""
 
     size: str
     runs: dict[str, Runs]
@@ -52,11 +52,11 @@ class Measured:
 
     @property
     def asked(self) -> tuple[int, int]:
-        """Numbers of classes of the short and the long query."""
+        """The number of classes of the short and of the long query."""
         return min(self.queries), max(self.queries)
 
     def seconds(self, *parts: str) -> np.ndarray:
-        """(rounds,) of parts that follow each other."""
+        """(rounds,) sum over consecutive parts."""
         return np.sum([self.runs[part].seconds for part in parts], axis=0)
 
     def without_cache(self, *, clip_every_token: bool) -> np.ndarray | None:
@@ -71,7 +71,7 @@ class Measured:
 
 
 def measure(size: str, asked: Sequence[int], arguments: argparse.Namespace) -> Measured:
-    """All ways of one size, in turns."""
+    """All ways of one size, alternating."""
     asker = Asker(*build(size))
     names = load_class_list("ade20k")
     queries = {n: make_query(asker, names[:n], arguments.num_present) for n in sorted(asked)}
@@ -106,7 +106,7 @@ def passes_of_trained(folder: str, num_scenes: int) -> list[int]:
 
 
 def to_claims(measured: Measured) -> list[Claim]:
-    """What was promised; comparisons that were not are shown without bars."""
+    """The claims; further comparisons have no bars."""
     short, long = measured.asked
     size, seconds = measured.size, measured.seconds
     ours, others = in_passes_name(long), (CLIP, MASKS)
@@ -176,7 +176,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sizes", default=",".join(SIZES), help="separated by commas")
     parser.add_argument("--asked", type=int, nargs=2, default=(20, 150), help="classes of both queries")
     parser.add_argument("--num_present", type=int, default=10, help="classes present in both")
-    parser.add_argument("--rounds", type=int, default=3, help="medians are taken over so many rounds")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds over which medians are taken")
     parser.add_argument(
         "--without_cache", default="medium", help="sizes to estimate the released recipe for, with commas"
     )
@@ -201,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cv2.setNumThreads(0)
     results = [measure(size, arguments.asked, arguments) for size in arguments.sizes.split(",")]
     claims = [claim for measured in results for claim in to_claims(measured)]
-    if arguments.quick:  # one round is no measurement
+    if arguments.quick:  # one round is not a measurement
         claims = [replace(claim, bar=None, goal=None) for claim in claims]
     passes = passes_of_trained(arguments.version, arguments.num_scenes) if arguments.version else []
     if passes:

@@ -1,11 +1,11 @@
-"""The real sizes on a CPU: merged, loaded again, one image answered; peak memory and seconds of each step.
+"""The 7B model on a CPU: merge, load, answer about one image; seconds and peak memory of each step.
 
     python -m benchmarks.full_scale --folder /a/disk/with/40/GB     # LLaMA-7B, CLIP ViT-L/14, SAM ViT-H in bfloat16
     python -m benchmarks.full_scale --scale tiny                    # the same steps in seconds
 
-Weights are random and made shard by shard in the layouts that people have: an original LLaVA, a CLIP folder, a SAM
-file, and what zero_to_fp32.py makes of a run's trained weights. Each step is a process of its own; its peak is what
-the kernel counted as resident, mapped files included. Prints Markdown and writes runs/benchmarks/full_scale.json.
+Weights are random and written shard by shard in the published layouts: an original LLaVA, a CLIP folder, a SAM file,
+and the output of zero_to_fp32.py for a run's trained weights. Each step is its own process; its peak is the kernel's
+peak resident size, mapped files included. Prints Markdown and writes runs/benchmarks/full_scale.json.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ from utils.costs.model_sizes import CLIP_LARGE, LLAMA, LLAMA_VOCABULARY, model_c
 ROOT = Path(__file__).parents[1]
 TOKENIZER = ROOT / "assets" / "toy" / "llava"
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-GOAL_GIGABYTES, GOAL_MERGE = 20.0, 1.3  # in all steps; of the merged model's bytes while merging
+GOAL_GIGABYTES, GOAL_MERGE = 20.0, 1.3  # GB in every step; times the merged model's bytes in the merge
 SHARD_SIZE = 2_000_000_000
 LORA_RANK = 8
 CLASSES = ("person", "tree", "dog")
-PICTURE = (480, 640)  # height, width
+IMAGE_SIZE = (480, 640)  # height, width
 
-# What the three parts are made of: LLaMA, CLIP, SAM.
+# Sizes of the three parts: LLaMA, CLIP, SAM.
 SCALES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "full": ({**LLAMA["7b"], "vocab_size": LLAMA_VOCABULARY}, {**CLIP_LARGE, "image_size": 224}, {}),
     "tiny": (
@@ -73,7 +73,7 @@ SCALES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
 
 
 def random_weight(name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Small normal values; scales of norms are one and biases zero, so that states neither vanish nor explode."""
+    """Small normal values; norm scales are one and biases zero, so that activations neither vanish nor explode."""
     if len(shape) < 2:
         return (torch.zeros if name.endswith("bias") else torch.ones)(tuple(shape), dtype=dtype)
     return torch.empty(tuple(shape), dtype=dtype).normal_(std=0.02)
@@ -112,7 +112,7 @@ def write_clip(folder: Path, config: CLIPVisionConfig) -> None:
 
 
 def write_llava(folder: Path, config: LlamaConfig, clip_dim: int) -> None:
-    """An original LLaVA v1 with the toy tokenizer, filled up to the whole vocabulary."""
+    """An original LLaVA v1 with the toy tokenizer, padded to the full vocabulary."""
     llama = on_meta(lambda: LlamaForCausalLM(config))
     shapes: dict[str, Sequence[int]] = {name: value.shape for name, value in llama.state_dict().items()}
     shapes["model.mm_projector.weight"] = (config.hidden_size, clip_dim)
@@ -183,7 +183,7 @@ def shape_of(folder: Path) -> LasagnaConfig:
 
 
 def merge(folder: Path) -> None:
-    """What a person types."""
+    """The merge script, as a user runs it."""
     code = merge_script.main(
         ["--weight", str(folder / "pytorch_model.bin"), "--save_path", str(folder / "merged")]
     )
@@ -192,19 +192,19 @@ def merge(folder: Path) -> None:
 
 
 def reload_and_answer(folder: Path) -> list[dict[str, Any]]:
-    """The merged folder is loaded as a user loads it; then one complex query about one image."""
+    """Loads the merged folder as a user does, then answers one complex query about one image."""
     steps: list[dict[str, Any]] = []
     model = measured(steps, "load", lambda: load_model(folder / "merged")[0])
-    image = np.random.default_rng(0).integers(0, 256, (*PICTURE, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (*IMAGE_SIZE, 3), dtype=np.uint8)
     found = measured(steps, "answer", lambda: model.segment(image, CLASSES))
     assert len(found.present) == len(CLASSES)
     return steps
 
 
 def measured(steps: list[dict[str, Any]], name: str, run: Callable[[], Any]) -> Any:
-    """Runs a step and appends its seconds and the peak of this process's memory meanwhile."""
+    """Runs a step and appends its seconds and this process's peak memory during it."""
     if CLEAR_REFS.is_file():
-        CLEAR_REFS.write_text("5")  # the peak starts again from what is resident now
+        CLEAR_REFS.write_text("5")  # resets the peak to the current resident size
     start = time.monotonic()
     result = run()
     steps.append({"step": name, "seconds": time.monotonic() - start, "peak_gigabytes": peak()})
@@ -212,7 +212,7 @@ def measured(steps: list[dict[str, Any]], name: str, run: Callable[[], Any]) -> 
 
 
 def peak() -> float:
-    """The most that was resident, mapped files included, in GB (10^9 bytes)."""
+    """Peak resident size, mapped files included, in GB (10^9 bytes)."""
     found = re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text())
     return int(found[1]) * 1024 / 1e9 if found else float("nan")
 
@@ -230,7 +230,7 @@ def run_step(step: str, folder: Path, scale: str) -> list[dict[str, Any]]:
 
 
 def run_apart(step: str, folder: Path, scale: str, num_threads: int) -> list[dict[str, Any]]:
-    """One step in a process of its own, whose peak is not that of an earlier one."""
+    """One step in its own process, so that its peak is not that of an earlier step."""
     command = [sys.executable, "-m", "benchmarks.full_scale", "--step", step, "--folder", str(folder),
                "--scale", scale, "--num_threads", str(num_threads)]  # fmt: skip
     output = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -258,7 +258,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--scale", default="full", choices=list(SCALES))
     parser.add_argument(
-        "--folder", type=Path, default=None, help="where the checkpoints go; else a temporary one"
+        "--folder", type=Path, default=None, help="where the checkpoints go; a temporary folder if not given"
     )
     parser.add_argument("--num_threads", type=int, default=0, help="CPU threads; 0: torch's choice")
     parser.add_argument("--in_process", action="store_true", help="all steps in this process; peaks add up")

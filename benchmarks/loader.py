@@ -1,11 +1,11 @@
-"""How fast samples come out of one process, ours against the plain recipe of benchmarks/reference.py.
+"""Samples per second of one loading process, ours against the plain loader of benchmarks/reference.py.
 
     python -m benchmarks.loader                       # prints a Markdown table, writes runs/benchmarks/loader.json
     python -m benchmarks.loader --sizes 640x480,640x427 --num_batches 20 --rounds 9
 
-Pictures are made on the spot: shapes, shading and grain, as JPEG files of 640x480 pixels, with labels of 150 classes
-in ADE20K's layout and polygons in RefCOCO's. Ways take turns, and each number is a median over the rounds. Time is
-CPU time of this process with one thread, so that other programs on the machine hardly count.
+Images are synthetic (shapes, shading, noise): JPEG files of 640x480 pixels, with labels of 150 classes in ADE20K's
+layout and polygons in RefCOCO's. Ways alternate, and each number is a median over the rounds. Time is CPU time of
+this process with one thread, so that other programs on the machine hardly matter.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ TOKENIZER = Path(__file__).parents[1] / "assets" / "toy" / "llava"
 SAM_SIZE, CLIP_SIZE, CLIP_PATCH = 1024, 224, 14  # as in the 7B recipe
 NUM_CLASSES, NUM_REGIONS, NUM_OBJECTS = 150, 10, 5
 JPEG_QUALITY = 92
-# Samples a second against the plain way, and bytes of a batch: what we promise for pictures of 640x480.
+# Bars for images of 640x480: samples per second and bytes of a batch, relative to the plain loader.
 GOAL_SIZE, GOAL_EXACT, GOAL_FAST, GOAL_BYTES = "640x480", 1.7, 3.0, 0.25
 WAYS = ("plain", "ours", "ours, --fast_resize")
 
 
-def make_picture(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """A picture (height, width, 3) uint8 and its label (height, width) uint8: 0 unlabelled, 1..150."""
+def make_image(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """An image (height, width, 3) uint8 and its label (height, width) uint8: 0 unlabelled, 1..150."""
     fields = rng.random((NUM_REGIONS, 5, 6)).astype(np.float32)
     fields = np.stack([cv2.resize(field, (width, height), interpolation=cv2.INTER_CUBIC) for field in fields])
     region = fields.argmax(axis=0)  # (height, width)
@@ -60,7 +60,7 @@ def make_picture(rng: np.random.Generator, height: int, width: int) -> tuple[np.
 
 
 def make_polygon(rng: np.random.Generator, height: int, width: int, num_points: int = 40) -> list[float]:
-    """An outline with bumps, x and y in turn."""
+    """A bumpy outline: x, y, x, y, ..."""
     angles = np.linspace(0, 2 * np.pi, num_points, endpoint=False)
     radius = rng.uniform(0.1, 0.3) * height * (1 + 0.2 * rng.normal(size=num_points))
     x = rng.uniform(0.2, 0.8) * width + radius * np.cos(angles)
@@ -69,18 +69,18 @@ def make_polygon(rng: np.random.Generator, height: int, width: int, num_points: 
 
 
 def write_data(root: Path, height: int, width: int, num_images: int) -> None:
-    """`num_images` pictures as ADE20K and, with expressions, as RefCOCO."""
+    """`num_images` images as ADE20K and, with expressions, as RefCOCO."""
     rng = np.random.default_rng(0)
     refs, images, annotations = [], [], []
     for number in range(num_images):
-        pixels, label = make_picture(rng, height, width)
+        pixels, label = make_image(rng, height, width)
         stem = f"ADE_train_{number:08d}"
-        picture = Image.fromarray(pixels)
-        picture.save(path_of(root, "ade20k/images/training", f"{stem}.jpg"), quality=JPEG_QUALITY)
+        file = Image.fromarray(pixels)
+        file.save(path_of(root, "ade20k/images/training", f"{stem}.jpg"), quality=JPEG_QUALITY)
         Image.fromarray(label).save(path_of(root, "ade20k/annotations/training", f"{stem}.png"))
         file_name = f"COCO_train2014_{number:012d}.jpg"
         folder = "refer_seg/images/mscoco/images/train2014"
-        picture.save(path_of(root, folder, file_name), quality=JPEG_QUALITY)
+        file.save(path_of(root, folder, file_name), quality=JPEG_QUALITY)
         images.append({"id": number, "file_name": file_name, "height": height, "width": width})
         for k in range(NUM_OBJECTS):
             ann_id = number * NUM_OBJECTS + k
@@ -104,7 +104,7 @@ def write_data(root: Path, height: int, width: int, num_images: int) -> None:
 
 
 def build_processor() -> LasagnaProcessor:
-    """The 7B recipe's picture sizes, with the toy tokenizer."""
+    """The 7B recipe's image sizes, with the toy tokenizer."""
     format = SequenceFormat.named("paper")
     tokenizer = load_tokenizer(TOKENIZER)
     add_special_tokens(tokenizer, format)
@@ -121,7 +121,7 @@ def build_processor() -> LasagnaProcessor:
 
 
 def ways_of(dataset: Dataset, processor: LasagnaProcessor) -> dict[str, Callable[[Sequence[int]], Any]]:
-    """What makes a batch of samples, by way; ours goes through the mixture and the collation of training."""
+    """Way -> function that makes a batch of samples; ours goes through training's mixture and collate."""
     recipe = Recipe(format=processor.format)
     mixture = Mixture([dataset], [1.0], recipe=recipe, seed=0, fit=LengthLimit(processor, 1024))
     plain = PlainLoader(dataset, processor, recipe)
@@ -134,7 +134,7 @@ def ways_of(dataset: Dataset, processor: LasagnaProcessor) -> dict[str, Callable
 
 
 def measure(dataset: Dataset, processor: LasagnaProcessor, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Samples a CPU second and bytes a sample of each way, and the ratios to the plain one, round by round."""
+    """Samples per CPU second and bytes per sample of each way, and their ratios to the plain one."""
     ways = ways_of(dataset, processor)
     batches = [
         range(start, start + arguments.batch_size)
@@ -162,9 +162,9 @@ def measure(dataset: Dataset, processor: LasagnaProcessor, arguments: argparse.N
 
 
 def to_table(results: Sequence[dict[str, Any]]) -> str:
-    """Markdown; goals stand where there are any."""
+    """Markdown, with goals where there are any."""
     lines = [
-        "| pictures | data set | way | samples/s | times plain | goal | MB a sample | of plain | goal |",
+        "| images | data set | way | samples/s | times plain | goal | MB a sample | of plain | goal |",
         "|---|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for result in results:
@@ -182,11 +182,11 @@ def to_table(results: Sequence[dict[str, Any]]) -> str:
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.loader", description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", default="640x480,320x240,640x427", help="WIDTHxHEIGHT of the pictures")
-    parser.add_argument("--num_images", type=int, default=24, help="pictures of each size")
+    parser.add_argument("--sizes", default="640x480,320x240,640x427", help="WIDTHxHEIGHT of the images")
+    parser.add_argument("--num_images", type=int, default=24, help="images of each size")
     parser.add_argument("--batch_size", type=int, default=2)
     parser.add_argument("--num_batches", type=int, default=12, help="batches of one round")
-    parser.add_argument("--rounds", type=int, default=7, help="medians are taken over so many rounds")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds over which medians are taken")
     parser.add_argument("--out", default="runs/benchmarks/loader.json", help="JSON file to write")
     return parser.parse_args(argv)
 

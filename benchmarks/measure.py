@@ -1,6 +1,6 @@
-"""What the benchmarks share: ways that take turns, a process's peak memory, and claims with their bars.
+"""Shared by the benchmarks: alternating timing of several ways, peak memory, and claims with their bars.
 
-Time is CPU time of this process; with one thread, other programs on the machine hardly count.
+Time is CPU time of this process; with one thread, other programs on the machine hardly matter.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ TABLE_HEAD = "| claim | measured | bar | goal | verdict |\n|---|---:|---:|---:|-
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A number that was promised: `value` is to be at least (or at most) `bar`, better still `goal`."""
+    """A performance claim: `value` must be at least (or at most) `bar`, ideally `goal`."""
 
     name: str
     value: float
-    bar: float | None = None  # None: shown, nothing was promised
+    bar: float | None = None  # None: shown without a bar
     goal: float | None = None
     at_least: bool = True
 
     @property
     def verdict(self) -> str:
-        """ "goal", "bar", "missed", or "" where nothing was promised."""
+        """ "goal", "bar", "missed", or "" without a bar."""
         if self.bar is None:
             return ""
         if self.goal is not None and self._reaches(self.goal):
@@ -41,7 +41,7 @@ class Claim:
         return "bar" if self._reaches(self.bar) else "missed"
 
     def row(self) -> str:
-        """Of a Markdown table under `TABLE_HEAD`."""
+        """Its row of a Markdown table under `TABLE_HEAD`."""
         sign = ">=" if self.at_least else "<="
         limits = ["" if limit is None else f"{sign} {limit:g}" for limit in (self.bar, self.goal)]
         return f"| {self.name} | {self.value:.3g} | {limits[0]} | {limits[1]} | {self.verdict} |"
@@ -67,7 +67,7 @@ def cpu_seconds(run: Callable[[], Any]) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Runs:
-    """What the counted runs of one way took."""
+    """Times and memory of the counted runs of one way."""
 
     seconds: np.ndarray  # (rounds,) CPU time of this process
     peak_bytes: float | None  # see `peak_growth`; the largest
@@ -78,7 +78,7 @@ class Runs:
         return float(np.median(self.seconds))
 
     def times_faster(self, slow: Runs) -> float:
-        """How many times the seconds of `slow`, compared round by round: the median."""
+        """The median over the rounds of the ratio of `slow`'s seconds to ours."""
         return float(np.median(slow.seconds / self.seconds))
 
     def to_dict(self) -> dict[str, Any]:
@@ -90,7 +90,7 @@ class Runs:
 
 
 def take_turns(ways: Mapping[str, Callable[[], Any]], rounds: int, *, warm_up: int = 1) -> dict[str, Runs]:
-    """Runs every way `rounds` times, and `warm_up` times before that; each round begins with another way."""
+    """Runs every way `rounds` times after `warm_up` uncounted rounds; the order rotates from round to round."""
     names = list(ways)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     peaks: dict[str, list[float | None]] = {name: [] for name in names}
@@ -112,22 +112,22 @@ def take_turns(ways: Mapping[str, Callable[[], Any]], rounds: int, *, warm_up: i
 
 
 def peak_growth(run: Callable[[], Any]) -> float | None:
-    """Bytes by which this process's resident memory grows at most during `run`; None where the system does not say.
+    """Peak growth of this process's resident memory during `run`, in bytes; None where the system does not report it.
 
-    Memory that was freed but kept is given back before, so that it is not used unseen.
+    Freed memory that the allocator holds is released first; its reuse would go unnoticed.
     """
     if not RESET.is_file():
         run()
         return None
     ctypes.CDLL(None).malloc_trim(0)
-    RESET.write_text("5")  # the peak starts again from what is resident now
+    RESET.write_text("5")  # resets the peak to the current resident size
     before = resident("VmRSS")
     run()
     return max(resident("VmHWM") - before, 0)
 
 
 def resident(field: str) -> int:
-    """Bytes, a field of the system's account of this process."""
+    """A field of /proc/self/status, in bytes."""
     found = re.search(rf"{field}:\s+(\d+) kB", STATUS.read_text())
     assert found, f"{STATUS} has no {field}"
     return int(found[1]) * 1024

@@ -1,13 +1,13 @@
-"""How fast masks become numbers, ours against the dense way of the released evaluation.
+"""Counting masks into a confusion matrix, ours against the dense way of the released evaluation.
 
     python -m benchmarks.metrics                      # prints a Markdown table, writes runs/benchmarks/metrics.json
     python -m benchmarks.metrics --cases 640x480x150,2048x1024x150,640x480x459 --num_masks 10 --rounds 9
 
-One image: the mask logits that a model predicted, with their classes, and the label picture. The dense way puts the
+One image: the mask logits that a model predicted, with their classes, and the label image. The dense way puts the
 masks into an array (classes, height, width), takes its arg-max and counts pairs of classes in a histogram. Ours puts
-them into a label map by a running maximum and counts that. Ways take turns; time is the median of CPU time of this
-process with one thread, ratios are medians of the rounds. Memory is the peak that a process grows by while it counts
-one image, from the system's account of it (Linux only); inputs are there before.
+them into a label map by a running maximum and counts that. Ways alternate; time is the median of CPU time of this
+process with one thread, ratios are medians over the rounds. Memory is the peak growth of a process while it counts
+one image (Linux only); inputs are allocated before.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from torch.nn import functional as F
 from utils.common.label_values import IGNORE
 from utils.evaluation.metrics import ConfusionMatrix, label_map
 
-# What we promise: so many times faster, with this share of the memory.
+# Bars: speed-up, and fraction of the dense way's memory.
 GOAL_SPEED, GOAL_MEMORY = 50, 1 / 20
-GOAL_MASKS = 10  # for as many masks as a picture of ADE20K has classes; more of them take longer to read
+GOAL_MASKS = 10  # for as many masks as an image of ADE20K has classes; more of them take longer to read
 CASES = "640x480x150,2048x1024x150,640x480x459"
 IGNORED_SHARE = 0.05
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -42,16 +42,16 @@ M_MMAP_THRESHOLD = -3  # of mallopt
 
 
 class Scene(NamedTuple):
-    """What is counted."""
+    """The masks of one image and its ground truth."""
 
     masks: Tensor  # (num_masks, height, width) float32 logits
     class_ids: list[int]  # of the masks
-    truth: np.ndarray  # (height, width) uint16, IGNORE where nobody is judged
+    truth: np.ndarray  # (height, width) uint16, IGNORE where nothing is counted
     num_classes: int
 
 
 def make_scene(height: int, width: int, num_classes: int, num_masks: int, *, seed: int = 0) -> Scene:
-    """Smooth random masks that overlap, as a mask decoder gives them, and a truth that mostly agrees."""
+    """Smooth random masks that overlap, like those of a mask decoder, and ground truth that mostly agrees."""
     generator = torch.Generator().manual_seed(seed)
     rng = np.random.default_rng(seed)
     coarse = torch.randn(1, num_masks, max(height // 40, 2), max(width // 40, 2), generator=generator)
@@ -65,7 +65,7 @@ def make_scene(height: int, width: int, num_classes: int, num_masks: int, *, see
 def dense(scene: Scene) -> np.ndarray:
     """(num_classes, num_classes) pixels by true and predicted class, the plain way.
 
-    As there, a pixel that no mask claims is the first class's.
+    As in the released code, a pixel that no mask claims counts as the first class.
     """
     planes = torch.zeros(scene.num_classes, *scene.masks.shape[1:])
     for logits, class_id in zip(scene.masks, scene.class_ids, strict=True):
@@ -78,7 +78,7 @@ def dense(scene: Scene) -> np.ndarray:
 
 
 def ours(scene: Scene) -> np.ndarray:
-    """(num_classes + 1, num_classes + 1) pixels, the last row and column for what no class and no mask claims."""
+    """(num_classes + 1, num_classes + 1) pixels, the last row and column for pixels without a class or a mask."""
     matrix = ConfusionMatrix(scene.num_classes)
     matrix.add(scene.truth, label_map(scene.masks, scene.class_ids))
     return matrix.counts
@@ -96,7 +96,7 @@ def measure(scene: Scene, rounds: int) -> dict[str, dict[str, float | None]]:
         for way in names[turn % 2 :] + names[: turn % 2]:
             start = time.process_time()
             WAYS[way](scene)
-            if turn:  # the first round warms up
+            if turn:  # the first round is a warm-up
                 times[way].append(time.process_time() - start)
     slow = np.array(times["dense"])
     results = {}
@@ -112,7 +112,7 @@ def measure(scene: Scene, rounds: int) -> dict[str, dict[str, float | None]]:
 
 
 def peak_bytes(count: Callable[[Scene], np.ndarray], scene: Scene) -> int | None:
-    """Bytes that a process of its own grows by at most while it counts; None where the system does not say."""
+    """Peak growth of a separate process while it counts, in bytes; None where the system does not report it."""
     if not STATUS.exists():
         return None
     context = multiprocessing.get_context("fork")
@@ -127,26 +127,26 @@ def peak_bytes(count: Callable[[Scene], np.ndarray], scene: Scene) -> int | None
 
 
 def _report_peak(count: Callable[[Scene], np.ndarray], scene: Scene, sender: Connection) -> None:
-    count(make_scene(64, 64, 2, 2))  # loads what the first call loads
-    # Memory that is free but kept would be used unseen: it goes back, and arrays get pages of their own.
+    count(make_scene(64, 64, 2, 2))  # first call: loads libraries
+    # Reuse of freed memory would go unnoticed: release it, and give large arrays their own pages.
     libc = ctypes.CDLL(None)
     libc.mallopt(M_MMAP_THRESHOLD, 1 << 16)
     libc.malloc_trim(0)
-    RESET.write_text("5")  # the highest value so far is forgotten
+    RESET.write_text("5")  # resets the peak
     before = _status("VmRSS")
     count(scene)
     sender.send(max(_status("VmHWM") - before, 1))
 
 
 def _status(field: str) -> int:
-    """A field of this process's account, in bytes."""
+    """A field of /proc/self/status, in bytes."""
     found = re.search(rf"{field}:\s+(\d+) kB", STATUS.read_text())
     assert found, f"{STATUS} has no {field}"
     return int(found[1]) * 1024
 
 
 def to_table(results: Sequence[dict[str, Any]]) -> str:
-    """Markdown, with what was promised."""
+    """Markdown, with the bars."""
     lines = [
         "| image | classes | masks | way | ms | times faster | goal | MB at most | of dense | goal |",
         "|---|---:|---:|---|---:|---:|---:|---:|---:|---:|",
@@ -173,7 +173,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--num_masks", default="10,30", help="predicted masks of the image, each a case of its own"
     )
-    parser.add_argument("--rounds", type=int, default=7, help="medians are taken over so many rounds")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds over which medians are taken")
     parser.add_argument("--out", default="runs/benchmarks/metrics.json", help="JSON file to write")
     return parser.parse_args(argv)
 

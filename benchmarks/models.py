@@ -4,9 +4,10 @@
     model, processor = build("7b", device="cuda", dtype=torch.bfloat16)
 
 Medium is LLaMA 512 wide with 8 layers and 32,000 tokens, CLIP ViT-L/14 at 224 pixels (256 patches) and SAM ViT-B at
-1024 pixels: the towers have the work of real ones, the language model still fits a measurement on one core. "7b" is
-LLaMA-7B with the same CLIP and SAM ViT-H, the sizes of the paper; its weights are made on the device. Random weights
-take the time of trained ones; what depends on weights, as the number of decoding passes, is measured on tiny.
+1024 pixels: the towers have real sizes, and the language model is small enough to be measured on one core. "7b" is
+LLaMA-7B with the same CLIP and SAM ViT-H, the sizes of the paper; its weights are created on the device. Random
+weights take the same time as trained ones; what depends on the weights, such as the number of decoding passes, is
+measured on tiny.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ TOY = ROOT / "assets" / "toy"
 MEDIUM_LLAMA = {
     "hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8, "num_attention_heads": 8,
 }  # fmt: skip
-SIZES = ("tiny", "medium")  # those that a CPU measures in minutes
+SIZES = ("tiny", "medium")  # those that take minutes on a CPU
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ RANDOM_SIZES = {
     "medium": RandomSize(llama=MEDIUM_LLAMA, sam=SAM["vit_b"]),
     "7b": RandomSize(llama=LLAMA["7b"], sam=SAM["vit_h"]),
 }
-# A 150-class query and its answer, behind the image.
+# A 150-class query and its answer, after the image.
 MAX_POSITIONS = 4096
 
 
@@ -64,9 +65,9 @@ def build(
 
     Args:
         size: "tiny" or one of `RANDOM_SIZES`.
-        lora: with adapters (without dropout) and what else the recipe trains, in training mode; else frozen, in
-            evaluation mode.
-        seed: of weights that are random: the projection and the adapters of tiny, everything elsewhere.
+        lora: with adapters (without dropout) and the recipe's trainable parts, in training mode; otherwise frozen and
+            in evaluation mode.
+        seed: of random weights: the projection and the adapters of tiny, all weights of the others.
         device, dtype: of the weights.
 
     Raises:
@@ -89,7 +90,7 @@ def build(
 
 
 def load_tiny(seed: int, device: str | torch.device, dtype: torch.dtype) -> LasagnaForConditionalGeneration:
-    """The toy base, as a run starts from it."""
+    """The toy base weights, as at the start of a run."""
     parts = {"vision_tower": str(TOY / "clip"), "sam": str(TOY / "sam_toy.pth")}
     model, _ = load_model(
         TOY / "llava", dtype=dtype, device=device, attn_implementation="sdpa", seed=seed, **parts
@@ -100,7 +101,7 @@ def load_tiny(seed: int, device: str | torch.device, dtype: torch.dtype) -> Lasa
 def make_random(
     size: RandomSize, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
 ) -> LasagnaForConditionalGeneration:
-    """Random weights from torch's global generator, made where they stay."""
+    """Random weights from torch's global generator, created on their device."""
     format = SequenceFormat.named(DEFAULT_FORMAT)
     tokenizer = full_tokenizer(format)
     ids = token_ids(tokenizer, format)
@@ -135,7 +136,7 @@ def make_random(
 
 
 def full_tokenizer(format: SequenceFormat) -> PreTrainedTokenizerBase:
-    """The toy tokenizer with names that nobody says, up to LLaMA's number of tokens, and the special tokens."""
+    """The toy tokenizer, padded with unused tokens to LLaMA's vocabulary size, and the special tokens."""
     tokenizer: Any = load_tokenizer(TOY / "llava")
     tokenizer.add_tokens([f"filler{index}" for index in range(LLAMA_VOCABULARY - len(tokenizer))])
     add_special_tokens(tokenizer, format)
@@ -144,7 +145,7 @@ def full_tokenizer(format: SequenceFormat) -> PreTrainedTokenizerBase:
 
 @torch.no_grad()
 def fill_positions(encoder: torch.nn.Module) -> None:
-    """Small random positions: segment_anything starts them at zero, where a mistake in them would not show."""
+    """Small random position embeddings: segment_anything's initial zeros would hide an error in them."""
     for name, parameter in encoder.named_parameters():
         if "pos_embed" in name or "rel_pos" in name:
             parameter.normal_(std=0.02)

@@ -1,6 +1,6 @@
-"""Complex queries that an untrained model answers with a wanted number of present classes, in several ways.
+"""Complex queries that an untrained model answers with a chosen number of present classes, in several ways.
 
-Every way is checked against the first: the same choices, the same states behind the masks.
+Every way is checked against the first: the same choices, and the same hidden states of the masks.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from model.outputs import EncodedImages
 from model.processor import LasagnaProcessor
 
 HEIGHT, WIDTH = 480, 640
-TOLERANCE = 1e-3  # of states, relative to the largest number in them; all ways compute the same ones
+TOLERANCE = 1e-3  # of hidden states, relative to their largest value; all ways compute the same ones
 
 
 class Asker:
-    """A model that is asked about pictures which are encoded already."""
+    """A model that answers queries about an encoded image."""
 
     def __init__(self, model: LasagnaForConditionalGeneration, processor: LasagnaProcessor) -> None:
         self.model, self.processor = model, processor
@@ -36,7 +36,7 @@ class Asker:
         settings = model.config.sam_settings
         embeddings = torch.randn(1, settings.prompt_embed_dim, *settings.grid_size)
         self.encode = model.image_features  # by CLIP
-        self.features = torch.empty(0)  # (1, num_image_tokens, hidden_dim) of the picture that is asked about
+        self.features = torch.empty(0)  # (1, num_image_tokens, hidden_dim) of the current image
         self.shift = 0.0  # added to the logit of [SEG]
         logits = model.text_logits
 
@@ -51,12 +51,12 @@ class Asker:
 
     @torch.no_grad()
     def look_at(self, image: np.ndarray) -> None:
-        """Encode a (height, width, 3) uint8 picture; questions are about it from now on."""
+        """Encodes a (height, width, 3) uint8 image, the subject of the queries that follow."""
         self.features = self.encode(torch.from_numpy(self.processor.clip_image(image))[None])
 
     @torch.no_grad()
     def in_passes(self, image: np.ndarray, names: Sequence[str]) -> tuple[ComplexAnswer, Prompts]:
-        """Our answer, and the prompt with the encoded picture."""
+        """Our answer, and the prompt with the encoded image."""
         conversation, plan = self.processor.plan(names)
         prompts = read_prompts(self.model, self.processor, [image], [conversation], [0])
         [answer] = decode_choices(
@@ -79,13 +79,13 @@ class Query:
     asker: Asker
     image: np.ndarray
     names: tuple[str, ...]
-    shift: float  # with which it does
+    shift: float  # added to the logit of [SEG] to get that number
     answer: ComplexAnswer
-    images: EncodedImages  # the picture
+    images: EncodedImages  # the image
     num_prompt_tokens: int
 
     def again(self, run: Callable[[], Any]) -> Callable[[], Any]:
-        """`run` with its picture and its shift in the model."""
+        """`run`, with this query's image and shift set in the model."""
 
         def run_here() -> Any:
             self.asker.features, self.asker.shift = self.images.features, self.shift
@@ -95,11 +95,11 @@ class Query:
 
     @property
     def plain(self) -> PlainAnswer:
-        """The same question for the plain ways."""
+        """The same query for the plain ways."""
         return PlainAnswer(self.asker.model, self.asker.processor, self.image, self.names)
 
     def in_passes(self) -> None:
-        """Our way once more."""
+        """Decoding in passes."""
         answer, _ = self.asker.in_passes(self.image, self.names)
         check_same(self, answer.present, list(answer.seg_states))
 
@@ -110,14 +110,14 @@ class Query:
 
     @torch.no_grad()
     def draw(self) -> list[Tensor]:
-        """Masks at the size of the picture."""
+        """Masks at the size of the image."""
         return self.asker.model.decode_masks([self.answer.seg_states], self.images, [0])
 
 
 def make_query(asker: Asker, names: Sequence[str], num_present: int, *, tries: int = 10) -> Query:
-    """A random picture and a shift with which exactly `num_present` of `names` are present.
+    """A random image and a shift with which exactly `num_present` of `names` are present.
 
-    A choice changes those behind it, so the number may be jumped over; after some `tries` another picture is taken.
+    A choice changes the following ones, so the number may be skipped; after `tries` attempts another image is drawn.
     """
     for seed in itertools.count():
         coarse = np.random.default_rng(seed).integers(0, 256, (12, 16, 3), dtype=np.uint8)
@@ -141,11 +141,11 @@ def make_query(asker: Asker, names: Sequence[str], num_present: int, *, tries: i
             margins = torch.tensor(answer.probabilities).logit().sort(descending=True).values
             wanted = asker.shift - float(margins[num_present - 1 : num_present + 1].mean())
             asker.shift = wanted if low < wanted < high else (low + high) / 2
-    raise AssertionError("there is always another picture")
+    raise AssertionError("there is always another image")
 
 
 def check_same(query: Query, present: Sequence[bool], states: Sequence[Tensor]) -> None:
-    """Another way's choices and states are ours."""
+    """Checks that another way has the same choices and states."""
     assert list(present) == query.answer.present, f"other choices: {present} and {query.answer.present}"
     ours = query.answer.seg_states
     difference = (torch.stack(list(states)) - ours).abs().max() / ours.abs().max()
@@ -153,7 +153,7 @@ def check_same(query: Query, present: Sequence[bool], states: Sequence[Tensor]) 
 
 
 def answered_ids(query: Query) -> list[int]:
-    """The answer with our choices in it."""
+    """The token ids of the answer with our choices."""
     asker, plan = query.asker, query.plain.plan
     ids = list(plan.token_ids)
     for position, present in zip(plan.positions, query.answer.present, strict=True):
@@ -162,7 +162,7 @@ def answered_ids(query: Query) -> list[int]:
 
 
 def single_tokens(query: Query, num_lengths: int) -> dict[int, Callable[[], None]]:
-    """For some choices, by their position in the answer, what decides them without a cache, checked against ours."""
+    """Position in the answer -> function that computes the choice there without a cache, checked against ours."""
     plain, ids = query.plain, torch.tensor([answered_ids(query)])
     chosen = np.linspace(0, len(query.names) - 1, num_lengths).round().astype(int).tolist()
 

@@ -1,8 +1,8 @@
-"""A plain loader, to measure ours against: the recipe of the released code, step by step, in few lines.
+"""A plain loader to compare with: the recipe of the released code, step by step.
 
-What is read, resized, normalised and padded is a float picture in the sample, and masks are dense floats, as
-in LISA's and LaSagnA's published training code. Text is made and tokenized by our own functions, so that what
-is compared is the way of the pixels.
+Each sample holds a float image - resized, normalised, padded - and dense float masks, as in LISA's and LaSagnA's
+published training code. Text is built and tokenized by our own functions, so that only the handling of pixels is
+compared.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PIXEL_STD = torch.tensor([58.395, 57.12, 57.375]).view(3, 1, 1)
 
 
 class PlainLoader:
-    """Batches of one data set, made in the plain way; file lists and annotations are those of our index."""
+    """Batches of one data set, made the plain way; file lists and annotations come from our index."""
 
     def __init__(
         self, dataset: SemanticDataset | ReferringDataset, processor: LasagnaProcessor, recipe: Recipe
@@ -58,7 +58,7 @@ class PlainLoader:
         }
 
     def rng(self, index: int) -> np.random.Generator:
-        """In the state in which our mixture hands it to its only data set, so that both draw the same samples."""
+        """The generator as our mixture passes it to its only data set, so that both draw the same samples."""
         rng = np.random.default_rng((0, index))
         rng.choice(1, p=[1.0])
         return rng
@@ -122,7 +122,7 @@ class PlainLoader:
 
 
 def num_bytes(value: Any) -> int:
-    """Bytes of all tensors in a batch: what goes from a worker to the training process."""
+    """Bytes of all tensors in a batch, which a worker sends to the training process."""
     if isinstance(value, Tensor):
         return value.numel() * value.element_size()
     if isinstance(value, dict):
@@ -135,7 +135,7 @@ def num_bytes(value: Any) -> int:
 
 
 def path_of(root: Path, *parts: str) -> Path:
-    """A file below `root`, in a folder that is made for it."""
+    """A file below `root`; its folder is created."""
     path = root.joinpath(*parts)
     path.parent.mkdir(parents=True, exist_ok=True)
     return path

@@ -1,9 +1,9 @@
-"""Two plain ways to the answer of one complex query, to measure decoding in passes against.
+"""Two plain ways to answer one complex query, to compare decoding in passes with.
 
-The released recipe's: for every token the image is encoded and the whole text is read again. And the strong one: the
-prompt is read once, then one token at a time on top of the cached keys and values. Both are greedy under the
-constraint of the format, as ours is, so all three give the same choices: at each name the larger of two logits, the
-rest of the text forced. The logits of the whole vocabulary are computed for every token, as a free answer needs them.
+The released recipe's: image and whole text are run again for every token. And the strong baseline: the prompt is run
+once, then one token at a time with cached keys and values. Both are greedy under the constraint of the format, as
+ours is, so all three make the same choices: at each name the larger of two logits, the rest of the text forced.
+Logits of the whole vocabulary are computed for every token, as in free generation.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from model.processor import LasagnaProcessor
 
 @dataclass(frozen=True, kw_only=True)
 class PlainChoices:
-    """Of the tokens that were written."""
+    """The choices of the tokens generated so far."""
 
-    present: list[bool]  # for each class whose choice was reached
+    present: list[bool]  # for each class that was reached
     states: list[Tensor]  # (hidden_dim,) for each of them that is present: the prompt of its mask
 
 
@@ -45,12 +45,12 @@ class PlainAnswer:
 
     @property
     def num_tokens(self) -> int:
-        """Of the answer, to its last choice."""
+        """Tokens of the answer up to its last choice."""
         return len(self.plan.token_ids)
 
     @torch.no_grad()
     def without_cache(self, num_tokens: int | None = None) -> PlainChoices:
-        """Image and text from the beginning for each token; the first `num_tokens` of the answer, else all."""
+        """The whole sequence again for each token; the first `num_tokens` of the answer, else all."""
         found, text = PlainChoices(present=[], states=[]), self.prompt
         for position in range(self.num_tokens if num_tokens is None else num_tokens):
             state = self.read(text)
@@ -59,13 +59,13 @@ class PlainAnswer:
 
     @torch.no_grad()
     def read(self, text: Tensor) -> Tensor:
-        """(1, T) the prompt and what has been written -> (hidden_dim,) the state that decides what comes next."""
+        """(1, T) the prompt and the tokens so far -> (hidden_dim,) the hidden state that predicts the next one."""
         embeddings = self.model.embed(text, self.model.image_features(self.clip_images))
         return self.model.language_states(embeddings, torch.ones_like(text))[0, -1]
 
     @torch.no_grad()
     def with_cache(self, num_tokens: int | None = None) -> PlainChoices:
-        """One token at a time on top of what is cached; the first `num_tokens` of the answer, else all."""
+        """One token at a time with cached keys and values; the first `num_tokens` of the answer, else all."""
         found, cache = PlainChoices(present=[], states=[]), DynamicCache()
         step = self.model.embed(self.prompt, self.model.image_features(self.clip_images))
         mask = torch.ones_like(self.prompt)
@@ -76,7 +76,7 @@ class PlainAnswer:
         return found
 
     def _next(self, position: int, state: Tensor, found: PlainChoices) -> Tensor:
-        """(1, 1) the token of the answer at `position`, where `state` decides."""
+        """(1, 1) the token of the answer at `position`; at a choice, `state` decides."""
         logits = self.model.text_logits(state)
         token = self.plan.token_ids[position]
         if position in self.plan.positions:

@@ -2,8 +2,8 @@
 
 As in LISA's and LaSagnA's published code: a row for each conversation, padded; CLIP on the image once for each row;
 the logits of all positions in float32; the projection of all positions; SAM's encoder, eager, on one image at a time;
-the mask decoder image by image, its masks enlarged by `postprocess_masks`; dense float masks as truth. What is not
-the recipe's but its libraries' is the same on both sides: torch, the language model's attention, the optimizer.
+the mask decoder image by image, its masks upsampled by `postprocess_masks`; dense float masks as ground truth. What
+belongs to the libraries is the same on both sides: torch, the language model's attention, the optimizer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from model.text.conversation import IGNORE_INDEX
 
 @dataclass(frozen=True, kw_only=True)
 class PlainBatch:
-    """B images with N conversations as the released loader hands them over."""
+    """B images with N conversations as the released loader passes them on."""
 
     images: Tensor  # (B, 3, side, side) float32 for SAM: normalised, padded
     clip_images: Tensor  # (B, 3, S, S) float32, normalised
@@ -38,7 +38,7 @@ class PlainBatch:
 
 
 class PlainModel:
-    """The weights of `model`, used in the plain way. They are shared: gradients arrive at the model's parameters."""
+    """The weights of `model`, used the plain way. They are shared: gradients accumulate in the model's parameters."""
 
     def __init__(self, model: LasagnaForConditionalGeneration) -> None:
         self.model = model
@@ -48,7 +48,7 @@ class PlainModel:
         """Weighted terms of the loss: `cross_entropy`, `mask_bce`, `dice`, and their sum `total`.
 
         Args:
-            batch: what is learned.
+            batch: images with conversations and masks.
             embeddings: (B, prompt_embed_dim, grid, grid) of SAM's encoder, computed from the images if not given.
         """
         if embeddings is None:
@@ -70,7 +70,7 @@ class PlainModel:
         return torch.cat([self.sam.image_encoder(image.unsqueeze(0)) for image in images])
 
     def states(self, batch: PlainBatch) -> Tensor:
-        """(N, T, hidden_dim): every row reads its own copy of the image."""
+        """(N, T, hidden_dim): every row has its own copy of the image."""
         llava = self.model.llava.model
         features = llava.multi_modal_projector(self.clip_patches(batch.clip_images[batch.image_of_row]))
         embeddings = self.model.get_input_embeddings()(batch.input_ids)
@@ -83,21 +83,21 @@ class PlainModel:
 
     @torch.no_grad()
     def clip_patches(self, pixels: Tensor) -> Tensor:
-        """(N, num_patches, clip_dim): states of the layer that LLaVA reads, without the class token."""
+        """(N, num_patches, clip_dim): hidden states of LLaVA's feature layer, without the class token."""
         config = self.model.config.vlm_config
         tower = self.model.llava.model.vision_tower
         return tower(pixels, output_hidden_states=True).hidden_states[config.vision_feature_layer][:, 1:]
 
     def cross_entropy(self, states: Tensor, labels: Tensor) -> Tensor:
         """Mean over the learned tokens, from the logits of all positions."""
-        # `<image>` is a row of ours only: its logit is cut off, as ours is.
+        # Only our vocabulary has `<image>`: its logit is cut off, as in our loss.
         logits = self.model.llava.lm_head(states)[..., : self.model.config.image_token_id].float()
         shifted = logits[:, :-1].contiguous()
         return F.cross_entropy(shifted.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX)
 
     def mask_terms(self, states: Tensor, batch: PlainBatch, embeddings: Tensor) -> dict[str, Tensor]:
         """Means over all masks of the two mask terms."""
-        prompts = self.model.seg_projector(states)  # of every position
+        prompts = self.model.seg_projector(states)  # for every position
         before_seg = batch.input_ids[:, 1:] == self.model.config.seg_token_id
         bce, dice, num_masks = states.new_zeros(()), states.new_zeros(()), 0
         for index, truth in enumerate(batch.masks):
@@ -149,7 +149,7 @@ def plain_sam(model: LasagnaForConditionalGeneration) -> Sam:
 
 
 def share_weights(target: nn.Module, source: nn.Module) -> None:
-    """Makes the parameters and stored buffers of `source` those of `target`, name by name."""
+    """Makes `target` use the parameters and persistent buffers of `source`, matched by name."""
     stored = source.state_dict(keep_vars=True)
     names = target.state_dict().keys()
     assert set(names) == set(stored), sorted(set(names) ^ set(stored))
@@ -159,7 +159,7 @@ def share_weights(target: nn.Module, source: nn.Module) -> None:
 
 
 def plain_batch(model: LasagnaForConditionalGeneration, inputs: ModelInputs) -> PlainBatch:
-    """What our collate made of conversations in rows of their own, as the released loader would hand it over."""
+    """Our collated, unpacked inputs in the form of the released loader."""
     assert inputs.segment_ids is None, "the reference does not pack"
     settings, config = model.config.sam_settings, model.config
     return PlainBatch(

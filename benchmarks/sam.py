@@ -3,10 +3,10 @@
     python -m benchmarks.sam            # ViT-B at 1024 pixels: prints Markdown, writes runs/benchmarks/sam.json
     python -m benchmarks.sam --quick    # the toy world's SAM: seconds
 
-One picture, float32, one thread. "Encoder" is all of it. "Global attention" is that of one block that sees the whole
-picture, in both ways of `model.decoders.sam_attention`: in pieces, as a CPU runs it, and folded, as on a GPU. Ways
-take turns, each number is a median over the rounds. Memory is what this process grows by at most, from the system's
-account of it; weights and the picture are there before. All ways compute the same numbers, which is checked.
+One image, float32, one thread. "Encoder" is all of it. "Global attention" is that of one block that sees the whole
+image, in both ways of `model.decoders.sam_attention`: in chunks, as on a CPU, and folded, as on a GPU. Ways
+alternate, and each number is a median over the rounds. Memory is the peak growth of this process; weights and the
+image are allocated before. All ways compute the same numbers (asserted).
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ TOLERANCE = 1e-5  # of the largest value
 
 
 def settings_of(size: str) -> SamSettings:
-    """Of the toy world's SAM, or of ViT-B."""
+    """Sizes of the toy world's SAM, or of ViT-B."""
     return read_sam(TOY / "sam_toy.pth")[0] if size == "tiny" else SamSettings(**SAM["vit_b"])
 
 
 class Bench:
-    """Both encoders with the same random weights, and a picture."""
+    """Both encoders with the same random weights, and an image."""
 
     def __init__(self, settings: SamSettings, *, seed: int = 0) -> None:
         torch.manual_seed(seed)
@@ -45,13 +45,13 @@ class Bench:
         # One copy of the weights; names are the same.
         ours.load_state_dict(reference.state_dict(), assign=True)
         self.eager, self.ours = reference.image_encoder.eval(), ours.image_encoder.eval()
-        self.picture = torch.randn(1, 3, settings.image_size, settings.image_size)
+        self.image = torch.randn(1, 3, settings.image_size, settings.image_size)
         self.block = settings.encoder_global_blocks[0]
         self.tokens = torch.randn(1, *settings.grid_size, settings.encoder_dim)
 
     def encoders(self) -> dict[str, Callable[[], Tensor]]:
-        """Picture -> (1, prompt_embed_dim, grid, grid)."""
-        return {EAGER: lambda: self.eager(self.picture), OURS: lambda: self.ours(self.picture)}
+        """Image -> (1, prompt_embed_dim, grid, grid)."""
+        return {EAGER: lambda: self.eager(self.image), OURS: lambda: self.ours(self.image)}
 
     def attentions(self) -> dict[str, Callable[[], Tensor]]:
         """Tokens of a global block -> the same shape."""
@@ -65,7 +65,7 @@ class Bench:
 
 @torch.no_grad()
 def compare(ways: Mapping[str, Callable[[], Tensor]], rounds: int) -> dict[str, Runs]:
-    """Ways to one result, in turns; a run of each before, which is checked, warms up."""
+    """Alternating runs of ways to the same result; an uncounted run of each is checked first."""
     expected = ways[EAGER]()
     for name, way in ways.items():
         difference = float((way() - expected).abs().max() / expected.abs().max()) if name != EAGER else 0.0
@@ -74,7 +74,7 @@ def compare(ways: Mapping[str, Callable[[], Tensor]], rounds: int) -> dict[str, 
 
 
 def to_claims(size: str, encoder: Mapping[str, Runs]) -> list[Claim]:
-    """What was promised for ViT-B; the toy world's SAM is shown without bars."""
+    """The claims for ViT-B; the toy world's SAM has no bars."""
     is_promised = size == "medium"
     about = f"SAM {'ViT-B 1024' if is_promised else 'of the toy world'}, one image, against segment_anything"
     ours, eager = encoder[OURS], encoder[EAGER]
@@ -110,7 +110,7 @@ def runs_table(parts: Mapping[str, Mapping[str, Runs]]) -> str:
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sam", description=__doc__.splitlines()[0])
     parser.add_argument("--size", default="medium", choices=SIZES, help="medium is ViT-B at 1024 pixels")
-    parser.add_argument("--rounds", type=int, default=3, help="medians are taken over so many rounds")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds over which medians are taken")
     parser.add_argument("--quick", action="store_true", help="the toy world's SAM")
     parser.add_argument("--out", default="runs/benchmarks/sam.json", help="JSON file to write")
     arguments = parser.parse_args(argv)

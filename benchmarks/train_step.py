@@ -3,12 +3,12 @@
     python -m benchmarks.train_step            # medium: prints Markdown, writes runs/benchmarks/train_step.json
     python -m benchmarks.train_step --quick    # tiny: seconds
 
-The batch is 2 pictures of 640x480 with 5 referring conversations each, as RefCOCO's are. A step is forward, backward
-and AdamW's update, in float32 with one thread; the batch is there before. Ours packs the conversations of a picture
-into one row; with the cache it reads SAM's embeddings from files. "Language" is CLIP and LLaMA alone, forward and
-backward. Growth is ours with one picture and 1 or 10 conversations. Ways take turns and each number is a median over
-the rounds. A round of medium takes minutes, most of them the reference's: one is the default there, and its numbers
-have no spread, so `--rounds 3` is for what is to be published.
+The batch is 2 images of 640x480 with 5 referring conversations each, as RefCOCO's are. A step is forward, backward
+and AdamW's update, in float32 with one thread; the batch is prepared before. Ours packs the conversations of an
+image into one row; with the cache it reads SAM's embeddings from files. "Language" is CLIP and LLaMA alone, forward
+and backward. Growth is our step with one image and 1 or 10 conversations. Ways alternate and each number is a median
+over the rounds. A round of medium takes minutes, mostly for the reference, so one round is the default and its
+numbers have no spread; use `--rounds 3` for numbers to publish.
 """
 
 from __future__ import annotations
@@ -50,18 +50,18 @@ REFERENCE, OURS, CACHED = "reference", "ours", "ours, embeddings from the cache"
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """Pictures with conversations about them, and a mask for each."""
+    """Images with conversations about them, and a mask for each."""
 
     images: list[np.ndarray]  # (height, width, 3) uint8
     conversations: list[Conversation]
-    owners: list[int]  # for each conversation the index of its picture
-    masks: list[np.ndarray]  # for each picture (num_conversations, height, width) uint8
+    owners: list[int]  # for each conversation the index of its image
+    masks: list[np.ndarray]  # for each image (num_conversations, height, width) uint8
 
 
 def make_scene(
     processor: LasagnaProcessor, num_images: int, num_conversations: int, *, seed: int = 0
 ) -> Scene:
-    """Smooth random pictures; every conversation is about an ellipse."""
+    """Smooth random images; every conversation refers to an ellipse."""
     rng = np.random.default_rng(seed)
     images, conversations, masks = [], [], []
     for _ in range(num_images):
@@ -85,17 +85,17 @@ class Bench:
         self.model, self.processor = build(size, lora=True, seed=seed)
         self.plain = PlainModel(self.model)
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        # All the work of a step, but the weights stay, so that all ways have the same loss.
+        # Learning rate 0: all the work of a step without changing the weights, so that all ways have the same loss.
         self.optimizer = torch.optim.AdamW(trained, lr=0.0, betas=(0.9, 0.95), weight_decay=0.0)
 
     def inputs(self, scene: Scene, *, packed: bool) -> ModelInputs:
-        """What the model reads."""
+        """Inputs of the model's forward pass."""
         return self.processor.collate(
             scene.images, scene.conversations, scene.owners, masks=scene.masks, pack_rows=packed
         )
 
     def step(self, loss: Tensor, *, update: bool = True) -> float:
-        """Backward and update behind a forward pass; the loss."""
+        """Backward and update after a forward pass; returns the loss."""
         loss.backward()
         if update:
             self.optimizer.step()
@@ -103,13 +103,13 @@ class Bench:
         return loss.item()
 
     def our_loss(self, inputs: ModelInputs, embeddings: Tensor | None = None) -> Tensor:
-        """Of the model's forward pass, with SAM's pixels or with its embeddings."""
+        """The loss of the model's forward pass, from SAM's pixels or from its embeddings."""
         if embeddings is not None:
             inputs = replace(inputs, sam_images=None, sam_embeddings=embeddings)
         return self.model(**inputs.fields()).loss
 
     def our_language_loss(self, inputs: ModelInputs) -> Tensor:
-        """CLIP and the language model alone, with the parts and the order of `forward`."""
+        """The loss of CLIP and the language model alone, computed as in `forward`."""
         model = self.model
         features = model.image_features(inputs.clip_images)
         embeddings = model.embed(inputs.input_ids, features[inputs.image_of_row])
@@ -122,7 +122,7 @@ class Bench:
 def compare_steps(
     bench: Bench, scene: Scene, embeddings: Tensor, rounds: int, warm_up: int
 ) -> dict[str, Runs]:
-    """The whole step in the reference's way, in ours, and in ours with SAM's embeddings from files."""
+    """The whole step: the reference's, ours, and ours with SAM's embeddings from files."""
     packed = bench.inputs(scene, packed=True)
     plain = plain_batch(bench.model, bench.inputs(scene, packed=False))
     with tempfile.TemporaryDirectory() as folder:
@@ -147,7 +147,7 @@ def compare_language(bench: Bench, scene: Scene, rounds: int, warm_up: int) -> d
 
 
 def compare(ways: Mapping[str, Callable[[], float]], rounds: int, warm_up: int) -> dict[str, Runs]:
-    """Ways to one loss, in turns."""
+    """Alternating runs of ways to the same loss."""
     losses: dict[str, float] = {}
     runs = take_turns(
         {name: lambda name=name, way=way: losses.update({name: way()}) for name, way in ways.items()},
@@ -163,10 +163,10 @@ def compare(ways: Mapping[str, Callable[[], float]], rounds: int, warm_up: int) 
 def compare_growth(
     bench: Bench, counts: Sequence[int], embeddings: Tensor, rounds: int, warm_up: int
 ) -> dict[str, Runs]:
-    """Our step for one picture with so many conversations, SAM's encoder in it and not.
+    """Our step for one image with different numbers of conversations, with and without SAM's encoder.
 
     Args:
-        embeddings: (1, prompt_embed_dim, grid, grid), of any picture: its values do not change the time.
+        embeddings: (1, prompt_embed_dim, grid, grid), of any image: its values do not change the time.
     """
     ways = {}
     for count in counts:
@@ -187,7 +187,7 @@ def encode(bench: Bench, scene: Scene) -> Tensor:
 
 
 def stored_embeddings(sam: SamSegmenter, folder: str, embeddings: Tensor) -> Callable[[], Tensor]:
-    """Puts embeddings into a cache of training; what comes back reads them from its files, and checks them."""
+    """Stores embeddings in a training cache; returns a function that reads them from its files and checks them."""
     cache = SamCache.of(sam, folder)
     keys = [f"{index:040x}" for index in range(len(embeddings))]
     for key, embedding in zip(keys, embeddings, strict=True):
@@ -201,7 +201,7 @@ def stored_embeddings(sam: SamSegmenter, folder: str, embeddings: Tensor) -> Cal
 def to_claims(
     size: str, shape: str, parts: Mapping[str, Mapping[str, Runs]], counts: Sequence[int]
 ) -> list[Claim]:
-    """What was promised for the medium size, of the parts that were measured; other sizes are shown without bars."""
+    """The claims for the medium size, of the measured parts; other sizes have no bars."""
 
     def claim(name: str, value: float, bar: float, goal: float, *, at_least: bool = True) -> Claim:
         promised = {"bar": bar, "goal": goal} if size == "medium" else {}
@@ -246,11 +246,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--size", default="medium", choices=SIZES)
     parser.add_argument("--num_images", type=int, default=2)
-    parser.add_argument("--num_conversations", type=int, default=5, help="of each picture")
-    parser.add_argument("--growth", type=int, nargs=2, default=(1, 10), help="conversations of one picture")
+    parser.add_argument("--num_conversations", type=int, default=5, help="of each image")
+    parser.add_argument("--growth", type=int, nargs=2, default=(1, 10), help="conversations of one image")
     parser.add_argument("--parts", default=",".join(PARTS), help="what to measure, separated by commas")
-    parser.add_argument("--rounds", type=int, default=1, help="medians are taken over so many rounds")
-    parser.add_argument("--warm_up", type=int, default=0, help="rounds before that are not counted")
+    parser.add_argument("--rounds", type=int, default=1, help="rounds over which medians are taken")
+    parser.add_argument("--warm_up", type=int, default=0, help="uncounted rounds before those")
     parser.add_argument(
         "--quick", action="store_true", help="the tiny size, three rounds after one to warm up"
     )
@@ -287,7 +287,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def count_tokens(bench: Bench, scene: Scene) -> dict[str, int]:
-    """Of the language model: those of the image, and in the rows of either side, padding among them."""
+    """Tokens of the language model: of an image, and of all rows on either side, padding included."""
     sizes = {
         name: bench.inputs(scene, packed=packed).input_ids.numel()
         for name, packed in ((REFERENCE, False), (OURS, True))

@@ -1,6 +1,6 @@
 """`make demo`: a segmentation assistant learns on the toy world, from the shipped base weights to a chat.
 
-    python -m utils.toy.demo            # everything, into runs/demo; again: continues or skips what is done
+    python -m utils.toy.demo            # everything, into runs/demo; a second call continues
 
 Each step prints the command that a person would type. At the end: report.json, report.md, losses.png, sheet.png.
 """
@@ -33,7 +33,7 @@ from utils.reports.write import write_report
 from utils.toy import world
 
 CONFIG = Path("configs/toy.yaml")
-LAYOUTS = "ade20k,coco,cityscapes,refer,reason"  # those that the configuration and the evaluation name
+LAYOUTS = "ade20k,coco,cityscapes,refer,reason"  # those that configs/toy.yaml and the evaluation use
 VAL_DATASETS = "ade20k,refcoco|unc|val,grefcoco|unc|val,ReasonSeg|val,llava_instruct_150k"
 BASELINE_DATASETS = "ade20k,llava_instruct_150k"
 TARGETS = (
@@ -61,7 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--num_images", type=int, default=400, help="training scenes of each layout")
     parser.add_argument("--num_val", type=int, default=100, help="validation scenes of each layout")
     parser.add_argument("--train_flags", default="", help="more flags for train_ds.py")
-    parser.add_argument("--max_samples", type=int, default=None, help="evaluate on so many of each data set")
+    parser.add_argument(
+        "--max_samples", type=int, default=None, help="evaluate on at most n samples of each data set"
+    )
     args = parser.parse_args(argv)
     out: Path = args.out
     dataset, merged = out / "dataset", out / "lasagna-toy"
@@ -82,20 +84,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def main_of(script: str) -> Callable[[Sequence[str]], int]:
-    """The `main` of a script; by name, because scripts import utils/ and not the other way round."""
+    """The `main` of a script; by name, because utils/ does not import the scripts."""
     return importlib.import_module(script).main
 
 
 def run(script: Callable[[Sequence[str]], int], command: str, *arguments: object) -> None:
-    """Call a script's main and show the command that does the same."""
+    """Print a command and run it in this process."""
     words = [str(argument) for argument in arguments]
     console.print(f"\n[bold]$ {command} {shlex.join(words)}[/bold]", highlight=False)
     if script(words):
-        raise SystemExit(f"demo: the step above failed; mend it and run again ({command})")
+        raise SystemExit(f"demo: the step above failed; fix it and run again ({command})")
 
 
 def train(out: Path, dataset: Path, flags: list[str]) -> None:
-    """Train with the real launcher; wall time adds up over resumed starts in train_seconds.json."""
+    """Train with the real launcher; train_seconds.json accumulates wall time over restarts."""
     finished = out / "trained"
     if finished.is_file():
         return
@@ -104,7 +106,7 @@ def train(out: Path, dataset: Path, flags: list[str]) -> None:
         "--log_base_dir", str(out.parent), "--exp_name", out.name, "--sam_cache", str(out / "sam_cache"), *flags,
     ]  # fmt: skip
     console.print(f"\n[bold]$ {shlex.join(command)}[/bold]", highlight=False)
-    # The launcher of this environment, also when the environment is not activated.
+    # This environment's launcher, whether or not the environment is activated.
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     seconds_file = out / "train_seconds.json"
     before = json.loads(seconds_file.read_text()) if seconds_file.is_file() else 0.0
@@ -119,7 +121,7 @@ def train(out: Path, dataset: Path, flags: list[str]) -> None:
 
 
 def write_untrained(folder: Path) -> Path:
-    """The model before its first step, as a folder: what the baseline is measured on."""
+    """The model before its first training step, as a folder; the baseline is measured on it."""
     if not (folder / "config.json").is_file():
         config = parse_config(TrainConfig, ["--config", str(CONFIG)])
         model, _ = load_model(config.version, vision_tower=config.vision_tower, sam=config.vision_pretrained)
@@ -129,7 +131,7 @@ def write_untrained(folder: Path) -> Path:
 
 
 def evaluate(model: Path, dataset: Path, entries: str, out: Path, max_samples: int | None) -> Report:
-    """The report of a model folder; an existing one is read."""
+    """The report of a model folder; an existing report is reused."""
     if not (out / "report.json").is_file():
         limit = [] if max_samples is None else ["--max_samples", max_samples]
         run(main_of("test_sem"), "python test_sem.py", "--version", model, "--dataset_dir", dataset,

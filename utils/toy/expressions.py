@@ -1,7 +1,8 @@
-"""Referring expressions of toy scenes, each proved against the scene before it is said.
+"""Referring expressions of toy scenes, each verified against the scene before it is used.
 
-A description is a text with a test: yes, no or "too close to call" (None) for each thing. An expression of a
-thing is safe when the test says yes to it and no to all others; one without target when it says no to all.
+A description is a text with a predicate over things: True, False, or None when it is too close to call. An
+expression refers to a thing if its predicate is True for it and False for all others; it has no target if the
+predicate is False for all.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,10 +19,10 @@ Test = Callable[[Thing], bool | None]
 
 BESIDE_MARGIN = 0.12  # of the width or height: a smaller difference of centres is too close to call
 SIZE_RATIO = 1.25  # of the visible areas
-NEAR, FAR = 0.22, 0.36  # distance of centres as a fraction of the picture: near below, not near above
+NEAR, FAR = 0.22, 0.36  # distance of centres as a fraction of the image: near below, not near above
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 PLURALS = {"person": "people", "bus": "buses", "bench": "benches"}
-# How to say what a thing stands on; not used for buildings, whose skyline stands behind the horizon.
+# Phrases for what a thing stands on; not used for buildings, whose skyline stands behind the horizon.
 ON_STUFF = {
     "grass": ("on the grass",),
     "road": ("on the road",),
@@ -29,7 +30,7 @@ ON_STUFF = {
     "sea": ("on the sea", "in the sea"),
     "sky": ("in the sky",),
 }
-# phrase: (axis, lowest, highest) of the centre for a sure yes, and the same interval widened for a sure no.
+# phrase: axis, (lowest, highest) of the centre for a certain yes, and the interval outside of which it is a no.
 REGIONS: dict[str, tuple[int, tuple[float, float], tuple[float, float]]] = {
     "on the left": (0, (0.0, 0.34), (0.0, 0.46)),
     "on the right": (0, (0.66, 1.0), (0.54, 1.0)),
@@ -49,11 +50,11 @@ EXTREMES: tuple[tuple[tuple[str, ...], int, int], ...] = (  # words, axis, direc
 
 @dataclass(frozen=True)
 class Description:
-    """A noun phrase without article, and what it is true of."""
+    """A noun phrase without article, and the predicate for what it describes."""
 
     text: str
     test: Test
-    kind: str = "name"  # how it tells things apart: by name, colour, order, size, place, ground or neighbour
+    kind: str = "name"  # what distinguishes: name, colour, order, size, place, ground or neighbour
 
 
 class Group(NamedTuple):
@@ -64,7 +65,7 @@ class Group(NamedTuple):
 
 
 def pick(rng: np.random.Generator, items: Sequence[Item]) -> Item:
-    """One of the items, all equally likely."""
+    """One of the items, uniformly at random."""
     return items[int(rng.integers(len(items)))]
 
 
@@ -73,7 +74,7 @@ def plural(name: str) -> str:
 
 
 def place_of(scene: Scene, thing: Thing) -> tuple[float, float]:
-    """The centre (x, y) as fractions of the picture's width and height."""
+    """The centre (x, y) as fractions of the image's width and height."""
     height, width = scene.label.shape
     return thing.centre[0] / width, thing.centre[1] / height
 
@@ -87,7 +88,7 @@ def targets(scene: Scene, description: Description) -> tuple[Thing, ...] | None:
 
 
 def singles_out(scene: Scene, description: Description, thing: Thing) -> bool:
-    """Whether a description is true of this thing and surely of no other."""
+    """Whether a description is true of this thing and certainly of no other."""
     found = targets(scene, description)
     return found is not None and len(found) == 1 and found[0] is thing
 
@@ -112,7 +113,7 @@ def is_kind(name: str, colour: str | None) -> Test:
 
 
 def _all(*tests: Test) -> Test:
-    """False as soon as one is False (the later ones are not asked then), None when there is a doubt left."""
+    """Conjunction, evaluated lazily: False if any is False, else None if any is None, else True."""
 
     def test(thing: Thing) -> bool | None:
         doubt = False
@@ -190,7 +191,7 @@ def _landmarks(scene: Scene, thing: Thing) -> Iterator[tuple[str, Thing]]:
 def _describe(
     scene: Scene, name: str, colour: str | None, thing: Thing, rng: np.random.Generator
 ) -> Iterator[Description]:
-    """Candidates for a thing of a name (and colour); not yet proved."""
+    """Candidate descriptions for a thing of a name (and colour); not yet verified."""
     noun, kind = _noun(name, colour, rng), is_kind(name, colour)
     yield Description(noun, kind, "name" if colour is None else "colour")
     if sum(bool(kind(other)) for other in scene.things) > 1:
@@ -220,7 +221,7 @@ def _describe(
 
 
 def descriptions(scene: Scene, thing: Thing, rng: np.random.Generator) -> list[Description]:
-    """Every proved description of a thing, in random order."""
+    """Every verified description of a thing, in random order."""
     colours = (None,) if thing.colour is None else (None, thing.colour)
     candidates = [item for colour in colours for item in _describe(scene, thing.name, colour, thing, rng)]
     proved = [item for item in candidates if singles_out(scene, item, thing)]
@@ -228,7 +229,7 @@ def descriptions(scene: Scene, thing: Thing, rng: np.random.Generator) -> list[D
 
 
 def expressions(scene: Scene, thing: Thing, rng: np.random.Generator) -> list[str]:
-    """Different expressions that mean this thing and no other, in random order; [] when none is safe."""
+    """Distinct expressions that refer to this thing and no other, in random order; [] if there is none."""
     texts = [
         item.text if rng.random() < 0.25 else f"the {item.text}" for item in descriptions(scene, thing, rng)
     ]
@@ -242,7 +243,7 @@ def _coloured(name: str, colour: str | None, rng: np.random.Generator) -> Descri
 
 
 def _absent(scene: Scene, absent: Sequence[str], rng: np.random.Generator) -> Description:
-    """A description that is probably true of nothing; not yet proved. `absent`: classes without a pixel."""
+    """A description that is probably true of nothing; not yet verified. `absent`: classes without a pixel."""
     seen = sorted({thing.name for thing in scene.things})
     coloured = [name for name in seen if name in COLOURED]
     kind = rng.choice(4, p=(0.4, 0.15, 0.35, 0.1))
@@ -261,7 +262,7 @@ def _absent(scene: Scene, absent: Sequence[str], rng: np.random.Generator) -> De
 
 
 def absent_expressions(scene: Scene, rng: np.random.Generator, n: int) -> list[str]:
-    """Up to `n` different expressions of what is not there: another class, colour or place."""
+    """Up to `n` distinct expressions without a target: another class, colour or place."""
     present = scene.present
     absent = [name for name in CLASSES if name not in present]
     texts: dict[str, None] = {}

@@ -1,6 +1,6 @@
-"""What can be said about a toy scene: captions here, expressions and questions in the files beside this one.
+"""Captions of toy scenes; expressions and questions are in the modules beside this one.
 
-Everything is a pure function of the scene and a random generator, and is true of the scene's pixels.
+Captions are pure functions of the scene and a random generator, and true of the scene's pixels.
 """
 
 import numpy as np
@@ -24,7 +24,7 @@ __all__ = [
     "reasoning_questions",
 ]  # fmt: skip
 
-MIN_STUFF_FRACTION = 0.01  # of the picture, to be worth a word
+MIN_STUFF_FRACTION = 0.01  # of the image; less is not mentioned
 VERBS = {
     "grass": ("stands on", "is on"), "road": ("stands on", "is on"), "sand": ("stands on", "is on"),
     "sea": ("floats on", "sails on", "is on"), "sky": ("flies in", "is in"),

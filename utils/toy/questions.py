@@ -1,4 +1,4 @@
-"""Short questions about a toy scene, each with the one answer that follows from the scene."""
+"""Short questions about a toy scene, each with the only correct answer."""
 
 from collections.abc import Callable, Iterator
 
@@ -18,13 +18,13 @@ from utils.toy.scene import CLASSES, STUFF, Scene
 
 Question = tuple[str, str]
 
-LINE_MARGIN = 0.035  # a centre this near to a line of the 3x3 grid has no clear cell
-MIN_STUFF_FRACTION = 0.004  # stuff with some pixels but fewer than this is neither asked for nor denied
-MAJORITY = 0.7  # of a cell's pixels, to say what covers it
+LINE_MARGIN = 0.035  # a centre this close to a line of the 3x3 grid is in no definite cell
+MIN_STUFF_FRACTION = 0.004  # stuff below this fraction of the pixels is neither asked about nor called absent
+MAJORITY = 0.7  # fraction of a cell's pixels that a class needs to cover it
 MAX_COUNT = 4
 SUPERLATIVES = {word for words, _, _ in EXTREMES for word in words} | {"biggest", "largest", "smallest"}
 ROWS, COLUMNS = ("upper", "middle", "lower"), ("left", "middle", "right")
-# Other ADE20K names, of things that could not be mistaken for anything in this world.
+# Other ADE20K classes, which cannot be confused with anything in this world.
 NEVER_SEEN = (
     "bed", "cabinet", "table", "curtain", "chair", "painting", "sofa", "shelf", "mirror", "armchair",
     "desk", "wardrobe", "bathtub", "cushion", "sink", "fireplace", "refrigerator", "pool table",
@@ -36,7 +36,7 @@ NEVER_SEEN = (
 
 
 def cell_of(x: float, y: float) -> str:
-    """The cell of a 3x3 grid, "upper left" to "lower right", of a place in fractions of the picture."""
+    """The cell of a 3x3 grid, "upper left" to "lower right", of a place in fractions of the image."""
     row, column = ROWS[min(int(3 * y), 2)], COLUMNS[min(int(3 * x), 2)]
     return "middle" if row == column == "middle" else f"{row} {column}"
 
@@ -52,7 +52,7 @@ def _asked(name: str) -> str:
 
 
 def _ask_presence(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
-    """As many names that are there as names that are not."""
+    """As many present names as absent ones."""
     share = np.bincount(scene.label.ravel(), minlength=len(CLASSES)) / scene.label.size
     present = [name for name, part in zip(CLASSES, share, strict=True) if part >= MIN_STUFF_FRACTION]
     absent = [name for name, part in zip(CLASSES, share, strict=True) if part == 0]
@@ -71,7 +71,7 @@ def _ask_presence(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
 
 
 def _ask_expression_presence(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
-    """The same with colours and places: one thing that is there, one that is not."""
+    """The same with colours and places: one present thing, one absent."""
     thing = pick(rng, scene.things)
     there, missing = expressions(scene, thing, rng), absent_expressions(scene, rng, 1)
     for texts, answer in ((there, "yes"), (missing, "no")):
@@ -79,7 +79,7 @@ def _ask_expression_presence(scene: Scene, rng: np.random.Generator) -> Iterator
             words = texts[0].removeprefix("the ")
             words = f"the {words}" if words in STUFF else words
             article = "" if words.startswith("the ") else "an " if words[0] in "aeiou" else "a "
-            if words.split()[0] in SUPERLATIVES:  # "is there a left car?" is no question
+            if words.split()[0] in SUPERLATIVES:  # "is there a left car?" is not English
                 continue
             yield pick(rng, ("is there {}?", "do you see {}?")).format(article + words), answer
 

@@ -1,4 +1,4 @@
-"""Implicit questions about a toy scene: the target is never named, only what it is for or what it is like."""
+"""Implicit questions about a toy scene: the target is described by its purpose or properties, never named."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -9,18 +9,18 @@ import yaml
 
 from utils.toy.scene import CLASSES, Scene
 
-MIN_FRACTION = 0.002  # of the picture: a smaller target is not asked for
+MIN_FRACTION = 0.002  # of the image: smaller targets are not asked about
 
 
 @dataclass(frozen=True, kw_only=True)
 class Puzzle:
-    """Classes that answer a question together, and the ways to ask for them."""
+    """Classes that together answer a question, and the phrasings of that question."""
 
     names: tuple[str, ...]
     sentences: tuple[str, ...]
     phrases: tuple[str, ...]  # to be put into "What is {} in this image?"
     because: str  # ends "The answer is the ball, because ..."
-    rivals: tuple[str, ...] = ()  # classes that some would also mean: neither right nor wrong
+    rivals: tuple[str, ...] = ()  # classes that could also be meant; their pixels are ignored
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Reasoning:
     is_sentence: bool
     names: tuple[str, ...]  # classes that the mask covers
     mask: np.ndarray  # (height, width) bool
-    ignore: np.ndarray  # (height, width) bool, pixels that are neither right nor wrong
+    ignore: np.ndarray  # (height, width) bool, ignored pixels
     explanation: str
 
 
@@ -46,7 +46,7 @@ def load_puzzles() -> tuple[Puzzle, ...]:
 
 
 def reasoning_questions(scene: Scene, rng: np.random.Generator) -> list[Reasoning]:
-    """All questions that this scene can answer, in random order; those with equal `names` have one mask."""
+    """All questions that apply to this scene, in random order; those with equal `names` have the same mask."""
     asked = []
     present = set(scene.present)
     for puzzle in load_puzzles():

@@ -1,4 +1,4 @@
-"""Cartoon scenes whose every pixel is known: `draw_scene(seed, index)` is a pure function of its arguments.
+"""Cartoon scenes with exact labels for every pixel: `draw_scene(seed, index)` is a pure function of its arguments.
 
 A scene has a backdrop of stuff (sky, mountain, sea, sand, grass, road) and things that stand, swim or fly in it.
 The names are those of the ADE20K list; the label writers of utils.toy.world map them to the other lists.
@@ -18,7 +18,7 @@ SIZES = ((256, 256), (240, 288), (288, 240), (224, 288), (256, 304))  # (height,
 MIN_VISIBLE_PIXELS = 60
 MIN_VISIBLE_FRACTION = 0.35
 
-# Height of a thing at the foot of the picture, as a fraction of the picture's height.
+# Height of a thing at the foot of the image, as a fraction of the image's height.
 HEIGHTS = {
     "tree": 0.42, "house": 0.34, "building": 0.56, "person": 0.34, "car": 0.17, "bus": 0.25, "boat": 0.28,
     "airplane": 0.11, "ball": 0.12, "flag": 0.34, "bench": 0.17, "streetlight": 0.56, "tent": 0.25, "fence": 0.16,
@@ -54,7 +54,7 @@ class Thing:
     """One visible thing. `box` is (left, top, right, bottom) of its visible pixels, exclusive at the end."""
 
     name: str
-    colour: str | None  # a word, for things whose colour is worth a word
+    colour: str | None  # colour name, for things that have one
     on: str  # the stuff that it stands on, swims in or flies in
     mask: np.ndarray  # (height, width) bool, visible pixels only
     box: tuple[int, int, int, int]
@@ -68,7 +68,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture, the class of each pixel, and its things from back to front."""
+    """An image, the class of each pixel, and its things from back to front."""
 
     image: np.ndarray  # (height, width, 3) uint8 RGB
     label: np.ndarray  # (height, width) uint8, index into CLASSES
@@ -87,7 +87,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class _Plan:
-    """Where one thing will be drawn; `seed` fixes its details, so that a second drawing is the same."""
+    """Where one thing will be drawn; `seed` fixes its details, so that it can be drawn again identically."""
 
     name: str
     colour: str | None
@@ -143,7 +143,7 @@ def _plan_things(
             "building",
             "house",
             "fence",
-        ):  # a second one, to be told apart
+        ):  # a second one, so that expressions have to distinguish
             plans.append(_plan_thing(rng, name, stripe, size))
     if stripes[0][0] == "sky" and stripes[1][0] != "sea" and rng.random() < 0.5:  # a skyline on the horizon
         ground = stripes[1]
@@ -213,7 +213,7 @@ def _paint_details(
 
 
 def _light(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Time of day, a gradient of light across the picture and a little grain."""
+    """Time of day, a brightness gradient across the image and slight noise."""
     height, width = image.shape[:2]
     tint = rng.uniform(0.72, 1.12) * (1 + rng.uniform(-0.06, 0.06, 3))
     slope_x, slope_y = rng.uniform(-0.14, 0.14, 2)
@@ -230,7 +230,7 @@ def _light(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _render(
     seed: tuple[int, ...], size: tuple[int, int], stripes: list[tuple[str, int, int]], plans: list[_Plan]
 ) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """Draw; return the picture, the owners (stuff first, then plans) and each plan's pixels before occlusion."""
+    """Draws; returns the image, each pixel's owner (stuff first, then plans) and each plan's unoccluded area."""
     rng = np.random.default_rng((*seed, 1))
     canvas = Canvas(*size)
     _paint_stuff(canvas, rng, stripes)
@@ -252,7 +252,7 @@ def _render(
 
 
 def draw_scene(seed: int, index: int) -> Scene:
-    """Draw scene `index` of world `seed`; things that would be (nearly) hidden are left out."""
+    """Draw scene `index` of world `seed`; things that would be (almost) completely occluded are left out."""
     key = (seed, index)
     rng = np.random.default_rng(key)
     size = SIZES[int(rng.integers(len(SIZES)))]

@@ -32,7 +32,7 @@ def shade(colour: RGB, factor: float) -> RGB:
 
 
 class Canvas:
-    """A picture and, pixel for pixel, the index of what is drawn there; both at `scale` times the final size."""
+    """An image and the index of what is drawn at each pixel (its owner); both at `scale` times the final size."""
 
     def __init__(self, height: int, width: int, scale: int = 2) -> None:
         self.scale = scale
@@ -56,7 +56,7 @@ class Canvas:
         self.polygon(points, colour, owned=owned)
 
     def finish(self) -> tuple[np.ndarray, np.ndarray]:
-        """The picture (height, width, 3) uint8, anti-aliased, and its owners (height, width) uint8."""
+        """The image (height, width, 3) uint8, anti-aliased, and its owners (height, width) uint8."""
         height, width = (size // self.scale for size in self.owner.shape)
         image = cv2.resize(self.image, (width, height), interpolation=cv2.INTER_AREA)
         offset = self.scale // 2

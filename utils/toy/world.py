@@ -3,9 +3,9 @@
     python -m utils.toy.world --out ./dataset --seed 0 --num_images 400
     python -m utils.toy.world --out ./dataset --layouts ade20k,refer
 
-Every layout gets `num_images` scenes for training and `num_val` for validation, no scene twice (but PACO is about
-the pictures of COCO, as it is). Those in SECOND_CHOICE are what some people have instead; they are not written
-unless they are named.
+Every layout gets `num_images` scenes for training and `num_val` for validation. No two layouts share scenes, except
+PACO, which annotates the images of COCO. Layouts in SECOND_CHOICE are accepted alternatives and are written only when
+named.
 """
 
 import shutil
@@ -34,7 +34,7 @@ from utils.toy.layouts.voc import write_pascal_context, write_pascal_voc
 
 __all__ = ["WorldConfig", "main", "make_world", "scene_key"]
 
-VERSION = 2  # of what the same parameters give; a world of another version is made again
+VERSION = 2  # of the generator; a world of another version is refused
 Writer = Callable[[Path, SceneSource], None]
 WRITERS: dict[str, Writer] = {
     "ade20k": write_ade20k,
@@ -52,7 +52,7 @@ WRITERS: dict[str, Writer] = {
     "refcoco+": write_refcoco_plus,
     "refcocog": write_refcocog,
     "reason_test": write_reason_test,
-    "own": write_own,  # the three ways of own data
+    "own": write_own,  # the three kinds of own data
 }
 SECOND_CHOICE: dict[str, Writer] = {
     "ade20k:ADEChallengeData2016": partial(write_ade20k, top="ADEChallengeData2016"),
@@ -65,10 +65,10 @@ MIN_VAL, VAL_SHARE = 4, 5
 
 @dataclass(frozen=True, kw_only=True)
 class WorldConfig:
-    """What a world depends on."""
+    """The parameters that determine a world."""
 
     out: str  # folder that becomes the --dataset_dir
-    seed: int = 0  # another seed, another world
+    seed: int = 0  # another seed gives another world
     num_images: int = 400  # training scenes of each layout
     num_val: int = 0  # validation scenes of each layout; 0: a fifth of num_images, at least 4
     layouts: str = ""  # which to write, separated by commas; empty: all of WRITERS
@@ -100,9 +100,12 @@ class WorldConfig:
 
 
 def make_world(config: WorldConfig) -> bool:
-    """Write the world, or keep the one that is there when it has all layouts; returns whether it wrote.
+    """Writes the world, or keeps an existing one that has all layouts; returns whether it was written.
 
-    The folder appears complete or not at all. Raises ValueError when it holds something else.
+    The folder appears complete or not at all.
+
+    Raises:
+        ValueError: the folder holds something else.
     """
     out = Path(config.out)
     parameters = {"version": VERSION, **asdict(config.source), "layouts": list(config.chosen)}
@@ -122,7 +125,7 @@ def make_world(config: WorldConfig) -> bool:
         for name in config.chosen:
             (WRITERS | SECOND_CHOICE)[name](unfinished, config.source)
         write_json(unfinished / "world.json", parameters)
-        unfinished.chmod(0o755)  # mkdtemp's folders are closed to others
+        unfinished.chmod(0o755)  # mkdtemp's folders are readable by their owner only
         unfinished.replace(out)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -154,7 +157,7 @@ def parse_arguments(argv: Sequence[str] | None) -> WorldConfig:
 
 @command("utils.toy.world")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0, or 2 after one line about what the user did wrong."""
+    """Runs the command; returns the exit code: 0, or 2 after a one-line message about a user's mistake."""
     config = parse_arguments(argv)
     written = make_world(config)
     source = config.source

@@ -1,1 +1,1 @@
-"""Writers of the official on-disk layouts, one file a family of data sets."""
+"""Writers of the official on-disk layouts, one file for each family of data sets."""

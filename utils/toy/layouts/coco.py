@@ -1,4 +1,4 @@
-"""COCO pictures, their COCO-Stuff labels, and the LLaVA-Instruct dialogues about them."""
+"""COCO images, their COCO-Stuff labels, and the LLaVA-Instruct dialogues about them."""
 
 from pathlib import Path
 from typing import Any
@@ -7,17 +7,17 @@ from utils.toy.language import caption, questions
 from utils.toy.layouts.common import Drawn, SceneSource, folder, write_jpg, write_json, write_png
 from utils.toy.layouts.semantic import label_values
 
-FIRST_IMAGE_ID = {"train": 1, "val": 500_000}  # the ids of the two splits must not meet
+FIRST_IMAGE_ID = {"train": 1, "val": 500_000}  # the splits' ids are disjoint
 DIALOGUES = {"train": "llava_instruct_150k.json", "val": "llava_instruct_150k_val.json"}
 MAX_TURNS = 6
-DESCRIBED = 0.4  # share of the training pictures that also get a description
+DESCRIBED = 0.4  # fraction of the training images that also get a description
 DESCRIBE = ("describe the picture.", "what do you see in this image?", "give a description of the scene.")
 
 
 def write_coco(root: Path, source: SceneSource, label_folder: str = "cocostuff") -> None:
     """coco/SPLIT/%012d.jpg, cocostuff/SPLIT/%012d.png (SPLIT: train2017, val2017) and llava_dataset/*.json.
 
-    The held-out dialogues have short answers only, so that exact match means something.
+    The held-out dialogues have only short answers, so that exact match is meaningful.
     """
     values = label_values("cocostuff")
     for split, file_name in DIALOGUES.items():
@@ -33,12 +33,12 @@ def write_coco(root: Path, source: SceneSource, label_folder: str = "cocostuff")
 
 
 def image_stem(split: str, number: int) -> str:
-    """The name of a picture in coco/SPLIT2017, without its suffix."""
+    """The name of an image in coco/SPLIT2017, without its suffix."""
     return f"{FIRST_IMAGE_ID[split] + number:012d}"
 
 
 def dialogues_about(drawn: Drawn, stem: str, *, described: bool) -> list[dict[str, Any]]:
-    """A dialogue of some turns, and sometimes, where `described`, a second one with a description."""
+    """A dialogue of several turns and, if `described`, sometimes a second one with a description."""
     pairs = questions(drawn.scene, drawn.rng)[:MAX_TURNS]
     dialogues = [_dialogue(stem, f"{stem}.jpg", pairs)]
     if described and drawn.rng.random() < DESCRIBED:

@@ -1,4 +1,4 @@
-"""What the layout writers share: which scene goes where, and how pictures, labels and JSON are written."""
+"""What the layout writers share: which scene goes where, and how images, labels and JSON are written."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -13,18 +13,18 @@ from PIL import Image
 from model.errors import UserError
 from utils.toy.scene import Scene, draw_scene
 
-# Splits live in seeds of their own, layouts in index ranges of their own: no scene is drawn twice.
+# Each split has its own seed and each layout its own index range: no scene is drawn twice.
 SEED_OF_SPLIT = {
     "train": 0, "val": 1_000_000, "testA": 2_000_000, "testB": 3_000_000, "testC": 4_000_000, "test": 5_000_000,
 }  # fmt: skip
-# The place in this list decides which scenes a layout has: append only.
+# The position in this list determines a layout's scenes: append only.
 LAYOUTS = (
     "ade20k", "coco", "cityscapes", "refer", "reason", "mapillary", "openimage", "pascal_part", "pascal_context",
     "pascal_voc", "refclef", "refcoco+", "refcocog",
     "own",
 )  # fmt: skip
 INDICES_PER_LAYOUT = 1_000_000
-MAX_TRIES = 400  # for each scene wanted, before giving up on finding one that fits
+MAX_TRIES = 400  # tries for each scene before giving up
 
 
 def scene_key(seed: int, split: str, layout: str, k: int) -> tuple[int, int]:
@@ -40,7 +40,7 @@ def scene_key(seed: int, split: str, layout: str, k: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A scene of a world, its number in its split (from 0), and the generator for what is said about it."""
+    """A scene of a world, its number in its split (from 0), and the random generator of its texts."""
 
     number: int
     scene: Scene
@@ -56,7 +56,7 @@ class SceneSource:
     num_val: int
 
     def scenes(self, layout: str, split: str, fits: Callable[[Scene], bool] | None = None) -> Iterator[Drawn]:
-        """The first scenes of a layout's split, or the first that fit. The tests are as long as val."""
+        """The first scenes of a layout's split, or the first that fit. Test splits are as long as val."""
         wanted = self.num_train if split == "train" else self.num_val
         number = 0
         for k in count():
@@ -77,15 +77,15 @@ def write_jpg(path: Path, image: np.ndarray) -> None:
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:
-    """Write (height, width) or (height, width, 3) uint8 as PNG; lightly compressed, as many are written."""
+    """Write (height, width) or (height, width, 3) uint8 as PNG; lightly compressed, for speed."""
     Image.fromarray(pixels).save(path, compress_level=1)
 
 
 def write_palette_png(path: Path, values: np.ndarray) -> None:
     """Write (height, width) uint8 as PNG whose values are indices into a palette."""
-    picture = Image.fromarray(values)
-    picture.putpalette(np.random.default_rng(0).integers(0, 256, 768, dtype=np.uint8).tobytes())
-    picture.save(path, compress_level=1)
+    png = Image.fromarray(values)
+    png.putpalette(np.random.default_rng(0).integers(0, 256, 768, dtype=np.uint8).tobytes())
+    png.save(path, compress_level=1)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -95,6 +95,6 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def folder(path: Path) -> Path:
-    """The folder, made if it is not there."""
+    """The folder, created if necessary."""
     path.mkdir(parents=True, exist_ok=True)
     return path

@@ -21,7 +21,7 @@ LABELS: dict[str, tuple[str, str]] = {
     "bench": ("/m/0cvnqh", "Bench"),
 }  # fmt: skip
 NEVER_SEEN = ("/m/011k07", "Tortoise")  # a class without masks
-VERIFIED = 0.5  # share of the absent classes that somebody looked for
+VERIFIED = 0.5  # fraction of the absent classes with verified absence
 MASK_COLUMNS = (
     "MaskPath", "ImageID", "LabelName", "BoxID", "BoxXMin", "BoxXMax", "BoxYMin", "BoxYMax", "PredictedIoU", "Clicks",
 )  # fmt: skip
@@ -29,16 +29,16 @@ MASK_COLUMNS = (
 
 @dataclass(frozen=True)
 class Annotated:
-    """What is annotated in one scene: things by toy name, and the toy names that were looked for in vain."""
+    """What is annotated in one scene: things by toy name, and the toy names verified to be absent."""
 
     image_id: str
     regions: tuple[tuple[str, np.ndarray], ...]
     absent: tuple[str, ...]
-    mask_scale: int  # masks are so many times as large as the picture
+    mask_scale: int  # masks are this many times larger than the image
 
 
 def annotate(drawn: Drawn) -> Annotated:
-    """Every thing that Open Images has a class for; nothing is known about fences."""
+    """Every thing that Open Images has a class for; fences are not annotated."""
     rng = np.random.default_rng((drawn.number, 4))
     regions = tuple((thing.name, thing.mask) for thing in drawn.scene.things if thing.name in LABELS)
     present = {thing.name for thing in drawn.scene.things}
@@ -92,7 +92,7 @@ def write_openimage(root: Path, source: SceneSource) -> None:
 
 
 def box_of(mask: np.ndarray) -> tuple[str, str, str, str]:
-    """Left, right, top and bottom as fractions of the picture."""
+    """Left, right, top and bottom as fractions of the image."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     height, width = mask.shape
     edges = columns[0] / width, (columns[-1] + 1) / width, rows[0] / height, (rows[-1] + 1) / height

@@ -1,4 +1,4 @@
-"""Own data as people bring it: a folder of labels, a COCO file, and questions with masks, of the same scenes."""
+"""Own data of the three kinds: a folder of label images, a COCO file, questions with masks."""
 
 import json
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ def _write_labels(target: Path, scenes: Sequence[Drawn]) -> None:
 
 
 def _write_things(target: Path, split: str, scenes: Sequence[Drawn]) -> None:
-    """Things have a category and every one is annotated: the file may be used with exhaustive=true."""
+    """Every thing is annotated, so the file may be used with exhaustive=true."""
     images, annotations = [], []
     for drawn in scenes:
         name = f"{split}_{drawn.number:04d}.jpg"
@@ -74,7 +74,7 @@ def _write_questions(target: Path, split: str, scenes: Sequence[Drawn]) -> None:
 
 
 def _lines(drawn: Drawn, target: Path, name: str) -> list[dict[str, Any]]:
-    """Single questions about things, one about something that is not there, and a dialogue with two masks."""
+    """Single questions about things, one about an absent thing, and a dialogue with two masks."""
     scene, rng = drawn.scene, drawn.rng
     asked = [(texts[0], thing) for thing in scene.things if (texts := expressions(scene, thing, rng))]
     lines = []

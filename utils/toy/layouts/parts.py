@@ -25,8 +25,8 @@ PARTS: dict[str, tuple[str, str, float]] = {
 }
 PACO_NAMES = {"car": "car_(automobile)", "bus": "bus_(vehicle)", "streetlight": "street_light_(lamp)"}
 FORMS = ("polygons", "counts", "compressed")  # of an annotation's segmentation, in turn
-VERIFIED = 0.5  # share of the absent things that somebody looked for
-PARTLY = 0.3  # share of the things seen more than once of which one is not annotated
+VERIFIED = 0.5  # fraction of the absent things with verified absence
+PARTLY = 0.3  # fraction of the things with several instances of which one is not annotated
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class Annotated:
     """What is annotated in one scene, by official category name."""
 
     regions: tuple[tuple[str, np.ndarray], ...]  # category, (height, width) bool
-    absent: tuple[str, ...]  # categories that were looked for and not found
+    absent: tuple[str, ...]  # categories verified to be absent
     partly: tuple[str, ...]  # categories of which some instances are not annotated
 
 
 def parts_of(thing: Thing) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and mask of each part of a thing that can be seen."""
+    """Name and mask of each visible part of a thing."""
     if thing.name in PARTS:
         upper, lower, share = PARTS[thing.name]
         _, top, _, bottom = thing.box
@@ -65,7 +65,7 @@ def paco_name(thing: str) -> str:
 
 
 def annotate_pascal_part(drawn: Drawn) -> Annotated:
-    """Every part of every thing; nothing is said about the rest."""
+    """Every part of every thing; absence is not annotated."""
     regions = [
         (f"{thing.name}:{part}", mask) for thing in drawn.scene.things for part, mask in parts_of(thing)
     ]
@@ -73,7 +73,7 @@ def annotate_pascal_part(drawn: Drawn) -> Annotated:
 
 
 def annotate_paco(drawn: Drawn) -> Annotated:
-    """Things and parts; some things are left out and say so; some absent things were looked for."""
+    """Things and parts; some instances are left out and listed as not exhaustive; some absences are verified."""
     scene, rng = drawn.scene, np.random.default_rng((drawn.number, 3))
     names = [thing.name for thing in scene.things]
     partly = {name for name in sorted(set(names)) if names.count(name) > 1 and rng.random() < PARTLY}
@@ -98,24 +98,24 @@ def has_parts(scene: Scene) -> bool:
 
 
 def write_pascal_part(root: Path, source: SceneSource) -> None:
-    """vlpart/pascal_part/train.json, pictures in VOCdevkit/VOC2010/JPEGImages beside it."""
+    """vlpart/pascal_part/train.json, images in VOCdevkit/VOC2010/JPEGImages beside it."""
     target = root / "vlpart" / "pascal_part"
-    pictures = folder(target / "VOCdevkit" / "VOC2010" / "JPEGImages")
+    images = folder(target / "VOCdevkit" / "VOC2010" / "JPEGImages")
     book = _Book(pascal_categories())
     for drawn in source.scenes("pascal_part", "train", has_parts):
         name = f"2009_{drawn.number:06d}.jpg"
-        write_jpg(pictures / name, drawn.scene.image)
+        write_jpg(images / name, drawn.scene.image)
         book.add(drawn.number + 1, name, drawn.scene, annotate_pascal_part(drawn))
     write_json(target / "train.json", book.content())
 
 
 def write_paco_lvis(root: Path, source: SceneSource) -> None:
-    """vlpart/paco/annotations/paco_lvis_v1_train.json, about the pictures of the layout coco."""
-    pictures = folder(root / "coco" / "train2017")
+    """vlpart/paco/annotations/paco_lvis_v1_train.json, about the images of the layout coco."""
+    images = folder(root / "coco" / "train2017")
     book = _Book(paco_categories(), with_lists=True)
     for drawn in source.scenes("coco", "train"):
         stem = image_stem("train", drawn.number)
-        write_jpg(pictures / f"{stem}.jpg", drawn.scene.image)
+        write_jpg(images / f"{stem}.jpg", drawn.scene.image)
         book.add(int(stem), f"train2017/{stem}.jpg", drawn.scene, annotate_paco(drawn))
     write_json(root / "vlpart" / "paco" / "annotations" / "paco_lvis_v1_train.json", book.content())
 

@@ -21,7 +21,7 @@ EDGES: dict[tuple[int, int], tuple[Corner, Corner]] = {
 def pixel_outlines(mask: np.ndarray) -> list[list[float]]:
     """The outlines of a (height, width) mask along pixel edges, each [x, y, x, y, ...], holes as well."""
     padded = np.pad(mask.astype(bool), 1)
-    steps: dict[Corner, list[Corner]] = defaultdict(list)  # each edge walked with the mask on its right
+    steps: dict[Corner, list[Corner]] = defaultdict(list)  # edges are directed, with the mask on their right
     for (down, across), edge in EDGES.items():
         outside = ~np.roll(padded, (-down, -across), (0, 1))
         for y, x in np.argwhere(padded & outside) - 1:
@@ -55,7 +55,7 @@ def _straight(first: Corner, second: Corner, third: Corner) -> bool:
 
 
 def coco_segmentation(mask: np.ndarray, form: str) -> Any:
-    """A mask as COCO writes it: "polygons" where they decode to exactly this mask, else run lengths.
+    """A mask in COCO's forms: "polygons" where they decode to exactly this mask, else run lengths.
 
     `form` is "polygons", "counts" (a list of run lengths) or "compressed" (pycocotools' string).
     """
@@ -78,9 +78,9 @@ def coco_segmentation(mask: np.ndarray, form: str) -> Any:
 
 
 def labelme_shapes(target: np.ndarray, ignore: np.ndarray, image_name: str) -> list[dict[str, Any]]:
-    """labelme polygons of a mask and of its ignored pixels, to be drawn with outline, big ones first.
+    """labelme polygons of a mask and of its ignored pixels, to be drawn filled and with outline, large ones first.
 
-    A polygon has no holes: what a target encloses without being it becomes a polygon to ignore on top of it.
+    A polygon has no holes: a hole of the target becomes an ignored polygon on top of it.
     """
     shapes = []
     enclosed = np.zeros(target.shape, np.uint8)

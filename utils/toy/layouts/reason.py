@@ -1,4 +1,4 @@
-"""ReasonSeg: implicit questions about a picture, and labelme polygons of what they mean."""
+"""ReasonSeg: implicit questions about an image, and labelme polygons of their targets."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,15 +12,15 @@ from utils.toy.scene import THINGS
 
 MAX_QUESTIONS = 3
 THING_WEIGHT = 3.0
-EXPLAINED = 0.5  # share of the training pictures that the explanatory file has an answer for
-SENTENCES = 0.6  # share of the pictures that are asked about in whole sentences
+EXPLAINED = 0.5  # fraction of the training images that have an entry in the explanatory file
+SENTENCES = 0.6  # fraction of the images whose questions are whole sentences
 
 
 def choose(drawn: Drawn) -> list[Reasoning]:
     """One target of the scene and up to three questions for it, all sentences or all phrases."""
     asked = reasoning_questions(drawn.scene, drawn.rng)
     targets = sorted({item.names for item in asked})
-    # Things are asked for more often than stuff, which is in nearly every picture.
+    # Prefer things to stuff, which is in nearly every image.
     weights = np.asarray([THING_WEIGHT if set(names) & set(THINGS) else 1.0 for names in targets])
     names = targets[int(drawn.rng.choice(len(targets), p=weights / weights.sum()))]
     is_sentence = bool(drawn.rng.random() < SENTENCES)
@@ -41,7 +41,7 @@ def write_reason_test(root: Path, source: SceneSource) -> None:
 
 
 def write_splits(root: Path, source: SceneSource, splits: Sequence[str]) -> list[dict[str, str]]:
-    """Pictures and annotations of some splits; returns the explanations of some of the training pictures."""
+    """Images and annotations of some splits; returns the explanations of some of the training images."""
     explanations = []
     for split in splits:
         target = folder(root / "reason_seg" / "ReasonSeg" / split)

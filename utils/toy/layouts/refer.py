@@ -1,4 +1,4 @@
-"""refCOCO and gRefCOCO: expressions about COCO annotations, of the same pictures as the real ones are."""
+"""refCOCO and gRefCOCO: expressions about COCO annotations; both use the same images, as the real ones do."""
 
 import pickle
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ SPLITS = ("train", "val", "testA", "testB")
 EXPRESSIONS_PER_THING = 3
 MAX_ABSENT, MAX_PAIRS = 5, 2  # of one scene in gRefCOCO
 NO_TARGET = -1
-FIRST_OWN_CATEGORY = 201  # ids of things that COCO has no category for
+FIRST_OWN_CATEGORY = 201  # first id for things that COCO has no category for
 FORMS = ("compressed", "polygons", "counts")  # of an annotation's segmentation, in turn
 
 
@@ -32,14 +32,14 @@ def category_ids() -> dict[str, int]:
 class Book:
     """The growing lists of images, annotations, references and sentences, with their ids.
 
-    Each file of references has a list of its own in `refs`; they share the images and annotations.
+    `refs` has one list for each file of references; images and annotations are shared.
     """
 
     def __init__(
-        self, names: Sequence[str], picture: str = "COCO_train2014_{:012d}.jpg", first_image: int = 1
+        self, names: Sequence[str], file_format: str = "COCO_train2014_{:012d}.jpg", first_image: int = 1
     ) -> None:
         self.categories = category_ids()
-        self.picture = picture  # file name, from the image id
+        self.file_format = file_format  # image id -> file name
         self.first_image = first_image
         self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
@@ -49,7 +49,7 @@ class Book:
     def add_image(self, scene: Scene) -> dict[str, Any]:
         image_id = self.first_image + len(self.images)
         height, width = scene.label.shape
-        file_name = self.picture.format(image_id, folder=image_id // 1000)
+        file_name = self.file_format.format(image_id, folder=image_id // 1000)
         self.images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
         return self.images[-1]
 
@@ -96,7 +96,7 @@ class Book:
 
 
 def is_in_scope(split: str, thing: Thing) -> bool:
-    """testA is about people, testB about all else, as in the real data."""
+    """testA is about people, testB about everything else, as in the real data."""
     return split not in ("testA", "testB") or (thing.name == "person") == (split == "testA")
 
 
@@ -120,8 +120,8 @@ def _add_scene(book: Book, split: str, image: dict[str, Any], drawn: Drawn) -> N
 
 
 def write_refer(root: Path, source: SceneSource) -> None:
-    """refer_seg/{refcoco,grefcoco} with references and instances.json, and their shared pictures."""
-    pictures = folder(root / "refer_seg" / "images" / "mscoco" / "images" / "train2014")
+    """refer_seg/{refcoco,grefcoco} with references and instances.json, and their shared images."""
+    images = folder(root / "refer_seg" / "images" / "mscoco" / "images" / "train2014")
     book = Book(("refcoco", "grefcoco"))
     for split in SPLITS:
 
@@ -130,7 +130,7 @@ def write_refer(root: Path, source: SceneSource) -> None:
 
         for drawn in source.scenes("refer", split, fits):
             image = book.add_image(drawn.scene)
-            write_jpg(pictures / image["file_name"], drawn.scene.image)
+            write_jpg(images / image["file_name"], drawn.scene.image)
             _add_scene(book, split, image, drawn)
     for name in book.refs:
         write_json(root / "refer_seg" / name / "instances.json", book.instances())
@@ -139,6 +139,6 @@ def write_refer(root: Path, source: SceneSource) -> None:
 
 
 def write_refs(path: Path, refs: list[dict[str, Any]]) -> None:
-    """A pickle as the REFER toolkit has it."""
+    """A pickle in the REFER toolkit's form."""
     with path.open("wb") as file:
         pickle.dump(refs, file, protocol=2)

@@ -13,7 +13,7 @@ from utils.toy.layouts.polygons import coco_segmentation
 from utils.toy.layouts.refer import EXPRESSIONS_PER_THING, Book, is_in_scope, write_refs
 from utils.toy.scene import Scene
 
-# RefCOCO+ forbids words for places.
+# RefCOCO+ forbids location words.
 PLACE_WORDS = re.compile(r"left|right|top|bottom|middle|upper|lower|far")
 # Refs file -> split of the scenes -> split that the file has them in. The `google` splits know no test.
 REFCLEF = {"unc": {split: split for split in ("train", "val", "testA", "testB", "testC")}}
@@ -22,7 +22,7 @@ REFCOCOG = {
     "umd": {split: split for split in ("train", "val", "test")},
     "google": {"train": "train", "val": "val", "test": "train"},
 }
-FIRST_IMAGE = {"refclef": 25_001, "refcoco+": 100_001, "refcocog": 200_001}  # ids never meet on disk
+FIRST_IMAGE = {"refclef": 25_001, "refcoco+": 100_001, "refcocog": 200_001}  # the data sets' ids are disjoint
 
 
 class RegionBook(Book):
@@ -33,13 +33,13 @@ class RegionBook(Book):
 
 
 def write_refclef(root: Path, source: SceneSource) -> None:
-    """refer_seg/refclef/{refs(unc).p,instances.json}, pictures in refer_seg/images/saiapr_tc-12/xx/images."""
+    """refer_seg/refclef/{refs(unc).p,instances.json}, images in refer_seg/images/saiapr_tc-12/xx/images."""
     book = RegionBook(tuple(REFCLEF), "{folder:02d}/images/{:d}.jpg", FIRST_IMAGE["refclef"])
     _write(root, source, "refclef", REFCLEF, book, "saiapr_tc-12")
 
 
 def write_refcoco_plus(root: Path, source: SceneSource) -> None:
-    """refer_seg/refcoco+/{refs(unc).p,instances.json}; no expression says where something is."""
+    """refer_seg/refcoco+/{refs(unc).p,instances.json}; without location words."""
     book = Book(tuple(REFCOCO_PLUS), first_image=FIRST_IMAGE["refcoco+"])
     _write(root, source, "refcoco+", REFCOCO_PLUS, book)
 
@@ -51,7 +51,7 @@ def write_refcocog(root: Path, source: SceneSource) -> None:
 
 
 def texts_about(name: str, texts: Sequence[str]) -> list[str]:
-    """The expressions of a thing that a data set would have."""
+    """The expressions that a data set allows."""
     allowed = [text for text in texts if name != "refcoco+" or not PLACE_WORDS.search(text)]
     return allowed[:EXPRESSIONS_PER_THING]
 
@@ -64,7 +64,7 @@ def _write(
     book: Book,
     image_folder: str = "mscoco/images/train2014",
 ) -> None:
-    pictures = root / "refer_seg" / "images" / image_folder
+    images = root / "refer_seg" / "images" / image_folder
     for split in next(iter(splits.values())):
 
         def fits(scene: Scene, split: str = split) -> bool:
@@ -73,7 +73,7 @@ def _write(
         for drawn in source.scenes(name, split, fits):
             image = book.add_image(drawn.scene)
             write_jpg(
-                folder((pictures / image["file_name"]).parent) / Path(image["file_name"]).name,
+                folder((images / image["file_name"]).parent) / Path(image["file_name"]).name,
                 drawn.scene.image,
             )
             for thing in drawn.scene.things:

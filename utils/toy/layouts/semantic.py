@@ -1,4 +1,4 @@
-"""ADE20K and Cityscapes: pictures with a label picture each; and the toy classes in all label lists."""
+"""ADE20K and Cityscapes: images with a label image each; and the toy classes in all label lists."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from utils.data.class_lists import load_class_list, load_id_table
 from utils.toy.layouts.common import SceneSource, folder, write_jpg, write_png
 from utils.toy.scene import CLASSES, Scene
 
-# Official names of toy classes that a list calls differently; None where it has no such class.
+# Official names of toy classes where they differ; None where a list has no such class.
 RENAMED: dict[str, dict[str, str | None]] = {
     "ade20k": {},
     "cocostuff": {
@@ -64,7 +64,7 @@ def write_ade20k(root: Path, source: SceneSource, top: str = "ade20k") -> None:
 def write_cityscapes(root: Path, source: SceneSource) -> None:
     """cityscapes/{leftImg8bit,gtFine}/SPLIT/TOWN/TOWN_%06d_000019_{leftImg8bit,gtFine_labelIds}.png.
 
-    Only scenes with a road: the others would be unlabelled for the most part.
+    Only scenes with a road: others would be mostly unlabelled.
     """
     values = label_values("cityscapes")
     for split, town in TOWNS.items():

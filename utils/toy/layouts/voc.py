@@ -53,8 +53,8 @@ def write_pascal_context(root: Path, source: SceneSource, *, converted: bool = F
         if converted:
             # 0 becomes 65535, as unsigned numbers wrap.
             less_one = all_values.astype(np.uint16) - np.uint16(1)
-            pictures = folder(target / "annotations_detectron2" / "pc459_val")
-            Image.fromarray(less_one[label]).save(pictures / f"{names[-1]}.tif")
+            images = folder(target / "annotations_detectron2" / "pc459_val")
+            Image.fromarray(less_one[label]).save(images / f"{names[-1]}.tif")
         else:
             write_label_map(
                 folder(target / "trainval") / f"{names[-1]}.mat", all_values.astype(np.uint16)[label]

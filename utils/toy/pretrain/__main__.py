@@ -1,9 +1,9 @@
-"""Makes the toy base weights again: a few hours of CPU, resumable.
+"""Reproduces the toy base weights: a few hours of CPU, resumable.
 
 python -m utils.toy.pretrain --out assets/toy                    # all stages, one after the other
 python -m utils.toy.pretrain --out assets/toy --stages clip      # one of them
 
-`language` reads the tower that `clip` wrote; `sam` depends on neither and may run beside them.
+`language` reads the tower that `clip` wrote; `sam` is independent and may run in parallel.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""What can be said of each thing of a scene, as numbers: the tests behind the referring expressions.
+"""Attributes and relations of each thing of a scene as numbers: the predicates behind the referring expressions.
 
-The published vision encoders learned from captions that tell things apart by place, size and neighbours. The toy
-tower gets the same knowledge as yes / no targets, one for each kind of test that utils.toy.expressions knows.
+The published vision encoders learned from captions that distinguish things by place, size and neighbours. The toy
+tower learns the same from binary targets, one for each kind of predicate in utils.toy.expressions.
 """
 
 import numpy as np
@@ -22,12 +22,12 @@ from utils.toy.scene import THINGS, Scene, Thing
 
 NUM_EXTREMES = len(EXTREMES) + 2  # and biggest, smallest
 NUM_RELATIONS = 3  # near, left of, right of
-NUM_SIMPLE = len(ON_STUFF) + len(REGIONS)  # of the thing alone; the others compare it
+NUM_SIMPLE = len(ON_STUFF) + len(REGIONS)  # unary attributes; the others are comparisons
 NUM_ATTRIBUTES = NUM_SIMPLE + 2 * NUM_EXTREMES + NUM_RELATIONS * len(THINGS)
 
 
 def attributes(scene: Scene) -> np.ndarray:
-    """(num_things, NUM_ATTRIBUTES) float32: 1 yes, 0 no, NaN where it is too close to call or means nothing.
+    """(num_things, NUM_ATTRIBUTES) float32: 1 yes, 0 no, NaN where it is too close to call or undefined.
 
     In order: what the thing is on; the regions it is in; whether it is the leftmost, rightmost, upper, lower,
     biggest, smallest of its kind, then of its kind and colour (NaN when it is the only one); for each kind of which

@@ -1,7 +1,7 @@
-"""The tiny CLIP: a vision transformer that has seen many labelled pictures, as the published one has.
+"""The tiny CLIP: a vision transformer trained on many labelled images, in place of the published one.
 
 Supervision on the patch states of the layer that LLaVA reads (the second last): the classes in the patch, the colour
-of its thing, the thing's box and what tells it from others; on the pooled state: which classes the picture has.
+of its thing, the thing's box and its attributes; on the pooled state: which classes are in the image.
 """
 
 from pathlib import Path
@@ -95,7 +95,7 @@ class ClipStudent(Student):
         known = ~facts.isnan() & (has_box > 0)[..., None]
         attribute_logits = self.attributes(states)[known]
         weights = torch.ones(NUM_ATTRIBUTES)
-        weights[NUM_SIMPLE:] = 4  # comparisons are rarer and harder
+        weights[NUM_SIMPLE:] = 4  # relations are rarer and harder
         attribute_loss = F.binary_cross_entropy_with_logits(
             attribute_logits, facts[known], weight=weights.expand_as(known)[known]
         )
@@ -112,8 +112,10 @@ class ClipStudent(Student):
 
 
 def _targets(square: Square) -> tuple[np.ndarray, ...]:
-    """Per patch: class shares, colour shares, box of its main thing, whether it has one, its attributes; presence."""
-    labels = np.sqrt(patch_histogram(square.label, PATCH, NUM_LABELS))  # small parts of a patch count too
+    """Per patch: class and colour fractions, box of its main thing, whether it has one, attributes; presence."""
+    labels = np.sqrt(
+        patch_histogram(square.label, PATCH, NUM_LABELS)
+    )  # so that classes that cover little of a patch count too
     labels /= labels.sum(1, keepdims=True)
     boxes = np.zeros((256, 4), np.float32)
     for number, thing in enumerate(square.scene.things):

@@ -19,7 +19,7 @@ from utils.toy.scene import CLASSES, PALETTE, Scene, draw_scene
 
 logger = logging.getLogger(__name__)
 
-# Scenes of the pretraining world. The worlds of utils.toy.world are drawn from other seeds.
+# Seeds of the pretraining scenes; the worlds of utils.toy.world use other seeds.
 PRETRAIN_SEED = 77_000_001
 HELD_OUT_SEED = 77_000_002
 COLOURS = tuple(PALETTE)
@@ -71,14 +71,14 @@ def cosine_factor(step: int, num_steps: int, warmup: int = 100) -> float:
 
 
 class Student(nn.Module):
-    """A module that learns from scenes."""
+    """A module trained on scenes."""
 
     def prepare(self, scenes: list[Scene]) -> Any:
-        """What `losses` takes, made of scenes in a worker process: numpy arrays and CPU tensors."""
+        """The input of `losses`, computed from scenes in a worker process: numpy arrays and CPU tensors."""
         raise NotImplementedError
 
     def losses(self, prepared: Any) -> dict[str, Tensor]:
-        """The scalar to minimise, "loss", and others to be shown."""
+        """ "loss", the scalar to minimise, and others to log."""
         raise NotImplementedError
 
 
@@ -108,7 +108,7 @@ def train(
 ) -> None:
     """AdamW on `module.losses`, resumable: the state is saved with each evaluation and read on start.
 
-    Weights decay but for embeddings, norms and biases.
+    Weight decay applies to all but embeddings, norms and biases.
     """
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     parameters = [p for _, p in named]
@@ -125,7 +125,7 @@ def train(
         step, seconds = state["step"], state["seconds"]
         logger.info("%s: continues at step %d", name, step)
     held_out = module.prepare(next(batches(HELD_OUT_SEED, num_held_out)))
-    # One worker draws while the model learns.
+    # One worker draws scenes while the model trains.
     source = iter(DataLoader(_Prepared(module, batch_size, step), batch_size=None, num_workers=1))
     bar = tqdm(total=num_steps, initial=step, desc=name, mininterval=10)
     begun = time.monotonic()
@@ -156,7 +156,7 @@ def train(
 
 
 def patch_histogram(values: np.ndarray, patch: int, num_values: int) -> np.ndarray:
-    """How often each value occurs in each patch: (side, side) integers -> (patches, num_values) float32 shares."""
+    """The fraction of each patch that has each value: (side, side) integers -> (patches, num_values) float32."""
     side = values.shape[0] // patch
     cells = rearrange(values, "(row p) (column q) -> (row column) (p q)", p=patch, q=patch)
     index = cells.astype(np.int64) + num_values * np.arange(side * side)[:, None]

@@ -1,4 +1,4 @@
-"""Where a text speaks of what: for positions of a token sequence the patches, and the box, of what is meant."""
+"""Grounding targets: for positions of a token sequence the patches and the box of what the text refers to."""
 
 from dataclasses import dataclass
 
@@ -14,30 +14,32 @@ from utils.toy.scene import CLASSES
 
 @dataclass(frozen=True)
 class Words:
-    """The tokens that say what is spoken of."""
+    """The tokens that determine the referent."""
 
     names: dict[int, str]  # first token of a class name -> the class
     colours: dict[int, str]
-    answers: set[int]  # with which short answers begin
-    heard: tuple[int, ...]  # names and what else tells one thing from another
+    answers: set[int]  # first tokens of short answers
+    heard: tuple[int, ...]  # names and other distinguishing words
 
 
 @dataclass(frozen=True)
 class Place:
-    """A position that speaks of something."""
+    """A position that refers to something."""
 
     spoken: Spoken
-    phrase: tuple[int, ...]  # the tokens, up to here, that say of what
+    phrase: tuple[int, ...]  # the tokens of the phrase so far
 
 
 @dataclass(frozen=True)
 class Places:
-    """N positions in the texts of a batch, and what is spoken of there."""
+    """N positions in the texts of a batch, and their referents."""
 
     rows: Tensor  # (N,) int64
     columns: Tensor  # (N,) int64
-    shares: Tensor  # (N, patches) float32, the share of each patch
-    boxes: Tensor  # (N, 4) float32, (left, top, right, bottom) as fractions of the square; NaN: not one thing
+    shares: Tensor  # (N, patches) float32, the fraction of each patch that the referent covers
+    boxes: (
+        Tensor  # (N, 4) float32, (left, top, right, bottom) as fractions of the square; NaN: several things
+    )
     heard: Tensor  # (N, words) float32, 1 for each of `Words.heard` that the phrase has so far
 
     @classmethod
@@ -68,14 +70,14 @@ def places_of(
     *,
     to_answer: bool,
 ) -> dict[int, Place]:
-    """What is spoken of at positions of one text.
+    """The referents at positions of one text.
 
-    At a class name all of its kind, or all of its kind and colour when that was said; at the end of an expression
-    (`said`, by its tokens) its own target, and if `to_answer`, also from there to the position before the answer's
-    first word, so that "it is" knows of what it speaks.
+    At a class name: all things of its class, or of its class and colour if the colour was given. At the end of an
+    expression (`said`, by its tokens): its target; with `to_answer` also at all later positions before the answer's
+    first word, so that "it is" has the referent too.
 
-    The text is read from the left: at the name nobody knows yet whether "the red car" goes on with "near the house".
-    So what stands there must be true of either - all red cars, not all cars.
+    Attention is causal: at the name the model cannot know whether "the red car" continues with "near the house". So
+    the referent there must fit both - all red cars.
     """
     places = {}
     for position in range(len(tokens)):
@@ -96,7 +98,7 @@ def places_of(
 
 
 def _kind_at(tokens: list[int], position: int, words: Words) -> tuple[int, ...] | None:
-    """Tokens of the class, and of its colour if said, that a position completes: "red car", "person in red"."""
+    """Tokens of the class, and of its colour if given, that a position completes: "red car", "person in red"."""
     token = tokens[position]
     if token in words.names:
         before = tokens[position - 1] if position else token
@@ -109,7 +111,7 @@ def _kind_at(tokens: list[int], position: int, words: Words) -> tuple[int, ...] 
 
 
 def _share_of_kind(square: Square, name: str, colour: str | None) -> np.ndarray:
-    """(patches,) float32, the share of each patch that a class covers, or its things of one colour."""
+    """(patches,) float32, the fraction of each patch covered by a class, or by its things of one colour."""
     if colour is None:
         return patch_histogram(square.label == CLASSES.index(name), PATCH, 2)[:, 1]
     things = square.scene.things

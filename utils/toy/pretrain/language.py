@@ -1,12 +1,12 @@
 """The tiny LLaVA: captions and questions about scenes, in the original LLaVA v1 layout.
 
-The vocabulary is a sentencepiece BPE with byte fallback, as LLaMA's. The tower is frozen; projector and language
-model learn together. Auxiliary losses stand for the alignment and the grounded data of the published models: each
-projected patch is read with the word embeddings ("this patch says sky, that one red"); the states from the end of a
-class name or a referring expression on tell, through heads that are thrown away afterwards, which patches and which
-box they speak of; and two attention heads are shown where to look from there. Without these, names find their places
-only after hours on two cores, and "the red one" not even then.
-The model never sees a segmentation token or a list of classes.
+The vocabulary is a sentencepiece BPE with byte fallback, like LLaMA's. The tower is frozen; projector and language
+model are trained together. Auxiliary losses replace the alignment stage and the grounded data of the published
+models: each projected patch is classified with the word embeddings ("sky", "red"); from the end of a class name or a
+referring expression on, auxiliary heads, which are discarded afterwards, predict from the hidden state the patches
+and the box of its referent; and two attention heads are supervised to attend to those patches. Without them, class
+names become grounded only after hours on two cores, and attributes such as "the red one" not even then. The model
+never sees a segmentation token or a list of classes.
 """
 
 import json
@@ -50,12 +50,12 @@ SIZES = {
     "max_position_embeddings": 2048,
     "rms_norm_eps": 1e-6,
 }
-# Beside the names: what expressions are made of.
+# The words of expressions, besides names.
 DISTINCTIONS = (
     *COLOURS, *WALLS, "left", "leftmost", "right", "rightmost", "upper", "top", "lower", "bottom", "biggest",
     "largest", "smallest", "far", "middle", "on", "in", "at", "of", "to", "next", "near", "close",
 )  # fmt: skip
-LOOKUP_LAYER, LOOKUP_HEADS = 2, 2  # the third of four layers learns to look names and expressions up
+LOOKUP_LAYER, LOOKUP_HEADS = 2, 2  # the third of four layers learns to ground names and expressions
 
 
 class LanguageStudent(Student):
@@ -64,7 +64,9 @@ class LanguageStudent(Student):
     def __init__(self, tokenizer: PreTrainedTokenizerBase, tower: CLIPVisionModel) -> None:
         super().__init__()
         self.tokenizer = tokenizer
-        self.tower = [tower.eval().requires_grad_(False)]  # in a list: not a part of what is saved
+        self.tower = [
+            tower.eval().requires_grad_(False)
+        ]  # in a list, so that it is not a submodule and not saved
         self.llama = LlamaForCausalLM(LlamaConfig(vocab_size=VOCAB_SIZE + 2, **SIZES))
         self.projector = nn.Linear(tower.config.hidden_size, SIZES["hidden_size"])
         self._start_looking()
@@ -80,7 +82,7 @@ class LanguageStudent(Student):
         )
         dim = SIZES["hidden_size"]
         self.heard = nn.Linear(dim, len(self.words.heard))
-        nn.init.constant_(self.heard.bias, -3.0)  # few words are said
+        nn.init.constant_(self.heard.bias, -3.0)  # few words occur
         self.places = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, GRID**2)) for _ in range(2)
         )
@@ -90,7 +92,7 @@ class LanguageStudent(Student):
         )
 
     def _start_looking(self) -> None:
-        """First values: words weigh as much as patches, and the lookup's heads look at what is like themselves."""
+        """Initial values: words and patches have equal scale, and the lookup heads attend to similar states."""
         nn.init.normal_(self.llama.get_input_embeddings().weight, std=0.3)
         attention = self.llama.model.layers[LOOKUP_LAYER].self_attn
         rows = LOOKUP_HEADS * attention.head_dim
@@ -102,7 +104,7 @@ class LanguageStudent(Student):
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
     def prepare(self, scenes: list[Scene]) -> dict[str, Any]:
-        """Token ids and labels (B, length), images, the labels' shares of each patch, and what is spoken of where."""
+        """Token ids and labels (B, length), images, the class fractions of each patch, and the grounding targets."""
         rng = np.random.default_rng(int(scenes[0].image.sum(dtype=np.int64)))
         squares = [pad_to_square(scene) for scene in scenes]
         encoded, early, late = [], [], []
@@ -138,7 +140,7 @@ class LanguageStudent(Student):
             is_image = ids == self.tokenizer.convert_tokens_to_ids(IMAGE)
             embeds = self.llama.get_input_embeddings()(ids.masked_fill(is_image, 0))
             embeds = embeds.masked_scatter(is_image[..., None].expand_as(embeds), patches)
-            # Padding is at the right, and attention is causal: no mask is needed.
+            # Right padding and causal attention: no mask is needed.
             states = self.llama.model(inputs_embeds=embeds, output_hidden_states=True).hidden_states
             hidden = states[-1]
             learned = labels[:, 1:] != -100
@@ -147,8 +149,8 @@ class LanguageStudent(Student):
         text_loss = F.cross_entropy(logits, targets)
         aligned_loss = self._alignment(patches, prepared["shares"], self.names)
         aligned_loss = aligned_loss + self._alignment(patches, prepared["colours"], self.colours)
-        # Read in the middle of the model, where names should find their patches, and at its end, where an answer
-        # is decided.
+        # Supervised in the middle of the model, where names should be grounded, and at its end, where answers are
+        # predicted.
         grounded = [
             self._grounding(head, box_head, layer, places)
             for head, box_head, layer, places in zip(
@@ -172,7 +174,7 @@ class LanguageStudent(Student):
     def _grounding(
         self, head: nn.Module, box_head: nn.Module, states: Tensor, places: Places
     ) -> tuple[Tensor, Tensor]:
-        """Binary cross-entropy of the patches that are spoken of, and L1 of the box where it is one thing."""
+        """Binary cross-entropy of the referent's patches, and L1 of its box where it is a single thing."""
         states = states[places.rows, places.columns].float()
         is_thing = ~places.boxes.isnan().any(1)
         place_loss = F.binary_cross_entropy_with_logits(head(states), places.shares)
@@ -188,12 +190,12 @@ class LanguageStudent(Student):
         return {"yes/no": right[polar].float().mean(), "digits": right[box].float().mean()}
 
     def _lookup(self, states: Tensor, is_image: Tensor, places: Places) -> tuple[Tensor, Tensor]:
-        """How far a layer is from knowing what is asked, and its first heads from looking at what that speaks of.
+        """Auxiliary losses of a layer: recognising the words of a phrase, and attending to its referent.
 
-        At the end of names and expressions: binary cross-entropy of the words that they are made of, summed over
-        words, read from what enters the layer's attention (else a name never hears of the colour before it);
+        At the end of names and expressions: binary cross-entropy of the words they consist of, summed over words,
+        from the input of the layer's attention (otherwise the state of a name ignores the colour before it);
         cross-entropy of the heads' attention against the patches of the target, or against the first token where
-        there is no such thing. `states` (B, length, hidden) enter the layer.
+        there is no target. `states` (B, length, hidden) are the layer's input.
         """
         layer = self.llama.model.layers[LOOKUP_LAYER]
         attention, dim = layer.self_attn, layer.self_attn.head_dim
@@ -219,7 +221,7 @@ class LanguageStudent(Student):
         return heard_loss, looked_loss
 
     def _alignment(self, patches: Tensor, shares: Tensor, words: list[int]) -> Tensor:
-        """Each patch read with the embeddings of words: cross-entropy where one of them covers a part of it."""
+        """Classification of each patch with the word embeddings: cross-entropy where one of the words applies."""
         most, target = shares[..., : len(words)].max(-1)
         sure = most > 0.2
         directions = F.normalize(self.llama.get_input_embeddings().weight[words].float(), dim=-1)
@@ -228,7 +230,7 @@ class LanguageStudent(Student):
 
 
 def _shares(squares: list[Square], values: Callable[[Square], np.ndarray], num_values: int) -> Tensor:
-    """(B, patches, num_values): how much of each patch has each value."""
+    """(B, patches, num_values): the fraction of each patch that has each value."""
     return torch.from_numpy(np.stack([patch_histogram(values(s), PATCH, num_values) for s in squares]))
 
 
@@ -253,7 +255,7 @@ def write_llava_v1(student: LanguageStudent, folder: Path) -> None:
 
 
 def pretrain_language(out: Path, clip: Path, work: Path, *, num_steps: int, batch_size: int = 10) -> None:
-    """Train and write `out`, a LLaVA v1 folder; reads the tower at `clip`."""
+    """Trains and writes `out`, a LLaVA v1 folder; reads the tower at `clip`."""
     torch.manual_seed(0)
     if not (work / "vocabulary" / "tokenizer.model").exists():
         train_vocabulary(work / "vocabulary")
@@ -262,6 +264,6 @@ def pretrain_language(out: Path, clip: Path, work: Path, *, num_steps: int, batc
     tokenizer.add_tokens([IMAGE], special_tokens=True)
     tower = from_pretrained(CLIPVisionModel, clip, dtype=torch.float32)
     student = LanguageStudent(tokenizer, tower)
-    # The strong decay keeps weights, and so the states of words, small: grown large, they drown what attention adds.
+    # Strong weight decay keeps the hidden states of words small; large ones dominate what attention adds.
     train(student, folder=work, name="language", num_steps=num_steps, batch_size=batch_size, lr=1.5e-3,
           weight_decay=0.3, num_held_out=48, when_evaluated=lambda: write_llava_v1(student, out))  # fmt: skip

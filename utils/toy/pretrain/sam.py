@@ -1,7 +1,7 @@
-"""The tiny SAM: class-free masks from points and boxes, as the published one was trained.
+"""The tiny SAM: class-agnostic masks from points and boxes, trained like the published one.
 
-Its image encoder is also supervised with the class of each pixel and the colour of its thing: it stands for an
-encoder that has seen a billion masks of everything, and the toy world has twenty classes.
+Its image encoder is also supervised with the class of each pixel and the colour of its thing: it replaces an encoder
+trained on a billion masks, and the toy world has only twenty classes.
 """
 
 from pathlib import Path
@@ -40,13 +40,13 @@ SETTINGS = SamSettings(
 )
 LOW_RES = 4 * SETTINGS.grid_size[0]
 PROMPTS_PER_IMAGE = 6
-NUM_COLOURS = len(COLOURS) + 1  # the last for whatever has no named colour
+NUM_COLOURS = len(COLOURS) + 1  # the last one for everything without a named colour
 
 
 def class_weights(num_scenes: int = 200) -> Tensor:
-    """(NUM_LABELS,) float32, inverse square root of each label's share of the pixels, 1 in the mean over pixels.
+    """(NUM_LABELS,) float32, inverse square root of each label's frequency, with a mean of 1 over pixels.
 
-    Without it the sky and the sea outweigh a ball or a person a hundred times.
+    Without weights, sky and sea count a hundred times as much as a ball or a person.
     """
     scenes = (draw_scene(PRETRAIN_SEED, index) for index in range(num_scenes))
     counts = sum(np.bincount(pad(scene)[2].ravel(), minlength=NUM_LABELS) for scene in scenes)
@@ -76,7 +76,7 @@ def pad(scene: Scene) -> tuple[np.ndarray, tuple[int, int], np.ndarray, np.ndarr
 
 
 class SamStudent(Student):
-    """SAM with a head that reads the classes of the 4 x 4 pixels (at LOW_RES) behind each cell of the embedding."""
+    """SAM with a head that predicts the classes of the 4 x 4 pixels (at LOW_RES) of each cell of the embedding."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class SamStudent(Student):
 
     def losses(self, prepared: dict[str, Any]) -> dict[str, Tensor]:
         with torch.autocast("cpu", torch.bfloat16):
-            # `encode` has no gradient: in the assistant the encoder is frozen. Here it learns.
+            # `encode` has no gradient, because the assistant's encoder is frozen. Here it is trained.
             encode = type(self.sam).encode.__wrapped__
             embedding = encode(self.sam, prepared["images"], prepared["sizes"])
             classes, colours = _per_pixel(self.classes, embedding), _per_pixel(self.colours, embedding)
@@ -133,10 +133,10 @@ class SamStudent(Student):
     ) -> tuple[Tensor, Tensor]:
         """Mask logits (n, LOW_RES, LOW_RES) and predicted IoU (n, 1) of one point or one box each."""
         encoder = self.sam.prompt_encoder
-        with torch.autocast("cpu", enabled=False):  # positions in bfloat16 would be a cell off
+        with torch.autocast("cpu", enabled=False):  # positions in bfloat16 would be off by a cell
             by_point, _ = encoder(
                 (points, torch.ones(len(points), 1)), None, None
-            )  # (n, 2, dim), the second fills up
+            )  # (n, 2, dim), the second is padding
             by_box, _ = encoder(None, boxes, None)  # (n, 2, dim)
             positions = self.sam.dense_positions(embedding.float())
         sparse = torch.where(kinds[:, None, None], by_point, by_box)
@@ -152,7 +152,7 @@ class SamStudent(Student):
 
 
 def _per_pixel(head: nn.Linear, embedding: Tensor) -> Tensor:
-    """Logits (B * LOW_RES * LOW_RES, labels) in float32 of a head that reads 4 x 4 pixels from each cell."""
+    """Logits (B * LOW_RES * LOW_RES, labels) in float32 of a head that predicts 4 x 4 pixels from each cell."""
     logits = head(embedding.permute(0, 2, 3, 1)).float()
     return rearrange(logits, "b row column (p q label) -> (b row p column q) label", p=4, q=4)
 
@@ -160,7 +160,7 @@ def _per_pixel(head: nn.Linear, embedding: Tensor) -> Tensor:
 def _prompts(
     labels: tuple[np.ndarray, ...], things: tuple[np.ndarray, ...], rng: np.random.Generator
 ) -> tuple[Tensor, ...]:
-    """Some regions of each image (a thing, or one stuff), each prompted by a point inside it or by its box."""
+    """A few regions of each image (a thing or a stuff class), each prompted by a point inside it or by its box."""
     owners, boxes, points, kinds, targets = [], [], [], [], []
     stride = SETTINGS.image_size // LOW_RES
     for number, (label, thing) in enumerate(zip(labels, things, strict=True)):

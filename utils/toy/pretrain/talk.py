@@ -1,4 +1,4 @@
-"""What is said about a scene in pretraining: captions, questions, boxes in words; which patches a text is about."""
+"""Pretraining texts of a scene: captions, questions, boxes as text; and which patches they refer to."""
 
 from dataclasses import dataclass
 
@@ -29,21 +29,21 @@ PRESENCE_REQUESTS = ("Do you see {}?", "Can you see {}?", "Does the picture show
 
 @dataclass(frozen=True)
 class Spoken:
-    """What a phrase means."""
+    """The referent of a phrase."""
 
-    share: np.ndarray  # (patches,) float32, the share of each patch that it covers
+    share: np.ndarray  # (patches,) float32, the fraction of each patch that it covers
     box: np.ndarray | None = (
-        None  # (4,) float32, left, top, right, bottom in fractions of the square; of one thing
+        None  # (4,) float32, left, top, right, bottom as fractions of the square; only of a single thing
     )
 
 
-Phrases = dict[str, Spoken]  # by the text of the expression
+Phrases = dict[str, Spoken]  # text of the expression -> referent
 
 
 def conversation(
     scene: Scene, rng: np.random.Generator, square: Square, phrases_of: Phrases | None = None
 ) -> Conversation:
-    """Several turns about a scene: its caption first or none, then questions in random order.
+    """Several turns about a scene: a caption or none, then questions in random order.
 
     The expressions that the turns contain are added to `phrases_of`.
     """
@@ -63,10 +63,10 @@ def conversation(
 def _box_turns(
     scene: Scene, rng: np.random.Generator, square: Square, said: Phrases
 ) -> list[tuple[str, str]]:
-    """Boxes of things as left, top, right, bottom in cells of the patch grid, given an expression."""
+    """Questions for the box of an expression, answered as left, top, right, bottom in cells of the patch grid."""
     turns = []
     names = [thing.name for thing in scene.things]
-    # First those that a name alone does not single out.
+    # First those that a name alone does not identify.
     order = sorted(rng.permutation(len(names)), key=lambda number: names.count(names[number]) == 1)
     for number in order[:6]:
         thing: Thing = scene.things[number]
@@ -81,7 +81,7 @@ def _box_turns(
 
 
 def _of_two_kinds(scene: Scene, thing: Thing, rng: np.random.Generator) -> list[str]:
-    """Up to two expressions; each way of telling things apart is as likely as another, however many texts it has."""
+    """Up to two expressions, of distinct kinds drawn uniformly, however many texts a kind has."""
     of_kind = {item.kind: item.text for item in descriptions(scene, thing, rng)}
     kinds = list(of_kind)
     texts = [of_kind[kinds[k]] for k in rng.permutation(len(kinds))[:2]]
@@ -109,7 +109,7 @@ def _cell_turns(rng: np.random.Generator, square: Square) -> list[tuple[str, str
 def _presence_turns(
     scene: Scene, rng: np.random.Generator, square: Square, said: Phrases
 ) -> list[tuple[str, str]]:
-    """Is there such a thing? Half of the expressions are true of something, half of nothing."""
+    """Questions of presence; half of the expressions have a target, half have none."""
     turns = []
     for text in absent_expressions(scene, rng, 2):
         said[text] = Spoken(np.zeros(GRID**2, np.float32))
@@ -129,7 +129,7 @@ def _presence_turns(
 def _reasoning_turns(
     scene: Scene, rng: np.random.Generator, square: Square, said: Phrases
 ) -> list[tuple[str, str]]:
-    """Questions that name no class, answered by names."""
+    """Questions that name no class, answered with class names."""
     asked = [puzzle for puzzle in reasoning_questions(scene, rng) if puzzle.is_sentence][:2]
     for puzzle in asked:
         indices = [CLASSES.index(name) for name in puzzle.names]

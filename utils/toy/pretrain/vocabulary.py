@@ -20,7 +20,7 @@ VOCAB_SIZE = 1600
 
 
 def corpus() -> Iterator[str]:
-    """Text for the vocabulary: what is said about scenes, the names of the class lists and the prompt templates."""
+    """Training text of the tokenizer: texts about scenes, the names of the class lists and the prompt templates."""
     for index in range(3000):
         scene, rng = draw_scene(PRETRAIN_SEED, index), np.random.default_rng((index, 5))
         for turn in conversation(scene, rng, pad_to_square(scene)).turns:
@@ -36,7 +36,7 @@ def corpus() -> Iterator[str]:
 
 
 def train_vocabulary(folder: Path) -> None:
-    """Write tokenizer.model, tokenizer_config.json and added_tokens.json as the original LLaVA folders have them."""
+    """Write tokenizer.model, tokenizer_config.json and added_tokens.json in the form of original LLaVA folders."""
     folder.mkdir(parents=True, exist_ok=True)
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=corpus(), model_prefix=str(folder / "tokenizer"), vocab_size=VOCAB_SIZE,
