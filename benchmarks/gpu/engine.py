@@ -90,6 +90,7 @@ def measure(machine: Machine, results: Results) -> None:
     with running_engine(machine, step, 2) as engine:
         many = step.batch(NUM_IMAGES, TINY_MANY_MASKS if machine.tiny else MANY_MASKS)
         step.model.set_gradient_checkpointing(True)
+        take(engine, many, turns)  # the first step has no optimizer states yet
         measured = machine.peak_bytes(lambda: take(engine, many, turns))
         predict_memory(machine, results, step, many, measured)
         taken = {

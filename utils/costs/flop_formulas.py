@@ -15,7 +15,7 @@ from typing import Any
 
 from model.decoders.geometry import column_bands
 from model.decoders.sam import SamSettings
-from model.decoders.sam_attention import HEAD_DIM_MULTIPLE
+from model.decoders.sam_attention import HEAD_DIM_MULTIPLE, MAX_MASKED_TOKENS
 from model.inputs import Size
 
 
@@ -143,11 +143,13 @@ def sam_attention_flops(sam: SamSettings, side: int, *, folded: bool) -> Flops:
     num, dim = side**2, sam.encoder_dim
     positions = 2 * linear(num, dim, side)  # each query times `side` rows and as many columns, in every head
     layers = linear(num, dim, 3 * dim) + linear(num, dim, dim)
-    # Folded, every head is wider by one entry for each row and column of the square; see
+    # Folded, every head is wider by one entry for each row and column of the square; windows take a mask instead. See
     # model/decoders/sam_attention.py.
     width = dim // sam.encoder_num_heads + 2 * side
     width += -width % HEAD_DIM_MULTIPLE
-    wider = attention(num, num, sam.encoder_num_heads * width - dim) if folded else 0
+    wider = (
+        attention(num, num, sam.encoder_num_heads * width - dim) if folded and num > MAX_MASKED_TOKENS else 0
+    )
     return Flops(forward=layers + attention(num, num, dim) + positions, extra=wider)
 
 
