@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu.engine import TrainingStep
+from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.results import Results
 
 
@@ -51,3 +53,17 @@ def test_an_unknown_part_is_answered_with_those_that_exist(capsys):
     with pytest.raises(SystemExit):
         gpu.main(["--parts=speed"])
     assert "unknown speed; known: card, correct," in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_forward_and_backward_never_wait_for_the_gpu():
+    """Needs a GPU: a value that the host reads, or a copy that blocks, raises."""
+    machine = Machine(tiny=True, device=torch.device("cuda"), dtype=torch.bfloat16)
+    step = TrainingStep(machine)
+    batch = step.batch(2, 3)
+    step.learn(batch)  # kernels are loaded
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step.learn(batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
