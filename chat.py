@@ -1,12 +1,16 @@
-"""Ask a model about a picture: text, masks, and an overlay.
+"""Ask a model about an image: the answer, its masks, and an overlay.
 
     python chat.py --version FOLDER
-    python chat.py --version FOLDER --image street.jpg --prompt "Can you segment the red car in this image?"
-    python chat.py --version FOLDER --image street.jpg --classes "person, tree, dog" --vis_save_path answers
+    python chat.py --version FOLDER --image street.jpg \\
+      --prompt "Can you segment the red car in this image?"
+    python chat.py --version FOLDER --image street.jpg \\
+      --classes "person, tree, dog" --vis_save_path answers
 
-With --classes the model says of each whether it is in the picture: "person [SEG], tree [SEG], dog [NEG].".
-Each [SEG] of an answer is one mask, written to --vis_save_path as street_mask_1_person.png (255 inside, 0
-outside), beside street_overlay.png. Without --image it asks for images and questions until you leave.
+With --classes the model says of each class whether it is in the image:
+"person [SEG], tree [SEG], dog [NEG].". Each [SEG] of an answer is one mask,
+written to --vis_save_path as street_mask_1_person.png (255 inside, 0 outside),
+beside street_overlay.png. Without --image it asks for images and questions
+until you leave.
 """
 
 from __future__ import annotations
@@ -62,7 +66,7 @@ class Answer:
 
 @command("chat.py")
 def main(argv: Sequence[str] | None = None) -> int:
-    config = parse_config(ChatConfig, argv)
+    config = parse_config(ChatConfig, argv, about=__doc__)
     start_logging()
     check_question(config)
     image = read_picture(config.image, "--image") if config.image else None

@@ -1,12 +1,14 @@
-"""Make a model folder that stands alone from the weights of a training run.
+"""Merge the weights of a training run into a complete model folder.
 
-    python merge_lora_weights_and_save_hf_model.py \\
-      --version PATH_TO_LLaVA --weight runs/LaSagnA-7b/ckpt_model --save_path PATH_TO_SAVED_MODEL
+    python merge_lora_weights_and_save_hf_model.py --version PATH_TO_LLaVA \\
+      --weight runs/LaSagnA-7b/ckpt_model --save_path PATH_TO_SAVED_MODEL
 
---weight is a checkpoint folder of train_ds.py (read directly), or what zero_to_fp32.py made of it: a file or
-a folder of shards. Where the run's own settings are beside the weights, base model, CLIP, SAM, LoRA alpha,
-prompt and format need no flag. The model is merged shard by shard: a 7B model takes a few GB of memory.
-docs/checkpoints.md tells more: --layout lisa, --report, --push_to_hub.
+--weight is a checkpoint folder of train_ds.py (read directly), or what
+zero_to_fp32.py made of it: a file or a folder of shards. Where the run's own
+settings are beside the weights, base model, CLIP, SAM, LoRA alpha, prompt and
+format need no flag. The model is merged shard by shard: a 7B model takes a few
+GB of memory. docs/checkpoints.md describes --layout lisa, --report and
+--push_to_hub.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from utils.reports.report import Report, read_report
 
 @command("merge_lora_weights_and_save_hf_model.py")
 def main(argv: Sequence[str] | None = None) -> int:
-    config = parse_config(MergeConfig, argv)
+    config = parse_config(MergeConfig, argv, about=__doc__)
     start_logging()
     target = free_folder(config.save_path)
     report = read_report(config.report) if config.report else None
@@ -65,7 +67,7 @@ def base_of(config: MergeConfig, settings: RunSettings) -> str:
     """The model that the run started from."""
     version = config.version or settings.place_of("version")
     if not version:
-        read_training_weights(config.weight, config.tag)  # says so if the path is of another kind
+        read_training_weights(config.weight, config.tag or None)  # says so if the path is of another kind
         raise UserError(
             f"the run's settings are not beside {config.weight}; pass --version, the model that training "
             "started from"
@@ -87,7 +89,7 @@ def open_checkpoint(config: MergeConfig, settings: RunSettings, target: Path) ->
         format=SequenceFormat.from_dict(stored_format) if stored_format else None,
         prompt=settings.config.get("prompt"),
         lora_alpha=config.lora_alpha,
-        tag=config.tag,
+        tag=config.tag or None,
     )
 
 

@@ -1,16 +1,21 @@
-"""Evaluate a model: semantic, referring, reasoning segmentation and answers in words.
+"""Evaluate a model: semantic, referring, reasoning segmentation and VQA.
 
-    deepspeed --master_port=24999 test_sem.py --version=FOLDER --dataset_dir=./dataset --eval_only
-    python test_sem.py --version FOLDER --dataset_dir ./dataset --val_batch_size 4 \\
-        --val_dataset_list "ade20k,refcoco|unc|val,grefcoco|unc|val,ReasonSeg|val,llava_instruct_150k" \\
-        --report_dir runs/report --vis_save_path runs/report --save_predictions runs/report/predictions
-    python test_sem.py --version FOLDER --val_dataset_list all --report_dir runs/report --resume
-    python test_sem.py --version FOLDER --images 'photos/*.jpg' --classes classes.txt --save_predictions out
+    deepspeed --master_port=24999 test_sem.py --version=FOLDER \\
+      --dataset_dir=./dataset --eval_only
+    python test_sem.py --version FOLDER --val_batch_size 4 \\
+      --val_dataset_list "ade20k,refcoco|unc|val,ReasonSeg|val" \\
+      --report_dir runs/report --vis_save_path runs/report
+    python test_sem.py --version FOLDER --val_dataset_list all \\
+      --report_dir runs/report --resume
+    python test_sem.py --version FOLDER --images 'photos/*.jpg' \\
+      --classes classes.txt --save_predictions out
 
-FOLDER is what merge_lora_weights_and_save_hf_model.py writes. The numbers are printed, and written to
---report_dir (its files are described in utils/reports/report.py); a sheet of eight samples of each data set goes to
---vis_save_path. Several processes share the samples, and each sample is counted once. --resume continues an
-evaluation that was killed. With --images nothing is evaluated: images without ground truth are predicted.
+FOLDER is what merge_lora_weights_and_save_hf_model.py writes. The numbers are
+printed, and written to --report_dir (docs/evaluation.md says what is in it);
+a sheet of eight samples of each data set goes to --vis_save_path. Several
+processes share the samples, and each sample is counted once. A killed
+evaluation continues with --resume. With --images nothing is evaluated: images
+without ground truth are predicted.
 """
 
 from __future__ import annotations
@@ -45,7 +50,7 @@ from utils.reports.write import write_report
 
 @command("test_sem.py")
 def main(argv: Sequence[str] | None = None) -> int:
-    config = parse_config(TestConfig, argv)
+    config = parse_config(TestConfig, argv, about=__doc__)
     start_logging()
     if config.images:
         predict(config)

@@ -1,13 +1,16 @@
 """Train the assistant: LoRA, embeddings, projection and SAM's mask decoder.
 
-    deepspeed --master_port=24999 train_ds.py --version=PATH_TO_LLaVA --vision_tower=PATH_TO_CLIP \\
-        --vision_pretrained=PATH_TO_SAM --dataset_dir=./dataset --exp_name=LaSagnA-7b
-    deepspeed train_ds.py --config configs/lasagna_7b.yaml --lr 1e-4     # a flag wins over the file
-    python train_ds.py --config configs/toy.yaml                         # one process, no launcher
-    python train_ds.py --config configs/toy.yaml --profile               # where the time goes: runs/EXP/profile
+    deepspeed --master_port=24999 train_ds.py --version=PATH_TO_LLaVA \\
+      --vision_tower=PATH_TO_CLIP --vision_pretrained=PATH_TO_SAM \\
+      --dataset_dir=./dataset --exp_name=LaSagnA-7b
+    deepspeed train_ds.py --config configs/lasagna_7b.yaml --lr 1e-4
+    python train_ds.py --config configs/toy.yaml            # a single process
+    python train_ds.py --config configs/toy.yaml --profile  # runs/EXP/profile
 
-Started again, a run continues where it stopped. Weights go to runs/EXP/ckpt_model, the best to runs/EXP/ckpt_best;
-losses to runs/EXP/losses.jsonl and, for TensorBoard, to runs/EXP; what became of the samples to runs/EXP/data.json.
+Started again, a run continues where it stopped. Weights go to
+runs/EXP/ckpt_model, the best to runs/EXP/ckpt_best; losses to
+runs/EXP/losses.jsonl and, for TensorBoard, to runs/EXP; what became of the
+samples to runs/EXP/data.json.
 """
 
 from __future__ import annotations
@@ -44,7 +47,7 @@ from utils.training.validation import open_validation
 
 @command("train_ds.py")
 def main(argv: Sequence[str] | None = None) -> int:
-    config = parse_config(TrainConfig, argv)
+    config = parse_config(TrainConfig, argv, about=__doc__)
     start_processes(config)
     check_run(config, world_size())
     datasets = open_validation(config)

@@ -21,7 +21,7 @@ class Parser(argparse.ArgumentParser):
     """Flags of a small command; what it refuses is a UserError, one line as every other mistake."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help")
+        raise UserError(f"{message.removeprefix('argument ')}; --help lists the flags")
 
 
 Main = Callable[[Sequence[str] | None], int | None]

@@ -1,113 +1,273 @@
-"""Settings classes as command lines: a field is a flag is a YAML key."""
+"""Settings classes as command lines: a field is a flag is a YAML key.
+
+A setting without a value is one that nobody gave: None for numbers, "" for text. It then means what its `unset` says
+("all", "as the run says"). `none` takes the value of a number back on the command line, an empty value does in a
+file. 0 is never another word for that: it is the number.
+"""
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import inspect
 import math
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, field, fields
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
-from transformers import HfArgumentParser
 
 from model.errors import UserError
 from model.files import read_yaml
+from utils.common.commands import Parser
+from utils.common.help import HelpEntry, help_page
 from utils.common.paths import resolve
 
 Config = TypeVar("Config")
 STARTED_IN = "started_in"  # in a run's run.yaml: the folder that its relative paths count from
+METAVARS = {int: "INT", float: "FLOAT", str: "TEXT"}
+GENERAL = (
+    HelpEntry(flag="--config FILE", text="YAML file with any of these; a flag wins over it", group="general"),
+    HelpEntry(flag="-h, --help", text="show this page", group="general"),
+)
+TRUTH = dict.fromkeys(("true", "yes", "t", "y", "1"), True) | dict.fromkeys(
+    ("false", "no", "f", "n", "0"), False
+)
 
 
 def setting(
-    default: Any, help: str, choices: Sequence[Any] | None = None, *, alone: Any = None, path: bool = False
+    default: Any,
+    help: str,
+    choices: Sequence[Any] = (),
+    *,
+    group: str = "settings",
+    unset: str = "",
+    alias: str = "",
+    alone: Any = None,
+    path: bool = False,
 ) -> Any:
     """A field of a settings class.
 
     Args:
+        help: its meaning, without the default, which --help adds.
+        group: the heading below which --help lists it.
+        unset: what the default means, where it is no value or says too little.
+        alias: another name of the flag and of the key.
         alone: the value of a flag that is given without one.
         path: it names a file or folder, or a pattern or a repository of the hub; `utils.common.paths.resolve` reads
-        it.
+            it.
     """
-    metadata: dict[str, Any] = {"help": help} | ({"choices": list(choices)} if choices else {})
-    if path:
-        metadata["path"] = True
-    if alone is not None:
-        metadata |= {"nargs": "?", "const": alone}
-    return field(default=default, metadata=metadata)
+    told = {
+        "choices": tuple(choices),
+        "group": group,
+        "unset": unset,
+        "alias": alias,
+        "alone": alone,
+        "path": path,
+    }
+    return field(default=default, metadata={"help": help, **told})
 
 
-class _Parser(HfArgumentParser):
-    """Errors as ValueError, so that a script reports all of them in one way."""
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A field of a settings class as declared by `setting`."""
 
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
+    name: str
+    kind: type  # bool, int, float or str
+    optional: bool  # may be None
+    default: Any
+    help: str
+    choices: tuple[Any, ...]
+    group: str
+    unset: str
+    alias: str
+    alone: Any
+    path: bool
 
-    def add_argument(self, *names: str, path: bool = False, **told: Any) -> argparse.Action:  # type: ignore[override]
-        """As argparse's; the metadata of a setting arrive here, and `path` is none of argparse's."""
-        return super().add_argument(*names, **told)
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """--NAME, and the switch --no_NAME of what is on by default."""
+        return (f"--{self.name}", f"--no_{self.name}") if self.default is True else (f"--{self.name}",)
+
+    def help_entry(self) -> HelpEntry:
+        """As --help lists it."""
+        value = "PATH" if self.path else METAVARS.get(self.kind, "")
+        flag = ", ".join(self.flags)
+        if value:
+            flag += f" [{value}]" if self.alone is not None else f" {value}"
+        text = self.help
+        if self.choices:
+            text += f"; one of {', '.join(map(str, self.choices))}"
+        if self.alias:
+            text += f"; also --{self.alias}"
+        return HelpEntry(flag=flag, text=f"{text}{self._default_text()}", group=self.group)
+
+    def _default_text(self) -> str:
+        if self.unset:
+            return f" (default: {self.unset})"
+        if self.default is None or self.default is False or self.default == "":
+            return ""
+        shown = "on" if self.default is True else f"{self.default:g}" if self.kind is float else self.default
+        return f" (default: {shown})"
+
+
+def declared(kind: Any) -> tuple[Setting, ...]:
+    """The settings of a class, or of one of its objects, in their order."""
+    hints = get_type_hints(kind if isinstance(kind, type) else type(kind))
+    found = []
+    for entry in fields(kind):
+        kinds = get_args(hints[entry.name]) or (hints[entry.name],)
+        [value_kind] = [one for one in kinds if one is not NoneType]
+        found.append(
+            Setting(
+                name=entry.name,
+                kind=value_kind,
+                optional=NoneType in kinds,
+                default=entry.default,
+                **entry.metadata,
+            )
+        )
+    return tuple(found)
+
+
+# ---------------------------------------------------------------------------------- the command line
+
+
+class _Parser(Parser):
+    """The flags of a settings class; --help is a page."""
+
+    def __init__(self, kind: type, about: str | None) -> None:
+        super().__init__(allow_abbrev=False)
+        self.settings = declared(kind)
+        self.about = about or inspect.getdoc(kind) or ""
+        self.add_argument("--config")
+        for one in self.settings:
+            self._add_setting(one)
+
+    def _add_setting(self, one: Setting) -> None:
+        flag, *switch = one.flags
+        if one.kind is bool:
+            self.add_argument(flag, nargs="?", const=True, default=one.default, type=_truth)
+            for name in switch:
+                self.add_argument(name, dest=one.name, action="store_false")
+            return
+        self.add_argument(
+            flag,
+            type=_or_none(one.kind) if one.optional else one.kind,
+            default=one.default,
+            choices=one.choices or None,
+            **({} if one.alone is None else {"nargs": "?", "const": one.alone}),
+        )
+
+    def format_help(self) -> str:
+        return help_page(self.about, (*GENERAL, *(one.help_entry() for one in self.settings)))
 
 
 def parse_config(
-    kind: type[Config], argv: Sequence[str] | None = None, *, passed_over: Sequence[str] = ()
+    kind: type[Config],
+    argv: Sequence[str] | None = None,
+    *,
+    about: str | None = None,
+    passed_over: type | None = None,
 ) -> Config:
     """Settings from the command line; --config FILE.yaml gives values that flags win over.
 
-    Settings `passed_over` may stand in the file, for another script, and mean nothing here.
+    Args:
+        about: what --help says first; None: what the class says.
+        passed_over: another script's settings, which may stand in the file and mean nothing here.
 
     Raises:
         ValueError: an unknown flag or key, or a value that breaks a rule.
         FileNotFoundError: there is no such YAML file.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    before.add_argument("--config", default="")
+    parser = _Parser(kind, about)
+    argv = _canonical(sys.argv[1:] if argv is None else argv, parser.settings)
+    before = Parser(add_help=False, allow_abbrev=False)
+    before.add_argument("--config")
     known, argv = before.parse_known_args(argv)
-    parser = _Parser(kind, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--config", default="", help="YAML file with any of these settings")
-    names = [entry.name for entry in fields(kind)]  # type: ignore[arg-type]
-    if known.config:
-        argv = [*_flags_of(resolve(known.config, "--config"), names, kind, passed_over), *argv]
+    if known.config is not None:
+        argv = [*_flags_of(resolve(known.config, "--config"), kind, passed_over), *argv]
     values, unknown = parser.parse_known_args(argv)
     if unknown:
-        switches = [f"--no_{entry.name}" for entry in fields(kind) if entry.default is True]  # type: ignore[arg-type]
-        flags = [*(f"--{name}" for name in names), *switches]
+        flags = [flag for one in parser.settings for flag in one.flags]
         close = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
         hint = f"; did you mean {close[0]}?" if close else "; --help lists them"
         raise UserError(f"unknown flag {unknown[0]}{hint}")
-    return kind(**{name: resolve_paths(kind, name, getattr(values, name)) for name in names})
+    return kind(**{one.name: resolve_paths(one, getattr(values, one.name)) for one in parser.settings})
 
 
-def resolve_paths(kind: type, name: str, value: Any) -> Any:
+def _canonical(argv: Sequence[str], settings: Sequence[Setting]) -> list[str]:
+    """Flags as they are declared: --exp-name is --exp_name, and an alias is the setting's own name."""
+    names = {flag: flag for one in settings for flag in one.flags}
+    names |= {f"--{one.alias}": f"--{one.name}" for one in settings if one.alias}
+    written = []
+    for word in argv:
+        head, equals, value = word.partition("=")
+        spelled = "--" + head[2:].replace("-", "_") if head.startswith("--") else head
+        written.append(f"{names.get(spelled, head)}{equals}{value}")
+    return written
+
+
+def _truth(text: str) -> bool:
+    if text.lower() not in TRUTH:
+        raise argparse.ArgumentTypeError(f"must be true or false, got {text!r}")
+    return TRUTH[text.lower()]
+
+
+def _or_none(kind: type) -> Callable[[str], Any]:
+    """Reads a value, or `none` for no value."""
+
+    def read(text: str) -> Any:
+        return None if text.lower() == "none" else kind(text)
+
+    read.__name__ = kind.__name__  # argparse names it in errors
+    return read
+
+
+def resolve_paths(one: Setting, value: Any) -> Any:
     """The value of a setting, resolved if it names a path."""
-    return resolve(value, f"--{name}") if value and name in path_settings(kind) else value
+    return resolve(value, f"--{one.name}") if value and one.path else value
 
 
 def path_settings(kind: Any) -> set[str]:
     """Names of the settings of a class that are paths."""
-    return {entry.name for entry in fields(kind) if entry.metadata.get("path")}
+    return {one.name for one in declared(kind) if one.path}
 
 
-def _flags_of(path: str, names: Sequence[str], kind: type, passed_over: Sequence[str]) -> list[str]:
+# ------------------------------------------------------------------------------------------ the file
+
+
+def _flags_of(path: str, kind: type, passed_over: type | None) -> list[str]:
     """The settings of a YAML file as flags, so that they pass the same checks."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"--config {path} does not exist; shipped ones are in configs/")
     content = read_yaml(Path(path), flag="--config")
-    flags = []
-    for name, value in content.items():
-        if name == STARTED_IN or (name not in names and name in passed_over):
+    names = _keys(kind)
+    ignored = {STARTED_IN, *(_keys(passed_over) if passed_over else ())} - set(names)
+    given: dict[str, Any] = {}
+    for key, value in content.items():
+        if key in ignored:
             continue
-        if name not in names:
-            close = difflib.get_close_matches(str(name), names, n=1)
+        if key not in names:
+            close = difflib.get_close_matches(str(key), names, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise UserError(f"{path}: unknown setting {name!r} of {kind.__name__}{hint}")
-        if value is not None:
-            flags.append(f"--{name}={value}")
-    return flags
+            raise UserError(f"{path}: unknown setting {key!r} of {kind.__name__}{hint}")
+        if value is None or (key != names[key] and value == ""):
+            continue
+        if names[key] in given:
+            raise UserError(f"{path}: {names[key]!r} is given twice, also by its other name; leave one out")
+        given[names[key]] = value
+    return [f"--{name}={value}" for name, value in given.items()]
+
+
+def _keys(kind: type) -> dict[str, str]:
+    """Keys of a file, and the settings that they stand for."""
+    keys = {one.name: one.name for one in declared(kind)}
+    return keys | {one.alias: one.name for one in declared(kind) if one.alias}
 
 
 def save_config(config: Any, path: Path) -> None:
@@ -119,23 +279,36 @@ def save_config(config: Any, path: Path) -> None:
     path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
+# ------------------------------------------------------------------------------------------- checks
+
+
 def check_choices(config: Any) -> None:
-    for entry in fields(config):
-        choices = entry.metadata.get("choices")
-        value = getattr(config, entry.name)
-        if choices and value not in choices:
-            known = ", ".join(str(choice) for choice in choices)
-            raise UserError(f"--{entry.name} {value!r} is not known; choose one of: {known}")
+    """UserError for a value that is not among the choices of its setting."""
+    for one in declared(config):
+        value = getattr(config, one.name)
+        if one.choices and value not in one.choices:
+            known = ", ".join(map(str, one.choices))
+            raise UserError(f"--{one.name} {value!r} is not known; choose one of: {known}")
 
 
 def require_positive(config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and not 0 < value < math.inf:  # neither is NaN
-            raise UserError(f"--{name} must be > 0, got {value}")
+    """UserError for a number that is not above 0; None, no value, is no number."""
+    _require(config, names, lambda value: 0 < value < math.inf, "must be > 0")  # NaN is neither
 
 
 def require_not_negative(config: Any, *names: str) -> None:
-    for name in names:
-        if not 0 <= getattr(config, name) < math.inf:
-            raise UserError(f"--{name} must be >= 0, got {getattr(config, name)}")
+    """UserError for a number below 0."""
+    _require(config, names, lambda value: 0 <= value < math.inf, "must be >= 0")
+
+
+def require_fraction(config: Any, *names: str) -> None:
+    """UserError for a number that is not within 0 to 1."""
+    _require(config, names, lambda value: 0 <= value <= 1, "must be a fraction, 0 to 1")
+
+
+def _require(config: Any, names: Sequence[str], holds: Callable[[float], bool], rule: str) -> None:
+    for one in declared(config):
+        value = getattr(config, one.name)
+        if one.name in names and value is not None and not holds(value):
+            cure = f"; leave it out for {one.unset}" if one.unset else ""
+            raise UserError(f"--{one.name} {rule}, got {value}{cure}")

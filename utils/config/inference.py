@@ -9,26 +9,35 @@ from model.errors import UserError
 from model.generation.answers import DEFAULT_MATCH_DISTANCE
 from model.generation.inference import DEFAULT_NEW_TOKENS
 from utils.common.distributed import dtype_unless_stored
-from utils.common.settings import check_choices, require_not_negative, require_positive, setting
-from utils.config.training import ATTENTION, PRECISIONS, fold_alias
+from utils.common.settings import (
+    check_choices,
+    require_fraction,
+    require_not_negative,
+    require_positive,
+    setting,
+)
+from utils.config.training import ATTENTION, DATA, MACHINE, MODEL, OUTPUT, PRECISIONS
 
 MERGE_LAYOUTS = ("lasagna", "lisa")
 STORED = "auto"  # a precision that is not changed
+PROMPTING, PREDICTION, QUESTION = "prompting", "images without ground truth", "question"
+CHECKPOINT, AS_RUN = "checkpoint", "as the run says"
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadingConfig:
     """Which model is asked, and how it is loaded: test_sem.py and chat.py share it."""
 
-    version: str = setting("", "model folder: what the merge script wrote", path=True)
+    version: str = setting("", "model folder that the merge script wrote (required)", group=MODEL, path=True)
     precision: str = setting(
         STORED,
-        "number format of weights and activations; auto: as the folder stores them",
+        "dtype of weights and activations; auto keeps that of the folder",
         (STORED, *PRECISIONS),
+        group=MODEL,
     )
-    attn_implementation: str = setting("auto", "attention of the language model", ATTENTION)
-    load_in_8bit: bool = setting(False, "language model in 8 bit; needs a GPU and bitsandbytes")
-    load_in_4bit: bool = setting(False, "language model in 4 bit; needs a GPU and bitsandbytes")
+    attn_implementation: str = setting("auto", "attention of the language model", ATTENTION, group=MODEL)
+    load_in_8bit: bool = setting(False, "language model in 8 bit; needs a GPU and bitsandbytes", group=MODEL)
+    load_in_4bit: bool = setting(False, "language model in 4 bit; needs a GPU and bitsandbytes", group=MODEL)
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -53,56 +62,91 @@ class TestConfig(LoadingConfig):
 
     __test__ = False  # not a test class, whatever pytest thinks of its name
 
-    num_threads: int = setting(0, "CPU threads of each process; 0: torch's choice")
-    local_rank: int = setting(-1, "set by the launcher")
-    # what is evaluated
-    dataset_dir: str = setting("./dataset", "root of the data sets", path=True)
+    dataset_dir: str = setting("./dataset", "root folder of the data sets", group=DATA, path=True)
     val_dataset_list: str = setting(
         "ade20k",
-        'data sets: "ade20k,refcoco|unc|val,grefcoco|unc|val,ReasonSeg|val"; all: every one that is there',
+        'data sets, as in "ade20k,refcoco|unc|val,ReasonSeg|val"; all: every one that is there',
+        group=DATA,
+        alias="val_dataset",
     )
-    val_dataset: str = setting("", "one entry; another name for --val_dataset_list")
-    eval_only: bool = setting(True, "accepted for older command lines; this script only evaluates")
-    max_samples: int | None = setting(None, "only so many samples of each data set")
-    val_batch_size: int = setting(1, "images of a batch")
-    workers: int = setting(0, "processes that read samples ahead, for each evaluating process")
-    seed: int = setting(0, "draws the pairs of the presence test and the images of the confidence intervals")
-    # how the model is asked
+    max_samples: int | None = setting(
+        None, "maximum number of samples of each data set", group=DATA, unset="all"
+    )
+    seed: int = setting(
+        0, "draws the pairs of the presence test and the images of the confidence intervals", group=DATA
+    )
+    eval_only: bool = setting(True, "accepted for older command lines; without effect", group=DATA)
+
     classes_per_query: int | None = setting(
-        None, "classes that one query names, longer lists are split; empty: as many as in training"
+        None, "classes that one query names; longer lists are split", group=PROMPTING, unset="as in training"
     )
     presence_threshold: float | None = setting(
-        None, "a class is there from this probability on, decided while decoding; empty: arg-max"
+        None,
+        "probability from which a class counts as present, decided while decoding",
+        group=PROMPTING,
+        unset="arg-max",
     )
     rethreshold: float | None = setting(
-        None, "a class is there from this probability on, decided when all are known; empty: as decoded"
+        None,
+        "probability from which a class counts as present, decided when all are known",
+        group=PROMPTING,
+        unset="as decoded",
     )
-    calibrate: bool = setting(False, "find the threshold of finished probabilities with the best F1")
-    oracle_classes: bool = setting(False, "ask each image only for the classes that it shows")
-    free_generation: bool = setting(False, "complex queries without the constraint of their format")
+    calibrate: bool = setting(
+        False, "find the threshold of finished probabilities with the best F1", group=PROMPTING
+    )
+    oracle_classes: bool = setting(
+        False, "ask about each image only for the classes that it shows", group=PROMPTING
+    )
+    free_generation: bool = setting(False, "complex queries without constrained decoding", group=PROMPTING)
     match_distance: float = setting(
-        DEFAULT_MATCH_DISTANCE, "largest share of wrong letters in a freely generated class name"
+        DEFAULT_MATCH_DISTANCE,
+        "maximum edit distance of a freely generated class name, as a fraction of its letters",
+        group=PROMPTING,
     )
-    teacher_forced: bool = setting(False, "the older protocol: referring and reasoning with the answer given")
-    max_new_tokens: int = setting(DEFAULT_NEW_TOKENS, "longest generated answer")
-    # what is written
-    report_dir: str = setting("", "where the report goes, and finished samples while it runs", path=True)
-    resume: bool = setting(False, "continue the evaluation that was killed, from what --report_dir holds")
-    vis_save_path: str = setting("", "where pictures of some samples go", path=True)
-    save_predictions: str = setting("", "folder for label pictures and masks, for other programs", path=True)
-    # pictures without ground truth
+    teacher_forced: bool = setting(
+        False, "the older protocol: referring and reasoning with the answer given", group=PROMPTING
+    )
+    max_new_tokens: int = setting(
+        DEFAULT_NEW_TOKENS, "maximum number of tokens of a generated answer", group=PROMPTING
+    )
+
     images: str = setting(
-        "", "predict these pictures instead of evaluating: 'photos/*.jpg', or a folder", path=True
+        "",
+        "predict these images instead of evaluating: 'photos/*.jpg', or a folder",
+        group=PREDICTION,
+        path=True,
     )
-    classes: str = setting("", "what to look for in them: a text file, one class a line", path=True)
+    classes: str = setting(
+        "", "classes to look for: a text file, one class per line", group=PREDICTION, path=True
+    )
+
+    val_batch_size: int = setting(1, "images of a batch", group=MACHINE)
+    workers: int = setting(0, "data loading processes of each evaluating process", group=MACHINE)
+    num_threads: int | None = setting(
+        None, "CPU threads of each process", group=MACHINE, unset="torch's choice"
+    )
+    local_rank: int = setting(-1, "set by the launcher", group=MACHINE)
+
+    report_dir: str = setting(
+        "", "folder of the report, and of finished samples until it is there", group=OUTPUT, path=True
+    )
+    resume: bool = setting(
+        False, "continue a killed evaluation from the finished samples in --report_dir", group=OUTPUT
+    )
+    vis_save_path: str = setting("", "folder for drawings of some samples", group=OUTPUT, path=True)
+    save_predictions: str = setting(
+        "", "folder for label images and masks that other programs read", group=OUTPUT, path=True
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        fold_alias(self)
-        require_positive(self, "val_batch_size", "classes_per_query", "max_samples", "max_new_tokens")
-        require_not_negative(self, "num_threads", "workers", "seed")
+        require_positive(
+            self, "val_batch_size", "classes_per_query", "max_samples", "max_new_tokens", "num_threads"
+        )
+        require_not_negative(self, "workers", "seed")
         if bool(self.images) != bool(self.classes):
-            raise UserError("--images and --classes belong together: pictures, and what to look for in them")
+            raise UserError("--images and --classes belong together: images, and what to look for in them")
         if self.images:
             self._check_prediction()
 
@@ -122,44 +166,69 @@ class TestConfig(LoadingConfig):
 class ChatConfig(LoadingConfig):
     """What chat.py can be told."""
 
-    image: str = setting("", "picture for one answer; without it, a conversation starts", path=True)
-    prompt: str = setting("", "question for one answer")
-    classes: str = setting("", 'classes for one complex query: "person, tree, dog"')
-    vis_save_path: str = setting("./vis_output", "where masks and overlays go", path=True)
+    image: str = setting("", "image to ask about", group=QUESTION, unset="a conversation starts", path=True)
+    prompt: str = setting("", "a question about it in words", group=QUESTION)
+    classes: str = setting(
+        "", 'a complex query about it: the classes to look for, as in "person, tree, dog"', group=QUESTION
+    )
+
     classes_per_query: int | None = setting(
-        None, "classes that one query names, longer lists are split; empty: as many as in training"
+        None, "classes that one query names; longer lists are split", group=PROMPTING, unset="as in training"
     )
     presence_threshold: float | None = setting(
-        None, "a class is there from this probability on; empty: arg-max"
+        None, "probability from which a class counts as present", group=PROMPTING, unset="arg-max"
     )
-    max_new_tokens: int = setting(DEFAULT_NEW_TOKENS, "longest generated answer")
+    max_new_tokens: int = setting(
+        DEFAULT_NEW_TOKENS, "maximum number of tokens of a generated answer", group=PROMPTING
+    )
+
+    vis_save_path: str = setting("./vis_output", "folder for masks and overlays", group=OUTPUT, path=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(self, "max_new_tokens", "classes_per_query")
+        require_fraction(self, "presence_threshold")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MergeConfig:
     """What merge_lora_weights_and_save_hf_model.py can be told."""
 
-    version: str = setting("", "model that training started from; empty: as the run says", path=True)
-    weight: str = setting("", "checkpoint folder of the run, or what zero_to_fp32.py made of it", path=True)
-    save_path: str = setting("", "folder to write; must not exist", path=True)
-    vision_tower: str = setting("", "CLIP folder; empty: as the run says", path=True)
-    vision_pretrained: str = setting("", "SAM file; empty: as the run says", path=True)
-    lora_alpha: float | None = setting(None, "only where the run's settings are not beside the weights")
-    tag: str | None = setting(None, "which save of a checkpoint folder; empty: the newest")
+    weight: str = setting(
+        "",
+        "checkpoint folder of the run, or what zero_to_fp32.py made of it (required)",
+        group=CHECKPOINT,
+        path=True,
+    )
+    tag: str = setting("", "which save of a checkpoint folder", group=CHECKPOINT, unset="the newest")
+    lora_alpha: float | None = setting(
+        None, "only where the run's settings are not beside the weights", group=CHECKPOINT, unset=AS_RUN
+    )
+
+    version: str = setting("", "model that training started from", group=MODEL, unset=AS_RUN, path=True)
+    vision_tower: str = setting("", "CLIP folder", group=MODEL, unset=AS_RUN, path=True)
+    vision_pretrained: str = setting("", "SAM file", group=MODEL, unset=AS_RUN, path=True)
+
+    save_path: str = setting("", "folder to write, which must not exist (required)", group=OUTPUT, path=True)
+    layout: str = setting(
+        "lasagna",
+        "files to write: lasagna for ours, lisa for those of the released code",
+        MERGE_LAYOUTS,
+        group=OUTPUT,
+        alias="format",
+    )
     precision: str = setting(
         STORED,
-        "number format of the weights written; auto: that of the run, else as the base is stored",
+        "dtype of the weights written; auto keeps that of the run, or else of the base",
         (STORED, *PRECISIONS),
+        group=OUTPUT,
     )
-    layout: str = setting(
-        "lasagna", "files to write: lasagna for ours, lisa for those of the released code", MERGE_LAYOUTS
+    report: str = setting(
+        "", "report.json of test_sem.py, whose numbers go into the model card", group=OUTPUT, path=True
     )
-    report: str = setting("", "report.json of test_sem.py, whose numbers go into the model card", path=True)
-    push_to_hub: str = setting("", "NAME/MODEL: upload to this private repository of the Hugging Face hub")
+    push_to_hub: str = setting(
+        "", "NAME/MODEL: upload to this private repository of the Hugging Face hub", group=OUTPUT
+    )
 
     def __post_init__(self) -> None:
         check_choices(self)

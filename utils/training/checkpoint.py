@@ -47,7 +47,7 @@ LATEST = "latest"
 FREE = (
     "epochs", "dataset_dir", "fast_resize", "workers", "sam_cache", "sam_cache_gb", "attn_implementation",
     "gradient_checkpointing", "compile", "num_threads", "profile", "local_rank", "max_bad_fraction", "max_bad_steps",
-    "val_dataset_list", "val_dataset", "no_eval", "val_batch_size", "max_val_samples", "classes_per_query",
+    "val_dataset_list", "no_eval", "val_batch_size", "max_val_samples", "classes_per_query",
     "log_base_dir", "exp_name", "auto_resume",
 )  # fmt: skip
 

@@ -59,11 +59,11 @@ class Watch:
         norm = torch.nn.utils.get_total_norm(gradients)
         self._engine.optimizer.overflow = not bool(torch.isfinite(norm))
 
-    def after_step(self, step: int, bad: BadSteps, max_bad_steps: int) -> bool:
+    def after_step(self, step: int, bad: BadSteps, max_bad_steps: int | None) -> bool:
         """Count whether the step was applied, the same on every process; a collective call if it was not.
 
         Raises:
-            DivergedError: it is the last of `max_bad_steps` in a row; 0: any number is allowed.
+            DivergedError: it is the last of `max_bad_steps` in a row; None: any number is allowed.
         """
         seen, self._seen = self._seen, []
         applied = self._engine.was_step_applied()
@@ -75,7 +75,7 @@ class Watch:
             "step %d: the %s not finite; the step is skipped (%d in a row, %d in all). Samples: %s",
             step, "loss is" if what == "loss" else "gradient is", bad.in_row, bad.total, shown(names),
         )  # fmt: skip
-        if max_bad_steps and bad.in_row >= max_bad_steps:
+        if max_bad_steps is not None and bad.in_row >= max_bad_steps:
             raise DivergedError(
                 f"step {step}: {bad.in_row} steps in a row had a loss or gradient that is not finite "
                 "(--max_bad_steps); the weights of the last save are good. Start again from it with a lower --lr "

@@ -46,7 +46,7 @@ class SamCache:
         folder: DIR; made if it is not there.
         encoder_key: names the encoder, see `encoder_key`.
         shape, dtype: of one embedding, (prompt_embed_dim, grid, grid).
-        max_gb: nothing is added to a folder of this size, in 10^9 bytes; 0: no limit. The limit is soft: each
+        max_gb: nothing is added to a folder of this size, in 10^9 bytes; None: no limit. The limit is soft: each
             process counts the folder now and then, not at every addition, and may pass it by its share.
         num_writers: processes that add at the same time.
         together: every process has to encode when one does; ZeRO-3 needs it, see `complete`.
@@ -62,7 +62,7 @@ class SamCache:
         *,
         shape: tuple[int, int, int],
         dtype: torch.dtype,
-        max_gb: float = 0.0,
+        max_gb: float | None = None,
         num_writers: int = 1,
         together: bool = False,
     ) -> None:
@@ -70,7 +70,7 @@ class SamCache:
         self.encoder_key = encoder_key
         self.shape = tuple(shape)
         self.dtype = dtype
-        self.max_bytes = int(max_gb * GIGABYTE)
+        self.max_bytes = None if max_gb is None else int(max_gb * GIGABYTE)
         self.num_writers = num_writers
         self.together = together
         self._allowance = 0  # bytes that may be added before the folder is counted again
@@ -83,7 +83,7 @@ class SamCache:
         sam: SamSegmenter,
         folder: str | Path,
         *,
-        max_gb: float = 0.0,
+        max_gb: float | None = None,
         num_writers: int = 1,
         together: bool = False,
     ) -> SamCache:
@@ -169,7 +169,7 @@ class SamCache:
     def describe(self) -> str:
         """What the folder holds, for the log."""
         pictures, _ = _measure(self.folder / self.encoder_key)
-        limit = f", of {self.max_bytes / GIGABYTE:g} allowed" if self.max_bytes else ""
+        limit = f", of {self.max_bytes / GIGABYTE:g} allowed" if self.max_bytes is not None else ""
         return (
             f"SAM's embeddings of {pictures} pictures are in {self.folder} "
             f"({self._num_bytes() / GIGABYTE:.2f} GB with those of other weights{limit})"
@@ -201,7 +201,7 @@ class SamCache:
         A process may add its part of half of what is left, then counts again: with n processes of the same pace,
         the limit is passed by less than n entries, and the folder is counted a few dozen times in all.
         """
-        if self.max_bytes and self._allowance < size:
+        if self.max_bytes is not None and self._allowance < size:
             left = self.max_bytes - self._num_bytes()
             self._allowance = max(size, min(left // (2 * self.num_writers), COUNT_EVERY * size))
             if left < size:

@@ -56,8 +56,8 @@ def validate_epoch(
 def validate(engine: Engine, datasets: dict[str, Dataset], config: TrainConfig) -> Report:
     """The report of the model as it is now."""
     settings = EvaluationSettings(
-        classes_per_query=config.classes_per_query or None,
-        max_samples=config.max_val_samples or None,
+        classes_per_query=config.classes_per_query,
+        max_samples=config.max_val_samples,
         val_batch_size=config.val_batch_size,
         num_sheet_rows=0,
     )

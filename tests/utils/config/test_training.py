@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from model.errors import UserError
 from utils.common.settings import parse_config, save_config
 from utils.config.inference import ChatConfig, MergeConfig, TestConfig
 from utils.config.training import TrainConfig
@@ -105,9 +106,55 @@ def test_saved_settings_are_read_back_and_a_flag_still_wins(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [TrainConfig, TestConfig])
-def test_val_dataset_is_another_name(kind):
-    config = parse_config(kind, ["--version=a", "--val_dataset=refcoco|unc|testA"])
-    assert (config.val_dataset_list, config.val_dataset) == ("refcoco|unc|testA", "")
+def test_val_dataset_is_another_name(kind, yaml_file):
+    for flags in (
+        ["--val_dataset=refcoco|unc|testA"],
+        ["--val-dataset", "refcoco|unc|testA"],
+        ["--config", yaml_file("val_dataset: refcoco|unc|testA")],
+        ["--config", yaml_file("val_dataset: ade20k"), "--val_dataset_list=refcoco|unc|testA"],
+        ["--config", yaml_file("val_dataset_list: ade20k"), "--val_dataset=refcoco|unc|testA"],
+        ["--config", yaml_file("val_dataset_list: refcoco|unc|testA\nval_dataset: ''")],
+    ):
+        assert parse_config(kind, ["--version=a", *flags]).val_dataset_list == "refcoco|unc|testA"
+
+
+def test_of_both_names_of_a_setting_the_later_flag_wins_and_a_file_may_use_one(yaml_file):
+    assert train("--val_dataset=ade20k", "--val_dataset_list=cityscapes").val_dataset_list == "cityscapes"
+    assert train("--val_dataset_list=cityscapes", "--val_dataset=ade20k").val_dataset_list == "ade20k"
+    with pytest.raises(UserError, match="'val_dataset_list' is given twice, also by its other name"):
+        train("--config", yaml_file("val_dataset: ade20k\nval_dataset_list: cityscapes"))
+
+
+def test_hyphens_are_read_as_underscores():
+    config = train("--exp-name=a-b", "--no-pack", "--max-val-samples", "3", "--fast-resize")
+    assert (config.exp_name, config.pack, config.max_val_samples, config.fast_resize) == (
+        "a-b",
+        False,
+        3,
+        True,
+    )
+
+
+def test_none_takes_the_number_of_a_file_back(yaml_file):
+    path = yaml_file("version: m\nmax_val_samples: 8\nnum_threads: 2\nclasses_per_query: 5\n")
+    config = train("--config", path, "--max_val_samples=none", "--num_threads", "None")
+    assert (config.max_val_samples, config.num_threads, config.classes_per_query) == (None, None, 5)
+    with pytest.raises(UserError, match=r"--max_val_samples must be > 0, got 0; leave it out for all"):
+        train("--max_val_samples=0")
+    with pytest.raises(UserError, match=r"--batch_size.*'none'"):
+        train("--batch_size=none")
+
+
+@pytest.mark.parametrize("kind", REQUIRED)
+def test_parsing_leaves_the_class_as_it_was(kind):
+    before = {
+        entry.name: (entry.type, entry.default, dict(entry.metadata)) for entry in dataclasses.fields(kind)
+    }
+    parse_config(kind, [REQUIRED[kind]])
+    after = {
+        entry.name: (entry.type, entry.default, dict(entry.metadata)) for entry in dataclasses.fields(kind)
+    }
+    assert after == before
 
 
 def test_settings_can_be_made_without_a_command_line_and_are_checked_too():
@@ -154,8 +201,8 @@ def test_scripts_that_ask_a_model_load_it_alike(kind):
         (TrainConfig, ["--warmup_steps=-1"], "--warmup_steps must be >= 0"),
         (TrainConfig, ["--lora_alpha=0"], "--lora_alpha must be > 0"),
         (TrainConfig, ["--lora_r=-1"], "--lora_r must be >= 0"),
-        (TrainConfig, ["--lora_dropout=1.5"], "--lora_dropout is a share, 0 to 1, got 1.5"),
-        (TrainConfig, ["--explanatory=nan"], "--explanatory is a share"),
+        (TrainConfig, ["--lora_dropout=1.5"], "--lora_dropout must be a fraction, 0 to 1, got 1.5"),
+        (TrainConfig, ["--explanatory=nan"], "--explanatory must be a fraction"),
         (TrainConfig, ["--beta2=1"], r"--beta2 must be in \[0, 1\), got 1.0"),
         (TrainConfig, ["--exp_name="], "--exp_name '' names no folder"),
         (TrainConfig, ["--batch_size=two"], "--batch_size.*'two'"),
@@ -168,6 +215,16 @@ def test_scripts_that_ask_a_model_load_it_alike(kind):
         (TestConfig, ["--val_batch_size=0"], "--val_batch_size must be > 0"),
         (TestConfig, ["--max_samples=0"], "--max_samples must be > 0"),
         (TestConfig, ["--version="], "the folder that the merge script wrote"),
+        (TrainConfig, ["--pack=perhaps"], "--pack: must be true or false, got 'perhaps'"),
+        (TrainConfig, ["--profile=-1"], "--profile must be >= 0"),
+        (TrainConfig, ["--config"], "--config: expected one argument"),
+        (TrainConfig, ["--config="], "--config .*does not exist"),
+        (
+            TestConfig,
+            ["--num_threads=-1"],
+            "--num_threads must be > 0, got -1; leave it out for torch's choice",
+        ),
+        (ChatConfig, ["--presence_threshold=-1"], "--presence_threshold must be a fraction"),
         (ChatConfig, ["--max_new_tokens=0"], "--max_new_tokens must be > 0"),
         *(
             (kind, flags, message)
@@ -183,7 +240,7 @@ def test_scripts_that_ask_a_model_load_it_alike(kind):
     ],
 )
 def test_impossible_values_name_flag_value_and_rule(kind, flags, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         parse_config(kind, [REQUIRED[kind], *flags])
 
 

@@ -65,13 +65,13 @@ def test_a_step_that_is_not_finite_changes_nothing_in_every_stage(stage, precisi
     engine, bad = start(stage, precision), BadSteps()
     watch = Watch(engine)
     step(engine, watch, 1.0, 1.0)
-    assert watch.after_step(1, bad, 0)
+    assert watch.after_step(1, bad, None)
     step(engine, watch, 1.0, 1.0)
-    assert watch.after_step(2, bad, 0)
+    assert watch.after_step(2, bad, None)
     for number, factors in enumerate(((1.0, torch.nan), (torch.inf, 1.0), ("g", 1.0)), 3):
         before, rate = weights_of(engine), engine.get_lr()
         step(engine, watch, *factors)
-        assert not watch.after_step(number, bad, 0)
+        assert not watch.after_step(number, bad, None)
         assert all(torch.equal(now, then) for now, then in zip(weights_of(engine), before, strict=True))
         assert engine.get_lr() == rate
     assert (bad.total, bad.in_row) == (3, 3)
@@ -85,7 +85,7 @@ def test_a_step_that_is_not_finite_changes_nothing_in_every_stage(stage, precisi
     assert "the gradient is not finite" in told[2]
     before = weights_of(engine)
     step(engine, watch, 1.0, 1.0)
-    assert watch.after_step(6, bad, 0)
+    assert watch.after_step(6, bad, None)
     assert (bad.total, bad.in_row) == (3, 0)
     after = weights_of(engine)
     assert any(not torch.equal(now, then) for now, then in zip(after, before, strict=True))

@@ -1,18 +1,20 @@
-"""Check data before training on them: what is there, what is wrong with it, how long and how fast it is.
+"""Check data before training: what is there, what is wrong with it, how fast.
 
-    python -m utils.data.tools.check --dataset_dir ./dataset                        # everything that is found there
-    python -m utils.data.tools.check --dataset_dir ./dataset --dataset "sem_seg||refer_seg" --sem_seg_data ade20k
-    python -m utils.data.tools.check --config configs/lasagna_7b.yaml --all         # every file that a run wants
+    python -m utils.data.tools.check --dataset_dir ./dataset  # all found
+    python -m utils.data.tools.check --dataset_dir ./dataset \\
+      --dataset "sem_seg||refer_seg" --sem_seg_data ade20k
+    python -m utils.data.tools.check --config configs/lasagna_7b.yaml --all
 
-Samples are drawn as in training. `--version` says whose tokenizer counts tokens. Exit code 0: all can be used;
-1: something that was asked for cannot; 2: a mistake in the flags.
+Samples are drawn as in training; --all reads every file. `--version` says whose
+tokenizer counts tokens. Exit code 0: all can be used; 1: something that was
+asked for cannot; 2: a mistake in the flags.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +27,7 @@ from rich.text import Text
 from utils.common.commands import command
 from utils.common.logs import quiet, start_logging
 from utils.common.settings import parse_config, setting
-from utils.config.training import TrainConfig
+from utils.config.training import DATA, MODEL, OUTPUT, TrainConfig
 from utils.data.mixture import recipe_of
 from utils.data.registry import Entry, parse_entry, parse_val_list, split_list
 from utils.data.tools.selection import LookConfig, entries_asked, entries_known, processor_for
@@ -41,17 +43,22 @@ NOT_MEASURED = "-"
 class CheckConfig(LookConfig):
     """What the checker can be told: the data flags of training. Without any, all that is found is checked."""
 
-    version: str = setting("", "model whose tokenizer counts tokens; empty: they are not counted", path=True)
-    val_dataset_list: str = setting(
-        "", "evaluation sets to check: ade20k|val,refcoco|unc|testA; all: what is found"
+    version: str = setting(
+        "", "model whose tokenizer counts tokens", group=MODEL, unset="not counted", path=True
     )
-    all: bool = setting(False, "read every file, not a sample")
+    val_dataset_list: str = setting(
+        "",
+        "evaluation sets to check, as in ade20k|val,refcoco|unc|testA; all: what is found",
+        group=DATA,
+        alias="val_dataset",
+    )
+    all: bool = setting(False, "read every file, not a sample", group=OUTPUT)
 
 
 @command("utils.data.tools.check")
 def main(argv: Sequence[str] | None = None) -> int:
     # A file written for a run may hold all of its settings.
-    config = parse_config(CheckConfig, argv, passed_over=[entry.name for entry in fields(TrainConfig)])
+    config = parse_config(CheckConfig, argv, about=__doc__, passed_over=TrainConfig)
     asked = [(entry, True) for entry in entries_asked(config)]
     if config.val_dataset_list:
         asked += [(entry, False) for entry in entries_to_evaluate(config)]

@@ -1,11 +1,14 @@
-"""Look at training samples as the model sees them: a contact sheet, and a page with masks and learned tokens.
+"""Look at training samples as the model sees them: a contact sheet and a web page.
 
-    python -m utils.data.tools.preview --dataset_dir ./dataset --dataset sem_seg --sem_seg_data ade20k --out OUT
-    python -m utils.data.tools.preview --config configs/lasagna_7b.yaml --num_samples 24      # the mixture of a run
+    python -m utils.data.tools.preview --dataset_dir ./dataset \\
+      --dataset sem_seg --sem_seg_data ade20k --out OUT
+    python -m utils.data.tools.preview --config configs/lasagna_7b.yaml \\
+      --num_samples 24
 
-Writes OUT/preview.png and OUT/index.html, a page that needs no other file. Samples are 0, 1, 2, ... of the run with
-this seed: drawn, shortened and tokenized by the code of training. Without data flags, all that is found is drawn
-from.
+Writes OUT/preview.png and OUT/index.html, a page that needs no other file, with
+masks and learned tokens. Samples are 0, 1, 2, ... of the run with this seed:
+drawn, shortened and tokenized by the code of training. Without data flags, all
+that is found is drawn from.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,7 @@ from utils.common.commands import command
 from utils.common.logs import quiet, start_logging
 from utils.common.paths import check_writable
 from utils.common.settings import parse_config, setting
-from utils.config.training import TrainConfig
+from utils.config.training import MODEL, OUTPUT, TrainConfig
 from utils.data.base import Dataset
 from utils.data.collate import LengthLimit
 from utils.data.mixture import Mixture, recipe_of
@@ -51,10 +54,10 @@ class PreviewConfig(LookConfig):
     """What the preview can be told: the data flags of training, and where to write."""
 
     version: str = setting(
-        str(TOY_MODEL), "model whose tokenizer is used; default: that of the toy world", path=True
+        str(TOY_MODEL), "model whose tokenizer is used", group=MODEL, unset="that of the toy world", path=True
     )
-    num_samples: int = setting(16, "samples to show, the first ones of the run")
-    out: str = setting("runs/preview", "folder to write to", path=True)
+    num_samples: int = setting(16, "samples to show, the first ones of the run", group=OUTPUT)
+    out: str = setting("runs/preview", "folder to write to", group=OUTPUT, path=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +85,7 @@ class Shown:
 @command("utils.data.tools.preview")
 def main(argv: Sequence[str] | None = None) -> int:
     # A file written for a run may hold all of its settings.
-    config = parse_config(PreviewConfig, argv, passed_over=[entry.name for entry in fields(TrainConfig)])
+    config = parse_config(PreviewConfig, argv, about=__doc__, passed_over=TrainConfig)
     start_logging()
     check_writable(config.out, "--out")
     processor = processor_for(config.version, config.sequence_format, config.conv_type)

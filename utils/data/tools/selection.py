@@ -12,7 +12,7 @@ from model.processor import FILE_NAME, LasagnaProcessor
 from model.text.format import SequenceFormat
 from model.text.tokens import add_special_tokens, load_tokenizer
 from utils.common.settings import require_positive, setting
-from utils.config.training import DataConfig
+from utils.config.training import DATA, OUTPUT, DataConfig
 from utils.data.registry import DATASETS, SOURCE_RATES, Entry, parse_dataset_flags
 
 
@@ -20,12 +20,12 @@ from utils.data.registry import DATASETS, SOURCE_RATES, Entry, parse_dataset_fla
 class LookConfig(DataConfig):
     """The data flags of training, empty unless stated."""
 
-    dataset: str = setting("", "sources to look at; empty: whatever is found")
-    sem_seg_data: str = setting("", "semantic data sets")
-    refer_seg_data: str = setting("", "referring data sets")
-    vqa_data: str = setting("", "questions and answers in words")
-    reason_seg_data: str = setting("", "reasoning data sets")
-    num_samples: int = setting(50, "samples drawn from each data set")
+    dataset: str = setting("", "sources to look at", group=DATA, unset="whatever is found")
+    sem_seg_data: str = setting("", "semantic data sets", group=DATA)
+    refer_seg_data: str = setting("", "referring data sets", group=DATA)
+    vqa_data: str = setting("", "data sets of questions answered in words", group=DATA)
+    reason_seg_data: str = setting("", "reasoning data sets", group=DATA)
+    num_samples: int = setting(50, "samples drawn from each data set", group=OUTPUT)
 
     def __post_init__(self) -> None:
         super().__post_init__()
