@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import namedtuple
+from dataclasses import replace
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
 import utils.common.hub as hub
 from merge_lora_weights_and_save_hf_model import main
@@ -26,7 +28,10 @@ def test_the_card_says_base_data_recipe_numbers_and_licences(trained, folders, t
     result = Result(
         dataset="refcoco|unc|val", task="referring", num_samples=9, sections={"referring": {"ciou": 0.75}}
     )
-    write_report(Report(model="x", protocol={"answers": "generated"}, results=(result,)), tmp_path / "report")
+    own = replace(result, dataset="own_coco:/home/somebody/mine.json|images=/home/somebody/img")
+    write_report(
+        Report(model="x", protocol={"answers": "generated"}, results=(result, own)), tmp_path / "report"
+    )
     arguments = [
         "--weight",
         str(run),
@@ -51,6 +56,16 @@ def test_the_card_says_base_data_recipe_numbers_and_licences(trained, folders, t
         "license: other",
     ):
         assert part in card, part
+    data = ModelCard.load(tmp_path / "m" / "README.md").data  # as the hub reads it
+    assert (data.license, data.pipeline_tag, data.library_name) == (
+        "other",
+        "image-segmentation",
+        "transformers",
+    )
+    measured, measured_on_own = data.eval_results
+    assert measured_on_own.dataset_name == "own_coco:mine.json|images=img"
+    assert (measured.dataset_name, measured.metric_name) == ("refcoco|unc|val", "referring.ciou")
+    assert measured.metric_value == 0.75
     assert "somebody" not in card
     assert str(tmp_path) not in card
 

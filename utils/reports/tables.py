@@ -69,7 +69,7 @@ def results_table(report: Report, *, brief: bool = False) -> Table:
     rows = []
     for result in report.results:
         for section, numbers in result.sections.items():
-            names = _shown(section, numbers)
+            names = shown_metrics(section, numbers)
             if brief:  # what stands alone is shown in any case
                 names = [name for name in names if not IN_FULL_ONLY.search(name)] or names
             for name in names:
@@ -240,7 +240,7 @@ def _show(value: float | None) -> str:
     return str(value) if isinstance(value, int) else f"{value:.3f}"
 
 
-def _shown(section: str, numbers: Mapping[str, float]) -> list[str]:
+def shown_metrics(section: str, numbers: Mapping[str, float]) -> list[str]:
     """The metrics of a section that tables show; of a section that SHOWN does not know, all."""
     return [name for name in SHOWN.get(section, tuple(numbers)) if name in numbers]
 
