@@ -48,6 +48,7 @@ CHUNKS_OF_DIVIDED_HEAD = 8  # pieces of the text loss under ZeRO-3, however long
 class LasagnaForConditionalGeneration(InferenceMixin, ExactBuffers, PreTrainedModel):
     """The whole model. `vlm` is a Hugging Face LLaVA (PEFT may wrap it), `sam` a `SamSegmenter`."""
 
+    config: LasagnaConfig
     config_class = LasagnaConfig
     base_model_prefix = ""
     main_input_name = "input_ids"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
 from utils.data.base import Dataset
 from utils.data.types import EvalSample
@@ -26,5 +28,11 @@ def load(
     dataset: Dataset, batches: Sequence[Sequence[int]], workers: int
 ) -> Iterator[tuple[Sequence[int], list[EvalSample]]]:
     """The indices and the samples of each batch, read ahead by `workers` processes."""
-    loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=list)
+    # torch's Dataset is generic; ours has its two methods and is none.
+    loader: DataLoader[EvalSample] = DataLoader(
+        cast("TorchDataset[EvalSample]", dataset),
+        batch_sampler=[list(batch) for batch in batches],
+        num_workers=workers,
+        collate_fn=list,
+    )
     yield from zip(batches, loader, strict=True)

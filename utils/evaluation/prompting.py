@@ -1,4 +1,4 @@
-"""How an evaluation speaks to a model: generated answers, or the older protocol with the answer given."""
+"""Prompting the model in evaluation: generated answers, or teacher forcing (the older protocol)."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from model.text.format import SequenceFormat
 from model.text.special_tokens import Text
 from utils.evaluation.model import SegmentationModel
 
-ROWS_PER_IMAGE = 8  # questions about one image that share a pass; more of them take several
+ROWS_PER_IMAGE = 8  # most queries about one image in one forward pass
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
-    """What changes the numbers (all of it is written into the report), and what changes the speed."""
+    """What changes the numbers (`protocol`, which the report states), and what changes the speed only."""
 
-    classes_per_query: int | None = None  # None: as many as one query named in training, see `for_model`
+    classes_per_query: int | None = None  # None: as many as one query named in training; see `for_model`
     oracle_classes: bool = False  # ask each image only for the classes that it shows
-    presence_threshold: float | None = None  # inside the decoding; None: the likelier of [SEG] and [NEG]
-    rethreshold: float | None = None  # the same for the finished probabilities
-    calibrate: bool = False  # find the threshold of finished probabilities with the best F1
+    presence_threshold: float | None = None  # probability from which a class is present; None: arg-max
+    rethreshold: float | None = None  # the same, applied after decoding
+    calibrate: bool = False  # report the threshold for `rethreshold` with the best F1
     free_generation: bool = False  # complex queries without the constraint of their format
     match_distance: float = DEFAULT_MATCH_DISTANCE  # of generated names; see generation/answers.py
-    teacher_forced: bool = False  # give the answer "It is [SEG]." instead of generating one
+    teacher_forced: bool = False  # the model reads the answer "It is [SEG]." instead of generating one
     max_new_tokens: int = DEFAULT_NEW_TOKENS
     max_samples: int | None = None  # of each data set, spread evenly over it; None: all
-    seed: int = 0  # draws the pairs of the presence test and the images of the bootstrap
+    seed: int = 0  # of the absent classes in balanced presence, and of the bootstrap
     val_batch_size: int = 1
     workers: int = 0
-    num_sheet_rows: int = 8  # scenes of each data set for the sheet, spread evenly over it
+    num_sheet_rows: int = 8  # samples of each data set on its sheet, spread evenly over it
 
     def __post_init__(self) -> None:
         for name in ("classes_per_query", "max_new_tokens", "max_samples", "val_batch_size"):
@@ -51,9 +51,7 @@ class EvaluationSettings:
             if value is not None and not 0 <= value <= 1:
                 raise UserError(f"{name} must be in 0 to 1, got {value}")
         if self.presence_threshold is not None and self.rethreshold is not None:
-            raise UserError(
-                "presence_threshold acts while decoding, rethreshold on what comes out; give one of them"
-            )
+            raise UserError("presence_threshold acts while decoding, rethreshold after it; give one of them")
         if self.free_generation and self.asks_probabilities:
             raise UserError(
                 f"{', '.join(self.asks_probabilities)} needs probabilities, and free_generation gives none; "
@@ -63,12 +61,12 @@ class EvaluationSettings:
             raise UserError("calibrate needs absent classes too; leave oracle_classes out")
 
     def for_model(self, model: SegmentationModel) -> EvaluationSettings:
-        """With the number of classes that one query of this model names, where nothing else is told."""
+        """These settings with `classes_per_query` filled in from the model's config if it is None."""
         return replace(self, classes_per_query=self.classes_per_query or model.config.num_all_classes)
 
     @property
     def asks_probabilities(self) -> tuple[str, ...]:
-        """Settings in use that mean nothing without a probability for each class."""
+        """The settings in use that need a probability for each class."""
         used = {
             "presence_threshold": self.presence_threshold is not None,
             "rethreshold": self.rethreshold is not None,
@@ -77,9 +75,9 @@ class EvaluationSettings:
         return tuple(name for name, is_used in used.items() if is_used)
 
     def constrains(self, format: SequenceFormat) -> bool:
-        """Whether complex queries to a model of this format are decoded under its constraint.
+        """Whether complex queries to a model of this format are answered by constrained decoding.
 
-        Raises ValueError for settings that need it when the model cannot be constrained.
+        Raises UserError for settings that need probabilities when the model has to answer freely.
         """
         if not format.answers_every_class and self.asks_probabilities:
             what = (
@@ -92,7 +90,7 @@ class EvaluationSettings:
         return format.answers_every_class and not self.free_generation
 
     def protocol(self, *, constrained: bool) -> dict[str, Any]:
-        """The part that a reader of the numbers has to know.
+        """The settings that a reader of the numbers has to know.
 
         constrained: whether the model's format can be constrained (`SequenceFormat.answers_every_class`).
         """
@@ -113,7 +111,7 @@ class EvaluationSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskAnswer:
-    """What the model answered to one question."""
+    """What the model answered to one query."""
 
     text: str
     mask: np.ndarray  # (height, width) bool, the union of the answer's masks; empty without a [SEG]
@@ -126,18 +124,19 @@ def ask_for_masks(
     queries: Sequence[Sequence[Text]],
     settings: EvaluationSettings,
 ) -> list[list[MaskAnswer]]:
-    """Ask `queries[i]` about image i; as many answers come back for each image.
+    """Ask every query of `queries[i]` about image i; returns as many answers for each image.
 
-    settings.teacher_forced: the older protocol, where the model reads the right answer and only its mask is
-    judged.
+    With `settings.teacher_forced` the model reads the expected answer, and only its mask is judged.
     """
-    ask = _read_answers if settings.teacher_forced else _generate
-    seen = images if settings.teacher_forced else model.encode_batch(images, processor=processor)
     answers: list[list[MaskAnswer]] = [[] for _ in images]
+    encoded = [] if settings.teacher_forced else model.encode_batch(images, processor=processor)
     for owners, asked in _slices(queries, settings.val_batch_size * ROWS_PER_IMAGE):
         used = sorted(set(owners))  # an image is encoded once for all of its rows
         rows = [used.index(owner) for owner in owners]
-        spoken = ask(model, processor, [seen[owner] for owner in used], asked, rows, settings)
+        if settings.teacher_forced:
+            spoken = _teacher_force(model, processor, [images[owner] for owner in used], asked, rows)
+        else:
+            spoken = _generate(model, processor, [encoded[owner] for owner in used], asked, rows, settings)
         for owner, answer in zip(owners, spoken, strict=True):
             mask = union_mask(answer.masks, images[owner].shape[:2])
             answers[owner].append(MaskAnswer(text=answer.text, mask=mask))
@@ -151,11 +150,11 @@ def ask_freely(
     classes: Sequence[Sequence[str]],
     settings: EvaluationSettings,
 ) -> list[list[tuple[tuple[str, ...], FreeAnswer]]]:
-    """Complex queries answered without constraint.
+    """Complex queries answered by unconstrained generation.
 
     Returns:
-        for each image its queries, of at most `classes_per_query` names each, with the answers to them;
-        `FreeAnswer.found` counts within a query.
+        for each image its queries, each a tuple of at most `classes_per_query` names, with their answers;
+        `FreeAnswer.found` holds indices into the names of the query.
     """
     limit = settings.classes_per_query or model.config.num_all_classes
     asked = [
@@ -188,7 +187,7 @@ def ask_for_text(
     queries: Sequence[Text],
     settings: EvaluationSettings,
 ) -> list[str]:
-    """Ask query i about image i; the generated texts."""
+    """Ask query i about image i; returns the generated texts."""
     rows = list(range(len(images)))
     return [answer.text for answer in _generate(model, processor, images, queries, rows, settings)]
 
@@ -201,7 +200,7 @@ def union_mask(logits: Tensor, size: tuple[int, int]) -> np.ndarray:
 
 
 def _slices(queries: Sequence[Sequence[Text]], most: int) -> Iterator[tuple[list[int], list[Text]]]:
-    """Image indices and queries of at most `most` rows at once."""
+    """The queries in slices of at most `most`, with the index of each one's image."""
     flat = [(owner, query) for owner, asked in enumerate(queries) for query in asked]
     for start in range(0, len(flat), most):
         part = flat[start : start + most]
@@ -218,7 +217,7 @@ def _generate(
     *,
     max_new_tokens: int | None = None,
 ) -> list[ChatAnswer]:
-    """What the model answers to every query."""
+    """A generated answer to every query."""
     return model.generate_batch(
         images,
         [Conversation.of(query) for query in queries],
@@ -228,20 +227,20 @@ def _generate(
     )
 
 
-def _read_answers(
+def _teacher_force(
     model: SegmentationModel,
     processor: LasagnaProcessor,
     images: Sequence[np.ndarray],
     queries: Sequence[Text],
     image_of_row: Sequence[int],
-    settings: EvaluationSettings,
 ) -> list[ChatAnswer]:
-    """For every query the given text and the mask of its [SEG]."""
+    """For every query the given answer and the mask of its [SEG]."""
     answer = processor.format.found()
     conversations = [Conversation.of(query, answer) for query in queries]
     inputs = processor.collate(images, conversations, image_of_row, pack_rows=model.can_pack_rows)
     masks = model(**inputs.to(model.device).fields()).masks
-    # Each row has one [SEG], and rows of an image follow each other.
+    assert masks is not None
+    # Each row has one [SEG], and the rows of an image are adjacent.
     return [
         ChatAnswer(text="".join(answer), masks=mask[None], token_ids=[])
         for masks_of_image in masks

@@ -17,7 +17,9 @@ INK, PALE, PAPER, RULE = (33, 37, 41), (134, 142, 150), (255, 255, 255), (222, 2
 
 def font(size: int) -> ImageFont.FreeTypeFont:
     """Pillow's own scalable font: the same pixels on every machine."""
-    return ImageFont.load_default(size)
+    loaded = ImageFont.load_default(size)
+    assert isinstance(loaded, ImageFont.FreeTypeFont), "Pillow was built without FreeType"
+    return loaded
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, colours: np.ndarray, *, alpha: float = 0.6) -> np.ndarray:

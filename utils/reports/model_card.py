@@ -49,13 +49,14 @@ def model_card(
         run: settings of train_ds.py (run.yaml); None or empty where they are not known.
         report: what test_sem.py measured.
     """
-    text = config.vlm_config.text_config
+    text, format = config.vlm_config.text_config, config.sequence_format
+    assert format is not None, "a merged model knows its sequence format"
     facts = {
         "Base model": last_part(base),
         "Language model": f"hidden size {text.hidden_size}, {text.num_hidden_layers} layers",
         "Mask decoder": f"SAM, {config.sam_settings.image_size} px",
         "Prompt": f"`{config.prompt}`",
-        "Sequence format": f"`{config.sequence_format['name']}`",
+        "Sequence format": f"`{format['name']}`",
         "Parameters": f"{num_parameters:,}, {str(config.dtype).removeprefix('torch.')}",
     }
     run = run or {}

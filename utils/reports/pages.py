@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
@@ -29,7 +30,7 @@ def render(template: Path, **values: object) -> str:
     return environment.get_template(template.name).render(values)
 
 
-def data_url(image: Image.Image, format: str = "JPEG", **options: object) -> str:
+def data_url(image: Image.Image, format: str = "JPEG", **options: Any) -> str:
     """The image as a data URL; `options` are those of Pillow's `save` for the format."""
     stream = io.BytesIO()
     image.save(stream, format, **options)

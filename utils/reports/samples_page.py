@@ -14,7 +14,10 @@ from utils.reports.report import Report
 from utils.reports.sheet import SheetRow
 
 TEMPLATE = Path(__file__).with_name("samples_page.html.jinja")
-JPEG = {"quality": 85, "subsampling": 0}  # without chroma subsampling, which blurs the outlines
+JPEG: dict[str, Any] = {
+    "quality": 85,
+    "subsampling": 0,
+}  # without chroma subsampling, which blurs the outlines
 CLASSES_LISTED = 14  # of a sample
 
 

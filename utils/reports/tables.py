@@ -56,7 +56,7 @@ class Table:
     """Cells to be drawn; columns from `num_left` on are numbers and stand at the right."""
 
     headings: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
     num_left: int = 1
 
 
@@ -81,9 +81,10 @@ def results_table(report: Report, *, brief: bool = False) -> Table:
                     before = earlier.get(result.dataset)
                     row.append(_show(before.sections.get(section, {}).get(name) if before else None))
                 rows.append(tuple(row))
-    before = ("before",) if report.baseline is not None else ()
-    count = "n" if brief else "samples"
-    return Table(headings=("metric", "data set", count, "value", "95 %", *before), rows=rows, num_left=2)
+    headings = ["metric", "data set", "n" if brief else "samples", "value", "95 % CI"]
+    if report.baseline is not None:
+        headings.append("before")
+    return Table(headings=tuple(headings), rows=rows, num_left=2)
 
 
 def wide_tables(report: Report) -> dict[str, Table]:

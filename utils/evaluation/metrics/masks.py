@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from utils.evaluation.metrics.bootstrap import Measures, whole
-from utils.evaluation.metrics.common import known_mean, safe_divide
+from utils.evaluation.metrics.common import known_mean, ratio, safe_divide
 
 NO_TARGET_PIXELS = 50  # gRefCOCO's second rule: a union of fewer pixels is an answer "nothing"
 PRECISIONS = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -108,7 +108,7 @@ def generalized_scores(
     ious = np.array(
         [_generalized_iou(o, bool(n), min_pixels) for o, n in zip(overlaps, no_target, strict=True)]
     )
-    measures = generalized_measures(generalized_sums(overlaps, no_target, min_pixels=min_pixels))
+    measures = generalized_measures(generalized_sums(overlaps, no_target.tolist(), min_pixels=min_pixels))
     return {
         **{name: float(value) for name, value in measures.items()},
         "giou": float(known_mean(ious)),
@@ -151,6 +151,4 @@ def _generalized_iou(sample: Overlap, nothing: bool, min_pixels: int) -> float:
 
 
 def _precisions(ious: np.ndarray) -> dict[str, float]:
-    return {
-        f"p@{bound}": float(safe_divide(np.count_nonzero(ious >= bound), len(ious))) for bound in PRECISIONS
-    }
+    return {f"p@{bound}": ratio(int(np.count_nonzero(ious >= bound)), len(ious)) for bound in PRECISIONS}
