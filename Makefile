@@ -1,8 +1,8 @@
 # Everything sets itself up: .venv with the locked versions, once.
-#   make demo    train, merge, evaluate and chat on the toy world (runs/demo); again: continues or skips
+#   make demo    train, merge, evaluate and chat on the toy world (runs/demo); a second call continues
 #   make test    the tests
 #   make lint    ruff
-#   make bench   the claims of speed (runs/benchmarks/results.md), about ten minutes; nothing else should run meanwhile
+#   make bench   the performance claims (runs/benchmarks/results.md), about ten minutes on an idle machine
 #   make gpu     the same on one CUDA GPU with 80 GB, at most 8 minutes (runs/gpu/gpu.md)
 PYTHON ?= python3
 VENV := .venv

@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -45,6 +45,7 @@ from model.text.tokens import load_tokenizer, save_tokenizer
 from utils.config.training import TrainConfig
 from utils.costs.model_sizes import CLIP_LARGE, LLAMA, LLAMA_VOCABULARY, model_config
 
+T = TypeVar("T")
 ROOT = Path(__file__).parents[1]
 TOKENIZER = ROOT / "assets" / "toy" / "llava"
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -201,7 +202,7 @@ def reload_and_answer(folder: Path) -> list[dict[str, Any]]:
     return steps
 
 
-def measured(steps: list[dict[str, Any]], name: str, run: Callable[[], Any]) -> Any:
+def measured(steps: list[dict[str, Any]], name: str, run: Callable[[], T]) -> T:
     """Runs a step and appends its seconds and this process's peak memory during it."""
     if CLEAR_REFS.is_file():
         CLEAR_REFS.write_text("5")  # resets the peak to the current resident size

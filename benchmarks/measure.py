@@ -134,7 +134,7 @@ def resident(field: str) -> int:
 
 
 def write_results(
-    out: str | Path, settings: Mapping[str, Any], claims: Sequence[Claim], **numbers: Any
+    out: str | Path, settings: Mapping[str, Any], claims: Sequence[Claim], **numbers: object
 ) -> None:
     """The JSON file of a benchmark; `python -m benchmarks` reads the claims of all."""
     path = Path(out)

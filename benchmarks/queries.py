@@ -9,7 +9,6 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
@@ -84,10 +83,10 @@ class Query:
     images: EncodedImages  # the image
     num_prompt_tokens: int
 
-    def again(self, run: Callable[[], Any]) -> Callable[[], Any]:
+    def again(self, run: Callable[[], object]) -> Callable[[], object]:
         """`run`, with this query's image and shift set in the model."""
 
-        def run_here() -> Any:
+        def run_here() -> object:
             self.asker.features, self.asker.shift = self.images.features, self.shift
             return run()
 

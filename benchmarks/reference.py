@@ -121,7 +121,7 @@ class PlainLoader:
         return conversations, torch.from_numpy(np.stack(masks)).float()
 
 
-def num_bytes(value: Any) -> int:
+def num_bytes(value: object) -> int:
     """Bytes of all tensors in a batch, which a worker sends to the training process."""
     if isinstance(value, Tensor):
         return value.numel() * value.element_size()

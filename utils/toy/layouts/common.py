@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -88,8 +87,8 @@ def write_palette_png(path: Path, values: np.ndarray) -> None:
     png.save(path, compress_level=1)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON in UTF-8, making the folder."""
+def write_json(path: Path, content: object) -> None:
+    """Writes JSON in UTF-8; creates the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content), encoding="utf-8")
 

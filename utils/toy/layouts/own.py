@@ -9,7 +9,7 @@ import numpy as np
 
 from utils.toy.language import absent_expressions, expressions
 from utils.toy.layouts.common import Drawn, SceneSource, folder, write_jpg, write_json, write_png
-from utils.toy.layouts.polygons import coco_segmentation
+from utils.toy.layouts.polygons import Segmentation, coco_segmentation
 from utils.toy.scene import CLASSES, THINGS, Scene, Thing
 
 FORMS = ("polygons", "compressed", "counts")  # of a mask, in turn
@@ -97,7 +97,7 @@ def _stuff(scene: Scene) -> str:
     return CLASSES[int(np.bincount(scene.label.ravel()).argmax())]
 
 
-def _mask(thing: Thing, form: str, target: Path, name: str) -> Any:
+def _mask(thing: Thing, form: str, target: Path, name: str) -> Segmentation | str:
     if form != "png":
         return coco_segmentation(thing.mask, form)
     write_png(folder(target / "masks") / name, thing.mask.astype(np.uint8) * 255)

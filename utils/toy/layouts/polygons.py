@@ -8,6 +8,8 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 Corner = tuple[int, int]
+# Polygons, each [x, y, x, y, ...], or run lengths: {"size": ..., "counts": ...}.
+Segmentation = list[list[float]] | dict[str, Any]
 
 # Neighbour (down, across) of a pixel at (0, 0) -> the edge between them, from corner to corner as (x, y).
 EDGES: dict[tuple[int, int], tuple[Corner, Corner]] = {
@@ -54,7 +56,7 @@ def _straight(first: Corner, second: Corner, third: Corner) -> bool:
     return first[0] == second[0] == third[0] or first[1] == second[1] == third[1]
 
 
-def coco_segmentation(mask: np.ndarray, form: str) -> Any:
+def coco_segmentation(mask: np.ndarray, form: str) -> Segmentation:
     """A mask in COCO's forms: "polygons" where they decode to exactly this mask, else run lengths.
 
     `form` is "polygons", "counts" (a list of run lengths) or "compressed" (pycocotools' string).

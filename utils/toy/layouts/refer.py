@@ -9,7 +9,7 @@ import numpy as np
 
 from utils.toy.language import absent_expressions, expressions, pair_expressions
 from utils.toy.layouts.common import Drawn, SceneSource, folder, write_jpg, write_json
-from utils.toy.layouts.polygons import coco_segmentation
+from utils.toy.layouts.polygons import Segmentation, coco_segmentation
 from utils.toy.layouts.semantic import label_values
 from utils.toy.scene import CLASSES, THINGS, Scene, Thing
 
@@ -63,7 +63,7 @@ class Book:
         })  # fmt: skip
         return ann_id
 
-    def segmentation(self, mask: np.ndarray, ann_id: int) -> Any:
+    def segmentation(self, mask: np.ndarray, ann_id: int) -> Segmentation | list[Segmentation]:
         return coco_segmentation(mask, FORMS[ann_id % len(FORMS)])
 
     def add_ref(
@@ -71,8 +71,8 @@ class Book:
         name: str,
         split: str,
         image: dict[str, Any],
-        ann_id: Any,
-        category_id: Any,
+        ann_id: int | list[int],  # a list in gRefCOCO
+        category_id: int | list[int],
         texts: Sequence[str],
     ) -> None:
         sent_ids = list(range(self.num_sentences + 1, self.num_sentences + 1 + len(texts)))

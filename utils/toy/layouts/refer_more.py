@@ -3,13 +3,12 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from utils.toy.language import expressions
 from utils.toy.layouts.common import SceneSource, folder, write_jpg, write_json
-from utils.toy.layouts.polygons import coco_segmentation
+from utils.toy.layouts.polygons import Segmentation, coco_segmentation
 from utils.toy.layouts.refer import EXPRESSIONS_PER_THING, Book, is_in_scope, write_refs
 from utils.toy.scene import Scene
 
@@ -28,7 +27,7 @@ FIRST_IMAGE = {"refclef": 25_001, "refcoco+": 100_001, "refcocog": 200_001}  # t
 class RegionBook(Book):
     """RefCLEF's regions: a list of one run-length code."""
 
-    def segmentation(self, mask: np.ndarray, ann_id: int) -> Any:
+    def segmentation(self, mask: np.ndarray, ann_id: int) -> list[Segmentation]:
         return [coco_segmentation(mask, "compressed")]
 
 
