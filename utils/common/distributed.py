@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ import torch.distributed as dist
 
 from model.checkpoints.layouts.base import DTYPES
 from model.errors import UserError
+
+T = TypeVar("T")
 
 
 def dtype_of(precision: str) -> torch.dtype:
@@ -51,16 +54,43 @@ def seed_of_step(seed: int, step: int) -> int:
 
     It depends on nothing that happened before, so that a resumed run draws what the run would have drawn.
     """
-    rank = dist.get_rank() if dist.is_initialized() else 0
-    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0])
+    return int(np.random.SeedSequence((seed, step, process_rank())).generate_state(1)[0])
+
+
+def process_rank() -> int:
+    """The number of this process among all."""
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def is_main_process() -> bool:
-    return not dist.is_initialized() or dist.get_rank() == 0
+    """Whether this process writes and prints for all of them."""
+    return process_rank() == 0
 
 
 def world_size() -> int:
+    """The number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def sum_over_processes(numbers: Sequence[float]) -> list[float]:
+    """Each number summed over all processes, in float64: whole numbers are exact up to 2^53.
+
+    A collective call, a single all_reduce: every process passes as many numbers, in the same order.
+    """
+    if world_size() == 1:
+        return [float(number) for number in numbers]
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
+    sums = torch.tensor(numbers, dtype=torch.float64, device=device)
+    dist.all_reduce(sums)
+    return sums.tolist()
+
+
+def gather_objects(mine: T) -> list[T]:
+    """What every process passes, in the order of ranks. A collective call; numbers go through an all_reduce."""
+    everyone = [mine] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(everyone, mine)
+    return everyone
 
 
 @contextmanager
@@ -93,7 +123,7 @@ def distributed() -> Iterator[int]:
         with meeting():
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
-        yield dist.get_rank() if dist.is_initialized() else 0
+        yield process_rank()
     finally:
         if joins:
             dist.destroy_process_group()

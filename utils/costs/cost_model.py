@@ -27,6 +27,8 @@ from utils.costs.flop_formulas import (
     total,
 )
 
+COUNTED = ("images", "text_tokens", "model_flops")  # what a training step counts of each batch
+
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
@@ -98,7 +100,7 @@ class CostModel:
         )
 
     def of_batch(self, inputs: ModelInputs) -> dict[str, float]:
-        """What a training step counts of a batch, while it is on the CPU."""
+        """The numbers named in COUNTED for one batch, while it is on the CPU."""
         work = Work.of_batch(inputs, self.shape.image_token_id)
         return {
             "images": work.num_images,

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from model.errors import UserError
+from utils.common.distributed import gather_objects, sum_over_processes
 from utils.data.types import Batch
 
-# The share of unusable items is one of so many draws at least: one bad file among the first ten stops no run.
+# The fraction of unusable items is one of so many draws at least: one bad file among the first ten stops no run.
 MIN_DRAWS = 1000
+NUMBERS = ("samples", "unusable", "shortened", "classes_left_out", "conversations_left_out")
 MAX_NAMED = 5  # unusable items that are remembered by name, the first ones
 
 
@@ -31,7 +32,8 @@ class DataCounts:
     classes_left_out: int = 0
     conversations_left_out: int = 0
     first: list[str] = field(default_factory=list)  # "path: reason" of the first unusable items
-    _new: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    _new: Counter[str] = field(default_factory=Counter, repr=False)
+    _new_names: list[str] = field(default_factory=list, repr=False)
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> DataCounts:
@@ -40,34 +42,34 @@ class DataCounts:
 
     def state(self) -> dict[str, Any]:
         """The totals as plain values, for a checkpoint."""
-        return {name: value for name, value in asdict(self).items() if name != "_new"}
+        return {name: value for name, value in asdict(self).items() if not name.startswith("_")}
 
     def add(self, batch: Batch) -> None:
-        self._new.append(
-            {
-                "samples": len(batch.sources),
-                "unusable": len(batch.skipped),
-                "shortened": batch.num_shortened,
-                "classes_left_out": batch.classes_left_out,
-                "conversations_left_out": batch.conversations_left_out,
-                "first": list(batch.skipped[:MAX_NAMED]),
-            }
+        """Count a batch of this process."""
+        self._new.update(
+            samples=len(batch.sources),
+            unusable=len(batch.skipped),
+            shortened=batch.num_shortened,
+            classes_left_out=batch.classes_left_out,
+            conversations_left_out=batch.conversations_left_out,
         )
+        self._new_names += batch.skipped
 
     def gather(self) -> None:
-        """Take what was added since the last time into the totals. A collective call."""
-        everyone = [self._new]
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            everyone *= dist.get_world_size()
-            dist.all_gather_object(everyone, self._new)
-        for seen in (entry for process in everyone for entry in process):
-            for name, value in seen.items():
-                setattr(self, name, getattr(self, name) + value)
-        self.first = list(dict.fromkeys(self.first))[:MAX_NAMED]
-        self._new = []
+        """Add what was counted since the last time, by all processes, to the totals. A collective call."""
+        sums = sum_over_processes([self._new[name] for name in NUMBERS])
+        new = {name: int(number) for name, number in zip(NUMBERS, sums, strict=True)}
+        for name, number in new.items():
+            setattr(self, name, getattr(self, name) + number)
+        if new["unusable"] and len(self.first) < MAX_NAMED:  # the same on every process
+            mine = list(dict.fromkeys(self._new_names))[:MAX_NAMED]
+            names = (name for process in gather_objects(mine) for name in process)
+            self.first = list(dict.fromkeys([*self.first, *names]))[:MAX_NAMED]
+        self._new.clear()
+        self._new_names.clear()
 
     def check(self, max_bad_fraction: float) -> None:
-        """ValueError when a larger share of the draws than `max_bad_fraction` could not be used."""
+        """ValueError when a larger fraction of the draws than `max_bad_fraction` could not be used."""
         draws = self.samples + self.unusable
         if self.unusable > max_bad_fraction * max(draws, MIN_DRAWS):
             raise UserError(
@@ -79,8 +81,8 @@ class DataCounts:
 
     def describe(self) -> str:
         """One line, and one for each of the first unusable items."""
-        share = self.unusable / max(self.samples + self.unusable, 1)
-        text = f"{self.samples} samples; {self.unusable} unusable items replaced ({share:.2%})"
+        fraction = self.unusable / max(self.samples + self.unusable, 1)
+        text = f"{self.samples} samples; {self.unusable} unusable items replaced ({fraction:.2%})"
         if self.shortened:
             text += (
                 f"; {self.shortened} samples shortened to --model_max_length, by {self.classes_left_out} absent "

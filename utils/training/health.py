@@ -11,11 +11,10 @@ import logging
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from model.errors import UserError
-from utils.common.distributed import world_size
+from utils.common.distributed import gather_objects
 from utils.data.types import Batch
 from utils.training.engine import Engine
 from utils.training.progress import BadSteps
@@ -98,7 +97,7 @@ def _culprits(seen: Sequence[tuple[tuple[str, ...], Tensor]]) -> tuple[str, list
     """("loss" or "gradient", the samples of all processes that are concerned). A collective call."""
     by_loss = [name for sources, is_finite in seen if not is_finite for name in sources]
     mine = (by_loss, [name for sources, _ in seen for name in sources])
-    everyone = gathered(mine)
+    everyone = gather_objects(mine)
     if any(of_loss for of_loss, _ in everyone):
         return "loss", [name for of_loss, _ in everyone for name in of_loss]
     return "gradient", [name for _, names in everyone for name in names]
@@ -121,20 +120,12 @@ def check_weights(engine: Engine, step: int) -> None:
                     named[key] = named[key] & whole.to(named[key].device) if key in named else whole
         flags = torch.stack([flag.to(engine.device) for flag in named.values()]).tolist()
     mine = [name for name, is_finite in zip(named, flags, strict=True) if not is_finite]
-    wrong = list(dict.fromkeys(name for names in gathered(mine) for name in names))
+    wrong = list(dict.fromkeys(name for names in gather_objects(mine) for name in names))
     if wrong:
         raise DivergedError(
             f"step {step}: weights are not finite and are not saved: {shown(wrong)}; the last save is good. Lower "
             "--lr, and start again under another --exp_name"
         )
-
-
-def gathered(mine: object) -> list:
-    """One object of each process. A collective call."""
-    everyone = [mine] * world_size()
-    if len(everyone) > 1:
-        dist.all_gather_object(everyone, mine)
-    return everyone
 
 
 def shown(names: Sequence[str]) -> str:

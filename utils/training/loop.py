@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import fields
 
 import torch
 from torch.profiler import record_function
 from torch.utils.data import DataLoader
 
+from model.losses import Losses
 from utils.common.distributed import is_main_process, seed_of_step, world_size
 from utils.config.training import TrainConfig
-from utils.costs.cost_model import CostModel
+from utils.costs.cost_model import COUNTED, CostModel
 from utils.data.base import Dataset
 from utils.data.collate import build_loader
 from utils.data.counts import DataCounts
@@ -29,6 +31,8 @@ from utils.training.validation import validate_epoch
 
 PROFILE_FOLDER = "profile"
 SUMMARY_FILE = "data.json"  # what became of the samples
+# Averages of a step's micro-batches: the losses, and how many items were unusable and samples shortened.
+MEANS = (*(entry.name for entry in fields(Losses)), "skipped", "shortened")
 COUNT_EVERY = 10  # steps between two looks at all processes' unusable items
 
 
@@ -41,7 +45,8 @@ def train(
     sam_cache: SamCache | None,
 ) -> None:
     """Run the optimizer steps that are left; `progress` moves on with them."""
-    meters, costs = Meters(), CostModel.of(config, engine.module.config, on_gpu=engine.device.type == "cuda")
+    meters = Meters(means=MEANS, totals=COUNTED, peaks=("memory",))
+    costs = CostModel.of(config, engine.module.config, on_gpu=engine.device.type == "cuda")
     # Here and not in a step: an iterator that is made draws a number, which the dropout of its step would miss.
     loaded = iter(open_loader(mixture, engine, config, progress.step, sam_cache))
     batches = on_device(loaded, engine, sam_cache, meters, costs)

@@ -11,6 +11,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from utils.config.training import TrainConfig
+from utils.costs.cost_model import COUNTED
 from utils.reports.report import Report, Result
 from utils.training.log import BAR, bar_text, deciding_score, log_step, log_validation, open_log, speed_of
 from utils.training.meters import Meters, Summary
@@ -19,7 +20,7 @@ LOSSES = {"total": 1.234, "cross_entropy": 0.9, "mask_bce": 0.234, "dice": 0.1}
 
 
 def measured() -> Meters:
-    meters = Meters()
+    meters = Meters(means=tuple(LOSSES), totals=COUNTED, peaks=("memory",))
     meters.add({name: torch.tensor(value) for name, value in LOSSES.items()})
     meters.count({"images": 6, "text_tokens": 300, "model_flops": 8e12})
     meters.peak({"memory": 3e9})

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from utils.training import meters
+from utils.common import distributed
 from utils.training.meters import Meters, peak_memory
 
 
 def test_means_are_weighted_and_everything_is_forgotten_at_reset():
-    measured = Meters()
+    measured = Meters(
+        means=("loss", "dice", "unseen"), totals=("images", "tokens"), peaks=("memory", "unseen")
+    )
     measured.add({"loss": torch.tensor(2.0, requires_grad=True), "dice": 0.5})
     measured.add({"loss": 5.0}, weight=2)
     measured.count({"images": 2})
@@ -23,33 +25,44 @@ def test_means_are_weighted_and_everything_is_forgotten_at_reset():
     assert summary.peaks == {"memory": 7.0}
     measured.reset()
     empty = measured.summary()
-    assert (empty.means, empty.totals, empty.peaks) == ({}, {}, {})
+    assert (empty.means, empty.totals, empty.peaks) == ({}, {"images": 0, "tokens": 0}, {})
+    with pytest.raises(KeyError):
+        measured.add({"misspelt": 1.0})
 
 
-def test_a_summary_is_of_all_processes_in_one_exchange_also_when_one_lacks_a_name(monkeypatch):
-    other = (
-        {"loss": 10.0, "mask": 3.0},
-        {"loss": 1.0, "mask": 2.0},
-        {"images": 4, "masks": 1},
-        {"memory": 9.0},
-    )
-    exchanges = []
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_summary_is_of_all_processes_in_one_exchange_also_when_one_has_not_seen_a_name(rank, monkeypatch):
+    def meters_of(process: int) -> Meters:
+        meters = Meters(means=("loss", "mask"), totals=("images", "masks"), peaks=("memory", "power"))
+        if process == 0:
+            meters.add({"loss": 1.0}, weight=2)
+            meters.count({"images": 2})
+            meters.peak({"memory": -5.0})
+        else:
+            meters.add({"loss": 10.0, "mask": 1.5})
+            meters.count({"images": 4, "masks": 1})
+            meters.peak({"memory": -9.0, "power": 3.0})
+        return meters
 
-    def all_gather_object(everyone, mine):
-        exchanges.append(mine)
-        everyone[:] = [mine, other]
+    def numbers_of(process: int) -> torch.Tensor:
+        """What a process hands to the exchange."""
+        seen = []
+        with monkeypatch.context() as patch:
+            patch.setattr(distributed.dist, "get_rank", lambda: process)
+            patch.setattr(distributed.dist, "all_reduce", lambda numbers: seen.append(numbers.clone()))
+            meters_of(process).summary()
+        return seen[0]
 
-    monkeypatch.setattr(meters.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(meters.dist, "get_world_size", lambda: 2)
-    monkeypatch.setattr(meters.dist, "all_gather_object", all_gather_object)
-    measured = Meters()
-    measured.add({"loss": 1.0}, weight=2)
-    measured.count({"images": 2})
-    measured.peak({"memory": 5.0})
-    summary = measured.summary()
+    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(distributed.dist, "get_backend", lambda: "gloo")
+    other, exchanges = numbers_of(1 - rank), []
+    monkeypatch.setattr(distributed.dist, "get_rank", lambda: rank)
+    monkeypatch.setattr(distributed.dist, "all_reduce", lambda numbers: exchanges.append(numbers.add_(other)))
+    summary = meters_of(rank).summary()
     assert summary.means == pytest.approx({"loss": 12 / 3, "mask": 1.5})
     assert summary.totals == {"images": 6, "masks": 1}
-    assert summary.peaks == {"memory": 9.0}
+    assert summary.peaks == {"memory": -5.0, "power": 3.0}
     assert len(exchanges) == 1
 
 
