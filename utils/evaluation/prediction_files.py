@@ -1,14 +1,14 @@
-"""What a model predicted, as files for other programs (`--save_predictions FOLDER`).
+"""Predictions as files for other programs (`--save_predictions FOLDER`).
 
-    FOLDER/STEM/IMAGE.png    semantic data: a label picture of the image's size, its values those of the label files
-                             of the data set, which are what the official servers take; FOLDER/STEM_ids.txt lists them
+    FOLDER/STEM/IMAGE.png    semantic data: a label image of the image's size with the values of the data set's own
+                             label files, which the official servers take; FOLDER/STEM_ids.txt lists them
     FOLDER/STEM.json         referring, generalized and reasoning: COCO's results format, a list of {"image_id",
                              "file_name", "number", "question", "answer", "segmentation", "category_id", "score"};
                              the segmentation is a run-length code, the last two are 1 as there is one category;
-                             questions with answers in words: the same up to "answer"
+                             questions with answers in text: the same up to "answer"
 
-STEM is the entry of --val_dataset_list as a file name. `image_id` is the number that a COCO file name ends in, else
-the name without its ending; `number` counts the questions about an image.
+STEM is the entry of --val_dataset_list as a file name. `image_id` is the number at the end of a COCO file name, else
+the name without its suffix; `number` counts the questions about an image.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PredictionEntry = dict[str, Any]
 
 
 class PredictionWriter:
-    """The files of one data set. Label pictures are written at once, the rest when all processes have finished."""
+    """The files of one data set. Label images are written at once, the JSON file when all processes have finished."""
 
     def __init__(self, folder: Path, stem: str, dataset: Dataset | Sequence[EvalSample]) -> None:
         self.folder = folder
@@ -43,7 +43,7 @@ class PredictionWriter:
         self._table: np.ndarray | None = None
 
     def add(self, sample: EvalSample, prediction: Any) -> tuple[PredictionEntry, ...]:
-        """Write a label picture, or give back the entries for the list."""
+        """Write a label image, or return the entries for the JSON file."""
         if isinstance(sample, SemanticSample):
             self._write_labels(sample, prediction.labels)
             return ()
@@ -65,7 +65,7 @@ class PredictionWriter:
         )
 
     def finish(self, entries: Sequence[Mapping[str, Any]]) -> None:
-        """Write the list, in the order of the samples."""
+        """Write the JSON file, in the order of the samples."""
         if entries:
             lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries)
             (self.folder / f"{self.stem}.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
@@ -79,7 +79,7 @@ class PredictionWriter:
         Image.fromarray(self._table[labels]).save(path)  # UNCLAIMED is -1, the table's last entry
 
     def _name(self, source: str) -> Path:
-        """Official data: the name alone. Own data: with its folders, since names may repeat among them."""
+        """Official data: the file name alone. Own data: with its folders, since names may repeat in them."""
         path = Path(source)
         if getattr(self.dataset, "name", "") in DATASETS:
             return Path(f"{path.stem}.png")
@@ -96,11 +96,11 @@ class PredictionWriter:
 
 
 def label_values(dataset: Any, num_classes: int) -> np.ndarray:
-    """(num_classes + 1,) uint8 or uint16: the value that each class has in a label picture, last that of no class.
+    """(num_classes + 1,) uint8 or uint16: the value of each class in a label image, and at the end that of no class.
 
-    Those of the data set's own label files: ADE20K 1..150 and 0, Cityscapes labelIds and 0, COCO-Stuff 0..181 and
-    255, Mapillary positions in the configuration's list and the last one that it does not evaluate, as 0 is a class
-    there. For data without label pictures the class index, and 255 (65535 from 256 classes on) for no class.
+    These are the values of the data set's own label files: ADE20K 1..150 and 0, Cityscapes labelIds and 0, COCO-Stuff
+    0..181 and 255, Mapillary indices of the configuration's list and the last one that is not evaluated (0 is a class
+    there). For data without label images the class index, and 255 (65535 from 256 classes on) for no class.
     """
     if not isinstance(dataset, SemanticDataset):
         values = np.append(np.arange(num_classes), 255 if num_classes <= 255 else 65535)
@@ -113,7 +113,7 @@ def label_values(dataset: Any, num_classes: int) -> np.ndarray:
 
 
 def _no_class(table: np.ndarray) -> int:
-    """The value for a pixel that no mask claims."""
+    """The value of a pixel that no mask claims."""
     nothing, ignored = np.flatnonzero(table == NOTHING), np.flatnonzero(table == IGNORE)
     if len(nothing):
         return int(nothing[0])
@@ -124,9 +124,9 @@ def _no_class(table: np.ndarray) -> int:
 
 
 def about(source: str, number: int, question: str) -> PredictionEntry:
-    """Which question an entry answers."""
+    """The fields of an entry that identify its question."""
     path = Path(source)
-    digits = re.fullmatch(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})", path.stem)  # as COCO names its pictures
+    digits = re.fullmatch(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})", path.stem)  # COCO's file names
     return {
         "image_id": int(digits[1]) if digits else path.stem,
         "file_name": path.name,

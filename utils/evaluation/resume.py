@@ -1,9 +1,9 @@
-"""Finished samples of an evaluation on disk, so that a killed one continues (`--resume`).
+"""Finished samples of an evaluation on disk, so that `--resume` can continue one that was killed.
 
-REPORT_DIR/finished/STEM.RANK.jsonl: one file for each data set and process. Its first line says which evaluation
-it belongs to, every further one is a sample: its index and an Outcome as utils/evaluation/serialization.py writes it.
-Lines are only ever added, those of a batch at once. A line that the kill cut off is dropped; its sample is predicted
-again.
+REPORT_DIR/finished/STEM.RANK.jsonl: one file for each data set and process. The first line identifies the
+evaluation, every further one is a sample: its index and an Outcome as utils/evaluation/serialization.py writes it.
+Files are append-only, a batch at a time. A line that is incomplete because of the kill is dropped, and its sample is
+predicted again.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ ELEMENTS_READ = 1024  # of each weight, for the fingerprint
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What is kept of a sample once it is predicted."""
+    """What is kept of a sample after its prediction."""
 
-    record: Any  # what the protocol counts
-    score: float = math.nan  # how good the prediction is; NaN where nobody asked
-    row: CompressedRow | None = None  # of samples that may be shown
-    answers: tuple[Mapping[str, Any], ...] = ()  # entries of the predictions file
+    record: Any  # of the protocol; one of RECORD_KINDS in serialization.py, or a list of them
+    score: float = math.nan  # how good the prediction is, 0 to 1; NaN where it was not needed
+    row: CompressedRow | None = None  # of samples that may be shown in the report
+    answers: tuple[Mapping[str, Any], ...] = ()  # entries of the JSON file of predictions
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunIdentity:
-    """What has to agree for finished samples to be counted on."""
+    """What has to agree for finished samples to be reused."""
 
     model: str  # fingerprint of the weights
     entry: str  # of --val_dataset_list
     num_items: int  # of the data set
     protocol: Mapping[str, Any]
     predictions: str  # folder of --save_predictions, "" without
-    num_shown: int  # best and worst samples with pictures
+    num_shown: int  # best and worst samples that are kept with their images
     num_sheet_rows: int  # of the sheet
 
 
 def fingerprint(model: SegmentationModel) -> str:
-    """A short text that differs between models: from names, shapes, types and evenly spread elements of all weights.
+    """A hash of a model: its prompt and format, and names, shapes, dtypes and some elements of all weights.
 
-    Not all elements: seven billion of them take longer to fetch from a device than the first hundred samples.
+    Not all elements: copying seven billion of them from a device takes longer than a hundred samples.
     """
     digest = hashlib.sha256()
     digest.update(repr((model.config.sequence_format, model.config.prompt)).encode())
@@ -68,7 +68,7 @@ def fingerprint(model: SegmentationModel) -> str:
 
 
 def discard(report_dir: Path) -> None:
-    """Remove the finished samples of an earlier evaluation."""
+    """Delete the finished samples of an earlier evaluation."""
     for path in sorted((report_dir / FOLDER).glob("*.jsonl")):
         path.unlink()
 
@@ -89,9 +89,9 @@ class Shard:
         )
 
     def read(self) -> dict[int, Outcome]:
-        """The finished samples in the files of all processes that can be seen from here.
+        """The finished samples in the files of all processes that are visible from this machine.
 
-        Raises ValueError when a file belongs to another evaluation or is damaged.
+        Raises UserError when a file belongs to another evaluation or is damaged.
         """
         outcomes: dict[int, Outcome] = {}
         for path in sorted(self.folder.glob(f"{self.stem}.*.jsonl")):
@@ -100,7 +100,7 @@ class Shard:
         return outcomes
 
     def append(self, outcomes: Mapping[int, Outcome]) -> None:
-        """Add samples; they are on disk when this returns."""
+        """Append samples; they are on disk when this returns."""
         lines = [
             {
                 "index": index,
@@ -117,7 +117,7 @@ class Shard:
             os.fsync(file.fileno())
 
     def mend(self) -> None:
-        """Cut off a line that was not finished, so that the next one starts at a line of its own."""
+        """Truncate an incomplete last line, so that the next sample starts on a new line."""
         if not self.path.exists():
             return
         content = self.path.read_bytes()
@@ -145,7 +145,7 @@ class Shard:
         return outcomes
 
     def _check(self, header: Any, path: Path) -> None:
-        """ValueError when a file's first line is not this evaluation's."""
+        """UserError when the first line of a file is that of another evaluation."""
         cure = "leave out --resume to start anew, or choose another --report_dir"
         if not isinstance(header, dict) or header.get("state_version") != STATE_VERSION:
             found = header.get("state_version") if isinstance(header, dict) else None
@@ -163,12 +163,12 @@ class Shard:
 
 
 def flatten(header: Mapping[str, Any]) -> dict[str, Any]:
-    """The header with the protocol's settings beside the rest."""
+    """The header with the settings of the protocol at its top level."""
     protocol = header.get("protocol")
     rest = {name: value for name, value in header.items() if name != "protocol"}
     return {**rest, **(protocol if isinstance(protocol, Mapping) else {})}
 
 
 def unfinished(batches: Sequence[Sequence[int]], finished: Mapping[int, Outcome]) -> list[Sequence[int]]:
-    """The batches that have a sample to predict; whole, as a batch's other samples may decide its last bits."""
+    """The batches with a sample to predict, as a whole: the other samples of a batch may affect its rounding."""
     return [batch for batch in batches if any(index not in finished for index in batch)]

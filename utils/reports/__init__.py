@@ -1,1 +1,1 @@
-"""What an evaluation found, for people and programs: reports, tables, pages, drawings."""
+"""Results for people and programs: report.json, tables, HTML pages, drawings, model cards."""

@@ -1,4 +1,4 @@
-"""One colour a class, made from its name alone: the same in every picture, data set and session."""
+"""One colour for each class, from its name alone: the same in every image, data set and session."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 Colour = tuple[int, int, int]  # red, green, blue, 0..255
 
-# Masks without a class name, in the order of an answer.
+# For masks without a class name, in the order of the answer.
 MASK_COLOURS: tuple[Colour, ...] = (
     (255, 77, 77),
     (50, 130, 246),
@@ -23,7 +23,7 @@ MASK_COLOURS: tuple[Colour, ...] = (
     (240, 80, 170),
 )
 
-# Names seen most often get the colour that people expect of them; all others draw theirs from their letters.
+# Frequent classes have the colour that people expect; that of all others is a hash of their name.
 FAMILIAR: dict[str, Colour] = {
     "sky": (106, 190, 240),
     "sea": (28, 100, 180),
@@ -89,5 +89,5 @@ def class_colour(name: str) -> Colour:
 
 
 def palette(classes: Sequence[str]) -> np.ndarray:
-    """(num_classes, 3) uint8."""
+    """The colours of all classes, (num_classes, 3) uint8."""
     return np.array([class_colour(name) for name in classes], dtype=np.uint8).reshape(-1, 3)

@@ -1,4 +1,4 @@
-"""A confusion matrix as a picture: which classes are taken for which."""
+"""A confusion matrix as an image: which classes are predicted as which."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-MOST_CLASSES = 32  # rows that can be read; of longer lists those with the most wrong pixels are drawn
+MOST_CLASSES = 32  # as many rows as one can read; of longer lists those with the most wrong pixels are drawn
 NO_CLASS = "(no mask)"
 OTHERS = "(others)"
 
@@ -15,13 +15,13 @@ OTHERS = "(others)"
 def draw_confusion(
     counts: np.ndarray, classes: Sequence[str], path: str | Path, *, title: str = "", most: int = MOST_CLASSES
 ) -> None:
-    """Rows are true classes, columns what their pixels were taken for, as shares of the row.
+    """Draw a confusion matrix, row-normalised in percent: rows are true classes, columns predicted ones.
 
     Args:
         counts: (num_classes + 1, num_classes + 1) pixels by true and predicted class; the last column counts
             pixels that no mask claims, the last row those of no class.
         classes: (num_classes,) names.
-        path: of the picture; its ending says the format.
+        path: of the image; its suffix decides the format.
     """
     from matplotlib.figure import Figure  # here: half a second that only this function needs
 
@@ -31,11 +31,11 @@ def draw_confusion(
     size = max(4.0, 0.24 * len(shown))
     figure = Figure(figsize=(size + 3.2, size + 2.6), layout="constrained")
     panel = figure.subplots()
-    drawn = panel.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    drawn = panel.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
     panel.set_yticks(range(len(shown)), [_short(classes[k]) for k in shown], fontsize=8)
     panel.set_xticks(range(len(columns)), [_short(name) for name in columns], fontsize=8, rotation=90)
     panel.set_ylabel("true class")
-    panel.set_xlabel("taken for")
+    panel.set_xlabel("predicted class")
     if len(shown) <= 16:
         for (row, column), share in np.ndenumerate(shares):
             if share >= 0.005:
@@ -46,26 +46,27 @@ def draw_confusion(
     num_left_out = int(np.count_nonzero(counts[:-1].sum(axis=1))) - len(shown)
     left_out = f"; the {len(shown)} with most wrong pixels" if num_left_out else ""
     panel.set_title(
-        f"{title}: share of each class's pixels{left_out}".removeprefix(": "), loc="left", fontsize=10
+        f"{title}: percent of each true class's pixels{left_out}".removeprefix(": "), loc="left", fontsize=10
     )
     figure.colorbar(drawn, ax=panel, shrink=0.6)
     figure.savefig(path, dpi=130)
 
 
 def most_confused(counts: np.ndarray, most: int) -> list[int]:
-    """The classes to draw, in the order of the list: those that occur, or the `most` with most wrong pixels."""
+    """The classes to draw, in the order of the list: those that occur, or the `most` with the most wrong pixels."""
     missed = counts[:-1].sum(axis=1) - np.diagonal(counts)[:-1]
-    invented = counts[:, :-1].sum(axis=0) - np.diagonal(counts)[:-1]
+    false_positives = counts[:, :-1].sum(axis=0) - np.diagonal(counts)[:-1]
     occurs = np.flatnonzero(counts[:-1].sum(axis=1))
-    ranked = sorted(occurs.tolist(), key=lambda k: (-(missed[k] + invented[k]), k))
+    ranked = sorted(occurs.tolist(), key=lambda k: (-(missed[k] + false_positives[k]), k))
     return sorted(ranked[:most])
 
 
 def shares_of(counts: np.ndarray, shown: Sequence[int]) -> tuple[np.ndarray, int]:
-    """(num_shown, num_columns) shares of each row: the classes shown, the others if any is taken for, no mask.
+    """Row-normalised counts of the classes shown.
 
     Returns:
-        the shares, and the number of predicted classes that went into the column of the others.
+        (num_shown, num_columns) fractions of each row: a column for each class shown, one for all other predicted
+        classes if there are any, one for no mask; and the number of those other classes.
     """
     rows = counts[list(shown)].astype(np.float64)
     rest = np.setdiff1d(np.arange(counts.shape[1] - 1), shown)

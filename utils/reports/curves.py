@@ -1,4 +1,4 @@
-"""The losses of a run as curves."""
+"""Loss curves of a training run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from model.files import read_text, split_lines
 def read_curves(path: str | Path, names: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
     """Curves of (step, value) from a file of JSON lines such as a run's losses.jsonl.
 
-    A resumed run writes some steps again; the last value counts.
+    A resumed run repeats some steps; the last value of a step counts.
     """
     curves: dict[str, dict[int, float]] = {name: {} for name in names}
     for line in split_lines(read_text(path)):
@@ -29,9 +29,9 @@ def read_curves(path: str | Path, names: Sequence[str]) -> dict[str, list[tuple[
 def save_curves(
     curves: Mapping[str, Sequence[tuple[int, float]]], path: str | Path, *, title: str = ""
 ) -> None:
-    """One small panel for each curve of (step, value): every value pale, a running mean on top.
+    """One panel for each curve of (step, value): every value in a pale colour, a running mean on top.
 
-    The picture's format is that of the file name: .png, .svg, .pdf.
+    The suffix of `path` decides the format: .png, .svg, .pdf. Raises UserError when no curve has a point.
     """
     from matplotlib.figure import Figure  # here: half a second that only this function needs
 

@@ -16,7 +16,7 @@ INK, PALE, PAPER, RULE = (33, 37, 41), (134, 142, 150), (255, 255, 255), (222, 2
 
 
 def font(size: int) -> ImageFont.FreeTypeFont:
-    """Pillow's own scalable font: the same pixels on every machine."""
+    """Pillow's own scalable font, which gives the same pixels on every machine."""
     loaded = ImageFont.load_default(size)
     assert isinstance(loaded, ImageFont.FreeTypeFont), "Pillow was built without FreeType"
     return loaded
@@ -27,8 +27,8 @@ def overlay(image: np.ndarray, labels: np.ndarray, colours: np.ndarray, *, alpha
 
     Args:
         image: (height, width, 3) uint8.
-        labels: (height, width) integers, an index into `colours`; where it is none (UNCLAIMED, ignored), the
-            image shows, darkened.
+        labels: (height, width) integers, indices into `colours`; where it is none (UNCLAIMED, ignored) the image is
+            darkened.
         colours: (num_colours, 3) uint8.
 
     Returns:
@@ -36,7 +36,7 @@ def overlay(image: np.ndarray, labels: np.ndarray, colours: np.ndarray, *, alpha
     """
     known = (labels >= 0) & (labels < len(colours))
     grey = image.mean(axis=2, keepdims=True)
-    shaded = 0.5 * (0.5 * image + 0.5 * grey)  # not claimed: half its colour, half its light
+    shaded = 0.5 * (0.5 * image + 0.5 * grey)  # of no class: half the saturation, half the brightness
     if known.any():
         tint = colours[labels[known]].astype(np.float64)
         shaded[known] = (1 - alpha) * image[known] + alpha * tint
@@ -61,7 +61,7 @@ def shrunk_size(image: np.ndarray, longest_side: int) -> tuple[int, int]:
 
 
 def resize_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Nearest neighbour to (height, width); ids stay ids."""
+    """Nearest neighbour to (height, width), so that ids stay ids."""
     rows = np.arange(size[0]) * labels.shape[0] // size[0]
     columns = np.arange(size[1]) * labels.shape[1] // size[1]
     return labels[np.ix_(rows, columns)]
@@ -69,18 +69,18 @@ def resize_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class LegendEntry:
-    """One line of a legend; without a colour it is a remark of any length."""
+    """One line of a legend; without a colour it is a remark, which may take several lines."""
 
     name: str
     colour: Colour | None = None
-    note: str = ""  # printed at the right, an IoU for instance
+    note: str = ""  # right-aligned, for instance an IoU
     pale: bool = False
 
 
 def draw_legend(
     draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], entries: Sequence[LegendEntry]
 ) -> None:
-    """Write entries into (left, top, right, bottom), one a line; the last line counts what does not fit."""
+    """Write entries into (left, top, right, bottom), one per line; the last line counts those that do not fit."""
     left, top, right, bottom = box
     size = 13
     line, swatch = 19, 12
@@ -101,7 +101,7 @@ def draw_legend(
 
 
 def _legend_lines(entry: LegendEntry, letters: ImageFont.FreeTypeFont, width: int) -> list[LegendEntry]:
-    """Break a remark into lines; cut the name of a class, whose line also holds the note."""
+    """Wrap a remark; truncate the name of a class, which shares its line with the note."""
     per_line = max(int(width / letters.getlength("n")), 6)
     if entry.colour is None:
         wrapped = textwrap.wrap(entry.name, per_line)
@@ -116,12 +116,12 @@ def _legend_lines(entry: LegendEntry, letters: ImageFont.FreeTypeFont, width: in
 def annotate(
     image: np.ndarray, labels: np.ndarray, colours: np.ndarray, entries: Sequence[LegendEntry]
 ) -> Image.Image:
-    """An overlay at the image's size (small images are enlarged) with its legend at the right."""
+    """An overlay at the image's size (small images are enlarged) with its legend on the right."""
     scale = max(1, round(480 / max(image.shape[:2])))
     height, width = scale * image.shape[0], scale * image.shape[1]
-    picture = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+    enlarged = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
     legend_width = 200
     canvas = Image.new("RGB", (width + legend_width, height), PAPER)
-    canvas.paste(Image.fromarray(overlay(picture, resize_labels(labels, (height, width)), colours)), (0, 0))
+    canvas.paste(Image.fromarray(overlay(enlarged, resize_labels(labels, (height, width)), colours)), (0, 0))
     draw_legend(ImageDraw.Draw(canvas), (width + 14, 12, width + legend_width - 12, height - 8), entries)
     return canvas

@@ -1,10 +1,10 @@
-"""What an evaluation found: report.json for programs, report.md for papers, tables, pictures of what went wrong.
+"""Report and Result: the numbers of an evaluation, and report.json.
 
-report.json, schema version 2 (numbers are shares between 0 and 1; null = not measured):
+report.json, schema version 2 (numbers are fractions between 0 and 1; null: not measured):
 
     schema_version   2
     model            the folder that was evaluated
-    protocol         how: {"answers": "generated" or "teacher_forced", "classes_per_query", ...}
+    protocol         settings that the numbers depend on: {"answers": "generated" or "teacher_forced", ...}
     semantic         {"dataset", "num_samples", "miou", "mean_accuracy", "pixel_accuracy", ...}
     presence         {..., "accuracy", "balanced_accuracy", "precision", "recall", "f1", "num_pairs"}
     referring        {..., "giou", "ciou"}
@@ -12,21 +12,20 @@ report.json, schema version 2 (numbers are shares between 0 and 1; null = not me
     no_target        {..., "accuracy" (N-acc), "accuracy_50px"}
     reasoning        {..., "giou", "ciou"}
     vqa              {..., "exact_match"}
-    datasets         for each data set asked {"dataset", "task", "num_samples", "sections", "per_class", "data",
-                     "notes"}
-    baseline         the same sections of the model before training; absent when it was not evaluated
-    timings          {"seconds": {data set: seconds}}, the only part that differs between two runs
+    datasets         for each data set {"dataset", "task", "num_samples", "sections", "per_class", "data", "notes"}
+    baseline         the same sections of the model before training; missing when it was not evaluated
+    timings          {"seconds": {data set: seconds}}, the only part that differs between two identical runs
     anything else    facts that the caller added, such as "minutes_train"
 
-A section at the top is that of the first data set, in the order asked, that has it. Headline numbers have their
+A section at the top level is that of the first data set, in the order given, that has it. Main numbers have their
 95 % confidence interval beside them, as NAME_low and NAME_high. `per_class` has the numbers of each class that was
 counted: {"sky": {"iou": 0.9, ...}}; version 1 had the IoU alone. `data` says how much of what is listed could be
 used: {"unit": "images", "num_listed": 10, "num_used": 2, "left_out": {"missing": 8}, "examples": ["path: reason"],
 "num_samples": 2 before --max_samples, "summary": "2 of 10 images; 8 missing"}. `notes` are sentences about parts of
-the data that a number does not cover.
+the data that the numbers do not cover.
 
-Beside it: report.md; per_class_STEM.csv and confusion_STEM.png of semantic data sets; samples.html, the best and
-the worst samples with pictures. STEM is the data set's entry as a file name.
+Files beside it: report.md; per_class_STEM.csv and confusion_STEM.png of semantic data sets; samples.html, the worst
+and the best samples with their images. STEM is the data set's entry as a file name.
 """
 
 from __future__ import annotations
@@ -72,17 +71,19 @@ Section = Mapping[str, float]
 class Result:
     """The numbers of one data set."""
 
-    dataset: str  # the entry as asked: "refcoco|unc|val"
+    dataset: str  # the entry as given: "refcoco|unc|val"
     task: str
     num_samples: int
     sections: Mapping[str, Section]
     per_class: Mapping[str, Section] = field(default_factory=dict)  # of every class that was counted
-    data: Mapping[str, Any] = field(default_factory=dict)  # how much of what is listed could be used
-    notes: tuple[str, ...] = ()  # what of the data the numbers do not cover
+    data: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # how much of what is listed could be used; see above
+    notes: tuple[str, ...] = ()  # parts of the data that the numbers do not cover
     seconds: float = 0.0
     # Not part of report.json:
     confusion: np.ndarray | None = None  # pixels by class, in the order of per_class; see confusion_plot.py
-    sheet: tuple[SheetRow, ...] = ()  # samples spread over the data set
+    sheet: tuple[SheetRow, ...] = ()  # samples spread evenly over the data set
     worst: tuple[SheetRow, ...] = ()  # the worst first
     best: tuple[SheetRow, ...] = ()  # the best first
 
@@ -107,7 +108,7 @@ class Report:
         return sections
 
     def value(self, metric: str) -> float:
-        """What "semantic.miou", "baseline.vqa.exact_match" or a fact's name stands for; NaN if unknown."""
+        """The value of "semantic.miou", "baseline.vqa.exact_match" or of a fact; NaN if unknown."""
         if metric.startswith("baseline."):
             return self.baseline.value(metric.removeprefix("baseline.")) if self.baseline else math.nan
         if metric in self.facts:
@@ -116,11 +117,11 @@ class Report:
         return float(self.headline().get(section, {}).get(name, math.nan))
 
     def with_baseline(self, baseline: Report) -> Report:
-        """This report beside that of the model before training."""
+        """This report with that of the model before training as baseline."""
         return replace(self, baseline=replace(baseline, baseline=None))
 
     def with_facts(self, **facts: Any) -> Report:
-        """This report and more to know, such as `minutes_train=5.2`; they become top-level keys."""
+        """This report with further facts, such as `minutes_train=5.2`, which become top-level keys."""
         taken = {"schema_version", "model", "protocol", "datasets", "baseline", "timings", *SHOWN} & set(
             facts
         )
@@ -129,7 +130,7 @@ class Report:
         return replace(self, facts={**self.facts, **facts})
 
     def to_dict(self) -> dict[str, Any]:
-        """As in report.json; see the top of this file."""
+        """The content of report.json; see the top of this file."""
         content: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "model": self.model,
@@ -183,7 +184,12 @@ class Report:
 
 
 def read_report(path: str | Path) -> Report:
-    """Read report.json, given itself or its folder."""
+    """Read a report.json, or the one in a folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UserError: it is malformed, or of another schema version.
+    """
     path = Path(path)
     path = path / REPORT_FILE if path.is_dir() else path
     if not path.is_file():
@@ -192,9 +198,6 @@ def read_report(path: str | Path) -> Report:
         return Report.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as problem:
         raise UserError(f"{path}: {problem}") from problem
-
-
-# -------------------------------------------------------------------------------------------- files
 
 
 def _nan_to_none(value: Any) -> Any:

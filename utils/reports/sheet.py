@@ -1,4 +1,4 @@
-"""A sheet of scenes for people: image | ground truth | prediction | legend."""
+"""Sheets of samples: image | ground truth | prediction | legend."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ LEGEND_WIDTH = 168  # in pixels
 
 @dataclass(frozen=True, kw_only=True)
 class SheetRow:
-    """One scene of a sheet."""
+    """One sample of a sheet."""
 
     image: np.ndarray  # (height, width, 3) uint8
-    truth: np.ndarray  # (height, width) index into colours; others: nothing
+    truth: np.ndarray  # (height, width) indices into colours; any other value is no class
     prediction: np.ndarray  # (height, width) the same
     colours: np.ndarray  # (num_colours, 3) uint8
     legend: tuple[LegendEntry, ...]
     score: float = math.nan  # how good the prediction is, 0 to 1
-    source: str = ""  # the file it is about
+    source: str = ""  # the image file
 
 
 def semantic_row(
@@ -48,11 +48,14 @@ def semantic_row(
     iou: np.ndarray,
     absent: Sequence[int] | None = None,
 ) -> SheetRow:
-    """A scene with the classes of truth or prediction as legend, large ones first, with the IoU of each or a
-    word where it is 0 because one of both is empty. The score is the mean of these IoU.
+    """A sample whose legend lists the classes of ground truth and prediction, large ones first.
 
-    iou: (num_classes,) of this image alone, NaN for a class in neither map.
-    absent: classes that are known not to be in the image; None: all that the truth does not show.
+    Beside each class stands its IoU, or a word where it is 0: "missed" if the prediction has no pixel of it,
+    "invented" if the class is known to be absent, "not labelled" if nobody knows. The score is the mean IoU.
+
+    Args:
+        iou: (num_classes,) of this image alone, NaN for a class in neither map.
+        absent: classes that are known not to be in the image; None: all that the ground truth does not show.
     """
     sizes = [
         np.bincount(labels[(labels >= 0) & (labels < len(classes))], minlength=len(classes))
@@ -80,7 +83,7 @@ def semantic_row(
 def mask_row(
     image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, *, question: str, answer: str, iou: float
 ) -> SheetRow:
-    """A scene with one mask (non-zero is inside); the legend is the question, the answer and the IoU."""
+    """A sample with one mask (non-zero is inside); the legend holds the IoU, the question and the answer."""
     return SheetRow(
         image=image,
         truth=np.where(truth, 0, UNCLAIMED),
@@ -98,16 +101,16 @@ def mask_row(
 
 
 def draw_sheet(rows: Sequence[SheetRow], *, title: str = "", cell: int = 224) -> Image.Image:
-    """Scenes below each other, image | ground truth | prediction | legend; from five on in two blocks.
+    """One row for each sample: image | ground truth | prediction | legend. Five and more go into two columns.
 
-    cell: side in pixels of the square that a picture has to fit into; flat pictures take less height.
+    cell: side in pixels of the square that an image is fitted into; wide images take less height.
     """
     if not rows:
         raise ValueError("a sheet needs at least one row")
     num_blocks = 2 if len(rows) > 4 else 1
     per_block = -(-len(rows) // num_blocks)
     blocks = [rows[start : start + per_block] for start in range(0, len(rows), per_block)]
-    # Scenes beside each other share a height.
+    # Samples beside each other share a height.
     heights = [max(_fit(row, cell)[0] for row in rows[number::per_block]) for number in range(per_block)]
     tops = np.cumsum([MARGIN + (40 if title else 0) + 24, *(height + GAP for height in heights)]).tolist()
     block_width = 3 * (cell + GAP) + LEGEND_WIDTH
@@ -119,29 +122,29 @@ def draw_sheet(rows: Sequence[SheetRow], *, title: str = "", cell: int = 224) ->
         for x, heading in zip(columns, ("image", "ground truth", "prediction", "legend"), strict=True):
             draw.text((x, tops[0] - 22), heading, font=font(14), fill=PALE)
         for row, top, height in zip(members, tops, heights, strict=False):
-            for x, picture in zip(columns, _cells(row, (cell, height)), strict=False):
-                sheet.paste(picture, (x, top))
+            for x, drawn in zip(columns, _cells(row, (cell, height)), strict=False):
+                sheet.paste(drawn, (x, top))
             draw_legend(draw, (columns[3], top, columns[3] + LEGEND_WIDTH, top + height), row.legend)
     return sheet
 
 
 def _fit(row: SheetRow, cell: int) -> tuple[int, int]:
-    """(height, width) of a scene fitted into a square."""
+    """(height, width) of a sample's image fitted into a square."""
     height, width = row.image.shape[:2]
     scale = cell / max(height, width)
     return max(round(height * scale), 1), max(round(width * scale), 1)
 
 
 def _cells(row: SheetRow, cell: tuple[int, int]) -> list[Image.Image]:
-    """Image, ground truth and prediction, each centred in (width, height) on paper."""
+    """Image, ground truth and prediction, each centred in a white cell of (width, height)."""
     size = _fit(row, cell[0])
     image = np.asarray(Image.fromarray(row.image).resize(size[::-1], Image.Resampling.LANCZOS))
-    pictures = [image]
+    arrays = [image]
     for labels in (row.truth, row.prediction):
-        pictures.append(overlay(image, resize_labels(labels, size), row.colours))
+        arrays.append(overlay(image, resize_labels(labels, size), row.colours))
     centred = []
-    for picture in pictures:
+    for array in arrays:
         square = Image.new("RGB", cell, PAPER)
-        square.paste(Image.fromarray(picture), ((cell[0] - size[1]) // 2, (cell[1] - size[0]) // 2))
+        square.paste(Image.fromarray(array), ((cell[0] - size[1]) // 2, (cell[1] - size[0]) // 2))
         centred.append(square)
     return centred

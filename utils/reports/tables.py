@@ -1,4 +1,4 @@
-"""A report as tables: for the terminal in 80 columns, for report.md in Markdown, for spreadsheets as CSV."""
+"""A report as tables: for the terminal (80 columns), report.md (Markdown) and spreadsheets (CSV)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -18,12 +17,14 @@ from rich.text import Text
 
 from utils.reports.report import SHOWN, Report, Result
 
-IN_FULL_ONLY = re.compile(r"^p@|_50px$|_all$|_accuracy$")  # metrics that a terminal does not show
-# Headings of the wide tables, in which shares are percent as in papers.
+MARKDOWN_ONLY = re.compile(r"^p@|_50px$|_all$|_accuracy$")  # metrics that the terminal does not show
+# Headings of the wide tables, whose numbers are in percent as in papers.
 TITLES = {
     "miou": "mIoU", "mean_accuracy": "mAcc", "pixel_accuracy": "aAcc", "giou": "gIoU", "ciou": "cIoU",
     "map": "mAP", "f1": "F1", "n_acc": "N-acc", "t_acc": "T-acc", "giou_50px": "gIoU (50 px)",
     "ciou_50px": "cIoU (50 px)", "t_acc_50px": "T-acc (50 px)", "exact_match": "EM", "rouge_l": "ROUGE-L",
+    "p@0.5": "P@0.5", "p@0.6": "P@0.6", "p@0.7": "P@0.7", "p@0.8": "P@0.8", "p@0.9": "P@0.9",
+    "recall_all": "recall (all pairs)",
 }  # fmt: skip
 SECTION_TITLES = {"no_target": {"accuracy": "N-acc", "accuracy_50px": "N-acc (50 px)"}}
 # Columns of a class in report.md; the CSV has all that there are.
@@ -31,17 +32,17 @@ CLASS_COLUMNS = {
     "iou": "IoU", "accuracy": "accuracy", "num_images": "images", "presence_precision": "precision",
     "presence_recall": "recall", "presence_f1": "F1", "presence_ap": "AP",
 }  # fmt: skip
-COUNT_NAMES = ("num_expressions", "num_questions")  # what was judged, where a data set's samples are images
+COUNT_NAMES = ("num_expressions", "num_questions")  # what is counted, where a sample is an image with several
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A number to reach, for the table of a demo or of continuous integration."""
+    """A number to reach, for the demo and for continuous integration."""
 
     metric: str  # "semantic.miou", "baseline.semantic.miou", "minutes_train"
     bar: float
     goal: float | None = None
-    at_most: bool = False  # the smaller the better
+    at_most: bool = False  # lower is better
 
     def is_met(self, value: float) -> bool:
         """False also for a value that was not measured."""
@@ -53,7 +54,7 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Cells to be drawn; columns from `num_left` on are numbers and stand at the right."""
+    """Cells of a table; the columns from `num_left` on are numbers, which are right-aligned."""
 
     headings: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
@@ -61,17 +62,17 @@ class Table:
 
 
 def results_table(report: Report, *, brief: bool = False) -> Table:
-    """Data set by data set what SHOWN names; `before` is the baseline's number on the same data set.
+    """A row for each metric of SHOWN of each data set; `before` is the baseline's number on the same data set.
 
-    brief: leave out what only report.md shows, so that the names fit into a terminal's line.
+    brief: without what only report.md shows, so that a row fits into 80 columns.
     """
     earlier = {result.dataset: result for result in report.baseline.results} if report.baseline else {}
     rows = []
     for result in report.results:
         for section, numbers in result.sections.items():
             names = shown_metrics(section, numbers)
-            if brief:  # what stands alone is shown in any case
-                names = [name for name in names if not IN_FULL_ONLY.search(name)] or names
+            if brief:  # a section is never left out as a whole
+                names = [name for name in names if not MARKDOWN_ONLY.search(name)] or names
             for name in names:
                 interval = _interval(numbers, name)
                 row = [
@@ -88,7 +89,7 @@ def results_table(report: Report, *, brief: bool = False) -> Table:
 
 
 def wide_tables(report: Report) -> dict[str, Table]:
-    """A table a section as papers print it: a row for each data set, shares in percent."""
+    """A table for each section as papers print it: a row for each data set, numbers in percent."""
     tables: dict[str, Table] = {}
     for section in dict.fromkeys(name for result in report.results for name in result.sections):
         having = [
@@ -108,7 +109,7 @@ def wide_tables(report: Report) -> dict[str, Table]:
 
 
 def remarks(report: Report) -> list[str]:
-    """What part of each data set the numbers are about, where it is not all of it."""
+    """For each data set that is not covered as a whole, which part the numbers are about."""
     return [
         f"{result.dataset}: {about}"
         for result in report.results
@@ -117,13 +118,13 @@ def remarks(report: Report) -> list[str]:
 
 
 def targets_table(report: Report, targets: Sequence[Target]) -> Table:
-    """What was to be reached, and whether it was."""
+    """The targets, and whether they are met."""
     rows = []
     for target in targets:
         value = report.value(target.metric)
         verdict = "yes" if target.is_met(value) else "no"
         rows.append((target.metric, _show(value), target.show(target.bar), target.show(target.goal), verdict))
-    return Table(headings=("to reach", "value", "bar", "goal", "reached"), rows=rows)
+    return Table(headings=("target", "value", "required", "goal", "met"), rows=rows)
 
 
 def classes_table(result: Result) -> Table:
@@ -152,7 +153,7 @@ def classes_csv(result: Result) -> str:
 
 
 def print_report(report: Report, targets: Sequence[Target] = (), console: Console | None = None) -> None:
-    """The results in at most 80 columns, what was to be reached, and what of the data is left out."""
+    """Print the results in at most 80 columns, the targets, and which part of the data is left out."""
     console = console or Console()
     width = min(console.width, 80)
     if report.model:
@@ -181,13 +182,13 @@ def to_markdown(
     images: Sequence[str] = (),
     links: Sequence[tuple[str, str]] = (),
 ) -> str:
-    """report.md: the numbers, what was to be reached, pictures, links, tables for papers, the protocol, the classes.
+    """report.md: results, targets, links, images, tables for papers, data, protocol, classes.
 
-    links: text and file, relative to the report.
+    images, links: files relative to the report; a link is its text and its file.
     """
     parts = ["# Evaluation", f"Model: `{report.model}`", _markdown(results_table(report))]
     if targets:
-        parts += ["## To reach", _markdown(targets_table(report, targets))]
+        parts += ["## Targets", _markdown(targets_table(report, targets))]
     parts += [f"[{text}]({file})" for text, file in links]
     parts += [f"![{Path(image).stem}]({image})" for image in images]
     for section, table in wide_tables(report).items():
@@ -199,14 +200,14 @@ def to_markdown(
         parts += ["## Facts", _bullets(report.facts)]
     for result in report.results:
         if names := result.sections.get("hallucinated_names"):
-            parts += [f"## Named, but no class of `{result.dataset}`", _bullets(names)]
+            parts += [f"## Hallucinated names on `{result.dataset}`", _bullets(names)]
         if result.per_class:
             parts += [f"## Classes of `{result.dataset}`", _markdown(classes_table(result))]
     return "\n\n".join(parts) + "\n"
 
 
 def data_lines(report: Report) -> list[str]:
-    """Markdown bullets: what part of each data set the numbers are about, and examples of what was left out."""
+    """Markdown bullets: which part of each data set the numbers are about, and examples of what was left out."""
     lines = []
     for result in report.results:
         if about := _about_data(result, brief=False):
@@ -230,9 +231,14 @@ def _markdown(table: Table) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (table.headings, rule, *rows))
 
 
-def _bullets(values: Any) -> str:
-    lines = (f"{value:.4g}" if isinstance(value, float) else str(value) for value in values.values())
-    return "\n".join(f"- {name}: {line}" for name, line in zip(values, lines, strict=True))
+def _bullets(values: Mapping[str, object]) -> str:
+    return "\n".join(f"- {name}: {_bullet(value)}" for name, value in values.items())
+
+
+def _bullet(value: object) -> str:
+    if value is None:
+        return "not set"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _show(value: float | None) -> str:
@@ -242,12 +248,12 @@ def _show(value: float | None) -> str:
 
 
 def shown_metrics(section: str, numbers: Mapping[str, float]) -> list[str]:
-    """The metrics of a section that tables show; of a section that SHOWN does not know, all."""
+    """The metrics of a section that tables show: those in SHOWN, or all of a section that is not in it."""
     return [name for name in SHOWN.get(section, tuple(numbers)) if name in numbers]
 
 
 def _count(result: Result, numbers: Mapping[str, float]) -> str:
-    """How many samples a section's numbers are about."""
+    """The number of samples, expressions or questions that a section's numbers are about."""
     return str(next((numbers[name] for name in COUNT_NAMES if name in numbers), result.num_samples))
 
 
@@ -257,7 +263,7 @@ def _interval(numbers: Mapping[str, float], name: str) -> str:
 
 
 def _percent(numbers: Mapping[str, float], name: str) -> str:
-    """ "42.0 (40.1-43.9)" with the confidence interval, where there is one; counts as they are."""
+    """ "42.0 (40.1-43.9)", with the confidence interval where there is one; counts are printed as they are."""
     value = numbers.get(name)
     if value is None or isinstance(value, int) or math.isnan(value):
         return _show(value)

@@ -17,9 +17,9 @@ from utils.reports.tables import Target, classes_csv, to_markdown
 def write_report(
     report: Report, folder: str | Path, targets: Sequence[Target] = (), images: Sequence[str] = ()
 ) -> Path:
-    """Write report.json, and the files beside it; an interrupted write leaves the old ones.
+    """Write report.json and the files beside it. An interrupted write leaves the old files as they were.
 
-    images: files named relative to `folder`, shown in report.md before those that are drawn here.
+    images: files relative to `folder`, shown in report.md before those that are drawn here.
 
     Returns:
         the path of report.json.
@@ -39,13 +39,13 @@ def write_report(
     links = []
     if any(result.worst or result.best for result in report.results):
         _write(folder / "samples.html", samples_page(report))
-        links.append(("The best and the worst samples", "samples.html"))
+        links.append(("The worst and the best samples", "samples.html"))
     _write(folder / "report.md", to_markdown(report, targets, images, links))
     return _write(folder / REPORT_FILE, json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n")
 
 
 def _write(path: Path, text: str) -> Path:
-    """Write beside the file and move over it."""
+    """Write a temporary file and rename it."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)

@@ -202,7 +202,7 @@ def test_names_that_are_no_class_are_listed_apart_from_the_metrics(tmp_path):
         "free_names.hallucination_rate",
     ]
     text = to_markdown(report)
-    assert "## Named, but no class of `ade20k`\n\n- unicorn: 2" in text
+    assert "## Hallucinated names on `ade20k`\n\n- unicorn: 2" in text
     assert "| ade20k | 3 | 7 | 25.0 |" in text
 
 

@@ -1,4 +1,4 @@
-"""Numbers of the field, as pure functions of counts: NumPy in, plain floats out.
+"""Metrics as pure functions of counts: NumPy in, floats out.
 
 A value without data (a mean over nothing) is NaN, never 0: a missing measurement is not a bad one.
 """

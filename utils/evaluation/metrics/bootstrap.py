@@ -1,8 +1,8 @@
-"""Confidence intervals: how much the numbers would move with other images of the same kind.
+"""Confidence intervals: how much the numbers would vary with other images of the same kind.
 
 The percentile bootstrap (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13). Images are
-drawn with replacement, because what is said about one image is not independent; every number is computed again
-from the sums of the images drawn.
+resampled with replacement, not answers, because answers about one image are not independent; every metric is
+recomputed from the sums of the images drawn.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import numpy as np
 
 NUM_RESAMPLES = 1000
 CONFIDENCE = 0.95
-LOW, HIGH = "_low", "_high"  # what the names of the bounds end in
-CHUNK = 100  # resamples at once, to bound the memory
+LOW, HIGH = "_low", "_high"  # suffixes of the names of the bounds
+CHUNK = 100  # resamples at a time, to bound the memory
 _UNIT = 1 << 30
 
 Measures: TypeAlias = dict[str, np.ndarray]
 
 
 def whole(value: float) -> float:
-    """A share as a multiple of 2**-30, times 2**30: a whole number, so that sums do not depend on their order.
+    """A fraction in fixed point with 30 bits, as a whole number: sums of these are exact in float64.
 
-    Then a matrix product gives the same bits whatever the number of threads or processes.
+    So a matrix product gives the same bits whatever the number of threads or processes.
     """
     return float(round(value * _UNIT))
 
@@ -32,15 +32,15 @@ def whole(value: float) -> float:
 def intervals(
     sums: np.ndarray, measure: Callable[[np.ndarray], Mapping[str, np.ndarray]], *, seed: int = 0
 ) -> dict[str, float]:
-    """95 % confidence intervals of numbers that are functions of sums over images.
+    """95 % confidence intervals of metrics that are functions of sums over images.
 
     Args:
-        sums: (num_images, ...) what each image adds, in whole numbers below 2**53 in total.
-        measure: (n, ...) sums -> numbers by name, each (n,).
-        seed: draws the images.
+        sums: (num_images, ...) what each image adds, whole numbers whose total is below 2**53.
+        measure: (n, ...) sums -> metrics by name, each (n,).
+        seed: of the resampling.
 
     Returns:
-        NAME_low and NAME_high for each name; NaN with fewer than two images, or where no draw has a number.
+        NAME_low and NAME_high for each name; NaN with fewer than two images, or if the metric is always NaN.
     """
     num_images = len(sums)
     if num_images < 2:

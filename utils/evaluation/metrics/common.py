@@ -1,4 +1,4 @@
-"""Divisions and means that know the difference between nothing measured and a bad result."""
+"""Divisions and means that tell "nothing measured" (NaN) from a bad result (0)."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ def safe_divide(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 
 def known_mean(values: np.ndarray) -> np.ndarray:
-    """Mean over the last axis without its NaNs; NaN where nothing else is there."""
+    """Mean over the last axis, NaNs left out; NaN where all are."""
     known = np.isfinite(values)
     return safe_divide(np.where(known, values, 0.0).sum(axis=-1), known.sum(axis=-1))

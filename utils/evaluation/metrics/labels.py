@@ -1,4 +1,4 @@
-"""Label maps: masks into one map, and a confusion matrix over a data set, without a (classes, H, W) array."""
+"""Label maps and confusion matrices, without an array of (num_classes, height, width)."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from utils.evaluation.metrics.common import known_mean, safe_divide
 if TYPE_CHECKING:
     from torch import Tensor
 
-BLOCK_PIXELS = 1 << 16  # what is compared at once on a CPU, so that the running maximum stays in its cache
+BLOCK_PIXELS = 1 << 16  # pixels compared at a time on a CPU, so that the running maximum stays in its cache
 
 
 def label_map(mask_logits: Tensor, class_ids: Sequence[int]) -> np.ndarray:
-    """Put the masks of one image into one map; where masks overlap the highest logit wins.
+    """Merge the masks of one image into one label map; where masks overlap the highest logit wins.
 
     Args:
         mask_logits: (num_masks, height, width) float, on any device; logits > 0 are a mask's pixels.
-        class_ids: the class of each mask. A class may come twice: its masks are united.
+        class_ids: the class of each mask. A class may come twice; its masks are merged.
 
     Returns:
         (height, width) int16, UNCLAIMED where no logit is positive. Of equal logits the first mask wins.
@@ -37,7 +37,7 @@ def label_map(mask_logits: Tensor, class_ids: Sequence[int]) -> np.ndarray:
 
 
 def _owners(masks: np.ndarray, class_ids: Sequence[int]) -> np.ndarray:
-    """`label_map` by NumPy, whose comparisons use the processor's vectors; a block of rows at once."""
+    """`label_map` by NumPy, whose comparisons are vectorized on a CPU; a block of rows at a time."""
     num_masks, height, width = masks.shape
     # Masks are numbered from 1, so that "the last that raised the maximum" is the largest number.
     number = np.min_scalar_type(num_masks).type
@@ -60,7 +60,7 @@ def _owners(masks: np.ndarray, class_ids: Sequence[int]) -> np.ndarray:
 
 
 def _owners_on_device(masks: Tensor, class_ids: Sequence[int]) -> np.ndarray:
-    """`label_map` where the masks are: one map comes back from the device instead of all masks."""
+    """`label_map` on the device of the masks, so that one map is copied to the host instead of all masks."""
     best = masks.new_zeros(masks.shape[1:])
     owner = torch.full_like(best, UNCLAIMED, dtype=torch.int16)
     for logits, class_id in zip(masks, class_ids, strict=True):
@@ -73,8 +73,8 @@ class ConfusionMatrix:
     """Pixels counted by true and predicted class over a whole data set.
 
     `counts[t, p]` is the number of pixels of class t that were predicted as p; the extra last column counts
-    pixels that no mask claimed: a miss of their class, nobody's false positive. The extra last row counts pixels
-    of no class, where every mask is a false positive. Ignored pixels are nowhere.
+    pixels that no mask claims: a false negative of their class, no false positive. The extra last row counts pixels
+    of no class, where every mask is a false positive. Ignored pixels are not counted.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -87,8 +87,7 @@ class ConfusionMatrix:
         """Count one image.
 
         Args:
-            truth: (height, width) integer class ids, NOTHING where no class is, IGNORE where nobody is to be
-                judged.
+            truth: (height, width) integer class ids, NOTHING where there is no class, IGNORE where nothing is judged.
             prediction: (height, width) integer class ids, UNCLAIMED where no mask claims the pixel.
         """
         if truth.shape != prediction.shape:
@@ -96,8 +95,8 @@ class ConfusionMatrix:
                 f"truth is {truth.shape} but prediction is {prediction.shape}; predict at the label's size"
             )
         width = self.num_classes + 1
-        # Two marks come before the classes, in 16 bits that wrap: NOTHING is row 0, IGNORE row 1, class c row c + 2;
-        # UNCLAIMED is column 0, class c column c + 1. So one comparison finds ids that must not be.
+        # The special values come before the classes, by wrapping 16 bits: NOTHING is row 0, IGNORE row 1, class c row
+        # c + 2; UNCLAIMED is column 0, class c column c + 1. So one comparison finds ids that are out of range.
         rows = _to_uint16("truth", truth, 0, IGNORE) + np.uint16(IGNORE - NOTHING + 1)
         columns = _to_uint16("prediction", prediction, UNCLAIMED, self.num_classes - 1) + np.uint16(1)
         _check_ids("truth", rows, marks=2, num_classes=self.num_classes)
@@ -113,13 +112,13 @@ class ConfusionMatrix:
         self.counts[-1, -1] += table[0, 0]
 
     def cells(self) -> tuple[np.ndarray, np.ndarray]:
-        """The cells that are not 0: flat positions in `counts` (n,) int32, and pixels there (n,) int64."""
+        """The non-zero cells: flat indices into `counts` (n,) int32, and their pixels (n,) int64."""
         flat = self.counts.ravel()
         positions = np.flatnonzero(flat)
         return positions.astype(np.int32), flat[positions]
 
     def add_cells(self, positions: np.ndarray, pixels: np.ndarray) -> None:
-        """Add what `cells` gave of another matrix."""
+        """Add the `cells` of another matrix."""
         self.counts.ravel()[positions] += pixels
 
     def merge(self, counts: np.ndarray) -> None:
@@ -127,7 +126,7 @@ class ConfusionMatrix:
         self.counts += counts
 
     def totals(self) -> np.ndarray:
-        """(3, num_classes) int64: pixels that are right, that are of the class, that were predicted as it."""
+        """(3, num_classes) int64: true positives, pixels of the class, pixels predicted as the class."""
         hits = np.diagonal(self.counts)[:-1]
         return np.stack([hits, self.counts[:-1].sum(axis=1), self.counts[:, :-1].sum(axis=0)])
 
@@ -136,12 +135,12 @@ class ConfusionMatrix:
         return iou_of_totals(self.totals())
 
     def accuracy(self) -> np.ndarray:
-        """(num_classes,) float64: the share of each class's pixels that was found; NaN without pixels."""
+        """(num_classes,) float64: the fraction of each class's pixels that was found; NaN without pixels."""
         hits, true, _ = self.totals()
         return safe_divide(hits, true)
 
     def summary(self) -> dict[str, float]:
-        """mIoU over classes that occur in ground truth or prediction, mean class accuracy, pixel accuracy."""
+        """mIoU over the classes in ground truth or prediction, mean class accuracy, pixel accuracy."""
         measures = {name: float(value) for name, value in label_measures(self.totals()).items()}
         return {**measures, "num_classes_counted": int(np.isfinite(self.iou()).sum())}
 
@@ -163,7 +162,7 @@ def label_measures(totals: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _to_uint16(what: str, ids: np.ndarray, lowest: int, highest: int) -> np.ndarray:
-    """The ids in 16 bits, -1 as 65535; ids of another type are checked first, so that none wraps unseen."""
+    """The ids in 16 bits, -1 as 65535. Wider types are checked first, so that no id wraps unnoticed."""
     if ids.dtype not in (np.uint16, np.int16):
         if ids.size and (ids.min() < lowest or ids.max() > highest):
             raise _outside(what, int(ids.min()), int(ids.max()), highest)

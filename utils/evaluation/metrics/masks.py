@@ -1,4 +1,4 @@
-"""Binary masks: overlap counts, and the numbers of referring, generalised referring and reasoning."""
+"""Binary masks: overlaps, and the metrics of referring, generalized referring and reasoning segmentation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from utils.evaluation.metrics.bootstrap import Measures, whole
 from utils.evaluation.metrics.common import known_mean, ratio, safe_divide
 
-NO_TARGET_PIXELS = 50  # gRefCOCO's second rule: a union of fewer pixels is an answer "nothing"
+NO_TARGET_PIXELS = 50  # gRefCOCO's second rule: a union of fewer pixels counts as "no target"
 PRECISIONS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 
@@ -36,7 +36,7 @@ def overlap(prediction: np.ndarray, target: np.ndarray, ignore: np.ndarray | Non
     """Count one pair of masks.
 
     Args:
-        prediction, target: (height, width), bool or anything whose non-zero pixels are the mask.
+        prediction, target: (height, width), bool, or numbers that are non-zero in the mask.
         ignore: (height, width) bool, True where pixels are not judged.
     """
     prediction, target = prediction.astype(bool), target.astype(bool)
@@ -53,11 +53,11 @@ def overlap(prediction: np.ndarray, target: np.ndarray, ignore: np.ndarray | Non
 
 
 def mask_scores(overlaps: Iterable[Overlap]) -> dict[str, float]:
-    """The numbers of one mask a question; NaN without any.
+    """Metrics of one mask per question; NaN without any.
 
     Returns:
         giou: mean of the samples' IoU. ciou: sum of intersections / sum of unions (as LISA defines both).
-        p@0.5 .. p@0.9: share of samples with at least that IoU, as the RefCOCO literature counts it.
+        p@0.5 .. p@0.9: fraction of samples with at least that IoU, as in the RefCOCO literature.
     """
     overlaps = list(overlaps)
     ious = np.array([o.iou for o in overlaps])
@@ -69,7 +69,7 @@ def mask_scores(overlaps: Iterable[Overlap]) -> dict[str, float]:
 
 
 def mask_sums(overlaps: Sequence[Overlap]) -> np.ndarray:
-    """(4,) float64 whole numbers that add up over images: IoU, samples, intersection, union."""
+    """(4,) float64 whole numbers that are additive over images: IoU, samples, intersection, union."""
     return np.array(
         [
             whole(sum(o.iou for o in overlaps)),
@@ -82,7 +82,7 @@ def mask_sums(overlaps: Sequence[Overlap]) -> np.ndarray:
 
 
 def mask_measures(sums: np.ndarray) -> Measures:
-    """gIoU and cIoU of (..., 4) sums as of `mask_sums`."""
+    """gIoU and cIoU of (..., 4) sums from `mask_sums`."""
     iou, samples, intersection, union = np.moveaxis(sums, -1, 0)
     return {"giou": safe_divide(iou, samples), "ciou": safe_divide(intersection, union)}
 
@@ -90,19 +90,19 @@ def mask_measures(sums: np.ndarray) -> Measures:
 def generalized_scores(
     overlaps: Iterable[Overlap], no_target: Iterable[bool], *, min_pixels: int = 1
 ) -> dict[str, float]:
-    """The gRefCOCO numbers (Liu et al., "GRES", CVPR 2023), for expressions with several targets or none.
+    """The gRefCOCO metrics (Liu et al., "GRES", CVPR 2023), for expressions with several targets or none.
 
-    A prediction of fewer than `min_pixels` pixels is an answer "no target" and counts as an empty mask. Two
-    rules are in use: 1 (only an empty answer is one) and NO_TARGET_PIXELS.
+    A prediction of fewer than `min_pixels` pixels says "no target" and counts as an empty mask. Two rules are in
+    use: 1 (only an empty mask says so) and NO_TARGET_PIXELS.
 
     Args:
-        no_target: one an overlap, True when the annotators say that nothing matches.
+        no_target: one for each overlap, True when the annotators say that nothing matches.
 
     Returns:
-        giou: mean IoU, where a true no-target scores 1 if predicted so, else 0.
-        ciou: sum of intersections / sum of unions; a mask drawn for nothing adds to the unions.
-        n_acc: share of no-target expressions recognised. t_acc: share of the others that got a mask.
-        p@0.5 .. p@0.9: share of expressions with a target whose IoU is at least that.
+        giou: mean IoU, where an expression without target scores 1 if nothing was predicted, else 0.
+        ciou: sum of intersections / sum of unions; a mask for an expression without target adds to the unions.
+        n_acc: fraction of expressions without target that were recognised. t_acc: fraction of the others with a mask.
+        p@0.5 .. p@0.9: fraction of the expressions with a target whose IoU is at least that.
     """
     overlaps, no_target = list(overlaps), np.array(list(no_target), dtype=bool)
     ious = np.array(
@@ -119,7 +119,7 @@ def generalized_scores(
 def generalized_sums(
     overlaps: Sequence[Overlap], no_target: Sequence[bool], *, min_pixels: int = 1
 ) -> np.ndarray:
-    """(8,) float64 whole numbers that add up over images; see `generalized_measures` for their order."""
+    """(8,) float64 whole numbers that are additive over images; see `generalized_measures` for their order."""
     sums = np.zeros(8)
     for sample, nothing in zip(overlaps, no_target, strict=True):
         says_nothing = sample.prediction < min_pixels
@@ -134,7 +134,7 @@ def generalized_sums(
 
 
 def generalized_measures(sums: np.ndarray) -> Measures:
-    """gIoU, cIoU, N-acc and T-acc of (..., 8) sums as of `generalized_sums`."""
+    """gIoU, cIoU, N-acc and T-acc of (..., 8) sums from `generalized_sums`."""
     found_nothing, nothing, found_target, target = np.moveaxis(sums[..., 4:], -1, 0)
     return {
         **mask_measures(sums[..., :4]),

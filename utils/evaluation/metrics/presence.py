@@ -1,4 +1,4 @@
-"""Presence: is this class in the image? Answers, and the probabilities behind them."""
+"""Presence as a binary classification: is this class in the image?"""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from utils.evaluation.metrics.common import ratio, safe_divide
 
 @dataclass
 class PresenceCounts:
-    """Answers to "is this class in the image?", as counts of pairs (image, class)."""
+    """A binary confusion matrix, counted over pairs (image, class)."""
 
     true_positives: int = 0
     false_positives: int = 0
@@ -39,7 +39,7 @@ class PresenceCounts:
 
 
 def presence_measures(sums: np.ndarray) -> dict[str, np.ndarray]:
-    """The numbers of (..., 4) counts as of `PresenceCounts.sums`; NaN where a denominator is 0."""
+    """The metrics of (..., 4) counts from `PresenceCounts.sums`; NaN where a denominator is 0."""
     tp, fp, tn, fn = np.moveaxis(sums, -1, 0)
     recall, specificity = safe_divide(tp, tp + fn), safe_divide(tn, tn + fp)
     return {
@@ -52,12 +52,12 @@ def presence_measures(sums: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def balanced_pairs(truth: np.ndarray, candidates: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Draw, for one image, every present class and as many absent ones.
+    """All present classes of one image, and as many absent ones drawn at random.
 
     Args:
         truth: (num_classes,) bool, is the class in the image?
-        candidates: (num_classes,) bool, may the class be asked? Restrict this to classes that occur somewhere
-            in the split: to deny a class that is never there is no achievement.
+        candidates: (num_classes,) bool, may the class be drawn? Restrict this to classes that occur somewhere in the
+            split: classes that never occur are too easy to deny.
 
     Returns:
         sorted class ids, half of them present; the larger group is cut to the size of the smaller.
@@ -69,10 +69,10 @@ def balanced_pairs(truth: np.ndarray, candidates: np.ndarray, rng: np.random.Gen
 
 
 def average_precision(truth: np.ndarray, scores: np.ndarray) -> float:
-    """Area under the precision-recall steps: sum of (recall gained) x (precision there), as scikit-learn does.
+    """Average precision as in scikit-learn: the sum of (recall gained) x (precision) over the thresholds.
 
     Args:
-        truth: (n,) bool. scores: (n,) float, the higher the surer; equal ones are taken together.
+        truth: (n,) bool. scores: (n,) float, higher is more certain; ties share a threshold.
 
     Returns:
         NaN when nothing is true.
@@ -85,7 +85,7 @@ def average_precision(truth: np.ndarray, scores: np.ndarray) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """A threshold and what it gives on the pairs that it was chosen on."""
+    """A threshold, and its metrics on the pairs that it was chosen on."""
 
     threshold: float  # a pair counts as present from this probability on
     f1: float
@@ -94,13 +94,13 @@ class Calibration:
 
 
 def best_threshold(truth: np.ndarray, probabilities: np.ndarray) -> Calibration:
-    """The probability from which on "present" maximises F1; of several, the highest.
+    """The threshold of the probability that maximises F1; of several, the highest.
 
     Args:
         truth: (n,) bool. probabilities: (n,) float.
 
     Returns:
-        NaN throughout when nothing is true: then no threshold is better than another.
+        NaN throughout when nothing is true, as all thresholds are then equally good.
     """
     thresholds, hits, taken = _ranked(truth, probabilities)
     if not len(hits) or not hits[-1]:
@@ -116,7 +116,7 @@ def best_threshold(truth: np.ndarray, probabilities: np.ndarray) -> Calibration:
 
 
 def _ranked(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each distinct score, from the highest: it, the true pairs from it on, and all pairs from it on."""
+    """The distinct scores in descending order; for each the true pairs and all pairs with at least that score."""
     truth, scores = np.asarray(truth, dtype=bool), np.asarray(scores, dtype=np.float64)
     if truth.shape != scores.shape:
         raise ValueError(f"truth is {truth.shape} but scores are {scores.shape}")

@@ -1,4 +1,4 @@
-"""Answers in words: exact match and ROUGE-L."""
+"""Answers in text: exact match and ROUGE-L."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def normalise_answer(text: str) -> str:
 
 
 def exact_match(answer: str, expected: str) -> bool:
-    """Whether both are the same text after `normalise_answer`."""
+    """Whether both are equal after `normalise_answer`."""
     return normalise_answer(answer) == normalise_answer(expected)
 
 
 def rouge_l(answer: str, expected: str) -> float:
-    """ROUGE-L, the F-measure of the longest common subsequence of words (Lin, "ROUGE", 2004).
+    """ROUGE-L: F-measure of the longest common subsequence of words (Lin, "ROUGE", 2004).
 
-    Words are runs of letters and digits in lower case, not stemmed. 0 when one side has no words.
+    Words are runs of letters and digits in lower case, not stemmed. 0 when either side has no words.
     """
     said, wanted = _words(answer), _words(expected)
     common = LCSseq.similarity(said, wanted)

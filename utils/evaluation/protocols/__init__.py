@@ -1,13 +1,13 @@
-"""How each task is asked and judged.
+"""How each task is prompted and judged.
 
 A protocol turns a sample into a prediction, a prediction into a small record, and all records into numbers;
-so records can be gathered from processes, kept, and counted whenever they are complete.
+so records can be gathered from processes, kept on disk, and counted when they are complete.
 
     semantic      all class names of the data set, `classes_per_query` at once, by constrained decoding
     referring     one query for each expression; the union of the masks of the answer is the prediction
-    generalized   the same for data in which an expression may mean nothing, such as gRefCOCO
-    reasoning     one question an image
-    vqa           one question an image, the answer compared as text
+    generalized   the same for data in which an expression may have no target, such as gRefCOCO
+    reasoning     one question about each image
+    vqa           one question about each image, the answer compared as text
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ __all__ = [
 
 
 def protocol_for(sample: EvalSample, settings: EvaluationSettings, *, has_no_target: bool) -> TaskProtocol:
-    """The protocol of a data set, by one of its samples.
+    """The protocol of a data set, from the type of one of its samples.
 
-    has_no_target: whether some of its expressions mean nothing in their image, see `Dataset.has_no_target`.
+    has_no_target: whether some of its expressions have no target in their image; see `Dataset.has_no_target`.
     """
     if isinstance(sample, SemanticSample):
         return SemanticProtocol(settings, sample.classes)

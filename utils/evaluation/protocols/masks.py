@@ -1,4 +1,4 @@
-"""One mask a question: referring, generalised referring, reasoning."""
+"""One mask for each question: referring, generalized referring and reasoning segmentation."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class MaskRecord:
 
 
 class ReferringProtocol(TaskProtocol[ReferringSample, Sequence[MaskAnswer], Sequence[MaskRecord]]):
-    """Every expression of every image is a sample of its own; confidence intervals are by image."""
+    """Every expression of every image is counted by itself; the bootstrap draws images."""
 
     task = "referring"
 
@@ -77,7 +77,7 @@ class ReferringProtocol(TaskProtocol[ReferringSample, Sequence[MaskAnswer], Sequ
         return mask_scores(entry.overlap for entry in record)["giou"]
 
     def row(self, sample: ReferringSample, prediction: Sequence[MaskAnswer]) -> SheetRow:
-        # One of the expressions: another for each image, the same in every run.
+        # One of the expressions, chosen by a hash of the file name: not always the first, the same in every run.
         number = zlib.crc32(sample.source.encode()) % len(sample.expressions)
         mask = sample.masks[number]
         iou = overlap(prediction[number].mask, mask, sample.ignore).iou
@@ -92,8 +92,9 @@ class ReferringProtocol(TaskProtocol[ReferringSample, Sequence[MaskAnswer], Sequ
 
 
 class GeneralizedProtocol(ReferringProtocol):
-    """Expressions that may mean nothing, as in gRefCOCO: an empty answer says "no target", or, by the other of two
-    rules, one of fewer than 50 pixels does.
+    """Expressions that may have no target, as in gRefCOCO.
+
+    An empty prediction says "no target"; by the second of two rules a prediction of fewer than 50 pixels does.
     """
 
     task = "generalized"
@@ -120,7 +121,7 @@ class GeneralizedProtocol(ReferringProtocol):
         return {"generalized": {**generalized, **bounds, **counts}, "no_target": {**nothing, **counts}}
 
     def score(self, record: Sequence[MaskRecord]) -> float:
-        """As gIoU: a true no-target is 1 if predicted so, else 0."""
+        """As in gIoU: an expression without target scores 1 if nothing was predicted, else 0."""
         return generalized_scores([e.overlap for e in record], [e.no_target for e in record])["giou"]
 
 
@@ -130,11 +131,11 @@ class ReasonRecord:
 
     overlap: Overlap
     is_sentence: bool
-    is_judged: bool = True  # False where ignored pixels cover the target
+    is_judged: bool = True  # False where ignored pixels cover the whole target
 
 
 class ReasoningProtocol(TaskProtocol[ReasonSample, MaskAnswer, ReasonRecord]):
-    """One question an image; ignored pixels are left out. Short and long questions also apart."""
+    """One question about each image, ignored pixels left out; phrases and sentences also separately."""
 
     task = "reasoning"
 
@@ -156,7 +157,7 @@ class ReasoningProtocol(TaskProtocol[ReasonSample, MaskAnswer, ReasonRecord]):
         )
 
     def sections(self, records: Sequence[ReasonRecord]) -> Sections:
-        """All questions; phrases (`short`) and whole sentences (`long`), where the split has both."""
+        """All questions; also phrases (`short`) and sentences (`long`), where the split has both."""
         judged = [record for record in records if record.is_judged]
         kinds = {
             "reasoning": [r.overlap for r in judged],
@@ -198,10 +199,10 @@ def _mask_intervals(by_image: Sequence[Sequence[Overlap]], seed: int) -> dict[st
 
 
 def is_judged(target: np.ndarray, ignore: np.ndarray | None, *, no_target: bool) -> bool:
-    """Whether anything is known of a target, (height, width), once the pixels of `ignore` are left out.
+    """Whether anything is left of a target, (height, width), once the pixels of `ignore` are left out.
 
-    A target that lies under ignored pixels as a whole is not absent: a mask there would be right, and leave nothing
-    to be counted. no_target: the annotators say that there is none.
+    A target that is completely ignored is not absent: a mask there would be right, and no pixel of it is counted.
+    no_target: the annotators say that there is no target.
     """
     if ignore is None:
         return True

@@ -1,7 +1,7 @@
-"""Presence over a data set: images by classes, what is known, what was asked and what was answered.
+"""Presence over a data set: for each image and class whether it is known, asked and answered.
 
-A class is present where a pixel says so, and absent only where the data set states it: what nobody has looked for
-is neither. Pairs of an image and such a class count nowhere.
+A class is present where a pixel is labelled so, and absent only where the data set states it. Pairs of an image and a
+class that are neither are unknown and count nowhere.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from utils.evaluation.metrics import (
 )
 from utils.evaluation.metrics.common import known_mean, safe_divide
 
-HEADLINES = ("accuracy", "f1")  # those of the balanced pairs that get a confidence interval
+HEADLINES = ("accuracy", "f1")  # metrics of the balanced pairs that get a confidence interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +29,10 @@ class PresenceTable:
     """Every pair of an image and a class."""
 
     truth: np.ndarray  # (num_images, num_classes) bool: the image shows the class
-    absent: (
-        np.ndarray
-    )  # (num_images, num_classes) bool: somebody has looked for the class, and it is not there
+    absent: np.ndarray  # (num_images, num_classes) bool: the class is known to be absent
     asked: np.ndarray  # (num_images, num_classes) bool
-    answered: np.ndarray  # (num_images, num_classes) bool: the model says that it does
-    probabilities: np.ndarray | None  # (num_images, num_classes) float64; None: answers without any
+    answered: np.ndarray  # (num_images, num_classes) bool: the model answers that it is present
+    probabilities: np.ndarray | None  # (num_images, num_classes) float64; None: the answers have none
 
     @classmethod
     def empty(cls, num_images: int, num_classes: int, *, has_probabilities: bool) -> PresenceTable:
@@ -50,26 +48,24 @@ class PresenceTable:
 
     @property
     def unknown(self) -> np.ndarray:
-        """(num_images, num_classes) bool: asked and not judged, but for images of which nothing is judged: those
-        count as if they were not there.
-        """
+        """(num_images, num_classes) bool: asked and not judged. Images of which nothing is judged are left out."""
         return self.asked & ~self.judged & self.judged.any(axis=1, keepdims=True)
 
     @property
     def knows_absent(self) -> bool:
-        """Whether an answer that says too much could be found out."""
+        """Whether false positives can be detected at all."""
         return bool((self.judged & self.absent).any() or not self.unknown.any())
 
     @property
     def is_one_sided(self) -> np.ndarray:
-        """(num_classes,) bool: classes that are not known absent anywhere, but unknown somewhere.
+        """(num_classes,) bool: classes that are known to be absent nowhere, and unknown somewhere.
 
-        Whatever is said of them could not be wrong, so they have a recall and nothing else.
+        No false positive of them can be detected, so they have a recall and nothing else.
         """
         return self.unknown.any(axis=0) & ~(self.asked & self.absent).any(axis=0)
 
     def notes(self) -> list[str]:
-        """What of the pairs asked is not counted, and why; nothing where all are."""
+        """A sentence about the pairs asked that are not counted, if there are any."""
         left_out, asked = int((self.asked & ~self.judged).sum()), int(self.asked.sum())
         if not left_out:
             return []
@@ -80,11 +76,11 @@ class PresenceTable:
         return [about + (f"; {one_sided} classes have a recall only" if one_sided else "")]
 
     def summary(self, seed: int) -> dict[str, float]:
-        """Balanced pairs: every present class of an image, and as many absent ones that other images hold, of
-        those that are known to be absent.
+        """Balanced pairs: for each image all present classes, and as many of those that are known to be absent from
+        it and occur in other images.
 
-        Beside them every class name that was asked (`_all`), nearly all of them absent, and the mean over
-        classes of the average precision (`map`) where there are probabilities. `seed` draws the absent ones.
+        Beside them the metrics over all pairs that are judged (`_all`), nearly all of which are absent, and the mean
+        over classes of the average precision (`map`) where there are probabilities. `seed` draws the absent classes.
         """
         occurs = self.truth.any(axis=0)
         balanced, total = PresenceCounts(), np.zeros((len(self.truth), 4))
@@ -106,14 +102,14 @@ class PresenceTable:
         }
 
     def recall_of_asked(self) -> dict[str, float]:
-        """When only present classes are asked or known: the share of them that was found."""
+        """Recall, for data in which only present classes are asked or known."""
         counts, present = PresenceCounts(), self.truth & self.asked
         counts.add(self.truth[present], self.answered[present])
         summary = counts.summary()
         return {f"{name}_all": summary[name] for name in ("recall", "num_pairs")}
 
     def calibration(self) -> dict[str, float]:
-        """The threshold of finished probabilities with the best F1 over all pairs asked, and that F1.
+        """The threshold for `rethreshold` with the best F1 over all judged pairs, and that F1.
 
         Beside it the F1 of the answers as they were decoded.
         """

@@ -21,7 +21,7 @@ from utils.evaluation.protocols.base import Sections, TaskProtocol
 from utils.evaluation.protocols.presence import PresenceTable
 from utils.reports.sheet import SheetRow, semantic_row
 
-NUM_NAMES_SHOWN = 20  # of the names that are no class, the most frequent
+NUM_NAMES_SHOWN = 20  # most frequent hallucinated names in a report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class SemanticPrediction:
     asked: np.ndarray  # (num_asked,) int16 class ids, in the order of the query
     answered_present: np.ndarray  # (num_present,) int16 class ids that the model answered with [SEG]
     probabilities: np.ndarray | None = None  # (num_asked,) float64 of being present; None: generated freely
-    names: NameCounts | None = None  # what was named, where it was generated freely
+    names: NameCounts | None = None  # names in freely generated answers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +133,7 @@ class SemanticProtocol(TaskProtocol[SemanticSample, SemanticPrediction, Semantic
         return predictions
 
     def _nothing(self, sample: SemanticSample) -> SemanticPrediction:
-        """Of an image that was asked nothing, because it shows none of the classes."""
+        """For an image of which no class was asked, because an oracle knows that it shows none."""
         none = np.zeros(0, dtype=np.int16)
         labels = np.full(sample.label.shape, UNCLAIMED, dtype=np.int16)
         return SemanticPrediction(labels=labels, asked=none, answered_present=none)
@@ -157,7 +157,7 @@ class SemanticProtocol(TaskProtocol[SemanticSample, SemanticPrediction, Semantic
         bounds = intervals(totals, label_measures, seed=self.settings.seed)
         table = self._presence(records)
         sections = {"semantic": {**self._confusion(records).summary(), **bounds}}
-        # An oracle tells which classes are there: what the model says about those it was not asked is unknown.
+        # With an oracle only present classes are asked, so only the recall is known.
         if self.settings.oracle_classes or not table.knows_absent:
             sections["presence"] = table.recall_of_asked()
         else:
@@ -171,17 +171,17 @@ class SemanticProtocol(TaskProtocol[SemanticSample, SemanticPrediction, Semantic
         blank = sum(not record.counts.any() for record in records)
         if blank:
             notes.append(f"{blank} of {len(records)} images have no pixel that is judged")
-        # What an oracle asks is known by definition.
+        # The classes that an oracle asks are known to be present.
         if not self.settings.oracle_classes:
             notes += self._presence(records).notes()
         return tuple(notes)
 
     def score(self, record: SemanticRecord) -> float:
-        """Mean IoU of the classes that this image shows or was said to show."""
+        """Mean IoU over the classes in ground truth or prediction of this image."""
         return float(label_measures(self._totals([record])[0])["miou"])
 
     def class_table(self, records: Sequence[SemanticRecord]) -> dict[str, dict[str, float]]:
-        """IoU, accuracy, pixels in the ground truth and in the prediction, and presence, of every class."""
+        """IoU, accuracy, pixels of ground truth and prediction, and presence, for every class."""
         matrix = self._confusion(records)
         _, true, predicted = matrix.totals()
         columns = {
@@ -221,7 +221,7 @@ class SemanticProtocol(TaskProtocol[SemanticSample, SemanticPrediction, Semantic
         totals = np.zeros((len(records), 3, num_classes), dtype=np.int64)
         for image, record in zip(totals, records, strict=True):
             rows, columns = np.divmod(record.cells, num_classes + 1)
-            # The last row is no class and the last column no mask.
+            # The last row is "no class", the last column "no mask".
             for kind, ids, counted in (
                 (0, rows, (rows == columns) & (rows < num_classes)),
                 (1, rows, rows < num_classes),
@@ -244,7 +244,7 @@ class SemanticProtocol(TaskProtocol[SemanticSample, SemanticPrediction, Semantic
         return table
 
     def _names(self, records: Sequence[SemanticRecord]) -> Sections:
-        """What freely generated answers named, and the names that are no class; nothing where constrained."""
+        """Counts of the names in freely generated answers, and the hallucinated ones; empty where constrained."""
         named = [record.names for record in records if record.names is not None]
         if not named:
             return {}
@@ -259,13 +259,13 @@ class SemanticProtocol(TaskProtocol[SemanticSample, SemanticPrediction, Semantic
             "hallucination_rate": ratio(len(total.unmatched), mentions),
             "unanswered": total.num_unanswered,
         }
-        # Sorted by name among equals, so that the order does not depend on that of the images.
+        # Ties are sorted by name, so that the result does not depend on the order of the images.
         frequent = sorted(Counter(total.unmatched).items(), key=lambda item: (-item[1], item[0]))
         return {"free_names": counts, "hallucinated_names": dict(frequent[:NUM_NAMES_SHOWN])}
 
 
 def judged_label(sample: SemanticSample, predicted: np.ndarray) -> np.ndarray:
-    """The label, but for pixels that show no class as far as is known and were taken for one that may be there.
+    """The label, with unlabelled pixels ignored where the predicted class may be present unlabelled.
 
     predicted: (height, width) int16 class ids, UNCLAIMED where no mask is.
     """

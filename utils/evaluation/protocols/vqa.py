@@ -1,4 +1,4 @@
-"""Answers in words."""
+"""Visual question answering: answers in text."""
 
 from __future__ import annotations
 
