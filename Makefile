@@ -1,7 +1,7 @@
 # Everything sets itself up: .venv with the locked versions, once.
 #   make demo    train, merge, evaluate and chat on the toy world (runs/demo); a second call continues
 #   make test    the tests
-#   make lint    ruff
+#   make lint    ruff and mypy
 #   make bench   the performance claims (runs/benchmarks/results.md), about ten minutes on an idle machine
 #   make gpu     the same on one CUDA GPU with 80 GB, at most 8 minutes (runs/gpu/gpu.md)
 PYTHON ?= python3
@@ -20,6 +20,7 @@ test: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 gpu: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.gpu

@@ -216,7 +216,8 @@ def colour_of(name: str, number: int) -> Colour:
 def converse(model: LasagnaForConditionalGeneration, config: ChatConfig) -> None:
     """Questions from the keyboard, each answered on its own, until :quit or the end of input."""
     print(HELP)
-    image, stem, number = None, "", 0
+    image: np.ndarray | None = None
+    stem, number = "", 0
     while True:
         try:
             line = input("picture> " if image is None else f"{stem}> ").strip()
@@ -232,6 +233,7 @@ def converse(model: LasagnaForConditionalGeneration, config: ChatConfig) -> None
                 image, stem, number = read_picture(text), Path(resolve(text)).stem, 0
                 encoded = model.encode(image)  # once for all questions about it
             elif text:
+                assert image is not None  # `understand` refuses questions before there is one
                 number += 1
                 tell(ask(model, encoded, config, **{command: text}), image, f"{stem}_{number}", config)
         except (UserError, OSError) as problem:

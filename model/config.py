@@ -13,7 +13,7 @@ from model.errors import UserError
 from model.files import read_json
 from model.losses import DEFAULT_WEIGHTS
 from model.text.conversation import PROMPTS
-from model.text.format import DEFAULT_NUM_ALL_CLASSES
+from model.text.format import DEFAULT_NUM_ALL_CLASSES, SequenceFormat
 
 # Pixel statistics of OpenAI's CLIP, for values in 0..1.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -63,9 +63,10 @@ class LasagnaConfig(PreTrainedConfig):
         if isinstance(vlm_config, dict):
             fields = dict(vlm_config)
             vlm_config = CONFIG_MAPPING[fields.pop("model_type", "llava")](**fields)
-        for part in (vlm_config, vlm_config.text_config, vlm_config.vision_config):
+        vlm: PreTrainedConfig = vlm_config
+        for part in (vlm, vlm.text_config, vlm.vision_config):
             part._name_or_path = ""  # the folder that it was read from says nothing on another machine
-        self.vlm_config = vlm_config
+        self.vlm_config = vlm
         self.sam_config = SamSettings(**(sam_config or {})).to_dict()
         self.sequence_format = sequence_format
         if prompt not in PROMPTS:
@@ -84,6 +85,13 @@ class LasagnaConfig(PreTrainedConfig):
         self.clip_std = list(clip_std)
         self.loss_weights = {**DEFAULT_WEIGHTS, **(loss_weights or {})}
         super().__init__(**kwargs)
+
+    @property
+    def format(self) -> SequenceFormat:
+        """How complex queries are written; ValueError for a config that was made without."""
+        if self.sequence_format is None:
+            raise ValueError("this config has no sequence_format; pass SequenceFormat.named(...).to_dict()")
+        return SequenceFormat.from_dict(self.sequence_format)
 
     @property
     def sam_settings(self) -> SamSettings:

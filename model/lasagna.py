@@ -12,8 +12,8 @@ Training and inference share this path; they differ only in where the tokens com
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -64,11 +64,11 @@ class LasagnaForConditionalGeneration(InferenceMixin, ExactBuffers, PreTrainedMo
         self.vlm = from_config(AutoModelForImageTextToText, config.vlm_config)
         self.sam = SamSegmenter(config.sam_settings)
         self.seg_projector = build_seg_projector(config)
-        self.processor = None
+        self._processor: LasagnaProcessor | None = None
         self.post_init()
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any):
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any):
         """Loads a folder written by `save_pretrained`, strictly, with its processor when the folder has one.
 
         Raises:
@@ -85,7 +85,7 @@ class LasagnaForConditionalGeneration(InferenceMixin, ExactBuffers, PreTrainedMo
             model.processor = LasagnaProcessor.from_pretrained(folder)
         return (model, info) if wants_info else model
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """Writes the folder that `from_pretrained` reads: config, weights and, when attached, the processor.
 
         Raises:
@@ -98,8 +98,24 @@ class LasagnaForConditionalGeneration(InferenceMixin, ExactBuffers, PreTrainedMo
         # Names as they are in the model: LLaVA's older names would depend on the version of transformers.
         kwargs.setdefault("save_original_format", False)
         super().save_pretrained(save_directory, *args, **kwargs)
-        if self.processor is not None:
+        if self.has_processor:
             self.processor.save_pretrained(save_directory)
+
+    @property
+    def processor(self) -> LasagnaProcessor:
+        """Tokenizer and image sizes; ValueError where the model was built without."""
+        if self._processor is None:
+            raise ValueError("this model has no processor; load it with load_model, or pass processor=")
+        return self._processor
+
+    @processor.setter
+    def processor(self, processor: LasagnaProcessor | None) -> None:
+        self._processor = processor
+
+    @property
+    def has_processor(self) -> bool:
+        """Whether there is one."""
+        return self._processor is not None
 
     @property
     def llava(self) -> PreTrainedModel:

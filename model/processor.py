@@ -102,10 +102,10 @@ class LasagnaProcessor:
         fast = fast and shortest is not None and self.clip.resample == Image.Resampling.BICUBIC
         if fast:
             short, long = min(image.shape[:2]), max(image.shape[:2])
-            size = tuple(
+            height, width = (
                 shortest if side == short else int(shortest * long / short) for side in image.shape[:2]
             )
-            image = resize_fast(image, size, "bicubic")
+            image = resize_fast(image, (height, width), "bicubic")
         pixels = self.clip(
             image,
             do_resize=not fast,
@@ -123,7 +123,7 @@ class LasagnaProcessor:
         Equal to segment_anything's `ResizeLongestSide`; `fast` is within two grey levels of it.
         """
         _check_image(image)
-        height, width = longest_side_size(*image.shape[:2], self.sam_image_size)
+        height, width = longest_side_size(image.shape[0], image.shape[1], self.sam_image_size)
         resize = resize_fast if fast else resize_bilinear
         return channels_first(resize(image, (height, width)))
 

@@ -243,6 +243,6 @@ def build_processor(
         sam_image_size=config.sam_settings.image_size,
         num_image_tokens=patches_of(vision) + has_class_token,
         prompt=config.prompt,
-        format=SequenceFormat.from_dict(config.sequence_format),
+        format=config.format,
         image_aspect_ratio=config.image_aspect_ratio,
     )

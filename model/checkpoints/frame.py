@@ -109,5 +109,5 @@ def check_space(place: Path, stored: StoredWeights, sam: str | None, dtype: torc
     width = dtype.itemsize if dtype else LARGEST_ITEM
     total = sum(shape.numel() for shape in stored.shapes.values())
     frame = sum(shape.numel() for name, shape in stored.shapes.items() if name not in layers)
-    sam = Path(sam).stat().st_size if sam and Path(sam).is_file() else 0
-    require_space(place, total * width + frame * LARGEST_ITEM + sam)
+    sam_bytes = Path(sam).stat().st_size if sam and Path(sam).is_file() else 0
+    require_space(place, total * width + frame * LARGEST_ITEM + sam_bytes)

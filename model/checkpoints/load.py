@@ -94,7 +94,7 @@ def load_model(
     layout = recognise(place, tag)
     dtype_there = dtype or stored_dtype(place, layout)
     attn_implementation = choose_attention(attn_implementation, dtype_there)
-    told = {"sam": sam, "format": format, "prompt": prompt, "seed": seed}
+    told: dict[str, Any] = {"sam": sam, "format": format, "prompt": prompt, "seed": seed}
     if layout not in LAYOUTS:
         if quantization:
             raise UserError(f"{place} is not a merged model; merge it before --load_in_{quantization}")

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -182,7 +182,7 @@ def open_merge(
     with tempfile.TemporaryDirectory(prefix=".frame-", dir=scratch) as place:
         copy = Path(place) / folder.name
         write_frame(folder, stored, copy)
-        told = {"vision_tower": vision_tower, "sam": sam, "format": format}
+        told: dict[str, Any] = {"vision_tower": vision_tower, "sam": sam, "format": format}
         try:
             with only_warnings("model"):  # what is loaded is not the model that the user gets
                 frame, processor = load_model(copy, dtype=dtype, prompt=prompt, **told)

@@ -29,7 +29,7 @@ WRAPPERS = ("state_dict", "module", "model", "model_state_dict", "model_state", 
 READ_ERRORS = (pickle.UnpicklingError, struct.error, RuntimeError, EOFError, OSError, LookupError, ValueError)
 
 
-def read_torch_file(path: str | Path) -> dict[str, object]:
+def read_torch_file(path: str | Path) -> dict[str, Any]:
     """`torch.load` of a checkpoint that may hold nothing but tensors and plain containers.
 
     Raises:
@@ -72,8 +72,8 @@ def read_weight_file(path: str | Path) -> dict[str, Tensor]:
         with open_safetensors(path) as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     content = unwrapped(read_torch_file(path))
-    weights = content.items() if isinstance(content, dict) else ()
-    weights = {name: value for name, value in weights if isinstance(value, Tensor)}
+    entries = content.items() if isinstance(content, dict) else ()
+    weights = {name: value for name, value in entries if isinstance(value, Tensor)}
     if not weights:
         raise UserError(
             f"{path} holds no weights by name but {what_is_in(content)}; pass a checkpoint's weight file"

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from torch import nn
 
 from model.errors import UserError
 from model.generation.answers import DEFAULT_MATCH_DISTANCE, read_answer
@@ -27,7 +28,7 @@ DEFAULT_NEW_TOKENS = 256  # of the API, chat.py, test_sem.py and validation alik
 TOKENS_PER_CLASS = 16  # enough for any class name with its choice, where an answer is generated freely
 
 
-class InferenceMixin:
+class InferenceMixin(nn.Module):
     """`encode`, `segment`, `chat` and their batch forms, of `LasagnaForConditionalGeneration`."""
 
     def encode(self, image: np.ndarray, *, processor: LasagnaProcessor | None = None) -> EncodedImage:
@@ -45,10 +46,10 @@ class InferenceMixin:
     ) -> list[EncodedImage]:
         """`encode` of many images at once; those that are encoded already stay."""
         fresh = [image for image in images if not isinstance(image, EncodedImage)]
-        if not fresh:
-            return list(images)
-        with self._evaluating():
-            found = iter(encode_batch(self, processor or self._own_processor(), fresh))
+        found: Iterator[EncodedImage] = iter(())
+        if fresh:
+            with self._evaluating():
+                found = iter(encode_batch(self, processor or self.processor, fresh))
         return [image if isinstance(image, EncodedImage) else next(found) for image in images]
 
     def segment(
@@ -104,7 +105,7 @@ class InferenceMixin:
             ValueError: an image has no classes or one string in place of a list, the lists differ in length, or a
                 threshold is given to a model that answers freely and so has no probabilities.
         """
-        processor = processor or self._own_processor()
+        processor = processor or self.processor
         if isinstance(classes, str) or len(images) != len(classes):
             what = (
                 "the string " + repr(classes)
@@ -165,7 +166,7 @@ class InferenceMixin:
             image_of_row: for each conversation the index of its image.
             max_new_tokens: the answer is cut after this many tokens.
         """
-        processor = processor or self._own_processor()
+        processor = processor or self.processor
         owners = list(range(len(images))) if image_of_row is None else list(image_of_row)
         if not conversations and not owners:
             return []
@@ -264,11 +265,6 @@ class InferenceMixin:
             )
             for rows in rows_of_images(owners, len(images))
         ]
-
-    def _own_processor(self) -> LasagnaProcessor:
-        if self.processor is None:
-            raise ValueError("this model has no processor; load it with load_model, or pass processor=")
-        return self.processor
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:

@@ -65,8 +65,8 @@ class Setting:
         learned = self.classes * ANSWER_TOKENS_PER_CLASS or ANSWER_TOKENS
         own = QUESTION_TOKENS + self.classes * QUERY_TOKENS_PER_CLASS + learned
         num_text = PREFIX_TOKENS + self.conversations * own
-        resized = tuple(round(side * 1024 / max(PICTURE_SIZE)) for side in PICTURE_SIZE)
-        picture = Picture(num_masks=self.masks, resized_size=resized, original_size=PICTURE_SIZE)
+        height, width = (round(side * 1024 / max(PICTURE_SIZE)) for side in PICTURE_SIZE)
+        picture = Picture(num_masks=self.masks, resized_size=(height, width), original_size=PICTURE_SIZE)
         return Work(
             pictures=(picture,) * self.images,
             num_rows=self.images,
@@ -242,7 +242,8 @@ def show_steps(rows: Sequence[Prediction], setting: Setting, config: TrainConfig
     )
     table = make_table("ZeRO", "GPUs", "sent GB", "compute s", "comm. s", "step s", "images/s", "disk MB/s")
     for row in rows:
-        rates = (row.images / row.slowest, row.images / row.fastest)
+        slow, fast = row.images / row.slowest, row.images / row.fastest
+        megabytes = setting.disk_bytes / 1e6
         table.add_row(
             str(row.stage),
             str(row.gpus),
@@ -250,8 +251,8 @@ def show_steps(rows: Sequence[Prediction], setting: Setting, config: TrainConfig
             f"{row.compute:.1f}",
             f"{row.communication:.1f}",
             between(row.fastest, row.slowest, 1),
-            between(*rates, 0),
-            between(*(rate * setting.disk_bytes / 1e6 for rate in rates), 0),
+            between(slow, fast, 0),
+            between(slow * megabytes, fast * megabytes, 0),
         )
     console.print(table, width=80)
 

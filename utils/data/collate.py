@@ -163,7 +163,7 @@ def build_loader(
         batch_size=batch_size, num_batches=num_batches, start=start, rank=rank, world_size=world_size
     )
     return DataLoader(
-        mixture,  # type: ignore[arg-type]  # a map-style data set without an end
+        mixture,  # a map-style data set without an end
         batch_sampler=indices,
         collate_fn=Collate(processor, fast_resize, pack_rows, sam_cache, max_length),
         num_workers=num_workers,

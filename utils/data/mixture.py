@@ -82,13 +82,26 @@ class Mixture:
 class MixtureSettings(DatasetFlags, Protocol):
     """What a training run says about its data; TrainConfig has them."""
 
-    dataset_dir: str
-    num_all_classes: int
-    num_expressions: int
-    num_questions: int
-    explanatory: float
-    likely_negatives: float
-    seed: int
+    @property
+    def dataset_dir(self) -> str: ...
+
+    @property
+    def num_all_classes(self) -> int: ...
+
+    @property
+    def num_expressions(self) -> int: ...
+
+    @property
+    def num_questions(self) -> int: ...
+
+    @property
+    def explanatory(self) -> float: ...
+
+    @property
+    def likely_negatives(self) -> float: ...
+
+    @property
+    def seed(self) -> int: ...
 
 
 def build_train_mixture(

@@ -74,16 +74,35 @@ DATASET_RATES = {"cocostuff": 6.0, "ade20k": 3.0, "mapillary": 2.0, "cityscapes"
 class DatasetFlags(Protocol):
     """The settings that say what to train on; TrainConfig has them."""
 
-    dataset: str
-    sample_rates: str
-    sem_seg_data: str
-    sem_seg_rates: str
-    refer_seg_data: str
-    refer_seg_rates: str
-    vqa_data: str
-    vqa_rates: str
-    reason_seg_data: str
-    reason_seg_rates: str
+    @property
+    def dataset(self) -> str: ...
+
+    @property
+    def sample_rates(self) -> str: ...
+
+    @property
+    def sem_seg_data(self) -> str: ...
+
+    @property
+    def sem_seg_rates(self) -> str: ...
+
+    @property
+    def refer_seg_data(self) -> str: ...
+
+    @property
+    def refer_seg_rates(self) -> str: ...
+
+    @property
+    def vqa_data(self) -> str: ...
+
+    @property
+    def vqa_rates(self) -> str: ...
+
+    @property
+    def reason_seg_data(self) -> str: ...
+
+    @property
+    def reason_seg_rates(self) -> str: ...
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def image_key(image: np.ndarray, image_size: int, *, fast_resize: bool = False) 
     resize = [cv2.__version__, torch.__version__] if fast_resize else "exact"
     digest = blake2b(digest_size=DIGEST_SIZE)
     _add(digest, VERSION, image_size, resize, list(image.shape))
-    digest.update(np.ascontiguousarray(image))
+    digest.update(np.ascontiguousarray(image).data)
     return digest.hexdigest()
 
 
@@ -50,9 +50,9 @@ def checksum(tensor: Tensor) -> int:
     return zlib.crc32(_bytes_of(tensor))
 
 
-def _bytes_of(tensor: Tensor) -> np.ndarray:
+def _bytes_of(tensor: Tensor) -> memoryview:
     """The tensor's memory; NumPy has no bfloat16."""
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def _add(digest: blake2b, *values: object) -> None:

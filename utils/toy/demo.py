@@ -26,6 +26,7 @@ from utils.common.paths import path_flag
 from utils.common.settings import parse_config
 from utils.config.training import TrainConfig
 from utils.data.registry import build_val_dataset
+from utils.data.types import ReferringSample
 from utils.reports.curves import read_curves, save_curves
 from utils.reports.report import Report, read_report
 from utils.reports.tables import Target, print_report
@@ -143,6 +144,7 @@ def evaluate(model: Path, dataset: Path, entries: str, out: Path, max_samples: i
 def ask_three_questions(model: Path, dataset: Path, out: Path) -> None:
     """One complex, one referring and one no-target question about held-out scenes."""
     scene = build_val_dataset("grefcoco|unc|val", dataset)[0]
+    assert isinstance(scene, ReferringSample)
     there = next(text for text, mask in zip(scene.expressions, scene.masks, strict=True) if mask.any())
     missing = next(
         (text for text, mask in zip(scene.expressions, scene.masks, strict=True) if not mask.any()),

@@ -39,7 +39,7 @@ NEUTRAL = {
     "revision": ("main",),
     "init_lora_weights": (True, "gaussian", "eva", "orthogonal"),
 }
-OFF = (None, False, "", [], {})
+OFF: tuple[Any, ...] = (None, False, "", [], {})
 CURES = {
     "init_lora_weights": "it moved the base when the adapter was made: load base and adapter with PEFT and write a "
     "plain one, model.save_pretrained(FOLDER, path_initial_model_for_weight_conversion=INITIAL_ADAPTER)"

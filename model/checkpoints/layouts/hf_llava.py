@@ -33,7 +33,7 @@ def read(folder: Path, options: ReadOptions) -> Parts:
         **options.placement,
     )
     stored = [read_json(folder / name) for name in PROCESSOR_FILES]
-    clip_processor = next((s.get("image_processor", s) for s in stored if s), {})
+    clip_processor: dict[str, Any] = next((s.get("image_processor", s) for s in stored if s), {})
     return Parts(
         folder=folder,
         vlm=vlm,

@@ -48,7 +48,7 @@ LLAMA_FIELDS = (
 )  # fmt: skip
 SELECT_FEATURE = {"patch": "default", "cls_patch": "full"}
 # Entries whose other values belong to another model: tiles of the image, resamplers, quantised weights.
-READ = {
+READ: dict[str, tuple[Any, ...]] = {
     "image_aspect_ratio": (None, "square", "pad"), "mm_patch_merge_type": (None, "flat"), "s2": (None, False),
     "mm_vision_select_feature": (None, "", *SELECT_FEATURE), "mm_resampler_type": (None, "identity"),
     "quantization_config": (None, {}),

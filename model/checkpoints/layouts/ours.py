@@ -27,7 +27,7 @@ def read(folder: Path, options: ReadOptions) -> LasagnaForConditionalGeneration:
         attn_implementation=options.attn_implementation,
         **options.placement,
     )
-    if model.processor is None:
+    if not model.has_processor:
         raise FileNotFoundError(
             f"{folder} has no tokenizer or processor beside its weights; copy the whole folder"
         )

@@ -118,7 +118,7 @@ def released_config(config: LasagnaConfig, *, dtype: torch.dtype) -> dict[str, A
     tower = TOWER_NAMES.get((vision.hidden_size, vision.image_size, vision.patch_size), TOWER_FOLDER)
     kind = released_projector_type(config)
     return fields | {
-        "architectures": [ARCHITECTURES[config.sequence_format["name"]]],
+        "architectures": [ARCHITECTURES[config.format.name]],
         "model_type": "llava",
         "vocab_size": config.image_token_id,
         "torch_dtype": str(dtype).removeprefix("torch."),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import numpy.typing as npt
 
 
 def ratio(part: float, whole: float) -> float:
@@ -12,10 +13,10 @@ def ratio(part: float, whole: float) -> float:
     return float(part) / float(whole) if whole else math.nan
 
 
-def safe_divide(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+def safe_divide(part: npt.ArrayLike, whole: npt.ArrayLike) -> np.ndarray:
     """part / whole, float64, NaN where whole is 0; shapes broadcast."""
-    part, whole = np.broadcast_arrays(part, whole)
-    return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+    above, below = np.broadcast_arrays(part, whole)
+    return np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)
 
 
 def known_mean(values: np.ndarray) -> np.ndarray:

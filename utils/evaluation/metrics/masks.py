@@ -112,7 +112,7 @@ def generalized_scores(
     return {
         **{name: float(value) for name, value in measures.items()},
         "giou": float(known_mean(ious)),
-        **_precisions(ious[~no_target]),
+        **_precisions(ious[~np.array(no_target, dtype=bool)]),
     }
 
 
