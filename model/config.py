@@ -94,6 +94,12 @@ class LasagnaConfig(PreTrainedConfig):
         return SequenceFormat.from_dict(self.sequence_format)
 
     @property
+    def num_logits(self) -> int:
+        """Tokens that the model can write: the rows of the vocabulary but for `<image>`, the last one."""
+        assert self.image_token_id is not None, "the configuration of a model that was built"
+        return self.image_token_id
+
+    @property
     def sam_settings(self) -> SamSettings:
         return SamSettings(**self.sam_config)
 

@@ -207,7 +207,7 @@ class LasagnaForConditionalGeneration(InferenceMixin, ExactBuffers, PreTrainedMo
 
     def text_logits(self, states: Tensor) -> Tensor:
         """(..., hidden_dim) -> (..., image_token_id): `<image>`, the vocabulary's last row, is cut off."""
-        return self.llava.lm_head(states)[..., : self.config.image_token_id]
+        return self.llava.lm_head(states)[..., : self.config.num_logits]
 
     def decode_masks(
         self, states: Sequence[Tensor], images: EncodedImages, owners: Sequence[int]
@@ -311,7 +311,7 @@ class LasagnaForConditionalGeneration(InferenceMixin, ExactBuffers, PreTrainedMo
     def _text_loss(self, states: Tensor, labels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         # ZeRO-3 gathers the head's weight whenever it is called, which all processes must do equally often.
         is_divided = any(hasattr(weight, "ds_id") for weight in self.llava.lm_head.parameters())
-        num_logits = len(rows) * self.config.image_token_id
+        num_logits = len(rows) * self.config.num_logits
         num_chunks = CHUNKS_OF_DIVIDED_HEAD if is_divided else max(1, -(-num_logits // LOGITS_PER_CHUNK))
         return text_cross_entropy(
             states[rows, columns - 1], labels[rows, columns], self.text_logits, num_chunks

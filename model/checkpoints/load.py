@@ -259,7 +259,7 @@ def with_settings(
     Raises:
         ValueError: another format or prompt is asked for than the model was trained with.
     """
-    stored = SequenceFormat.from_dict(model.config.sequence_format)
+    stored = model.config.format
     name = format if isinstance(format, str) or format is None else format.name
     if name not in (None, stored.name):
         raise UserError(

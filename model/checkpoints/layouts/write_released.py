@@ -146,7 +146,8 @@ def released_weights(model: LasagnaForConditionalGeneration) -> dict[str, Callab
         ValueError: the layout has no name for a weight.
     """
     projector, num_rows = released_projector_type(model.config), model.config.image_token_id
-    weights, readers = model.state_dict(), {}
+    weights = model.state_dict()
+    readers: dict[str, Callable[[], Tensor]] = {}
     for name in weights:
         theirs = released_name(name, projector)
         if theirs is not None:
