@@ -101,6 +101,7 @@ class CostModel:
 
     def of_batch(self, inputs: ModelInputs) -> dict[str, float]:
         """The numbers named in COUNTED for one batch, while it is on the CPU."""
+        assert self.shape.image_token_id is not None, "the configuration of a model that was built"
         work = Work.of_batch(inputs, self.shape.image_token_id)
         return {
             "images": work.num_images,
