@@ -1,4 +1,4 @@
-"""The shell commands and Python examples of a Markdown page, and running them inside the test process."""
+"""Extracts the shell commands and Python examples of a Markdown page, and runs them in the test process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LAUNCHER_FLAGS = (
     "--include",
 )
 
-# What makes the README's training command a matter of seconds: four steps on what the toy world has.
+# Reduces the README's training command to seconds: four steps on the toy world's data sets.
 SMALL_RUN = (
     "--refer_seg_data=refcoco||grefcoco",
     "--epochs=2",
@@ -50,24 +50,24 @@ QUICK = (*BASE, *SMALL_RUN, "--no_eval", "--precision=fp32", "--batch_size=1", "
 
 
 def losses_of(folder: Path) -> list[dict[str, float]]:
-    """What a training run logged, step by step."""
+    """The losses that a training run logged, one entry per step."""
     return [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
 
 
 def blocks(page: Path, *languages: str) -> list[str]:
-    """What stands between ```LANGUAGE and ``` on a page."""
+    """The contents of a page's code blocks in these languages."""
     found = BLOCK.findall(page.read_text(encoding="utf-8"))
     return [content for language, content in found if language in languages]
 
 
 def shell_commands(page: Path) -> list[str]:
-    """Every command of the page's shell blocks, continued lines joined."""
+    """Every command in the page's shell blocks, with continuation lines joined."""
     lines = "\n".join(blocks(page, "bash", "sh", "shell", "console")).replace("\\\n", " ").splitlines()
     return [" ".join(line.split()) for line in lines if line.strip() and not line.strip().startswith("#")]
 
 
 def fill_in(text: str, workspace: Path) -> str:
-    """The README's placeholders for paths become those of the toy world."""
+    """Replaces the README's placeholders for paths by those of the toy world."""
     places = {
         "PATH_TO_LLaVA": "assets/toy/llava",
         "PATH_TO_CLIP": "assets/toy/clip",
@@ -83,7 +83,7 @@ def fill_in(text: str, workspace: Path) -> str:
 
 @dataclass(frozen=True)
 class Command:
-    """One line that a person types, taken apart."""
+    """A parsed command line."""
 
     folder: str  # of a leading `cd FOLDER &&`
     script: str  # "train_ds", "utils.toy.world", "zero_to_fp32", or the first word of anything else
@@ -108,7 +108,7 @@ class Command:
         return cls(folder=folder[3:].strip(), script=script, arguments=tuple(words))
 
     def run(self, *more: str) -> int:
-        """Run it in this process, from the current folder; `more` are further arguments, which win."""
+        """Runs it in this process, from the current folder; `more` are additional arguments, which win."""
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(self.folder)
             arguments = [*self.arguments, *more]
@@ -125,12 +125,12 @@ def main_of(script: str):
 
 
 def run(script: str, *arguments: object) -> int:
-    """`python SCRIPT.py ARGUMENTS` in this process; its exit code."""
+    """Runs `python SCRIPT.py ARGUMENTS` in this process; returns its exit code."""
     return main_of(script)([str(argument) for argument in arguments])
 
 
 def complaint(capsys: pytest.CaptureFixture[str], *parts: str | Sequence[str]) -> str:
-    """The one line on stderr, which must contain all `parts`."""
+    """The only line on stderr; asserts that it contains all `parts`."""
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1, lines
     for part in parts:

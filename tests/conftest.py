@@ -32,7 +32,7 @@ SENTENCES = (
 
 @pytest.fixture(scope="session")
 def llama_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as original LLaMA v1 models have it: tokenizer.model and two json files."""
+    """A tokenizer folder in the form of original LLaMA v1 models: tokenizer.model and two JSON files."""
     folder = tmp_path_factory.mktemp("llama_tokenizer")
     pairs = itertools.permutations(NAMES, 2)
     lines = [SENTENCES[i % len(SENTENCES)].format(a=a, b=b) for i, (a, b) in enumerate(pairs)]
@@ -82,9 +82,9 @@ def toy_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def workspace(toy_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder that looks like the repository to a person who types commands, with the toy world as ./dataset.
+    """A working directory that looks like the repository to a user, with the toy world as ./dataset.
 
-    Whatever the tests' runs write stays in it. The process group that training joins ends with the tests.
+    All output of the tests' runs stays in it. The process group that training creates is destroyed at the end.
     """
     folder = tmp_path_factory.mktemp("workspace")
     for name in ("assets", "configs"):
@@ -93,7 +93,7 @@ def workspace(toy_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-            patch.setenv(name, "")  # so that what a script sets is undone
+            patch.setenv(name, "")  # so that monkeypatch undoes what a script sets
             patch.delenv(name)
         yield folder
     torch.set_num_threads(threads)
@@ -103,7 +103,7 @@ def workspace(toy_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """What the README's training command left."""
+    """The result of the README's training command."""
 
     folder: Path
     argv: tuple[str, ...]  # how it was started
@@ -112,7 +112,7 @@ class TrainedRun:
 
 @pytest.fixture(autouse=True)
 def _own_linear_layers() -> Iterator[None]:
-    """DeepSpeed's ZeRO-3 puts a linear function of its own into torch and leaves it there."""
+    """Restores torch's linear function, which DeepSpeed's ZeRO-3 replaces for good."""
     linear = torch.nn.functional.linear
     yield
     torch.nn.functional.linear = linear

@@ -1,4 +1,4 @@
-"""The reference numbers of the released code: which there are, what they describe, and what equal means."""
+"""The reference numbers of the released code: the cases, the batches they describe, and the tolerance."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ ABSENT = f"no reference numbers of this kind in {COMPLETE}; set LASAGNA_GOLDEN"
 
 
 def cases(pattern):
-    """The files of one kind in the complete set, as parameters; without any, one that is skipped."""
+    """The files of one kind in the complete set, as pytest parameters; a skipped parameter if there are none."""
     found = sorted(COMPLETE.glob(pattern))
     absent = pytest.param(None, marks=pytest.mark.skip(reason=ABSENT), id="absent")
     return [pytest.param(path, id=path.stem) for path in found] or [absent]
 
 
 def cases_of_part(pattern):
-    """The files of a kind that the repository has, as parameters, and those of the complete set if it is there."""
+    """The files of one kind in tests/golden and, if present, in the complete set, as pytest parameters."""
     return [
         pytest.param(path, id=f"{path.stem}-{'part' if folder == PART else 'complete'}")
         for folder in folders()
@@ -50,7 +50,7 @@ def load(name, **kwargs):
 
 
 class TrainCase:
-    """One train_*.npz with its json, and the batch that it describes."""
+    """One train_*.npz with its JSON file, and the batch that it describes."""
 
     def __init__(self, path, processor):
         self.numbers = np.load(path)
@@ -72,7 +72,7 @@ class TrainCase:
         self.batch = replace(batch, labels=labels, gt_masks=self.gt_masks)
 
     def of_image(self, name, index, dtype=np.float32):
-        """Masks of an image; one without any may have no entry."""
+        """Masks of an image; an image without masks may have no entry."""
         key = name.format(index)
         if key in self.numbers:
             return self.numbers[key]
@@ -80,7 +80,7 @@ class TrainCase:
 
 
 def expand(ids, labels, attention, processor):
-    """Rows with one placeholder -> rows with one token for each image feature, the others likewise."""
+    """Replaces the placeholder of each row by one token per image feature; labels and masks likewise."""
     rows, row_labels, masks = [], [], []
     count = processor.num_image_tokens
     for row, label, mask in zip(ids, labels, attention, strict=True):
@@ -98,7 +98,7 @@ def batch_of(ids, mask, images, owners, processor):
 
 @cache
 def trained_once(path, model):
-    """A case, the losses' gradients and the outputs of one pass over it."""
+    """A case, the model, the outputs of one pass over it and the gradients of its loss."""
     case, model = TrainCase(path, model.processor), copy.deepcopy(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("vision_tower" not in name and "image_encoder" not in name)

@@ -1,4 +1,4 @@
-"""`make demo` in small: every step through the real launcher, and a second call that does nothing again."""
+"""`make demo` in small: every step with the real launcher, and a second call that repeats nothing."""
 
 from __future__ import annotations
 

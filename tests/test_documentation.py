@@ -1,4 +1,4 @@
-"""What the pages say is there: files, modules, links, the code tour line by line, and commands that run."""
+"""The documentation is true: files, modules and links exist, the code tour is complete, and every command runs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def name_of(page: Path) -> str:
 
 
 def named_paths(page: Path) -> set[str]:
-    """What a page writes in `backticks` and means as a file or folder of this repository."""
+    """Files and folders of this repository that a page names in `backticks`."""
     code = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S))
     words = {word.rstrip("/:,") for text in code for word in text.split()}
     return {
@@ -165,7 +165,7 @@ COMMANDS = [
 
 @pytest.fixture(scope="module")
 def desk(workspace, trained_run, merged_model, tmp_path_factory):
-    """A working directory as the pages have it: ./dataset, a finished run, a report, images and a class file."""
+    """A working directory as the pages assume it: ./dataset, a finished run, a report, images and a class file."""
     folder = tmp_path_factory.mktemp("pages")
     for name in ("assets", "configs", "dataset"):
         (folder / name).symlink_to((workspace / name).resolve())

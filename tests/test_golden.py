@@ -42,7 +42,7 @@ TRAINED_PARTS = ("embed_tokens", "lm_head", "sam.mask_decoder", "seg_projector")
 
 @pytest.fixture(scope="module")
 def shared_model(golden):
-    """Nobody may change it."""
+    """Read-only: shared by the tests of this module."""
     return load("lasagna-tiny")
 
 
@@ -212,7 +212,7 @@ def test_greedy_generation_equals_the_released_code(shared_model, path):
         embeddings = model.embed(prompt, encoded.features)
         [tokens], [states] = greedy(model, embeddings, mask, processor.token_ids.eos, length)
         assert tokens == numbers["output_ids"][0, ids.shape[1] :].tolist()
-        # Their masks include those of the prompt's tokens, each from the state before it.
+        # The reference includes masks of the prompt's [SEG] tokens, each from the state before it.
         asked = model.language_states(embeddings, mask)[0]
         in_prompt = [i - 1 for i, token in enumerate(prompt[0].tolist()) if token == seg]
         chosen = torch.cat([asked[in_prompt], states[[i for i, token in enumerate(tokens) if token == seg]]])
@@ -236,7 +236,7 @@ def test_token_ids_equal_the_released_code(shared_model, merged_model, path):
 
 @pytest.fixture
 def untrained_sam():
-    """SAM's preprocessing has no weights: the sizes are small, but for the image's."""
+    """A SAM with the real image size; preprocessing has no weights, so everything else is small."""
     settings = SamSettings(image_size=1024, encoder_dim=16, encoder_depth=1, encoder_num_heads=1,
                            encoder_mlp_dim=16, encoder_global_blocks=(), prompt_embed_dim=32)  # fmt: skip
     return SamSegmenter(settings)

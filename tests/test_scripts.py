@@ -1,4 +1,4 @@
-"""The README's commands, as they stand there, run on the toy world; and every shipped configuration."""
+"""Runs the README's commands verbatim on the toy world; and checks every shipped configuration."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PAGES = [
 
 @pytest.fixture(scope="session")
 def fp32_weights(workspace, trained_run):
-    """What zero_to_fp32.py makes of the run's checkpoint, called as the README says."""
+    """The output of zero_to_fp32.py for the run's checkpoint, called as in the README."""
     line = next(line for line in shell_commands(README) if "zero_to_fp32.py" in line)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workspace)

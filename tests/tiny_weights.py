@@ -1,4 +1,4 @@
-"""Tiny checkpoints in the layouts that people have: an original LLaVA v1, its CLIP, a SAM."""
+"""Tiny checkpoints in the published layouts: an original LLaVA v1, its CLIP, a SAM."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ class TinyFolders:
 
     @property
     def flags(self) -> dict[str, str]:
-        """The same as flags of the scripts, as a run remembers them."""
+        """The same as flags of the scripts, as stored in a run's settings."""
         return {"vision_tower": str(self.clip), "vision_pretrained": str(self.sam)}
 
 
 def write_base(folder: Path, tokenizer_folder: Path, *, seed: int = 0) -> TinyFolders:
-    """Writes all three; random weights, but the same for the same seed."""
+    """Writes all three with random weights that depend only on the seed."""
     torch.manual_seed(seed)
     folders = TinyFolders(llava=folder / "llava", clip=folder / "clip", sam=folder / "sam.pth")
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Answers in words as a model would give them, for models in tests that answer from a table."""
+"""Answers in words in the form of a real model's, for test models that answer from a table."""
 
 from __future__ import annotations
 

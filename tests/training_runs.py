@@ -1,4 +1,4 @@
-"""What a training run leaves, without training: a model whose weights have moved, its settings, its checkpoint."""
+"""The output of a training run, without training: a model with changed weights, its settings, its checkpoint."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def trained_model(
     pattern: str = TARGET_PATTERN,
     dtype: torch.dtype = torch.float32,
 ) -> LasagnaForConditionalGeneration:
-    """A model as after training: adapters beside the weights, every trained weight moved.
+    """A model as after training: adapters beside the weights, every trainable weight changed.
 
     `base` is another model to start from, with the flags that it needs.
     """
@@ -43,14 +43,14 @@ def trained_model(
 
 
 def trainable(model: nn.Module) -> OrderedDict[str, Tensor]:
-    """What DeepSpeed saves of it."""
+    """The weights that DeepSpeed saves."""
     return OrderedDict((n, p.detach().clone()) for n, p in model.named_parameters() if p.requires_grad)
 
 
 def save_settings(
     folder: Path, model: LasagnaForConditionalGeneration, folders: TinyFolders, **changes: object
 ) -> None:
-    """What train_ds.py puts beside its checkpoints."""
+    """The settings that train_ds.py stores beside its checkpoints."""
     settings = folder / "lasagna"
     settings.mkdir(parents=True)
     model.config.save_pretrained(settings)
@@ -62,7 +62,7 @@ def save_settings(
 def write_run(
     folder: Path, model: LasagnaForConditionalGeneration, folders: TinyFolders, **changes: object
 ) -> Path:
-    """Trained weights as zero_to_fp32.py writes them, and the settings beside; the path of the weights."""
+    """Writes trained weights as zero_to_fp32.py does, with the settings beside; returns the path of the weights."""
     save_settings(folder / "ckpt_model", model, folders, **changes)
     torch.save(trainable(model), folder / "pytorch_model.bin")
     return folder / "pytorch_model.bin"
@@ -77,7 +77,7 @@ def write_zero_checkpoint(
     frozen: bool = False,
     tag: str = "global_step7",
 ) -> None:
-    """A DeepSpeed checkpoint folder as `save_checkpoint` writes it, with the frozen weights if wanted."""
+    """A DeepSpeed checkpoint folder as `save_checkpoint` writes it, optionally with the frozen weights."""
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
 
@@ -128,6 +128,6 @@ def write_zero_checkpoint(
 
 
 def cut(vector: Tensor, num_parts: int) -> tuple[Tensor, ...]:
-    """Equal parts, the last one padded with zeros."""
+    """Splits into equal parts, the last one padded with zeros."""
     size = math.ceil(len(vector) / num_parts)
     return torch.cat([vector, vector.new_zeros(size * num_parts - len(vector))]).split(size)

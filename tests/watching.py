@@ -1,4 +1,4 @@
-"""Watching what runs: the passes of a language model, the largest tensor that an operation makes."""
+"""Recorders: the forward passes of a language model, the largest tensor that an operation returns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark of answers: all ways give one answer, its claims are those that were promised."""
+"""The benchmark of answers: all ways give the same answer, and the claims have the promised bars."""
 
 from __future__ import annotations
 

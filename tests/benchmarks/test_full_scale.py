@@ -1,4 +1,4 @@
-"""The benchmark of the full size, at a size that takes a second."""
+"""The full-scale benchmark, at a size that takes a second."""
 
 from __future__ import annotations
 

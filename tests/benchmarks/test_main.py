@@ -1,4 +1,4 @@
-"""`make bench`: which scripts run with which flags, and what is made of their results. Nothing is measured here."""
+"""`make bench`: which scripts run with which flags, and the summary of their results. Nothing is measured here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAMES = ["loader", "metrics", "sam", "train_step", "answer"]
 
 @pytest.fixture
 def asked(monkeypatch):
-    """Commands that were run; each writes a file with one claim that is reached and one that is missed."""
+    """Commands that were run; each writes a file with one claim that meets its bar and one that misses it."""
     commands = []
 
     def run(command, **keywords):

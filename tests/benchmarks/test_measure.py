@@ -1,4 +1,4 @@
-"""What the benchmarks share: turns, peaks, verdicts."""
+"""Shared by the benchmarks: alternating runs, peak memory, verdicts."""
 
 from __future__ import annotations
 

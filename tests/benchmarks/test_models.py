@@ -1,4 +1,4 @@
-"""The models of the benchmarks are those that their tables name."""
+"""The benchmarks' models have the documented sizes."""
 
 from __future__ import annotations
 

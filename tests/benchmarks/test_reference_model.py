@@ -22,7 +22,7 @@ def built():
 
 @pytest.fixture(scope="module")
 def batches(built):
-    """Ours, packed, and the reference's, of the same conversations: three about one picture, two about another."""
+    """Ours, packed, and the reference's, of the same conversations: three about one image, two about another."""
     model, processor = built
     # The adapters' second matrices start at zero, where a gradient could not reach the first.
     for name, parameter in model.named_parameters():

@@ -1,4 +1,4 @@
-"""The benchmark of SAM's encoder: its ways compute one result, its claims are those that were promised."""
+"""The benchmark of SAM's encoder: all ways compute the same result, and the claims have the promised bars."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark of the training step: its ways have one loss, its claims are those that were promised."""
+"""The benchmark of the training step: all ways have the same loss, and the claims have the promised bars."""
 
 from __future__ import annotations
 

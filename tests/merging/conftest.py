@@ -26,6 +26,6 @@ def run(tmp_path_factory, trained, folders):
 
 @pytest.fixture
 def arguments(run, tmp_path):
-    """A merge that works; what is asked of it is in the tests."""
+    """The arguments of a merge that works."""
     (tmp_path / "out").mkdir()
     return ["--weight", str(run), "--save_path", str(tmp_path / "out" / "merged")]

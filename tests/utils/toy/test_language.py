@@ -1,4 +1,4 @@
-"""What is said about scenes is checked by reading it back, with code of another kind."""
+"""Texts about scenes are verified by parsing them, with independent code."""
 
 import re
 from collections import defaultdict
@@ -40,7 +40,7 @@ def at(scene, thing):
 
 
 def read(scene, text):
-    """The things that a listener would take an expression to mean, without any margins."""
+    """The things that an expression refers to, without any margins."""
     match = NOUN.match(text)
     assert match, text
     colour = match["colour"] or match["wears"]

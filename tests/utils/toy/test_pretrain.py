@@ -1,4 +1,4 @@
-"""The pretraining recipe: what its students are taught is what the scene shows. The training itself takes hours."""
+"""The pretraining recipe: the targets are what the scene shows. The training itself takes hours."""
 
 import numpy as np
 import pytest
@@ -85,7 +85,7 @@ def test_places_are_at_names_expressions_and_on_to_the_answer(meadow):
 
 
 def test_a_name_after_its_colour_speaks_of_that_colour_only(meadow):
-    """Else "the red car" has two meanings, depending on words that are still to come."""
+    """Otherwise the referent of "the red car" would depend on later words."""
     square = pad_to_square(meadow)
     places = places_of([CAR, RED, CAR, GREEN, CAR, RED, BALL], square, {}, WORDS, to_answer=False)
     expected = {0: (1, 2), 2: (1,), 4: (), 6: (3,)}
@@ -97,7 +97,7 @@ def test_a_name_after_its_colour_speaks_of_that_colour_only(meadow):
 
 
 def test_positions_tell_the_words_of_their_phrase(meadow):
-    """A name that never hears of the colour before it looks at all of its kind, whatever was asked."""
+    """A name whose state ignores the colour before it attends to all things of its class."""
     square = pad_to_square(meadow)
     tokens = [RED, CAR, 1, LEFT_WORD, CAR, 2, PERSON, IN, RED]
     said = {(LEFT_WORD, CAR): Spoken(share_of(square, 1), np.zeros(4, np.float32))}

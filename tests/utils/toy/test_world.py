@@ -1,4 +1,4 @@
-"""Every layout is read back with PIL, pycocotools and the ordinary readers, and must be the scenes drawn."""
+"""Every layout, read back with PIL, pycocotools and the ordinary readers, equals the scenes drawn."""
 
 import json
 import pickle
@@ -46,7 +46,7 @@ def fingerprint(folder):
 
 
 def expected_label(name, label):
-    """Class ids of a scene's label in a data set's list, spelled out by names."""
+    """Class ids of a scene's label in a data set's list, looked up by name."""
     official = load_class_list(name).official
     ids = []
     for toy_name in CLASSES:

@@ -1,4 +1,4 @@
-"""The layouts beyond the demo's: what the readers find is, pixel by pixel, what the generator drew."""
+"""The layouts beyond the demo's: what the readers return equals the scenes drawn, pixel by pixel."""
 
 import json
 from itertools import islice
@@ -247,7 +247,7 @@ def test_a_mixture_draws_from_every_data_set_that_trains(world, name):
 
 
 def test_no_class_is_denied_that_was_not_ruled_out(world):
-    """[NEG] only for what the scene does not show, and, where not all is labelled, what was looked for."""
+    """[NEG] only for classes that are not in the scene and, where labels are not exhaustive, verified absent."""
     recipe = Recipe(format=FORMAT)
     for name in ("openimage", "paco_lvis", "pascal_part"):
         data = DATASETS[name](world, "train")
