@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,21 +47,22 @@ from utils.reports.drawing import LegendEntry, annotate
 
 COMMANDS = {"image": "a path", "classes": "class names", "help": "", "quit": ""}
 HELP = """\
-  PATH               look at an image; also dropped into the terminal, or :image PATH
-  :classes a, b, c   say which of these are in it, and where
-  :help, :quit       show this, leave
-  everything else is a question about the image"""
+  PATH               open an image; or drop the file here, or :image PATH
+  :classes a, b, c   segment these classes, and say which are absent
+  :help, :quit       show this help, leave
+  anything else      a question about the image"""
 MAX_STEM_BYTES, MAX_CLASS_BYTES = 120, 80  # of a file name, which holds 255
+MAX_PROMPT_BYTES = 40  # of an image's name before "> "
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What the model said about a picture."""
+    """What the model said about an image."""
 
     text: str
-    names: tuple[str, ...]  # one a mask; "" when the text does not name it
+    names: tuple[str, ...]  # of each mask; "" when the text does not name it
     masks: Tensor  # (num_masks, height, width) float32 logits
-    absent: tuple[str, ...] = ()  # classes that were asked for and are not there
+    absent: tuple[str, ...] = ()  # classes asked for and answered as absent
     remark: str = ""  # what of the answer could not be used
     question: str = ""  # when it was asked in words
 
@@ -69,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse_config(ChatConfig, argv, about=__doc__)
     start_logging()
     check_question(config)
-    image = read_picture(config.image, "--image") if config.image else None
+    image = open_image(config.image, "--image") if config.image else None
     check_writable(config.vis_save_path, "--vis_save_path")
     model = load(config)
     if image is None:
@@ -81,26 +84,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def load(config: ChatConfig) -> LasagnaForConditionalGeneration:
+    """The model on this machine's device."""
     model, _ = load_model(config.version, device=device_of(), **config.loading)
     return model
 
 
 def check_question(config: ChatConfig) -> None:
-    """One answer needs a picture and one question about it; a conversation needs neither."""
+    """UserError unless there are an image and one question about it, or neither: a conversation."""
     questions = [flag for flag in ("prompt", "classes") if getattr(config, flag).strip()]
     if config.image and len(questions) != 1:
         raise UserError(f"--image {config.image} needs one question: either --prompt or --classes")
     if questions and not config.image:
-        raise UserError(f"--{questions[0]} needs --image, the picture that it is about")
+        raise UserError(f"--{questions[0]} needs --image, the image that it is about")
 
 
-def read_picture(text: str, flag: str = "") -> np.ndarray:
-    """The image that `text` names."""
+def open_image(text: str, flag: str = "") -> np.ndarray:
+    """The image that `text` names, (height, width, 3) uint8; `flag` is named in errors."""
     path, named = Path(resolve(text)), f"{flag} {text}".strip()
     if path.is_dir():
-        raise UserError(f"{named} is a folder, which holds {names_in(path)}; pass a picture file")
+        raise UserError(f"{named} is a folder, which holds {names_in(path)}; pass an image file")
     if not path.is_file():
-        raise FileNotFoundError(f"{named} does not exist; pass a picture file")
+        raise FileNotFoundError(f"{named} does not exist; pass an image file")
     return read_image(path)
 
 
@@ -112,7 +116,7 @@ def ask(
     prompt: str = "",
     classes: str = "",
 ) -> Answer:
-    """One question about one picture: a prompt in words, or class names separated by commas."""
+    """One question about one image: a prompt in words, or class names separated by commas."""
     if prompt:
         return ask_in_words(model, image, prompt, config)
     format = model.processor.format
@@ -173,8 +177,10 @@ def name_in(prompt: str, name: str) -> str:
 
 
 def tell(answer: Answer, image: np.ndarray, stem: str, config: ChatConfig) -> None:
-    """Print the text; write a picture for each mask and the overlay of all."""
-    print("\n".join(text for text in (answer.text, answer.remark) if text))
+    """Print the text; write an image of each mask and the overlay of all."""
+    for text in (answer.text, answer.remark):
+        if text:
+            print(wrapped(text))
     folder = writable_folder(config.vis_save_path, "--vis_save_path")
     stem = shortened(stem, MAX_STEM_BYTES)
     for number, (name, logits) in enumerate(zip(answer.names, answer.masks, strict=True), start=1):
@@ -193,7 +199,7 @@ def file_suffix(name: str) -> str:
 
 
 def draw(answer: Answer, image: np.ndarray) -> Image.Image:
-    """The picture with all masks and a legend; where masks overlap the highest logit is shown."""
+    """The image with all masks and a legend; where masks overlap the highest logit is shown."""
     colours = [colour_of(name, number) for number, name in enumerate(answer.names)]
     legend = [LegendEntry(name=answer.question)] if answer.question else []
     legend += [
@@ -209,7 +215,15 @@ def draw(answer: Answer, image: np.ndarray) -> Image.Image:
     return annotate(image, labels, np.array(colours, dtype=np.uint8).reshape(-1, 3), legend)
 
 
+def wrapped(text: str) -> str:
+    """The text in lines between words on a terminal; in one line for a program that reads it."""
+    if not sys.stdout.isatty():
+        return text
+    return textwrap.fill(text, shutil.get_terminal_size().columns, break_on_hyphens=False)
+
+
 def colour_of(name: str, number: int) -> Colour:
+    """That of the class; of a mask without a name, by its number."""
     return class_colour(name) if name else MASK_COLOURS[number % len(MASK_COLOURS)]
 
 
@@ -220,8 +234,9 @@ def converse(model: LasagnaForConditionalGeneration, config: ChatConfig) -> None
     stem, number = "", 0
     while True:
         try:
-            line = input("picture> " if image is None else f"{stem}> ").strip()
+            line = input(f"{shortened(stem, MAX_PROMPT_BYTES) or 'image'}> ").strip()
         except (EOFError, KeyboardInterrupt):
+            print()
             return
         try:
             command, text = understand(line, has_image=image is not None)
@@ -230,7 +245,7 @@ def converse(model: LasagnaForConditionalGeneration, config: ChatConfig) -> None
             if command == "help":
                 print(HELP)
             elif command == "image":
-                image, stem, number = read_picture(text), Path(resolve(text)).stem, 0
+                image, stem, number = open_image(text), Path(resolve(text)).stem, 0
                 encoded = model.encode(image)  # once for all questions about it
             elif text:
                 assert image is not None  # `understand` refuses questions before there is one
@@ -247,8 +262,12 @@ def understand(line: str, *, has_image: bool) -> tuple[str, str]:
         UserError: an unknown command, or a question before there is an image.
     """
     if not line.startswith(":"):
-        is_image = bool(line) and (not has_image or is_path(line))
-        return ("image" if is_image else "prompt"), line
+        if not line or (has_image and not is_path(line)):
+            return "prompt", line
+        path = resolve(line)
+        if not (is_path(line) or os.path.exists(path) or Path(path).suffix.lower() in IMAGE_SUFFIXES):
+            raise UserError(f"{line!r} is no file; give the path of an image first, then ask about it")
+        return "image", line
     name, *rest = line.split(maxsplit=1)
     command, text = name[1:].lower(), "".join(rest)
     if command not in COMMANDS:

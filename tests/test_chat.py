@@ -76,6 +76,7 @@ def test_questions_are_no_paths(knowing, home, monkeypatch, capsys):
         (["~/p.png", ":image"], ":image needs a path"),
         (["~/p.png", ":classes , "], "has no class name"),
         (["~nobody_here/p.png"], "no user 'nobody_here'"),
+        (["Where is the sky?"], "'Where is the sky?' is no file; give the path of an image first"),
     ],
 )
 def test_what_cannot_be_done_is_said_and_the_conversation_goes_on(
@@ -145,3 +146,13 @@ def test_a_command_is_understood_in_any_case():
     assert chat.understand("", has_image=False) == ("prompt", "")
     with pytest.raises(UserError, match="unknown command"):
         chat.understand(":)", has_image=True)
+
+
+def test_on_a_terminal_an_answer_is_wrapped_between_words_and_the_help_fits(monkeypatch):
+    text = "traffic light [NEG], " * 12 + "sky [SEG]."
+    assert chat.wrapped(text) == text
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = chat.wrapped(text).splitlines()
+    assert " ".join(lines) == text
+    assert max(map(len, [*lines, *chat.HELP.splitlines()])) <= 80

@@ -322,7 +322,7 @@ def test_a_format_without_a_token_for_absent_classes_names_only_what_is_there(kn
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--image=no.png", "--prompt=hi"], "no.png does not exist; pass a picture file"),
+        (["--image=no.png", "--prompt=hi"], "no.png does not exist; pass an image file"),
         (["--image=broken.png", "--prompt=hi"], "broken.png: cannot be decoded"),
         (["--image=street.png"], "either --prompt or --classes"),
         (["--image=street.png", "--prompt=hi", "--classes=dog"], "either --prompt or --classes"),
