@@ -113,7 +113,7 @@ def files_in_the_tree() -> set[str]:
         files |= {
             str(path)
             for path in paths
-            if "__pycache__" not in path.parts
+            if path.suffix in (".py", ".yaml", ".md", ".jinja")
             and path.name != "__init__.py"
             and not str(path).startswith(NOT_LISTED)
         }

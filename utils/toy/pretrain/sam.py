@@ -4,6 +4,7 @@ Its image encoder is also supervised with the class of each pixel and the colour
 trained on a billion masks, and the toy world has only twenty classes.
 """
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ PROMPTS_PER_IMAGE = 6
 NUM_COLOURS = len(COLOURS) + 1  # the last one for everything without a named colour
 
 
+@cache
 def class_weights(num_scenes: int = 200) -> Tensor:
     """(NUM_LABELS,) float32, inverse square root of each label's frequency, with a mean of 1 over pixels.
 
