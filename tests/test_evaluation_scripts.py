@@ -30,7 +30,7 @@ class KnowingModel(torch.nn.Module):
     """Sees sky in the upper half and grass below, and no dog."""
 
     processor = SimpleNamespace(format=SequenceFormat.named("paper"))
-    config = SimpleNamespace(num_all_classes=80)
+    config = SimpleNamespace(num_all_classes=80, sequence_format=None, prompt=None)
     device = torch.device("cpu")
 
     def encode_batch(self, images, **_):
@@ -203,7 +203,7 @@ def test_two_processes_write_the_report_and_the_predictions_of_one(workspace, me
             ["--images=x", "--classes=c", "--save_predictions=o", "--report_dir=r", "--calibrate"],
             "--report_dir, --calibrate means nothing with --images",
         ),
-        (["--images=nowhere/*.jpg", "--classes=ade20k", "--save_predictions=o"], "matches no picture"),
+        (["--images=nowhere/*.jpg", "--classes=ade20k", "--save_predictions=o"], "matches no image"),
         (["--images=street.png", "--classes=none.txt", "--save_predictions=o"], "none.txt is no .txt file"),
         (["--images=street.png", "--classes=twice.txt", "--save_predictions=o"], "'dog' and 'dog'"),
         (["--images=street.png", "--classes=empty.txt", "--save_predictions=o"], "no classes"),

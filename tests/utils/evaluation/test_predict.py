@@ -21,7 +21,7 @@ from utils.evaluation.prompting import EvaluationSettings
 class RedModel(torch.nn.Module):
     """A pixel with red value r shows the class named "thing r"; 255 is nothing."""
 
-    config = SimpleNamespace(num_all_classes=80)
+    config = SimpleNamespace(num_all_classes=80, sequence_format=None, prompt=None)
 
     def __init__(self) -> None:
         super().__init__()

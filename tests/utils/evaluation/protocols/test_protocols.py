@@ -38,7 +38,7 @@ class TalkingModel:
     probabilities: dict[str, float] = field(default_factory=dict)  # of being present, 0 unless given
     asked: list[tuple[str, ...]] = field(default_factory=list)
     options: list[dict] = field(default_factory=list)
-    config = SimpleNamespace(num_all_classes=80)
+    config = SimpleNamespace(num_all_classes=80, sequence_format=None, prompt=None)
 
     def encode_batch(self, images, *, processor):
         return images
