@@ -1,7 +1,7 @@
 """Our model against the numbers of the released LaSagnA / LISA code; see the README beside the numbers.
 
 The complete set is in the folder that LASAGNA_GOLDEN names; every train_*.npz and generate_*.npz in it is a case.
-What needs no weights (preprocessing, metrics) is compared with the part in tests/golden too.
+What needs no weights is in tests/test_golden_part.py.
 """
 
 import copy
@@ -10,31 +10,22 @@ import json
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPImageProcessorPil
 
 from merge_lora_weights_and_save_hf_model import main as merge_script
 from model.checkpoints.layouts import training
 from model.checkpoints.layouts.training import apply_training_weights
 from model.checkpoints.load import load_model
-from model.decoders.sam import SamSegmenter, SamSettings
 from model.generation.greedy import greedy
-from model.processor import LasagnaProcessor
-from model.text.format import SequenceFormat
-from model.text.tokens import add_special_tokens, load_tokenizer
 from tests.golden_cases import (
     IMAGE_PLACEHOLDER,
-    TOLERANCE,
     TrainCase,
     batch_of,
     cases,
-    cases_of_part,
     close,
     expand,
     load,
     trained_once,
 )
-from utils.common.label_values import IGNORE
-from utils.evaluation.metrics import ConfusionMatrix, mask_scores, overlap
 
 TRAIN_CASES, GENERATE_CASES = cases("train_*.npz"), cases("generate_*.npz")
 TRAINED_PARTS = ("embed_tokens", "lm_head", "sam.mask_decoder", "seg_projector")
@@ -220,7 +211,7 @@ def test_greedy_generation_equals_the_released_code(shared_model, path):
     close(masks, numbers["mask0"], "masks of every <ins>")
 
 
-# ------------------------------------------------------------------- tokens, preprocessing, metrics
+# ------------------------------------------------------------------------------------------ tokens
 
 
 @pytest.mark.parametrize("path", cases("tokenization.json"))
@@ -232,85 +223,3 @@ def test_token_ids_equal_the_released_code(shared_model, merged_model, path):
                 ids += [IMAGE_PLACEHOLDER] if ids else [each.processor.tokenizer.bos_token_id]
                 ids += each.processor.tokenizer(part, add_special_tokens=False).input_ids
             assert ids == case["ids"], case["prompt"]
-
-
-@pytest.fixture
-def untrained_sam():
-    """A SAM with the real image size; preprocessing has no weights, so everything else is small."""
-    settings = SamSettings(image_size=1024, encoder_dim=16, encoder_depth=1, encoder_num_heads=1,
-                           encoder_mlp_dim=16, encoder_global_blocks=(), prompt_embed_dim=32)  # fmt: skip
-    return SamSegmenter(settings)
-
-
-@pytest.mark.parametrize("path", cases_of_part("preprocess.npz"))
-def test_preprocessing_equals_the_released_code(untrained_sam, path, llama_tokenizer_folder):
-    numbers = np.load(path)
-    processor = image_processor(path.parent, llama_tokenizer_folder)
-    names = sorted(name.removesuffix("_raw") for name in numbers.files if name.endswith("_raw"))
-    assert names
-    seen = []
-    untrained_sam.image_encoder = Recorder(seen)
-    for name in names:
-        image = numbers[f"{name}_raw"]
-        resized = processor.sam_image(image)
-        expected = numbers[f"{name}_sam_resized_s8"]
-        assert np.array_equal(resized.transpose(1, 2, 0)[::8, ::8], expected), name
-        images = processor.image_inputs([image])
-        untrained_sam.encode(images.sam_images, images.resized_sizes)
-        close(seen[-1][0, :, ::16, ::16], numbers[f"{name}_sam_preprocessed_s16"], f"SAM input of {name}")
-        mean, std = (
-            np.array(values).reshape(3, 1, 1)
-            for values in (processor.clip.image_mean, processor.clip.image_std)
-        )
-        clip = processor.clip_image(image)
-        close((clip / 255 - mean) / std, numbers[f"{name}_clip"], f"CLIP input of {name}")
-
-
-def image_processor(folder, tokenizer_folder):
-    """A processor with the CLIP settings of the reference; its tokenizer does not matter here."""
-    tokenizer, format = load_tokenizer(tokenizer_folder), SequenceFormat.named("release")
-    add_special_tokens(tokenizer, format)
-    clip = CLIPImageProcessorPil.from_pretrained(folder / "checkpoints" / "clip-vit-tiny-patch14")
-    return LasagnaProcessor(
-        tokenizer=tokenizer, clip=clip, sam_image_size=1024, num_image_tokens=256, format=format
-    )
-
-
-class Recorder(torch.nn.Module):
-    """Stands in for SAM's image encoder and keeps what it is given."""
-
-    def __init__(self, seen):
-        super().__init__()
-        self.seen, self.pos_embed = seen, torch.zeros(1)
-
-    def forward(self, pixels):
-        self.seen.append(pixels)
-        return pixels
-
-
-@pytest.mark.parametrize("path", cases_of_part("metrics.npz"))
-def test_metrics_equal_the_released_code(path):
-    numbers, facts = np.load(path), json.loads(path.with_suffix(".json").read_text())
-    overlaps = []
-    for name in (name for name in numbers.files if name.startswith("giou_gt")):
-        predictions = numbers[name.replace("gt", "pred")] > 0
-        overlaps += [overlap(p, g == 1, g == 255) for p, g in zip(predictions, numbers[name], strict=True)]
-    scores = mask_scores(overlaps)
-    close([scores["giou"], scores["ciou"]], facts["giou_ciou"], "gIoU, cIoU")
-
-
-@pytest.mark.parametrize("path", cases_of_part("metrics.npz"))
-def test_confusion_matrices_equal_the_released_code(path):
-    numbers, facts = np.load(path), json.loads(path.with_suffix(".json").read_text())
-    truth, prediction = numbers["conf5_gt"], numbers["conf5_pred"]
-    # "ignore0" leaves out every pixel that is, or is called, class 0.
-    nowhere = (truth == 0) | (prediction == 0)
-    for name, labels in (("", truth), ("_ignore0", np.where(nowhere, IGNORE, truth))):
-        matrix = ConfusionMatrix(len(numbers["conf5"]))
-        for each in zip(labels, prediction, strict=True):
-            matrix.add(*each)
-        if not name:
-            assert np.array_equal(matrix.counts[:-1, :-1], numbers["conf5"])
-        expected = numbers[f"conf5_iou{name}"]
-        assert np.allclose(matrix.iou(), expected, rtol=TOLERANCE, equal_nan=True)
-        close(matrix.summary()["miou"], facts[f"conf5_miou{name}"], f"mIoU{name}")
