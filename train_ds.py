@@ -49,7 +49,7 @@ from utils.training.validation import open_validation
 def main(argv: Sequence[str] | None = None) -> int:
     config = parse_config(TrainConfig, argv, about=__doc__)
     start_processes(config)
-    check_run(config, world_size())
+    found = check_run(config, world_size())
     datasets = open_validation(config)
     model, processor = build_model(config)
     mixture = build_train_mixture(
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     sam_cache = open_sam_cache(config, model)
     engine = start_deepspeed(config, model)
-    progress = resume(engine, config)
+    progress = resume(engine, config, found)
     say(f"{mixture.describe()}\nsteps {progress.step} to {config.num_steps}, {count_trainable(model)}")
     train(engine, config, mixture, datasets, progress, sam_cache)
     return 0

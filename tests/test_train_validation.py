@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from tests.commands import BASE, QUICK, losses_of, run
 from utils.common.settings import parse_config
 from utils.config.training import TrainConfig
 from utils.reports.report import Report, Result
-from utils.training import checkpoint, validation
+from utils.training import checkpoint, saves, validation
 from utils.training.log import deciding_score
 from utils.training.progress import Score
 
@@ -63,7 +64,7 @@ def in_the_weights_of(name: str):
         save = DeepSpeedEngine.save_checkpoint
 
         def half(self, folder, tag, **options):
-            if Path(folder).name == name and tag == "global_step2":
+            if Path(folder).name == name and tag == "partial_global_step2":
                 (Path(folder) / tag).mkdir()
                 (Path(folder) / tag / "mp_rank_00_model_states.pt").write_bytes(b"PK")
                 raise Killed
@@ -78,14 +79,15 @@ def before_writing(name: str):
     """A kill before a small file replaces its older self."""
 
     def kill(patch: pytest.MonkeyPatch) -> None:
-        write = checkpoint.write_whole
+        write = saves.write_whole
 
         def write_or_die(path: Path, text: str) -> None:
             if path.as_posix().endswith(name) and "2" in text:
                 raise Killed
             write(path, text)
 
-        patch.setattr(checkpoint, "write_whole", write_or_die)
+        for module in (saves, checkpoint):
+            patch.setattr(module, "write_whole", write_or_die)
 
     return kill
 
@@ -96,18 +98,37 @@ def while_deleting_the_old(name: str):
     def kill(patch: pytest.MonkeyPatch) -> None:
         remove = shutil.rmtree
 
-        def half(path, ignore_errors=False):
+        def half(path, ignore_errors=False, **options):
             if not ignore_errors and Path(path).parts[-2:] == (name, "global_step1"):
                 next(Path(path).glob("*.pt")).unlink()
                 raise Killed
-            remove(path, ignore_errors=ignore_errors)
+            remove(path, ignore_errors=ignore_errors, **options)
 
-        patch.setattr(checkpoint.shutil, "rmtree", half)
+        patch.setattr(saves.shutil, "rmtree", half)
+
+    return kill
+
+
+def before_naming(name: str):
+    """A kill when everything is written, and the save does not have its name yet."""
+
+    def kill(patch: pytest.MonkeyPatch) -> None:
+        rename = os.rename
+
+        def rename_or_die(source, target):
+            if Path(target).parts[-2:] == (name, "global_step2"):
+                raise Killed
+            rename(source, target)
+
+        patch.setattr(saves.os, "rename", rename_or_die)
 
     return kill
 
 
 MOMENTS = {
+    "before the newest have their name": before_naming("ckpt_model"),
+    "before the best have their name": before_naming("ckpt_best"),
+    "before their manifest": before_writing("ckpt_model/partial_global_step2/manifest.json"),
     "in the validation": in_validation,
     "in the newest weights": in_the_weights_of("ckpt_model"),
     "before they are the newest": before_writing("ckpt_model/latest"),

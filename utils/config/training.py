@@ -212,17 +212,27 @@ class TrainConfig(DataConfig):
     log_base_dir: str = setting("./runs", "parent folder of all runs", group=OUTPUT, path=True)
     exp_name: str = setting("lasagna", "name of the run; its folder holds checkpoints and logs", group=OUTPUT)
     auto_resume: bool = setting(True, "continue from the run's newest checkpoint", group=OUTPUT)
+    save_every_minutes: float | None = setting(
+        20.0, "save also between epochs, after so many minutes; none: not by time", group=OUTPUT
+    )
+    save_every_steps: int | None = setting(
+        None, "save also between epochs, after so many steps", group=OUTPUT, unset="not by steps"
+    )
+    keep_last: int = setting(1, "newest saves that are kept; the best is kept besides", group=OUTPUT)
+    disk_patience: float = setting(
+        5.0, "minutes of trying again while the disk is full or away, before the run ends", group=OUTPUT
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(
             self, "epochs", "steps_per_epoch", "batch_size", "grad_accumulation_steps", "lr", "val_batch_size",
             "grad_clip", "lora_alpha", "num_threads", "max_bad_steps", "max_val_samples",
-            "classes_per_query",
+            "classes_per_query", "keep_last", "save_every_minutes", "save_every_steps",
         )  # fmt: skip
         require_not_negative(
             self, "workers", "sam_cache_gb", "warmup_steps", "lora_r", "weight_decay", "profile",
-            "ce_loss_weight", "bce_loss_weight", "dice_loss_weight",
+            "ce_loss_weight", "bce_loss_weight", "dice_loss_weight", "disk_patience",
         )  # fmt: skip
         if max(self.lr, self.weight_decay, self.lr * self.weight_decay) > MAX_STEP_SIZE:
             raise UserError(

@@ -11,6 +11,7 @@ from typing import Any
 
 from model.errors import UserError
 from utils.common.distributed import gather_objects, sum_over_processes
+from utils.common.files import write_whole
 from utils.data.types import Batch
 
 # The fraction of unusable items is one of so many draws at least: one bad file among the first ten stops no run.
@@ -91,4 +92,5 @@ class DataCounts:
         return "\n".join((text, *(f"  unusable: {item}" for item in self.first)))
 
     def save(self, path: Path) -> None:
-        path.write_text(json.dumps(self.state(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        """Write the totals, for a reader."""
+        write_whole(path, json.dumps(self.state(), indent=2, ensure_ascii=False) + "\n")

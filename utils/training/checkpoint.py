@@ -1,54 +1,54 @@
 """Checkpoints of a training run: DeepSpeed's folder of trainable weights, and what it takes to rebuild the model.
 
-runs/EXP/ckpt_model/latest, global_step500/, zero_to_fp32.py     the newest
+runs/EXP/ckpt_model/global_step500/, latest, zero_to_fp32.py     the newest (saves.py writes it)
 runs/EXP/ckpt_model/lasagna/                                     config, tokenizer, processor, run.yaml
 runs/EXP/ckpt_best/                                              the same for the best validation
 runs/EXP/validation.json                                         up to which step epochs are validated, and the best
 
-Every moment may be the last. `latest` is written, whole or not at all, when its save is complete; an older save goes
-after that. A validation is noted when its weights are kept, so one that was killed is made up for on resume.
+Every moment may be the last. A save gets its name when it is whole; an older save goes after that. A validation is
+noted when its weights are kept, so one that was killed is made up for on resume.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from model.checkpoints.layouts.deepspeed import safe_globals
 from model.checkpoints.layouts.training import CHECKPOINT_FOLDER, SETTINGS_FOLDER
+from model.checkpoints.manifest import Found, newest_save, saves
 from model.errors import UserError
 from model.files import read_json, read_text, read_yaml, split_lines
-from model.lasagna import LasagnaForConditionalGeneration
 from model.strict_loading import check_keys
 from utils.common.distributed import is_main_process
+from utils.common.files import write_whole
 from utils.common.paths import same_place
-from utils.common.settings import STARTED_IN, path_settings, save_config
+from utils.common.settings import STARTED_IN, path_settings
 from utils.config.training import TrainConfig
 from utils.data.counts import DataCounts
 from utils.training.engine import Engine
-from utils.training.health import check_weights
+from utils.training.health import not_finite, shown
 from utils.training.progress import BadSteps, Progress, Score, Validated
+from utils.training.saves import from_main, make_newest, put_back_replaced, write_save
 
 logger = logging.getLogger(__name__)
 
 BEST_FOLDER = "ckpt_best"
 VALIDATION_FILE = "validation.json"
-LATEST = "latest"
 # What a run may continue with another value of: how long it goes on, where things are, what only costs time,
 # and what is measured. Everything else decides the weights, and stays as it was.
 FREE = (
     "epochs", "dataset_dir", "fast_resize", "workers", "sam_cache", "sam_cache_gb", "attn_implementation",
     "gradient_checkpointing", "compile", "num_threads", "profile", "local_rank", "max_bad_fraction", "max_bad_steps",
     "val_dataset_list", "no_eval", "val_batch_size", "max_val_samples", "classes_per_query",
-    "log_base_dir", "exp_name", "auto_resume",
+    "log_base_dir", "exp_name", "auto_resume", "save_every_minutes", "save_every_steps", "keep_last", "disk_patience",
 )  # fmt: skip
 
 
@@ -60,7 +60,8 @@ def save_checkpoint(engine: Engine, config: TrainConfig, progress: Progress) -> 
         "bad_steps": progress.bad.total,
         "owes_validation": progress.owes_validation,
     }
-    _save(engine, config, config.run_dir / CHECKPOINT_FOLDER, state)
+    folder = config.run_dir / CHECKPOINT_FOLDER
+    write_save(engine, config, folder, state, manifest_of(config), keep=config.keep_last)
 
 
 def save_best(engine: Engine, config: TrainConfig, step: int, score: Score | None) -> None:
@@ -70,43 +71,7 @@ def save_best(engine: Engine, config: TrainConfig, step: int, score: Score | Non
         "best_score": score.value if score else None,
         "best_measured": score.measured if score else None,
     }
-    _save(engine, config, config.run_dir / BEST_FOLDER, state)
-
-
-def _save(engine: Engine, config: TrainConfig, folder: Path, state: dict[str, Any]) -> None:
-    """The older save of the folder goes only after the new one is complete."""
-    check_weights(engine, state["step"])
-    tag = f"global_step{state['step']}"
-    if is_main_process():
-        _save_settings(engine.module, config, folder / SETTINGS_FOLDER)
-        # Stale files of another world size in the same tag would be read as part of this save.
-        shutil.rmtree(folder / tag, ignore_errors=True)
-    _wait_for_all()
-    # DeepSpeed would write `latest` in place: a kill at that moment leaves an empty one.
-    engine.save_checkpoint(
-        str(folder), tag=tag, client_state=state, save_latest=False, exclude_frozen_parameters=True
-    )
-    _wait_for_all()
-    if is_main_process():
-        write_whole(folder / LATEST, tag)
-        _remove_all_but(folder, tag)
-    _wait_for_all()
-
-
-def _remove_all_but(folder: Path, tag: str) -> None:
-    for old in folder.glob("global_step*"):
-        if old.name != tag:
-            shutil.rmtree(old)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that whoever reads it, also after a kill, finds the old text or the new one."""
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    write_save(engine, config, config.run_dir / BEST_FOLDER, state, manifest_of(config), keep=1)
 
 
 def save_validated(config: TrainConfig, validated: Validated) -> None:
@@ -119,24 +84,24 @@ def read_validated(config: TrainConfig, step: int) -> Validated:
     """How far a run that stands at `step` is validated; what a kill left beside its best save is removed.
 
     The best save itself is asked too: a kill may come after it and before the note. A note of later steps is that
-    of an earlier run in this folder.
+    of an earlier run in this folder. A note that cannot be read is as good as none: the best save knows its score.
     """
-    path, best = config.run_dir / VALIDATION_FILE, config.run_dir / BEST_FOLDER
+    path = config.run_dir / VALIDATION_FILE
     try:
         noted = Validated(**read_json(path))
-    except TypeError:
-        raise UserError(
-            f"{path} is not what was written; delete it, the newest epoch is then validated"
-        ) from None
+    except (TypeError, UserError):
+        logger.warning("%s cannot be read and is written anew", path)
+        noted = Validated()
     if noted.step > step:
         noted = Validated()
-    if not (best / LATEST).is_file():
+    best = from_main(lambda: _best_save(config))
+    if best is None:
         return Validated(step=noted.step)
-    state = read_state(best)
+    state = read_state(best.folder)
     if state["step"] > step:
         return noted
     if is_main_process():
-        _remove_all_but(best, (best / LATEST).read_text(encoding="utf-8").strip())
+        make_newest(best.folder, keep=1)
     if state["best_score"] is None:
         return Validated(step=noted.step)
     return Validated(
@@ -147,44 +112,79 @@ def read_validated(config: TrainConfig, step: int) -> Validated:
     )
 
 
-def _wait_for_all() -> None:
-    if dist.is_initialized():
-        dist.barrier()
+def _best_save(config: TrainConfig) -> Found | None:
+    folder = config.run_dir / BEST_FOLDER
+    put_back_replaced(folder)
+    try:
+        return newest_save(folder)
+    except UserError as problem:
+        logger.warning("%s; the next validation makes a new one", problem)
+        return None
 
 
-def _save_settings(model: LasagnaForConditionalGeneration, config: TrainConfig, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    model.config.save_pretrained(folder)
-    model.processor.save_pretrained(folder)
-    save_config(config, folder / "run.yaml")
-
-
-def check_run(config: TrainConfig, num_processes: int) -> None:
-    """Whether this run may start or continue; asked before anything is built.
+def check_run(config: TrainConfig, num_processes: int) -> Found | None:
+    """The save to continue from, None to start anew; asked before anything is built. A collective call.
 
     Raises:
-        ValueError: there is a run of this name that must not, or cannot, be continued like this.
+        UserError: there is a run of this name that must not, or cannot, be continued like this.
     """
     folder = config.run_dir / CHECKPOINT_FOLDER
-    if not (folder / "latest").is_file():
-        return
-    if not config.auto_resume:
-        raise UserError(
-            f"{folder} holds an earlier run; choose another --exp_name, or leave out --no_auto_resume to continue it"
-        )
-    check_same_run(config, folder / SETTINGS_FOLDER / "run.yaml")
-    before = read_state(folder)["dp_world_size"]
+    found = from_main(lambda: _save_to_continue(config, folder))
+    if found is None:
+        return None
+    before = read_state(found.folder)["dp_world_size"]
     if before != num_processes:
         raise UserError(
             f"run {config.exp_name!r} was started with {before} processes, now there are {num_processes}; start as "
             f"many as before, or choose another --exp_name"
         )
+    return found
+
+
+def _save_to_continue(config: TrainConfig, folder: Path) -> Found | None:
+    put_back_replaced(folder)
+    if not saves(folder):
+        return None
+    if not config.auto_resume:
+        raise UserError(
+            f"{folder} holds an earlier run; choose another --exp_name, or leave out --no_auto_resume to continue it"
+        )
+    settings = folder / SETTINGS_FOLDER / "run.yaml"
+    is_known = settings.is_file() and settings.stat().st_size > 0
+    if is_known:
+        check_same_run(config, settings)
+    found = newest_save(folder, lambda manifest: _of_another_run(config, manifest))
+    if not is_known and found is not None and "config" not in found.manifest:
+        raise UserError(
+            f"{settings} is missing or empty, which says how the run was started; choose another --exp_name"
+        )
+    return found
+
+
+def manifest_of(config: TrainConfig) -> dict[str, Any]:
+    """What a manifest says about the run: a hash of the settings that it cannot continue without."""
+    places = path_settings(TrainConfig) | {"dataset"}
+    names = sorted(name for name in asdict(config) if name not in FREE and name not in places)
+    return {"config": {"names": names, "sha256": _hash_of(config, names)}}
+
+
+def _of_another_run(config: TrainConfig, manifest: dict[str, Any]) -> str | None:
+    told = manifest.get("config")
+    if not isinstance(told, dict) or not isinstance(told.get("names"), list):
+        return "its manifest does not say which run it is of"
+    now = asdict(config)
+    if _hash_of(config, [name for name in told["names"] if name in now]) != told.get("sha256"):
+        return "it is of a run with other settings"
+    return None
+
+
+def _hash_of(config: TrainConfig, names: list[str]) -> str:
+    values = {name: getattr(config, name) for name in names}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def check_same_run(config: TrainConfig, path: Path) -> None:
     """ValueError when a run would continue with settings that its checkpoint was not made with."""
-    if not path.is_file():
-        raise UserError(f"{path} is missing, which says how the run was started; choose another --exp_name")
     saved = read_yaml(path)
     started_in = saved.get(STARTED_IN) or ""
     changed = [
@@ -224,34 +224,36 @@ def _same_data(before: str, now: str, started_in: str) -> bool:
     return places(before, started_in) == places(now, "")
 
 
-def read_state(folder: Path) -> dict[str, Any]:
-    """What DeepSpeed saved beside the weights in a folder's newest save; tensors stay on disk."""
-    tag = folder / (folder / "latest").read_text(encoding="utf-8").strip()
-    paths = sorted(tag.glob("*_model_states.pt"))
-    if not paths:
-        raise UserError(f"{tag} has no *_model_states.pt; remove {folder} to start again")
-    return _load_safely(str(paths[0]), mmap=True)
+def read_state(save: Path) -> dict[str, Any]:
+    """What DeepSpeed stored beside the weights in the folder of a save; tensors stay on disk."""
+    return _load_safely(str(min(save.glob("*_model_states.pt"))), mmap=True)
 
 
-def resume(engine: Engine, config: TrainConfig) -> Progress:
-    """Continue from the run's newest checkpoint; returns how far the run is.
+def resume(engine: Engine, config: TrainConfig, found: Found | None) -> Progress:
+    """Continue from a save; returns how far the run is.
 
     Raises:
-        ValueError: the checkpoint does not fit the model.
+        UserError: the save does not fit the model, or holds weights that are not finite.
     """
-    folder = config.run_dir / CHECKPOINT_FOLDER
-    if not (folder / LATEST).is_file():
+    if found is None:
         return Progress()
     engine.checkpoint_engine.load = _load_safely
     # ZeRO-3 restores weights from the optimizer's parts; there, the module holds none to compare.
     load_module = _load_trainable if config.zero_stage < 3 else None
-    path, state = engine.load_checkpoint(str(folder), load_module_strict=False, custom_load_fn=load_module)
+    path, state = engine.load_checkpoint(
+        str(found.folder.parent), tag=found.folder.name, load_module_strict=False, custom_load_fn=load_module
+    )
     if path is None:
-        raise UserError(f"{folder} cannot be read; remove it to start again")
+        raise UserError(f"{found.folder} cannot be read; choose another --exp_name")
+    if wrong := not_finite(engine):
+        raise UserError(
+            f"{found.folder} holds weights that are not finite: {shown(wrong)}; move this folder elsewhere, and the "
+            "run continues from an older save or from its start"
+        )
     step = int(state["step"])
     if is_main_process():
-        _remove_all_but(folder, f"global_step{step}")
-    logger.info("continues %s at step %d", path, step)
+        make_newest(found.folder, config.keep_last)
+    logger.info("continues %s at step %d", found.folder, step)
     validated = read_validated(config, step)
     ends_epoch = step > 0 and step % config.steps_per_epoch == 0  # for runs older than the entry
     return Progress(
@@ -268,9 +270,7 @@ def forget_after(log: Path, step: int) -> None:
     if not log.is_file():
         return
     kept = [f"{line}\n" for line in split_lines(read_text(log)) if _is_up_to(line, step)]
-    unfinished = log.with_suffix(".unfinished")
-    unfinished.write_text("".join(kept), encoding="utf-8")
-    unfinished.replace(log)
+    write_whole(log, "".join(kept))
 
 
 def _is_up_to(line: str, step: int) -> bool:

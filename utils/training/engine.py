@@ -68,7 +68,7 @@ class Engine(Protocol):
         ...
 
     def load_checkpoint(
-        self, load_dir: str, *, load_module_strict: bool, custom_load_fn: LoadModule | None
+        self, load_dir: str, *, tag: str, load_module_strict: bool, custom_load_fn: LoadModule | None
     ) -> tuple[str | None, dict[str, Any]]:
-        """Read the save that `load_dir/latest` names; returns (its path, its `client_state`), or None for a path."""
+        """Read the save in `load_dir/tag`; returns (its path, its `client_state`), or None for a path."""
         ...

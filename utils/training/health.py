@@ -105,6 +105,15 @@ def _culprits(seen: Sequence[tuple[tuple[str, ...], Tensor]]) -> tuple[str, list
 
 def check_weights(engine: Engine, step: int) -> None:
     """DivergedError when a trained weight or a value of the optimizer is not finite. A collective call."""
+    if wrong := not_finite(engine):
+        raise DivergedError(
+            f"step {step}: weights are not finite and are not saved: {shown(wrong)}; the last save is good. Lower "
+            "--lr, and start again under another --exp_name"
+        )
+
+
+def not_finite(engine: Engine) -> list[str]:
+    """Names of trained weights, and of values of the optimizer, that are not finite. A collective call."""
     with torch.no_grad():
         named = {
             # `ds_tensor` is this process's part of a parameter that ZeRO-3 has divided.
@@ -120,12 +129,7 @@ def check_weights(engine: Engine, step: int) -> None:
                     named[key] = named[key] & whole.to(named[key].device) if key in named else whole
         flags = torch.stack([flag.to(engine.device) for flag in named.values()]).tolist()
     mine = [name for name, is_finite in zip(named, flags, strict=True) if not is_finite]
-    wrong = list(dict.fromkeys(name for names in gather_objects(mine) for name in names))
-    if wrong:
-        raise DivergedError(
-            f"step {step}: weights are not finite and are not saved: {shown(wrong)}; the last save is good. Lower "
-            "--lr, and start again under another --exp_name"
-        )
+    return list(dict.fromkeys(name for names in gather_objects(mine) for name in names))
 
 
 def shown(names: Sequence[str]) -> str:

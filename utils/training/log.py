@@ -21,6 +21,7 @@ from tqdm import tqdm
 from model.errors import UserError
 from utils.common.commands import one_line
 from utils.common.distributed import is_main_process
+from utils.common.files import append_whole
 from utils.config.training import TrainConfig
 from utils.reports.report import Report, Result
 from utils.training.checkpoint import forget_after
@@ -72,8 +73,8 @@ def open_log(config: TrainConfig, start: int) -> Iterator[TrainLog]:
 
 def log_step(
     step: int, log: TrainLog, meters: Meters, lr: float, started: float, *, applied: bool = True
-) -> None:
-    """What one step was like over all processes, and how fast.
+) -> Summary:
+    """Log, and return, what one step was like over all processes, and how fast it was.
 
     Args:
         started: its time.perf_counter().
@@ -84,15 +85,15 @@ def log_step(
     meters.reset()
     log.bar.update()
     if log.writer is None:
-        return
+        return summary
     losses, speed = {**summary.means, "lr": lr}, speed_of(summary, seconds)
     log.bar.set_description_str(bar_text(losses, speed), refresh=False)
     for group, values in (("train", losses), ("speed", speed)):
         for name, value in values.items():
             if math.isfinite(value):
                 log.writer.add_scalar(f"{group}/{name}", value, step)
-    with (log.folder / LOSSES_FILE).open("a", encoding="utf-8") as file:
-        file.write(line_of(step, losses, applied) + "\n")
+    append_whole(log.folder / LOSSES_FILE, line_of(step, losses, applied) + "\n")
+    return summary
 
 
 def line_of(step: int, losses: Mapping[str, float], applied: bool) -> str:

@@ -45,12 +45,12 @@ def train(
     sam_cache: SamCache | None,
 ) -> None:
     """Run the optimizer steps that are left; `progress` moves on with them."""
-    meters = Meters(means=MEANS, totals=COUNTED, peaks=("memory",))
+    meters = Meters(means=MEANS, totals=COUNTED, peaks=("memory", "save"))
     costs = CostModel.of(config, engine.module.config, on_gpu=engine.device.type == "cuda")
     # Here and not in a step: an iterator that is made draws a number, which the dropout of its step would miss.
     loaded = iter(open_loader(mixture, engine, config, progress.step, sam_cache))
     batches = on_device(loaded, engine, sam_cache, meters, costs)
-    watch = Watch(engine)
+    watch, clock = Watch(engine), SaveClock(config)
     profiler = StepProfiler(config.profile if is_main_process() else 0, config.run_dir / PROFILE_FOLDER)
     with open_log(config, progress.step) as log, profiler:
         catch_up(engine, config, datasets, progress, log)
@@ -59,12 +59,16 @@ def train(
             progress.step += 1
             torch.manual_seed(seed_of_step(config.seed, progress.step))  # dropout
             train_step(engine, batches, config.grad_accumulation_steps, meters, progress.counts, watch)
-            meters.peak({"memory": peak_memory(engine.device)})
+            # What the first process decides by its clock travels with what is measured: no collective of its own.
+            meters.peak({"memory": peak_memory(engine.device), "save": clock.is_due(progress.step)})
             applied = engine.was_step_applied()
-            log_step(progress.step, log, meters, engine.get_lr()[0], started, applied=applied)
+            rate = engine.get_lr()[0]
+            summary = log_step(progress.step, log, meters, rate, started, applied=applied)
             watch.after_step(progress.step, progress.bad, config.max_bad_steps)
             profiler.step()
-            finish_step(engine, config, datasets, progress, log)
+            progress.owes_save |= bool(summary.peaks["save"])
+            if finish_step(engine, config, datasets, progress, log):
+                clock.saved()
         check_last_step(progress)
         if datasets and progress.validated.best_step is None:
             say("no validation came to a number: ckpt_best holds the last weights")
@@ -86,21 +90,43 @@ def catch_up(
 
 def finish_step(
     engine: Engine, config: TrainConfig, datasets: dict[str, Dataset], progress: Progress, log: TrainLog
-) -> None:
-    """What follows an optimizer step: the samples are counted, an epoch is saved and validated.
+) -> bool:
+    """What follows an optimizer step: the samples are counted, an epoch is saved and validated. Whether it was saved.
 
     While steps are skipped nothing is saved: the weights may be beyond help, and would replace good ones.
     """
     ends_epoch = progress.step % config.steps_per_epoch == 0
     progress.owes_validation |= ends_epoch
-    is_due = progress.owes_validation and not progress.bad.in_row
+    progress.owes_save |= ends_epoch
+    is_due = progress.owes_save and not progress.bad.in_row
     if is_due or ends_epoch or progress.step % COUNT_EVERY == 0:
         progress.counts.gather()
         progress.counts.check(config.max_bad_fraction)
     if is_due:
         # First, so that nothing is lost if the validation fails.
         save_checkpoint(engine, config, progress)
-        validate_epoch(engine, config, datasets, progress, log)
+        progress.owes_save = False
+        if progress.owes_validation:
+            validate_epoch(engine, config, datasets, progress, log)
+    return is_due
+
+
+class SaveClock:
+    """When a save is due between two epochs, by --save_every_minutes and --save_every_steps."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._seconds = 60 * config.save_every_minutes if config.save_every_minutes else None
+        self._steps = config.save_every_steps
+        self.saved()
+
+    def saved(self) -> None:
+        """A save was made now."""
+        self._since = time.monotonic()
+
+    def is_due(self, step: int) -> bool:
+        """Whether to save after this step; by time, the clock of the first process decides."""
+        by_time = self._seconds and is_main_process() and time.monotonic() - self._since >= self._seconds
+        return bool(by_time or (self._steps and step % self._steps == 0))
 
 
 def check_last_step(progress: Progress) -> None:

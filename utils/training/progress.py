@@ -56,4 +56,5 @@ class Progress:
     validated: Validated = field(default_factory=Validated)
     counts: DataCounts = field(default_factory=DataCounts)
     bad: BadSteps = field(default_factory=BadSteps)
+    owes_save: bool = False  # a save is due, and waits for a step that is not skipped
     owes_validation: bool = False  # an epoch has ended that is not validated yet

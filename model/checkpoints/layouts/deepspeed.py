@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.checkpoints.manifest import MANIFEST, damage, newest_save, saves
 from model.checkpoints.weights import read_torch_file
 from model.errors import UserError
 
@@ -28,7 +29,7 @@ Shapes = dict[str, Sequence[int]]
 
 def is_checkpoint(folder: Path) -> bool:
     """Whether the folder is a DeepSpeed checkpoint, or the folder of one of its tags."""
-    return (folder / "latest").is_file() or any(folder.glob("*_model_states.pt"))
+    return (folder / "latest").is_file() or any(folder.glob("*_model_states.pt")) or bool(saves(folder))
 
 
 def describe(folder: Path, tag: str | None = None) -> str:
@@ -50,9 +51,9 @@ def read_checkpoint(folder: str | Path, tag: str | None = None) -> dict[str, Ten
 
     Raises:
         FileNotFoundError: the tag is not there, or files of some ranks are missing.
-        ValueError: the files do not fit together.
+        UserError: the files do not fit together, or are not those that its manifest lists.
     """
-    folder = tag_folder(Path(folder), tag)
+    folder = whole_save(Path(folder), tag)
     with torch.serialization.safe_globals(safe_globals()):
         models = [read_torch_file(path) for path in in_rank_order(folder.glob("*_model_states.pt"))]
         optimizers = [
@@ -109,15 +110,27 @@ def _zero_stage(owner: Any, name: str) -> Any:
 
 
 def tag_folder(folder: Path, tag: str | None) -> Path:
-    """The folder of a tag; of the one that `latest` names if none is given."""
-    if tag is None and (folder / "latest").is_file():
-        tag = (folder / "latest").read_text(encoding="utf-8").strip()
+    """The folder of a tag, by names alone; of the newest save if none is given."""
     if tag is None:
-        return folder
+        return next(iter(saves(folder)), folder)
     if not (folder / tag).is_dir():
         tags = sorted(path.name for path in folder.iterdir() if any(path.glob("*_model_states.pt")))
         raise FileNotFoundError(f"{folder} has no checkpoint {tag!r}; there are: {', '.join(tags) or 'none'}")
     return folder / tag
+
+
+def whole_save(folder: Path, tag: str | None) -> Path:
+    """As `tag_folder`, with every file checked against the save's manifest; without a tag the newest whole save.
+
+    Raises:
+        UserError: the save, or every one, is damaged.
+    """
+    if tag is None and (found := newest_save(folder)):
+        return found.folder
+    folder = tag_folder(folder, tag)
+    if (folder / MANIFEST).is_file() and (problem := damage(folder)):
+        raise UserError(f"{folder}: {problem}; copy it again, or take another save (--tag, or ckpt_best)")
+    return folder
 
 
 def in_rank_order(paths: Iterable[Path]) -> list[Path]:
