@@ -95,7 +95,7 @@ class PredictionWriter:
         (self.folder / f"{self.stem}_ids.txt").write_text("".join(lines), encoding="utf-8")
 
 
-def label_values(dataset: Any, num_classes: int) -> np.ndarray:
+def label_values(dataset: Dataset | Sequence[EvalSample], num_classes: int) -> np.ndarray:
     """(num_classes + 1,) uint8 or uint16: the value of each class in a label image, and at the end that of no class.
 
     These are the values of the data set's own label files: ADE20K 1..150 and 0, Cityscapes labelIds and 0, COCO-Stuff

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -219,3 +220,28 @@ def test_a_class_file_that_is_not_there_is_said_with_what_could_be_given(tmp_pat
     for name in (str(tmp_path / "classes.txt"), "ade20j", "dog, cat"):
         with pytest.raises(FileNotFoundError, match=r"is no \.txt file; .* ade20k, "):
             classes_asked(name)
+
+
+def test_masks_that_name_no_class_are_listed_and_told_once(photos, tmp_path, caplog):
+    class Silent(RedModel):
+        """Says "It is [SEG]." about images that hold thing 2."""
+
+        def segment_batch(self, images, classes, **options):
+            answers = super().segment_batch(images, classes, **options)
+            return [
+                replace(answer, unattributed=("it is",)) if 2 in image[..., 0] else answer
+                for image, answer in zip(images, answers, strict=True)
+            ]
+
+    lisa = SimpleNamespace(format=SequenceFormat.named("lisa"))
+    images = find_images(f"{photos}/*/*.png")
+    path = predict_images(
+        Silent(), lisa, images, things(2), tmp_path, EvaluationSettings(), show_progress=False
+    )
+    entries = json.loads(path.read_text())["images"]
+    assert [entry["unattributed"] for entry in entries] == [["it is"], ["it is"], []]
+    [told] = [record.message for record in caplog.records if "attributed" in record.message]
+    assert told == (
+        "2 of 3 images: masks could not be attributed to a class ('it is') and are left out; "
+        "ask for one class at a time: --classes_per_query 1"
+    )
