@@ -8,5 +8,5 @@ IGNORE = 65535
 # Class id of pixels that are known to belong to none of the classes: nothing is asked about them, but a mask that
 # claims them is wrong.
 NOTHING = 65534
-NO_CLASS = -1  # entry of an id table for values that a label file must not contain
+UNDEFINED = -1  # entry of an id table for values that a label file must not contain
 UNCLAIMED = -1  # in a predicted label map: no mask claims this pixel

@@ -1,4 +1,26 @@
-"""What every data set is: an index of items on disk, to draw from in training and to walk in evaluation."""
+"""The base class of all data sets: an index of items on disk; training draws from it, evaluation reads it in order.
+
+How to add a data set: one file of about 50 lines in `utils/data/datasets/`, and a line in `utils/data/registry.py`.
+
+1. Choose the base class by what is annotated:
+   - a label image with a class for every pixel: `SemanticDataset` (semantic.py). Say where the pairs of image and
+     label are (`find_pairs`) and what the label values mean (`classes`, `id_table`). Example: datasets/ade20k.py.
+   - masks of some classes: `ClassMaskDataset` (class_masks.py). Read the masks of an image (`read`) and say which
+     classes are known to be absent from it (`absent_classes`). Example: datasets/openimages.py.
+   - expressions with masks: `ReferringDataset` (datasets/refer.py). Name the files and the splits.
+   - anything else: `Dataset`, with the three methods below. Example: datasets/llava_instruct.py.
+2. Set `name` (the word for the flags), `splits`, and `train_split` or `val_split` to None where it serves one
+purpose.
+3. Put the class list into `class_lists/NAME.txt` and the meaning of label values into `class_lists/NAME_ids.txt`.
+4. Find folders with `locate`, which says what it looked for. Leave out what cannot be used with `self.drop(path,
+   reason)` while the index is built; raise UnusableItemError (`with self.usable(path)`) where it shows later.
+5. Add the class to `DATASETS` in registry.py. `python -m utils.data.tools.check --dataset "sem_seg" --sem_seg_data
+   NAME` then reads it, and `python -m utils.data.tools.preview` with the same flags shows what the model will see.
+6. Test it on a miniature of the official layout (`tests/utils/data/layouts.py`): the class of each pixel, what is
+   known to be absent, a missing folder, a damaged file.
+
+A class may be answered with [NEG] only where somebody has looked for it: return nothing as absent when unsure.
+"""
 
 from __future__ import annotations
 
@@ -31,16 +53,16 @@ BEYOND = (
 
 
 class FlagError(UserError):
-    """An entry of a flag that makes no sense, whatever is on disk: an unknown split, a field too many."""
+    """A malformed entry of a flag, independent of what is on disk: an unknown split, one field too many."""
 
 
 class NothingUsableError(FileNotFoundError):
-    """A data set is there, and none of its items can be used."""
+    """A data set exists, but none of its items can be used."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage:
-    """How much of what an annotation file or folder lists can be used, and why the rest cannot."""
+    """How many of the items that an annotation file or a folder lists can be used, and why the others cannot."""
 
     unit: str  # what is counted: images, references, lines, entries
     num_listed: int
@@ -57,12 +79,12 @@ class Coverage:
 
 
 class Dataset(ABC):
-    """An index over one split of one data set under `dataset_dir`; nothing is decoded before it is asked for.
+    """An index over one split of one data set under `dataset_dir`; images are decoded only when an item is read.
 
-    Training: `sample_of(i, rng, recipe)` makes a sample of the i-th of `num_items`, and `draw` chooses i itself.
-    Evaluation: `dataset[i]` is the i-th of `len(dataset)` samples. An item that cannot be used raises
-    UnusableItemError; what is known to be unusable while the index is built is left out of it and kept in
-    `dropped`, one "path: reason" each. Reports of evaluations state `coverage`.
+    Training: `sample_of(i, rng, recipe)` makes a sample from item i < `num_items`, and `draw` chooses i at random.
+    Evaluation: `dataset[i]` is sample i < `len(dataset)`. An item that cannot be used raises UnusableItemError; items
+    that are found to be unusable while the index is built are not in it, but in `dropped` as "path: reason". Reports
+    state `coverage`. The docstring of this module explains how to add a data set.
     """
 
     name: str  # of the class; own data, which may be several, name each instance
@@ -70,13 +92,11 @@ class Dataset(ABC):
     train_split: ClassVar[str | None] = "train"  # None: for evaluation only
     val_split: ClassVar[str | None] = "val"  # None: for training only
     splits: tuple[str, ...] = ("train", "val")
-    unit: ClassVar[str] = "images"  # what is dropped one by one
-    is_own: ClassVar[bool] = False  # the user's own data, rather than a published data set
-    classes: Sequence[str] = ()  # spoken names, where there is a fixed list of them
-    # Of semantic data: whether some class is known to be absent from some image.
-    knows_absent: bool = True
-    # Of referring data: whether some expression means nothing in its image.
-    has_no_target: bool = False
+    unit: ClassVar[str] = "images"  # what `dropped` and `coverage` count
+    is_own: ClassVar[bool] = False  # the user's own data, not a published data set
+    classes: Sequence[str] = ()  # spoken names, for data sets with a fixed class list
+    knows_absent: bool = True  # semantic data: some class is known to be absent from some image
+    has_no_target: bool = False  # referring data: some expression has no target in its image
 
     def __init__(self, dataset_dir: str | Path, split: str) -> None:
         if split not in self.splits:
@@ -84,22 +104,28 @@ class Dataset(ABC):
         self.dataset_dir = Path(dataset_dir)
         self.split = split
         self.dropped: list[str] = []
-        self.left_out: Counter[str] = Counter()  # reason, such as MISSING -> how many
-        self.notes: dict[str, dict[str, None]] = {}  # what was read otherwise than written -> where, in order
+        self.left_out: Counter[str] = Counter()  # reason, such as MISSING -> number of items
+        self.notes: dict[str, dict[str, None]] = {}  # how data were interpreted -> where (an ordered set)
 
     @classmethod
     def open(cls, dataset_dir: str | Path, fields: Sequence[str], *, training: bool = False) -> Dataset:
-        """Open from the fields after the name in a flag: `ade20k|val` gives ("val",)."""
+        """Open from the fields after the name in a flag: ("val",) for `ade20k|val`."""
         if len(fields) > 1:
             raise FlagError(
                 f"{cls.name} takes one field, its split: {cls.name}|{cls.val_split or cls.train_split}; got {fields}"
             )
-        default = cls.train_split if training else cls.val_split
-        if default is None:
+        default = cls.default_split(training=training)
+        return cls(dataset_dir, fields[0] if fields else default)
+
+    @classmethod
+    def default_split(cls, *, training: bool) -> str:
+        """The split for training or evaluation; FlagError if the data set is not for that purpose."""
+        split = cls.train_split if training else cls.val_split
+        if split is None:
             raise FlagError(
                 f"{cls.name} is for {'evaluation' if training else 'training'} only; leave it out"
             )
-        return cls(dataset_dir, fields[0] if fields else default)
+        return split
 
     @abstractmethod
     def __len__(self) -> int:
@@ -112,22 +138,22 @@ class Dataset(ABC):
 
     @property
     def num_images(self) -> int:
-        """Pictures of the split, for `utils.data.tools.check`."""
+        """Number of images of the split."""
         return len(self)
 
     @property
     def num_annotations(self) -> int:
-        """What the annotators wrote about them: label pictures, expressions, questions, masks."""
+        """Number of annotations of these images: label images, expressions, questions or masks."""
         return len(self)
 
     @property
     def num_used(self) -> int:
-        """How many of what `unit` names are in the index."""
+        """Number of `unit` that the index holds."""
         return self.num_items
 
     @property
     def coverage(self) -> Coverage:
-        """What the index holds of all that is listed."""
+        """How much of what is listed the index holds."""
         left_out = {reason: count for reason, count in sorted(self.left_out.items()) if count}
         return Coverage(
             unit=self.unit,
@@ -143,18 +169,18 @@ class Dataset(ABC):
 
     @abstractmethod
     def sample_of(self, index: int, rng: np.random.Generator, recipe: Recipe) -> Sample:
-        """A training sample of item `index`; it depends on nothing but the files, `index`, `rng` and `recipe`."""
+        """A training sample from item `index`, a pure function of the files, `index`, `rng` and `recipe`."""
 
     def draw(self, rng: np.random.Generator, recipe: Recipe) -> Sample:
-        """A training sample of an item that `rng` chooses, each with the same probability."""
+        """A training sample from an item that `rng` chooses uniformly."""
         index = int(rng.integers(self.num_items))
         return self.sample_of(index, rng, recipe)
 
     @contextmanager
     def usable(self, path: str | Path, context: str = "") -> Iterator[None]:
-        """What is wrong with the files read inside the block becomes an UnusableItemError about `path`.
+        """Turn any exception inside the block into an UnusableItemError about `path`.
 
-        Files come from anywhere, so anything may go wrong with them: whatever exception that raises is taken.
+        Decoders and parsers raise exceptions of all types on damaged files, so all are caught.
         """
         try:
             yield
@@ -163,23 +189,23 @@ class Dataset(ABC):
 
     @contextmanager
     def entry(self, label: str) -> Iterator[None]:
-        """What is wrong with the entry of an annotation file that is read inside leaves it out of the index."""
+        """Drop an entry of an annotation file when the block that reads it raises any exception."""
         try:
             yield
         except Exception as problem:
             self.drop(label, reason_of(problem, label))
 
-    def read_picture(
+    def load_image(
         self, path: Path, size: tuple[int, int] | None = None, drawn: Drawn | None = None
     ) -> np.ndarray:
-        """The picture, (height, width, 3) uint8; UnusableItemError if it is not of the annotated `size`.
+        """The image, (height, width, 3) uint8; UnusableItemError if its size is not the annotated `size`.
 
-        Of an image that the camera turned, the frame is returned that the annotations `drawn` fit, and noted.
+        An image with an EXIF orientation is returned in the frame that the annotations `drawn` fit, and noted.
         """
         with self.usable(path):
-            frames = Frames.of(path) if drawn is not None else None
-            if frames is None:
-                image, known = read_image(path, size), ()
+            known: tuple[tuple[int, int], ...] = ()  # sizes that the annotation file may state
+            if drawn is None or (frames := Frames.of(path)) is None:
+                image = read_image(path, size)
             else:
                 frame, why = frames.choose(drawn, size)
                 image, known = read_image(path, frame), (frames.upright, frames.stored)
@@ -194,18 +220,18 @@ class Dataset(ABC):
         return image
 
     def drop(self, path: str | Path, reason: str, kind: str = UNUSABLE) -> None:
-        """Leave an item out of the index, and remember why; `kind` is the reason in a word, to be counted."""
+        """Leave an item out of the index and record the reason; `kind` is the category that reports count."""
         self.dropped.append(cut(f"{path}: {reason}", 2 * MAX_REASON))
         self.left_out[kind] += 1
 
     def note(self, what: str, where: str | Path) -> None:
-        """Remember what was read otherwise than it is written; the first of a kind is logged."""
+        """Record how something was interpreted, or what looks wrong; the first case of a kind is logged."""
         if what not in self.notes:
             logger.warning("%s|%s: %s: %s", self.name, self.split, where, what)
         self.notes.setdefault(what, {})[str(where)] = None
 
     def check_index(self, num_items: int, looked_in: str | Path) -> None:
-        """Log what was dropped; an index without items is an error that says where it looked."""
+        """Log what was dropped; raise FileNotFoundError for an index without items."""
         if self.dropped:
             logger.warning(
                 "%s|%s: %d items dropped, %d left; first: %s",
@@ -223,7 +249,7 @@ class Dataset(ABC):
 
 
 def reason_of(problem: Exception, path: str | Path) -> str:
-    """What went wrong with a file, without its name; an exception that nobody expected is called by its type."""
+    """The message of an exception without the file name; with its type where it is not one of the expected types."""
     if isinstance(problem, UnusableItemError):
         return problem.reason if problem.path == str(path) else str(problem)
     if isinstance(problem, OSError | ValueError):
@@ -235,7 +261,7 @@ def reason_of(problem: Exception, path: str | Path) -> str:
 
 @contextmanager
 def well_formed(path: str | Path) -> Iterator[None]:
-    """Whatever an annotation file makes its reader raise becomes a UserError that names the file."""
+    """Turn any unexpected exception of a block that reads an annotation file into a UserError naming the file."""
     try:
         yield
     except (OSError, UserError):
@@ -245,5 +271,5 @@ def well_formed(path: str | Path) -> Iterator[None]:
 
 
 def sample_up_to(rng: np.random.Generator, items: Sequence[Item], most: int) -> list[Item]:
-    """At most `most` of `items`, none twice, in random order."""
+    """At most `most` of `items`, without repetition, in random order."""
     return [items[position] for position in rng.permutation(len(items))[:most]]

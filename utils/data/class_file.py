@@ -1,13 +1,13 @@
-"""Class files as users write them: line n, counted from 0, is the class of label value n.
+"""Class files of users: line n, counted from 0, names the class of label value n.
 
-One reader and one rule for the classes.txt of own data and for `test_sem.py --classes FILE`. After a tab a line may
-tell another name to speak: `bldg<TAB>building`. Some lines are no classes, in upper or lower case:
+The classes.txt of own data and `test_sem.py --classes FILE` are read here. A line may give a second name after a tab,
+to be used in questions and answers: `bldg<TAB>building`. These words, in upper or lower case, are not classes:
 
-    ignore         pixels of this value are neither taught nor judged
-    nothing        pixels of this value show none of the classes
-    _background_   the same, as labelme writes it
-    __ignore__     only in line 1, as in labelme's labels.txt: it stands for value -1, which labelme stores as 255,
-                   and the next line is value 0
+    ignore         pixels of this value are left out of training and evaluation
+    nothing        pixels of this value belong to none of the classes
+    _background_   labelme's word for `nothing`
+    __ignore__     in line 1 only, as in labelme's labels.txt: line 1 is value -1, which labelme stores as 255, and
+                   line 2 is value 0
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ logger = logging.getLogger(__name__)
 
 MEANING_OF_LINE = {"ignore": IGNORE, "nothing": NOTHING, "_background_": NOTHING}
 LABELME_IGNORE = "__ignore__"
-IGNORED_VALUES = (255, 65535)  # of 8-bit and of 16-bit labels, where no class has them
-# Names that probably are no classes, after normalising -> the word that says so. Not guessed, but pointed out.
-NO_CLASS_NAMES = {
+IGNORED_VALUES = (255, 65535)  # ignored in 8-bit and 16-bit labels unless the file has a line for them
+# Normalised names that probably are not classes -> the word to write instead. They get a warning and stay classes.
+BACKGROUND_NAMES = {
     **dict.fromkeys(("background", "bg", "nothing", "none", "no class"), "nothing"),
     **dict.fromkeys(
         ("ignore", "ignored", "void", "unlabeled", "unlabelled", "unannotated", "unknown", "undefined", "dontcare",
@@ -43,24 +43,24 @@ NO_CLASS_NAMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class ClassFile:
-    """The classes of a file, and the label values that they and the other lines stand for."""
+    """The classes of a file, and the meaning of each label value."""
 
     classes: ClassList
     values: tuple[int, ...]  # label value of each class
-    id_table: np.ndarray  # label value -> class index, IGNORE, NOTHING or NO_CLASS, see make_id_table
-    first_value: int  # of line 1
-    num_values: int  # the lines name values below this; of higher ones, IGNORED_VALUES are ignored unasked
+    id_table: np.ndarray  # label value -> class index, IGNORE, NOTHING or UNDEFINED, see make_id_table
+    first_value: int  # label value of line 1
+    num_values: int  # the file has lines for values below this; above it, IGNORED_VALUES are ignored
 
 
 def read_class_file(path: Path) -> ClassFile:
     """The classes of a text file.
 
-    Raises FileNotFoundError, and UserError naming the line for an empty list, a name that comes twice, a blank line
-    inside or a comment, as these would move the values of all lines below.
+    Raises FileNotFoundError, and UserError naming the line for an empty list, a repeated name, a comment or a blank
+    line between names: skipping a line would shift the label values of all lines below it.
     """
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} does not exist; write the name of a class a line: the first line is that of label value 0"
+            f"{path} does not exist; write one class name per line: the first line is label value 0"
         )
     lines = split_lines(read_text(path))
     while lines and not lines[-1].strip():
@@ -84,7 +84,7 @@ def read_class_file(path: Path) -> ClassFile:
         values.append(value)
         names.append(columns)
     if not names:
-        raise UserError(f"{path}: no classes; write one a line")
+        raise UserError(f"{path}: no classes; write one per line")
     num_values = len(lines) + first_value
     meanings += [(value, IGNORE) for value in IGNORED_VALUES if value >= num_values]
     classes = ClassList([columns[0] for columns in names], [columns[-1] for columns in names], str(path))
@@ -100,16 +100,16 @@ def read_class_file(path: Path) -> ClassFile:
 
 
 def no_class_remarks(names: Sequence[str], cure: str = "write {word!r}") -> list[str]:
-    """A line about each name that probably is no class, and what to do if it is none."""
+    """A remark for each name that probably is not a class, with the cure."""
     return [
-        f"{name!r} will be asked like any other class; {cure.format(word=NO_CLASS_NAMES[key])} if it is none"
+        f"{name!r} is asked for like any other class; {cure.format(word=BACKGROUND_NAMES[key])} if it is not one"
         for name in names
-        if (key := normalize_name(name).strip()) in NO_CLASS_NAMES
+        if (key := normalize_name(name).strip()) in BACKGROUND_NAMES
     ]
 
 
 def _columns(line: str, value: int, where: str) -> list[str]:
-    """The name of a class and, in a second column, the name to speak."""
+    """The columns of a line: a class name, or a class name and the name to use in questions and answers."""
     columns = line.split("\t")
     for column in columns:
         check_name(column, where)
@@ -117,20 +117,20 @@ def _columns(line: str, value: int, where: str) -> list[str]:
     if not all(columns) or line.lstrip().startswith("#"):
         raise UserError(
             f"{where}: {line.strip()!r} names no class for label value {value}; write 'ignore' or 'nothing' for a "
-            "value without one, and no comments"
+            "value without a class, and no comments"
         )
     words = {*MEANING_OF_LINE, LABELME_IGNORE}
     if len(columns) > 2:
         raise UserError(
-            f"{where}: {line!r} has {len(columns)} columns; write a name, or a name, a tab and the name to speak"
+            f"{where}: {line!r} has {len(columns)} columns; write a name, or a name, a tab and a spoken name"
         )
     if len(columns) == 2 and words.intersection(column.lower() for column in columns):
         raise UserError(
-            f"{where}: {line!r} has a name beside a word that is no class; write one of them alone"
+            f"{where}: {line!r} has a name beside a word that is not a class; write only one of them"
         )
     if columns[0].lower() == LABELME_IGNORE:
         raise UserError(
-            f"{where}: {LABELME_IGNORE} has a meaning in line 1 alone, where labelme writes it; write 'ignore' for "
+            f"{where}: {LABELME_IGNORE} has a meaning only in line 1, where labelme writes it; write 'ignore' for "
             f"label value {value}"
         )
     return columns

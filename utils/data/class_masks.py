@@ -1,11 +1,11 @@
-"""Data sets with a mask for some classes of an image: masks may overlap, and not every class is decided."""
+"""Data sets with masks of some classes per image: masks may overlap; some classes are neither present nor absent."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import ClassVar
 
 import numpy as np
 
@@ -13,18 +13,18 @@ from model.errors import UserError
 from model.text.sequence import complex_conversation
 from utils.data.base import Dataset
 from utils.data.class_lists import ClassList
-from utils.data.types import Recipe, Sample, UnusableItemError
+from utils.data.types import EvalSample, Recipe, Sample, UnusableItemError
 
 
 class ClassMaskDataset(Dataset):
-    """Base of training sets that are not labelled exhaustively; a subclass reads masks and knows what is absent.
+    """Base of data sets that are not labelled exhaustively; a subclass reads masks and knows what is absent.
 
-    Evaluation needs a class for every pixel, which these do not have.
+    For training only unless a subclass overrides `__getitem__`: evaluation needs a class for every pixel.
     """
 
     source = "sem_seg"
     splits = ("train",)
-    val_split = None
+    val_split: ClassVar[str | None] = None
     classes: ClassList  # spoken names, in the order of the annotation file
 
     @abstractmethod
@@ -36,28 +36,28 @@ class ClassMaskDataset(Dataset):
 
     @abstractmethod
     def absent_classes(self, index: int) -> list[int]:
-        """The classes that annotators looked for in an image and did not find; nothing else is known absent."""
+        """The classes that annotators looked for in an image and did not find; no others are known to be absent."""
 
     @abstractmethod
     def source_path(self, index: int) -> Path:
         """The image file, for messages."""
 
-    def __getitem__(self, index: int) -> NoReturn:
+    def __getitem__(self, index: int) -> EvalSample:
         raise UserError(f"{self.name} is for training only: it does not label every pixel")
 
     def spoken_classes(self, rng: np.random.Generator) -> Sequence[str]:
-        """How each class is called in one sample."""
+        """The name of each class in one sample."""
         return self.classes
 
     def likely_absent(self, absent: Sequence[int], rng: np.random.Generator, recipe: Recipe) -> list[int]:
-        """Those of the absent classes that another image has, drawn only if the recipe wants some."""
+        """Hard negatives: the absent classes that another, random image shows; none if the recipe asks for none."""
         if not recipe.likely_negatives:
             return []
         _, masks = self.read(int(rng.integers(len(self))))
         return sorted(masks.keys() & set(absent))
 
     def sample_of(self, index: int, rng: np.random.Generator, recipe: Recipe) -> Sample:
-        """One image with one complex query: classes that have a mask, and classes known to be absent."""
+        """One image with one complex query about classes that have a mask and classes that are known to be absent."""
         image, masks = self.read(index)
         present = sorted(class_id for class_id, mask in masks.items() if mask.any())
         absent = sorted(set(self.absent_classes(index)) - masks.keys())

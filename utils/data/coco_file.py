@@ -1,4 +1,4 @@
-"""Reading COCO instances files as tools write them: ids, sizes and file names in their several forms.
+"""COCO instances files as annotation tools write them: ids, sizes and file names in several forms.
 
 The format: https://cocodataset.org/#format-data; LVIS's additions: https://www.lvisdataset.org/dataset.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 from model.errors import UserError
 from utils.data.class_lists import normalize_name
-from utils.data.files import read_json, require_keys
+from utils.data.files import read_annotations, require_keys
 from utils.data.polygons import short
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ CLASS_ID_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")  # of an im
 
 
 def id_of(value: Any) -> Any:
-    """An id as ids are compared: 1, 1.0, "1" and "1.0" are the same; what is no number stays as it is."""
+    """An id in the form that ids are compared in: 1, 1.0, "1" and "1.0" become 1; any other text stays as it is."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, str) and WHOLE_NUMBER.fullmatch(value.strip()):
@@ -50,11 +50,11 @@ def id_of(value: Any) -> Any:
 
 
 def read_coco(path: Path) -> dict[str, Any]:
-    """A COCO instances file whose entries have what we need and refer to each other; ids as `id_of` makes them.
+    """The content of a COCO instances file: required keys and references are checked, ids are unified by `id_of`.
 
-    Raises UserError with the file, the entry and what is wrong with it.
+    Raises UserError naming the file, the entry and the fault.
     """
-    content = read_json(path)
+    content = read_annotations(path)
     if (tool := foreign_format(content)) and not (
         isinstance(content, dict) and LISTS.keys() <= content.keys()
     ):
@@ -139,7 +139,7 @@ def _unique_ids(entries: Sequence[Mapping[str, Any]], what: str) -> set[Any]:
 
 
 def classes_in(image: Mapping[str, Any], key: str, class_of: Mapping[Any, int]) -> set[int]:
-    """LVIS's lists of categories about one image; ids of categories that are not in this file say nothing."""
+    """The classes in one of LVIS's category lists of an image; categories unknown to the file are skipped."""
     ids = image.get(key) or []
     if not isinstance(ids, list):
         raise UserError(f"{key!r} is {short(ids)}; it is a list of category ids")
@@ -155,11 +155,11 @@ def means_no_class(name: str) -> bool:
 
 
 def split_groups(content: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
-    """The categories that are classes, and the names of those that only group others.
+    """The categories that are classes, and the names of those that are not.
 
-    A category that is the supercategory of another one, and that no annotation and no list of an image names, is a
-    heading, as Roboflow writes one for every project: nobody looked for it, so it is neither present nor absent.
-    The same holds for what tools put into every list for no class, such as labelme's `_background_`.
+    A category that is the supercategory of another one and that no annotation or list of an image refers to is only a
+    heading (Roboflow writes one for every project): nobody looked for it, so it is neither present nor absent. The
+    same holds for categories that tools add for pixels without a class, such as labelme's `_background_`.
     """
     used = {annotation["category_id"] for annotation in content["annotations"]}
     for image in content["images"]:
@@ -182,12 +182,12 @@ def split_groups(content: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list
 
 
 def speakable(name: str) -> str:
-    """A category's name in words: "Car_(automobile)" is "car", "laptop_computer" is "laptop computer"."""
+    """The spoken form of a category's name: "car" for "Car_(automobile)", "laptop computer" for "laptop_computer"."""
     return _words(re.sub(r"_\(.*?\)", "", name))
 
 
 def spoken_names(names: Sequence[str]) -> list[str]:
-    """Each name in words; what `_(...)` says is spoken only where names would be the same without it.
+    """The spoken form of each name; `_(...)` is kept only where names would be the same without it.
 
     "bow_(weapon)" and "bow_(decorative_ribbons)" are "bow (weapon)" and "bow (decorative ribbons)".
     """

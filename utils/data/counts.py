@@ -1,4 +1,4 @@
-"""How the data of a run fared: samples, items that could not be used, samples that had to be shortened."""
+"""Data counters of a run: samples, unusable items, samples that were shortened."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from utils.common.distributed import gather_objects, sum_over_processes
 from utils.common.files import write_whole
 from utils.data.types import Batch
 
-# The fraction of unusable items is one of so many draws at least: one bad file among the first ten stops no run.
+# The fraction of unusable items is taken of at least this many draws: one bad file in the first ten stops no run.
 MIN_DRAWS = 1000
 NUMBERS = ("samples", "unusable", "shortened", "classes_left_out", "conversations_left_out")
-MAX_NAMED = 5  # unusable items that are remembered by name, the first ones
+MAX_NAMED = 5  # unusable items that are kept by name
 
 
 @dataclass
 class DataCounts:
-    """Totals of a run, over all its processes and starts.
+    """Totals of a run over all processes and restarts.
 
-    `add` counts what this process saw; `gather` brings all processes' counts into the totals, the same on each.
+    `add` counts the batches of this process; `gather` adds the counts of all processes to the totals of each.
     """
 
     samples: int = 0
     unusable: int = 0  # draws that were replaced by another
-    shortened: int = 0  # samples of which something was left out, so that the text fits
+    shortened: int = 0  # samples from which something was left out to fit the maximum length
     classes_left_out: int = 0
     conversations_left_out: int = 0
     first: list[str] = field(default_factory=list)  # "path: reason" of the first unusable items
@@ -38,7 +38,7 @@ class DataCounts:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> DataCounts:
-        """The inverse of `state`; no totals without one."""
+        """The inverse of `state`."""
         return cls(**state)
 
     def state(self) -> dict[str, Any]:
@@ -57,7 +57,7 @@ class DataCounts:
         self._new_names += batch.skipped
 
     def gather(self) -> None:
-        """Add what was counted since the last time, by all processes, to the totals. A collective call."""
+        """Add what all processes have counted since the last call to the totals. A collective operation."""
         sums = sum_over_processes([self._new[name] for name in NUMBERS])
         new = {name: int(number) for name, number in zip(NUMBERS, sums, strict=True)}
         for name, number in new.items():
@@ -70,7 +70,7 @@ class DataCounts:
         self._new_names.clear()
 
     def check(self, max_bad_fraction: float) -> None:
-        """ValueError when a larger fraction of the draws than `max_bad_fraction` could not be used."""
+        """UserError when more than the fraction `max_bad_fraction` of the draws could not be used."""
         draws = self.samples + self.unusable
         if self.unusable > max_bad_fraction * max(draws, MIN_DRAWS):
             raise UserError(

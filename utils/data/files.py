@@ -1,4 +1,4 @@
-"""Finding and reading the files of a data set; errors say what was looked for and what is there."""
+"""Finding and reading the files of a data set; errors name what was looked for and what exists."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from utils.data.types import cut
 
 logger = logging.getLogger(__name__)
 
-# What file managers leave beside data on macOS, Windows and network drives; names that begin with a dot besides.
+# Files that macOS, Windows and network drives leave beside data; names that begin with a dot are hidden, too.
 SYSTEM_NAMES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir"}
-MAX_LISTED = 12  # names shown of what a folder or a file holds instead of what was wanted
-MAX_HELD = 200  # characters of those of a file
+MAX_LISTED = 12  # names that a message lists
+MAX_HELD = 200  # characters of the keys of a file that a message lists
 
 
 def locate(root: Path, candidates: Sequence[str], wanted_by: str) -> Path:
-    """The first of `candidates`, paths below `root`, that exists; else FileNotFoundError says what is."""
+    """The first existing path of `candidates`, relative to `root`; FileNotFoundError names what exists instead."""
     for candidate in candidates:
         if (root / candidate).exists():
             return root / candidate
@@ -31,7 +31,7 @@ def locate(root: Path, candidates: Sequence[str], wanted_by: str) -> Path:
 
 
 def what_is_there(path: Path) -> str:
-    """The nearest existing folder above `path` and the first names in it."""
+    """For messages: the nearest existing folder above `path` and the first names in it."""
     folder = path.parent
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
@@ -39,36 +39,36 @@ def what_is_there(path: Path) -> str:
 
 
 def names_in(folder: Path) -> str:
-    """The first names in a folder, for messages: "a, b and 3 more", or "nothing"."""
+    """For messages: the first names in a folder, "a, b and 3 more", or "nothing"."""
     names = sorted(entry.name for entry in folder.iterdir() if not is_hidden(entry.name))
     more = f" and {len(names) - MAX_LISTED} more" if names[MAX_LISTED:] else ""
     return ", ".join(names[:MAX_LISTED]) + more or "nothing"
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is no data: .DS_Store, ._a.png (AppleDouble), Thumbs.db, __MACOSX."""
+    """Whether a file or folder of this name is not data: .DS_Store, ._a.png (AppleDouble), Thumbs.db, __MACOSX."""
     return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
 def visible(folder: Path) -> list[Path]:
-    """What is in a folder, but for what is hidden; sorted."""
+    """The entries of a folder that are not hidden, sorted."""
     return sorted(path for path in folder.iterdir() if not is_hidden(path.name))
 
 
-def tell_passed_over(folder: Path, paths: Sequence[Path], wanted: str = "image files") -> None:
-    """Log which entries of a folder are not what is wanted there, so that nothing is passed over in silence."""
+def log_skipped(folder: Path, paths: Sequence[Path], wanted: str = "image files") -> None:
+    """Log which entries of a folder are skipped because they are not `wanted`."""
     if paths:
         more = f" and {len(paths) - MAX_LISTED} more" if paths[MAX_LISTED:] else ""
         names = ", ".join(path.name for path in paths[:MAX_LISTED])
         logger.warning(
-            "%s: %d entries are no %s and are passed over: %s%s", folder, len(paths), wanted, names, more
+            "%s: %d entries are not %s and are skipped: %s%s", folder, len(paths), wanted, names, more
         )
 
 
 class FolderListing:
-    """Which files a folder holds: `"00/images/12.jpg" in listing`.
+    """The files below a folder: `"00/images/12.jpg" in listing`.
 
-    Each folder is listed once, as asking for every file takes minutes on a network file system.
+    Each folder is listed once: testing the existence of every file takes minutes on a network file system.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -80,7 +80,7 @@ class FolderListing:
         return path.name in self.names(path.parent)
 
     def names(self, relative_path: str | PurePosixPath) -> frozenset[str]:
-        """The names in a folder below this one; none where it is no folder."""
+        """The names in a folder below this one; empty if it does not exist."""
         path = PurePosixPath(relative_path)
         if path not in self._names:
             folder = self.folder / path
@@ -89,10 +89,10 @@ class FolderListing:
         return self._names[path]
 
 
-def read_json(path: Path, keys: Sequence[str] = (), *, fallback: str = "") -> Any:
-    """What a JSON file holds: a dictionary with `keys`, when some are given. A UserError names the file.
+def read_annotations(path: Path, keys: Sequence[str] = (), *, fallback: str = "") -> Any:
+    """The content of a JSON file of annotations or settings; a dictionary with `keys` if some are given.
 
-    `fallback` is the encoding of a file that is not UTF-8, as in `read_text`.
+    `fallback` is the encoding of files that are not UTF-8, as in `read_text`. Raises UserError naming the file.
     """
     text = read_text(path, fallback=fallback)
     try:
@@ -105,7 +105,7 @@ def read_json(path: Path, keys: Sequence[str] = (), *, fallback: str = "") -> An
 
 
 def require_keys(content: Any, keys: Sequence[str], path: Path) -> None:
-    """UserError naming the file when what it holds is not a dictionary with all of `keys`."""
+    """UserError naming the file when its content is not a dictionary with all of `keys`."""
     for key in keys:
         if not isinstance(content, dict) or key not in content:
             held = ", ".join(map(str, list(content)[:MAX_LISTED])) if isinstance(content, dict) else ""
@@ -113,10 +113,10 @@ def require_keys(content: Any, keys: Sequence[str], path: Path) -> None:
 
 
 def parse_json(text: str) -> Any:
-    """What a JSON text says. ValueError or RecursionError for what is none, or holds half a character.
+    """The content of a JSON text. ValueError or RecursionError for malformed JSON and for a lone surrogate.
 
-    JSON may write a character above 65535 as two halves, "\\ud83d\\ude00". One half alone can neither be tokenized
-    nor printed.
+    JSON may write a character above 65535 as two surrogates, "\\ud83d\\ude00". One alone can neither be tokenized nor
+    printed.
     """
     content = json.loads(text)
     if "\\ud" in text or "\\uD" in text:

@@ -1,8 +1,8 @@
-"""Images that the camera turned: in which frame their annotations were drawn.
+"""Images with an EXIF orientation: in which frame their annotations were drawn.
 
-A JPEG may hold its pixels as the sensor gave them and say in its EXIF block how to turn them. Some annotation tools
-show the turned image, some the stored pixels, and some show one and write down the size of the other. The frame is
-the one that the annotations fit.
+A JPEG may store its pixels as the sensor gave them, with an EXIF tag that says how to turn them. Some annotation
+tools show the upright image, some the stored pixels, and some show one and write the size of the other. We take the
+frame that the annotations fit.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BEYOND = 0.25  # fraction of a side; annotations that stick out farther may be o
 
 @dataclass(frozen=True)
 class Frames:
-    """The sizes of one image file, as its pixels are stored and as it is seen."""
+    """The size of an image file as its pixels are stored, and upright."""
 
     stored: Size
     upright: Size
@@ -35,7 +35,7 @@ class Frames:
 
     @classmethod
     def of(cls, path: Path) -> Frames | None:
-        """From the file's header; None for what is no readable image, which its decoder will tell."""
+        """From the file's header; None if it cannot be read, so that the decoder reports the fault."""
         try:
             with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
                 orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -46,10 +46,10 @@ class Frames:
         return cls(stored=stored, upright=upright, is_turned=orientation in range(2, 9))
 
     def choose(self, drawn: Drawn, stated: Size | None) -> tuple[Size, str]:
-        """The size of the frame that the annotations are in, and why it is that one.
+        """The size of the frame that the annotations were drawn in, and the reason for the choice.
 
-        Run-length codes tell it by their size, polygons by the side that they do not fit, the annotation file by what
-        it states; where nothing decides, the image is taken upright.
+        The criteria, in this order: the size of run-length codes, the frame that the polygons fit, the size that the
+        annotation file states. If none of them decides, the image is taken upright.
         """
 
         def misfits(frame: Size) -> tuple[int, bool, bool]:
@@ -65,31 +65,32 @@ class Frames:
         upright, stored = misfits(self.upright), misfits(self.stored)
         frame = self.stored if stored < upright else self.upright
         if self.stored == self.upright or upright == stored:
-            return frame, "nothing tells otherwise"
+            return frame, "the annotations fit both"
         decided = next(place for place in range(3) if upright[place] != stored[place])
         reasons = (
             "its run-length codes have that size",
             "its polygons fit only that",
-            "its polygons do not tell, and the file states that size",
+            "its polygons fit both, and the file states that size",
         )
         return frame, reasons[decided]
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """How far the annotations of one image reach."""
+    """The extent of the annotations of one image."""
 
     extent: tuple[float, float] = (0.0, 0.0)  # largest y and x of the polygons
     sizes: tuple[Size, ...] = ()  # of run-length codes and mask files
 
     def reaches_beyond(self, frame: Size) -> bool:
-        """Whether some polygon ends so far outside an image of this size that it may be of a larger one."""
+        """Whether polygons reach so far outside of an image of this size that they may belong to a larger one."""
         return any(reach > (1 + BEYOND) * side for reach, side in zip(self.extent, frame, strict=True))
 
     @classmethod
     def of(cls, segmentations: Iterable[Any]) -> Drawn:
-        """From segmentations as a file has them; what is malformed is passed over, as decoding it will tell."""
-        polygons, sizes = [], []
+        """From the segmentations of a file; malformed ones are skipped, so that decoding reports the fault."""
+        polygons: list[list[float]] = []
+        sizes: list[Size] = []
         for segmentation in segmentations:
             for code in segmentation if isinstance(segmentation, list) else [segmentation]:
                 if isinstance(code, Mapping) and (size := size_of(code)) is not None:
@@ -103,7 +104,7 @@ class Drawn:
 
 
 def size_of(code: Mapping[str, Any]) -> Size | None:
-    """(height, width) of a run-length code, where it is written as two whole numbers."""
+    """(height, width) of a run-length code; None if it is not two integers."""
     size = code.get("size")
     if not isinstance(size, Sequence) or [type(number) for number in size] != [int, int]:
         return None

@@ -1,9 +1,8 @@
-"""Which image file an annotation file means: the names that tools write, and the files that are there.
+"""Resolving the image names of an annotation file to files on disk.
 
-Names come from other machines and other tools: with backslashes, with the folders of somebody else's disk, encoded as
-in a URL, with the prefix that a server gave an upload. A name that is there as written means that file. Another one
-is tried in these spellings, and without a suffix as the only image of that stem; it is taken only where no second
-name would mean the same file.
+Names come from other machines and tools: with backslashes, with the folders of another disk, URL-encoded, with the
+prefix that a server adds to uploads, without a suffix. A name that exists as written means that file. Otherwise these
+spellings are tried, and a file is taken only if no other name would resolve to it.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from utils.data.files import FolderListing, is_hidden
@@ -24,11 +24,12 @@ UPLOAD_PREFIX = re.compile(
 )
 DRIVE = re.compile(r"^[A-Za-z]:(?=/)")
 Names = dict[str, list[str]]
-FORMS = ("NFC", "NFD")  # Unicode's composed and decomposed letters; macOS writes the latter
+# Unicode's composed and decomposed letters; macOS writes the latter.
+FORMS: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")
 
 
 class ImageFiles:
-    """The files in one folder that a set of names means: `name in files`, `files.path(name)`."""
+    """The files of one folder that a set of names resolves to: `name in files`, `files.path(name)`."""
 
     def __init__(self, folder: Path, names: Collection[str]) -> None:
         self.folder = folder
@@ -49,16 +50,16 @@ class ImageFiles:
         return len(self._files)
 
     def path(self, name: str) -> Path:
-        """Where the image of a name is, or where it would be."""
+        """The file that a name resolves to; the name below the folder if there is none."""
         return self.folder / self._files.get(name, name)
 
     @property
     def respelled(self) -> dict[str, str]:
-        """Names that are not there as written -> the files that they mean."""
+        """Names that do not exist as written -> the files that they resolve to."""
         return {name: file for name, file in self._files.items() if name != file}
 
     def why_not(self, name: str) -> str:
-        """Why no file is taken for a name."""
+        """For messages: why a name does not resolve to a file."""
         if name in self.ambiguous:
             file = self.ambiguous[name]
             return f"could be {file}, but so could another name; write the names as the files have them"
@@ -66,8 +67,8 @@ class ImageFiles:
 
 
 class Alike:
-    """The only file that is called like a relative path but for case, Unicode form, the encoding of a URL, the prefix
-    of an upload, or a suffix that the path leaves out.
+    """Finds the only file whose name equals that of a path up to case, Unicode form, URL encoding, upload prefix, or
+    a suffix that the path leaves out.
     """
 
     def __init__(self, listing: FolderListing) -> None:
@@ -76,18 +77,13 @@ class Alike:
         self._names: dict[str, tuple[Names, Names, Names]] = {}
 
     def find(self, path: str) -> str | None:
+        """The file as a relative path; None if there is none or more than one."""
         folder, slash, name = path.rpartition("/")
         if folder not in self._names:
-            whole, bare, stems = self._names[folder] = defaultdict(list), defaultdict(list), defaultdict(list)
-            for there in self.listing.names(folder):
-                whole[loose(there)].append(there)
-                if without_prefix(there) != there:
-                    bare[loose(without_prefix(there))].append(there)
-                if (stem := without_image_suffix(there)) != there and not is_hidden(there):
-                    stems[loose(stem)].append(there)
+            self._names[folder] = self._index(folder)
         whole, bare, stems = self._names[folder]
         key = loose(name)
-        # One of the two may have a prefix. With two different ones they are two files.
+        # Only one of the two may have a prefix: with two different prefixes they are different files.
         alike = [whole.get(key), whole.get(loose(without_prefix(name))), bare.get(key)]
         if without_image_suffix(name) == name:
             alike.append(stems.get(key))
@@ -96,9 +92,21 @@ class Alike:
                 return f"{folder}{slash}{found[0]}"
         return None
 
+    def _index(self, folder: str) -> tuple[Names, Names, Names]:
+        whole: Names = defaultdict(list)
+        bare: Names = defaultdict(list)
+        stems: Names = defaultdict(list)
+        for there in self.listing.names(folder):
+            whole[loose(there)].append(there)
+            if without_prefix(there) != there:
+                bare[loose(without_prefix(there))].append(there)
+            if (stem := without_image_suffix(there)) != there and not is_hidden(there):
+                stems[loose(stem)].append(there)
+        return whole, bare, stems
+
 
 def find_file(name: str, listing: FolderListing, alike: Alike) -> str | None:
-    """The file below a folder, as a relative path, that `name` means in one of its spellings."""
+    """The file below a folder, as a relative path, that one of the spellings of `name` resolves to."""
     try:
         for spelling in spellings(name):
             if spelling in listing:
@@ -119,13 +127,13 @@ def is_in(name: str, listing: FolderListing) -> bool:
 
 
 def spellings(name: str) -> Iterator[str]:
-    """Relative paths that a name may stand for, from the most to the least literal."""
+    """Relative paths that a name may mean, from the most to the least literal."""
     text = name.strip().strip("'\"").replace("\\", "/")
     plain = [text]
     if "://" in text or text.startswith("/data/"):  # a URL, or what Label Studio has for one
-        parts = urlsplit(text)
-        plain = [*parse_qs(parts.query).get("d", ()), parts.path]  # ?d=: its local files
-    seen = set()
+        url = urlsplit(text)
+        plain = [*parse_qs(url.query).get("d", ()), url.path]  # ?d= is Label Studio's local files
+    seen: set[str] = set()
     for path in plain:
         for decoded in dict.fromkeys((path, unquote(path).replace("\\", "/"))):
             parts = [part for part in DRIVE.sub("", decoded).split("/") if part not in ("", ".", "..")]
@@ -149,5 +157,5 @@ def without_image_suffix(name: str) -> str:
 
 
 def without_prefix(name: str) -> str:
-    """A file name without the prefix that a server gave it when it was uploaded."""
+    """A file name without the prefix that a server adds to uploads."""
     return UPLOAD_PREFIX.sub("", name)

@@ -1,7 +1,7 @@
-"""Any image file to uint8 RGB, and label images to the numbers that they store: the one reader of both.
+"""The reader of all image files: images become uint8 RGB, label images the numbers that they store.
 
-Image decoders fail in many ways on damaged files (SyntaxError for an EXIF block, TypeError for a TIFF). Whatever
-they raise becomes a UserError that names the file, which callers skip and count.
+Decoders raise exceptions of many types on damaged files (SyntaxError for an EXIF block, TypeError for a TIFF). Any of
+them becomes a UserError naming the file, which callers count and skip.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from typing import BinaryIO
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from model.errors import UserError
 from model.files import open_regular
 from utils.data.files import is_hidden
 
-# What Pillow registers but is no stored grid of pixels; EPS would be run by Ghostscript, a program of its own.
+# Formats that Pillow registers but that are not stored pixels; for EPS it would run Ghostscript, an external program.
 NOT_READ = {"EPS", "MPEG", "WMF", "BUFR", "GRIB", "HDF5"}
 _FORMAT_OF = Image.registered_extensions()  # suffix -> format; imports all of Pillow's plugins
 FORMATS = tuple(name for name in Image.OPEN if name not in NOT_READ)
 IMAGE_SUFFIXES = tuple(sorted(suffix for suffix, name in _FORMAT_OF.items() if name in (*FORMATS, "MPO")))
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 LABEL_FORMATS = ("PNG", "TIFF", "BMP")
-UNFIT_FORMATS = {  # why files of a format cannot hold class numbers
-    **dict.fromkeys(("JPEG", "MPO", "WEBP", "AVIF", "JPEG2000"), "it is compressed with loss"),
+UNFIT_FORMATS = {  # format that cannot hold class numbers -> why
+    **dict.fromkeys(("JPEG", "MPO", "WEBP", "AVIF", "JPEG2000"), "its compression is lossy"),
     "GIF": "programs renumber its colours when they save it",
 }
 UNFIT_SUFFIXES = {suffix: UNFIT_FORMATS[name] for suffix, name in _FORMAT_OF.items() if name in UNFIT_FORMATS}
@@ -37,7 +37,7 @@ SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N")
 SIXTEEN_BIT_COLOUR = re.compile(
     r"(LA|R|RGB|RGBA|RGBX|RGBa);16[BLN]?"
 )  # stored modes that Pillow cuts to 8 bits
-TO_UPRIGHT = {  # EXIF orientation -> how to turn the stored pixels; 1 and anything unknown: not at all
+TO_UPRIGHT = {  # EXIF orientation -> how to turn the stored pixels; 1 and unknown values: not at all
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -47,32 +47,32 @@ TO_UPRIGHT = {  # EXIF orientation -> how to turn the stored pixels; 1 and anyth
     8: Image.Transpose.ROTATE_90,
 }
 UPRIGHT, AS_STORED = "upright", "as stored"  # how a turned image was taken
-BACKGROUND = (255, 255, 255)  # what shows through transparent pixels, as in a viewer
-LARGEST = 65535  # number that a label or an image of integers may hold
+BACKGROUND = (255, 255, 255)  # colour behind transparent pixels, as in an image viewer
+LARGEST = 65535  # largest number of a label, or of an image of integers
 MAX_REASON = 200  # characters of a decoder's own message
 
 
 def read_image(path: str | Path, label_size: tuple[int, int] | None = None) -> np.ndarray:
-    """The image as (height, width, 3) uint8 RGB: EXIF orientation applied, alpha laid over white.
+    """The image as (height, width, 3) uint8 RGB: EXIF orientation applied, transparent pixels over white.
 
-    Some annotators saw the pixels as they are stored, without their EXIF orientation: when the size
-    (height, width) of the labels is given and only the unrotated image has it, that one is returned.
-    Images of more than 8 bits are scaled from their own range, see `to_eight_bits`.
-    Raises FileNotFoundError, or UserError naming the file when it cannot be decoded.
+    Some annotators saw the stored pixels, without the EXIF orientation: when the size (height, width) of the labels
+    is given and only the stored image has it, the stored image is returned. Images of more than 8 bits are scaled by
+    the number of bits that they need, see `to_eight_bits`. Raises FileNotFoundError, or UserError naming the file
+    when it cannot be decoded.
     """
     return read_oriented(path, label_size)[0]
 
 
 def read_oriented(path: str | Path, label_size: tuple[int, int] | None = None) -> tuple[np.ndarray, str]:
-    """The image as `read_image` gives it, and how it was taken where the camera was turned: UPRIGHT or AS_STORED.
+    """The image of `read_image`, and which frame of a turned image was taken: UPRIGHT or AS_STORED.
 
-    The second is "" for an image that EXIF neither turns nor mirrors.
+    The second is "" for an image without an EXIF orientation.
     """
     taken = ""
 
     def convert(image: Image.Image, stored: str, file: BinaryIO) -> np.ndarray:
         # Not ImageOps.exif_transpose: it writes the EXIF block anew, which fails on many a camera's.
-        turn = TO_UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+        turn = TO_UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
         if SIXTEEN_BIT_COLOUR.fullmatch(stored):
             image = _from_sixteen_bit_colour(file)
         upright = image if turn is None else image.transpose(turn)
@@ -87,8 +87,8 @@ def read_oriented(path: str | Path, label_size: tuple[int, int] | None = None) -
 def read_label(path: str | Path) -> np.ndarray:
     """A label image as (height, width) uint8 or uint16: palette indices and grey values as the file stores them.
 
-    Colour with three equal channels is grey. Raises FileNotFoundError, or UserError naming the file when it cannot
-    be decoded, holds colours, is compressed with loss, or holds numbers beyond 16 bits.
+    Colour with three equal channels is read as grey. Raises FileNotFoundError, or UserError naming the file when it
+    cannot be decoded, holds colours or several images, has a lossy compression, or holds numbers beyond 16 bits.
     """
 
     def convert(image: Image.Image, stored: str, file: BinaryIO) -> np.ndarray:
@@ -115,9 +115,9 @@ def read_label(path: str | Path) -> np.ndarray:
 
 
 def images_in(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
-    """The image files of a folder, and whatever else is in it with the reason why it is none; both sorted.
+    """The image files of a folder, and its other entries with the reason why they are not images; both sorted.
 
-    Hidden files are no data and in neither list. The folder is listed once and no file is opened.
+    Hidden files are in neither list. The folder is listed once, and no file is opened.
     """
     images, others = [], []
     with os.scandir(folder) as entries:
@@ -126,23 +126,24 @@ def images_in(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
             if is_hidden(entry.name):
                 continue
             if entry.is_dir():
-                others.append((path, "is a folder; images are looked for in its parent alone"))
+                others.append((path, "is a folder; images are searched only in the folder above"))
             elif path.suffix.lower() in IMAGE_SUFFIXES:
                 images.append(path)
             else:
-                others.append((path, f"{path.suffix or 'a file without suffix'} is of no kind that is read"))
+                others.append((path, f"{path.suffix or 'a file without suffix'} is not a known image format"))
     return images, others
 
 
 def unfit_label(kind: str, reason: str) -> str:
-    """Why a label image of some format is refused."""
+    """For messages: why a label image of a format is refused."""
     return f"a label as {kind} cannot hold class numbers, as {reason}; save labels as PNG"
 
 
 def to_eight_bits(values: np.ndarray) -> np.ndarray:
-    """Integers from 0 to 65535, of any shape, as uint8: the range of the 8, 10, 12, 14 or 16 bits that they need.
+    """Integers from 0 to 65535, of any shape, scaled to uint8 from the 8, 10, 12, 14 or 16 bits that they need.
 
-    Files have no common place for how many of their 16 bits a camera uses: what fits into 12 bits is taken for that.
+    File formats do not record how many of the 16 bits a camera uses: values that fit into 12 bits are read as 12
+    bits.
     """
     num_bits = max(int(values.max(initial=0)).bit_length(), 8)
     num_bits += num_bits % 2
@@ -151,7 +152,7 @@ def to_eight_bits(values: np.ndarray) -> np.ndarray:
 
 
 def _decode(path: str | Path, convert: Callable[[Image.Image, str, BinaryIO], np.ndarray]) -> np.ndarray:
-    """What `convert` makes of the loaded image, its stored mode and the file; any failure is a UserError."""
+    """The result of `convert` for the loaded image, its stored mode and the file; any failure is a UserError."""
     with open_regular(path) as file:
         try:
             image = Image.open(file, formats=FORMATS)
@@ -171,16 +172,17 @@ def _decode(path: str | Path, convert: Callable[[Image.Image, str, BinaryIO], np
 
 
 def _stored_mode(image: Image.Image) -> str:
-    """How the file stores a pixel, in Pillow's words: "L;4", "RGB;16B"; "" where it does not tell."""
-    if not image.tile:
+    """How the file stores a pixel, as Pillow's raw mode: "L;4", "RGB;16B"; "" if unknown."""
+    tiles = image.tile if isinstance(image, ImageFile.ImageFile) else ()
+    if not tiles:
         return ""
-    arguments = image.tile[0][3]
+    arguments = tiles[0][3]
     mode = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     return mode if isinstance(mode, str) else ""
 
 
 def _what_it_is(start: bytes) -> str:
-    """What a file is that no decoder knows, from its first bytes."""
+    """What a file is that no decoder recognises, from its first bytes."""
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not start:
         return "the file is empty"
@@ -191,14 +193,14 @@ def _what_it_is(start: bytes) -> str:
     if text.startswith((b"<svg", b"<?xml")):
         return "the file is XML or SVG; save it as PNG"
     if start[4:8] == b"ftyp":
-        return "the file is a HEIC image or a film, which are not read; save it as JPEG or PNG"
+        return "the file is a HEIC image or a video, which are not supported; save it as JPEG or PNG"
     if not start.strip(b"\0"):
         return "the file holds only zeros"
-    return "the file is no image"
+    return "the file is not an image"
 
 
 def _from_sixteen_bit_colour(file: BinaryIO) -> Image.Image:
-    """8-bit RGB or RGBA of a file with 16 bits a channel, of which Pillow would keep the upper eight."""
+    """8-bit RGB or RGBA of a file with 16 bits per channel, of which Pillow would keep the upper eight."""
     file.seek(0)
     content = np.frombuffer(file.read(), dtype=np.uint8)
     pixels = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
@@ -208,7 +210,7 @@ def _from_sixteen_bit_colour(file: BinaryIO) -> Image.Image:
     colours = to_eight_bits(pixels[..., :num_colours][..., ::-1])  # OpenCV's order is blue, green, red
     colours = np.broadcast_to(colours, (*pixels.shape[:2], 3))
     if pixels.shape[2] in (2, 4):
-        alpha = (pixels[..., -1:] >> 8).astype(np.uint8)
+        alpha = (pixels[..., -1:] // 256).astype(np.uint8)
         return Image.fromarray(np.concatenate([colours, alpha], axis=2))
     return Image.fromarray(np.ascontiguousarray(colours))
 
@@ -220,11 +222,11 @@ def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
         low, high = int(grey.min()), int(grey.max())
         if low < 0 or high > LARGEST:
             raise UserError(
-                f"{path}: pixels from {low} to {high} have no agreed range; save it with 8 or 16 bits"
+                f"{path}: pixels from {low} to {high} have no defined range; save it with 8 or 16 bits"
             )
         image = Image.fromarray(to_eight_bits(grey))
     elif image.mode == "F":
-        raise UserError(f"{path}: floating-point pixels have no agreed range; save it with 8 or 16 bits")
+        raise UserError(f"{path}: floating-point pixels have no defined range; save it with 8 or 16 bits")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         canvas = Image.new("RGBA", image.size, (*BACKGROUND, 255))
@@ -233,7 +235,7 @@ def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
 
 
 def _unscaled(values: np.ndarray, mode: str, stored: str) -> np.ndarray:
-    """Label values as they are stored: Pillow multiplies grey of 2 and 4 bits, and inverts TIFFs whose 0 is white."""
+    """Label values as stored: undoes that Pillow scales grey of 2 and 4 bits, and inverts TIFFs whose 0 is white."""
     depth = re.search(r";(\d+)", stored)
     num_bits = 1 if mode == "1" else int(depth[1]) if depth and mode == "L" else 8
     largest = 2**num_bits - 1
@@ -244,7 +246,7 @@ def _unscaled(values: np.ndarray, mode: str, stored: str) -> np.ndarray:
 
 
 def _label_numbers(values: np.ndarray, path: str | Path) -> np.ndarray:
-    """16-bit, 32-bit and floating-point labels as uint16; UserError for numbers that are no label values."""
+    """16-bit, 32-bit and floating-point labels as uint16; UserError for numbers that are not label values."""
     if values.dtype.kind != "u":
         low, high = values.min(), values.max()
         if not (low >= 0 and high <= LARGEST) or not (values == np.floor(values)).all():

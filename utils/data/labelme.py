@@ -28,11 +28,13 @@ NO_AREAS = ("point", "points", "line", "linestrip")
 class Shape:
     """One checked shape, before it is known how large its image is."""
 
-    where: str  # for messages: shape 3 ('target')
+    where: str  # for messages: "shape 3 ('target')"
     value: int  # TARGET or IGNORED
     kind: str  # of AREAS
     points: list[list[float]]  # pairs [x, y]
-    mask: np.ndarray | None = None  # (height, width) uint8 of 0 and 1 from the first point on, of kind "mask"
+    mask: np.ndarray | None = (
+        None  # kind "mask" only: (height, width) uint8 of 0 and 1, its corner at points[0]
+    )
 
     @property
     def polygon(self) -> list[float]:
@@ -41,9 +43,9 @@ class Shape:
 
 
 def read_shapes(shapes: Any) -> list[Shape]:
-    """The shapes of a file that mark something; "flag" shapes carry remarks, not areas.
+    """The shapes of a file that mark an area; shapes labelled "flag" carry remarks and are skipped.
 
-    Raises ValueError for what is malformed, and for a shape that encloses no area.
+    Raises UserError for a malformed shape, and for a shape type that encloses no area.
     """
     if not isinstance(shapes, list):
         raise UserError(f"'shapes' is a list, got {short(shapes)}")
@@ -67,7 +69,7 @@ def _read_shape(shape: Mapping[str, Any], name: str, where: str) -> Shape:
     if kind not in AREAS:
         raise UserError(f"{where} has the shape_type {short(kind)}; known: {', '.join(AREAS)}")
     points = _pairs(shape["points"], where)
-    if kind == "rectangle" and len(points) == 4:  # of tools that write all corners
+    if kind == "rectangle" and len(points) == 4:  # some tools write all corners
         kind = POLYGONS[0]
     needed = {"rectangle": 2, "circle": 2, "mask": 2}.get(kind)
     if needed and len(points) != needed:
@@ -90,7 +92,7 @@ def _pairs(points: Any, where: str) -> list[list[float]]:
 
 
 def _decode_mask(code: Any, where: str) -> np.ndarray:
-    """labelme's masks: a grey PNG in base64."""
+    """A labelme mask, a grey PNG in base64, as (height, width) uint8 of 0 and 1."""
     if not isinstance(code, str):
         raise UserError(f"{where}: 'mask' is an image in base64, got {short(code)}")
     with Image.open(io.BytesIO(base64.b64decode(code, validate=True))) as image:
@@ -98,15 +100,15 @@ def _decode_mask(code: Any, where: str) -> np.ndarray:
 
 
 def open_shapes(shapes: list[Shape]) -> list[str]:
-    """Where polygons have fewer than three points: they enclose nothing, and are drawn as a line or a dot."""
+    """The polygons of fewer than three points, named for messages: they enclose nothing and are drawn as lines."""
     return [shape.where for shape in shapes if shape.kind in POLYGONS and len(shape.points) < 3]
 
 
 def draw_shapes(shapes: list[Shape], height: int, width: int) -> np.ndarray:
     """Shapes as (height, width) uint8, outlines included: TARGET, IGNORED, or 0.
 
-    Big ones are drawn first, so that a small one on top of it shows. Polygons are drawn as by LISA's reader,
-    utils/data_processing.py. Raises UserError for coordinates far from the image or in fractions of its size.
+    Large shapes are drawn first, so that small ones on top of them stay visible. Polygons are drawn as by LISA's
+    reader, utils/data_processing.py. Raises UserError for coordinates far from the image or in fractions of its size.
     """
     for shape in shapes:
         try:
@@ -140,7 +142,7 @@ def _draw(shape: Shape, height: int, width: int) -> np.ndarray:
 
 
 def _place(canvas: np.ndarray, mask: np.ndarray, left: int, top: int) -> np.ndarray:
-    """`mask` on `canvas` with its first pixel at (top, left), as much of it as lies inside."""
+    """Copy the part of `mask` that lies inside of `canvas` when its first pixel is at (top, left)."""
     height, width = canvas.shape
     inside = mask[max(-top, 0) : max(height - top, 0), max(-left, 0) : max(width - left, 0)]
     if inside.size:

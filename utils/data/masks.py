@@ -16,12 +16,12 @@ MAX_CODE_LENGTH = 6  # characters of one number after the first; pycocotools' nu
 
 
 def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """A COCO `segmentation` as (height, width) uint8, 1 inside; parts that overlap count once.
+    """A COCO `segmentation` as (height, width) uint8, 1 inside; the union of its parts.
 
     Takes a list of polygons [x0, y0, x1, y1, ...] (or in another form of polygons.py), a run-length code, or a list
     of run-length codes (as in RefCLEF), each compressed (`counts` a string) or not (`counts` a list). Polygons of
-    fewer than three points cover nothing; an empty list is an empty mask. Raises ValueError for anything else, for
-    numbers that pycocotools cannot take, and for a run-length code of another size.
+    fewer than three points cover nothing; an empty list is an empty mask. Raises UserError for anything else, for
+    numbers that pycocotools cannot handle, and for a run-length code of another size.
     """
     if isinstance(segmentation, Mapping):
         segmentation = [segmentation]
@@ -40,21 +40,23 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarra
 
 
 def annotated_size(image: Mapping[str, Any]) -> tuple[int, int] | None:
-    """(height, width) that an `images` entry of a COCO file tells; None where it tells none, or null.
+    """(height, width) that an `images` entry of a COCO file states; None where one of them is missing or null.
 
-    Raises ValueError for what is no number of pixels.
+    Raises UserError for anything but numbers of pixels.
     """
-    written = image.get("height"), image.get("width")
-    if None in written:
+    height, width = image.get("height"), image.get("width")
+    if height is None or width is None:
         return None
-    for number in written:
+    for number in (height, width):
         if type(number) not in (int, float) or not number >= 1 or number != number // 1:
-            raise UserError(f"height and width are {written}; they are numbers of pixels, or left out")
-    return int(written[0]), int(written[1])
+            raise UserError(
+                f"height and width are {(height, width)}; they are numbers of pixels, or left out"
+            )
+    return int(height), int(width)
 
 
 def union(masks: Iterable[np.ndarray], height: int, width: int) -> np.ndarray:
-    """The pixels in any of `masks`, as (height, width) uint8; empty without masks."""
+    """The union of `masks` as (height, width) uint8; all 0 without masks."""
     result = np.zeros((height, width), dtype=np.uint8)
     for mask in masks:
         result |= mask
@@ -68,7 +70,7 @@ def _rasterize(polygons: list[list[float]], height: int, width: int) -> list[dic
 
 
 def _run_lengths(code: Mapping[str, Any], height: int, width: int) -> dict[str, Any]:
-    """A run-length code of this size as pycocotools takes it, its counts compressed."""
+    """A run-length code of this size in the compressed form that pycocotools decodes."""
     if "counts" not in code or "size" not in code:
         raise UserError(f"a run-length code has 'counts' and 'size', got {short(dict(code))}")
     size = tuple(code["size"]) if isinstance(code["size"], list) else code["size"]
@@ -88,18 +90,18 @@ def _run_lengths(code: Mapping[str, Any], height: int, width: int) -> dict[str, 
 
 
 def _check_compressed(counts: Any, num_pixels: int) -> None:
-    """ValueError for a code of other than `num_pixels`: pycocotools decodes a code cut off to unset memory.
+    """UserError for a code that does not cover `num_pixels`: pycocotools decodes truncated codes to unset memory.
 
-    The code: six bits a character, the highest says that the number goes on; every run from the fourth on is
-    the difference to the one before the last. Source: rleFrString in pycocotools' maskApi.c.
+    The code has six bits per character, the highest of which says that the number continues; from the fourth on, runs
+    are stored as the difference to the run before the last. Source: rleFrString in pycocotools' maskApi.c.
     """
     if not isinstance(counts, str | bytes):
         raise UserError(f"'counts' is a string or a list of run lengths, got {type(counts).__name__}")
     written = counts.encode(errors="surrogatepass") if isinstance(counts, str) else counts
     code = np.frombuffer(written, np.uint8).astype(np.int64) - 48
     if not len(code) or code.min() < 0 or code.max() > 63 or code[-1] & 32:
-        raise UserError("the run-length code is cut off or holds other characters than it may")
-    last = np.flatnonzero(code & 32 == 0)  # character that ends each number
+        raise UserError("the run-length code is truncated or has invalid characters")
+    last = np.flatnonzero(code & 32 == 0)  # last character of each number
     first = np.concatenate([[0], last[:-1] + 1])
     if (last - first).max() > MAX_CODE_LENGTH:
         raise UserError("the run-length code holds a number that is too long")

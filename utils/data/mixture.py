@@ -5,28 +5,27 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
 
 import numpy as np
 
 from model.errors import UserError
 from model.text.format import SequenceFormat
+from utils.config.training import DataConfig
 from utils.data.base import Dataset
-from utils.data.registry import DatasetFlags, parse_dataset_flags
+from utils.data.registry import parse_dataset_flags
 from utils.data.types import Recipe, Sample, UnusableItemError
 
 logger = logging.getLogger(__name__)
 
-MAX_RETRIES = 100  # so many unusable items in a row mean that the data set is broken, not the item
+MAX_RETRIES = 100  # unusable items in a row, after which the data set is considered broken
 
 
 class Mixture:
-    """An endless stream of samples from several data sets, each with its share of the draws.
+    """An endless stream of samples from several data sets, drawn at given rates.
 
-    `mixture[i]` depends on the data on disk, the recipe, the seed and i alone: not on what was drawn before,
-    nor on workers, world size or batch size. The data set is chosen by the rates; an item that turns out
-    to be unusable is replaced by the draw (seed, i, retry) of the same data set, so that bad files do not
-    shift the rates, and the sample returned says what it replaces.
+    `mixture[i]` is a function of the data on disk, the recipe, the seed and i only: it does not depend on earlier
+    draws, workers, world size or batch size. An unusable item is replaced by the draw (seed, i, retry) of the same
+    data set, so that bad files do not change the rates; `Sample.skipped` names the items that a sample replaces.
     """
 
     def __init__(
@@ -39,7 +38,7 @@ class Mixture:
         fit: Callable[[Sample], Sample] | None = None,  # shortens a sample, or raises UnusableItemError
     ) -> None:
         if not sources or len(sources) != len(rates):
-            raise ValueError(f"a mixture needs one rate a data set, got {len(rates)} for {len(sources)}")
+            raise ValueError(f"a mixture needs one rate per data set, got {len(rates)} for {len(sources)}")
         if seed < 0:
             raise ValueError(f"seed must be >= 0, got {seed}")
         self.sources = tuple(sources)
@@ -49,7 +48,7 @@ class Mixture:
         self.fit = fit
 
     def __getitem__(self, index: int) -> Sample:
-        """Sample `index` >= 0. Raises ValueError when a data set gives nothing but unusable items."""
+        """Sample `index` >= 0. Raises UserError after MAX_RETRIES unusable items in a row."""
         if index < 0:
             raise IndexError(f"samples are counted from 0, got {index}")
         skipped: list[str] = []
@@ -71,7 +70,7 @@ class Mixture:
         )
 
     def describe(self) -> str:
-        """One line a data set: its share of the draws, its size, what was dropped from its index."""
+        """One line per data set: its fraction of the draws, its size, how many items were dropped from its index."""
         return "\n".join(
             f"{source.name}|{source.split}: {rate:.1%} of the draws, {len(source)} items"
             + (f", {len(source.dropped)} dropped" if source.dropped else "")
@@ -79,37 +78,12 @@ class Mixture:
         )
 
 
-class MixtureSettings(DatasetFlags, Protocol):
-    """What a training run says about its data; TrainConfig has them."""
-
-    @property
-    def dataset_dir(self) -> str: ...
-
-    @property
-    def num_all_classes(self) -> int: ...
-
-    @property
-    def num_expressions(self) -> int: ...
-
-    @property
-    def num_questions(self) -> int: ...
-
-    @property
-    def explanatory(self) -> float: ...
-
-    @property
-    def likely_negatives(self) -> float: ...
-
-    @property
-    def seed(self) -> int: ...
-
-
 def build_train_mixture(
-    config: MixtureSettings, format: SequenceFormat, fit: Callable[[Sample], Sample] | None = None
+    config: DataConfig, format: SequenceFormat, fit: Callable[[Sample], Sample] | None = None
 ) -> Mixture:
-    """The mixture that a training configuration asks for; a data set that is missing is an error.
+    """The mixture of a training configuration; a missing data set is an error.
 
-    What `fit` - such as collate.LengthLimit - makes of a sample is used, or another draw where it cannot.
+    `fit`, such as collate.LengthLimit, may shorten a sample, or reject it with an UnusableItemError.
     """
     entries = parse_dataset_flags(config)
     sources = [entry.open(config.dataset_dir, training=True) for entry in entries]
@@ -117,8 +91,8 @@ def build_train_mixture(
     return Mixture(sources, rates, recipe=recipe_of(config, format), seed=config.seed, fit=fit)
 
 
-def recipe_of(config: MixtureSettings, format: SequenceFormat) -> Recipe:
-    """How the settings of a run make conversations of annotations."""
+def recipe_of(config: DataConfig, format: SequenceFormat) -> Recipe:
+    """The part of a run's settings that decides how annotations become conversations."""
     return Recipe(
         format=format,
         num_all_classes=config.num_all_classes,

@@ -1,4 +1,4 @@
-"""Reading the pickles that referring data sets come as, without letting them run code."""
+"""Reading the pickles of referring data sets without executing code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from model.errors import UserError
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Containers, strings, numbers, None: all else in a pickle is looked up by name, and refused here."""
+    """Allows containers, strings, numbers and None; everything else in a pickle is looked up by name and refused."""
 
     def find_class(self, module_name: str, global_name: str) -> NoReturn:
         raise pickle.UnpicklingError(f"it names {module_name}.{global_name}")
@@ -23,8 +23,8 @@ class _PlainUnpickler(pickle.Unpickler):
 def load_plain_pickle(path: str | Path) -> Any:
     """The object in a pickle of plain containers, strings and numbers.
 
-    Raises ValueError naming the file when the pickle holds anything else - such as a function to be called -
-    or is damaged. Nothing that the file names is imported.
+    Raises UserError naming the file when the pickle holds anything else, such as a function to be called, or is
+    damaged. Nothing that the file names is imported.
     """
     try:
         return _PlainUnpickler(io.BytesIO(Path(path).read_bytes()), encoding="utf-8").load()
@@ -32,5 +32,5 @@ def load_plain_pickle(path: str | Path) -> Any:
         raise
     except Exception as problem:  # a damaged pickle raises anything
         raise UserError(
-            f"{path} is refused: {problem}; only lists, dictionaries, strings and numbers may be in it"
+            f"{path} is refused: {problem}; it may hold only lists, dictionaries, strings and numbers"
         ) from None

@@ -1,8 +1,8 @@
-"""Polygons in annotation files: the forms that tools write them in, checked before a foreign decoder sees a number.
+"""Polygons in annotation files: the forms that tools write, and checks of their numbers before they reach a decoder.
 
-COCO writes a segmentation as a list of polygons, each [x0, y0, x1, y1, ...]. Other forms can mean only one thing, so
-they are read as well: one polygon without the outer list, and points as pairs [[x0, y0], [x1, y1], ...] or as objects
-[{"x": x0, "y": y0}, ...].
+COCO writes a segmentation as a list of polygons, each [x0, y0, x1, y1, ...]. These forms are unambiguous and read as
+well: one polygon without the outer list, points as pairs [[x0, y0], [x1, y1], ...] and as objects [{"x": x0, "y":
+y0}, ...].
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ import numpy as np
 
 from model.errors import UserError
 
-MAX_SIDES = 10  # image sides that a coordinate may lie away from the origin
-# Pixels of one outline. pycocotools takes five samples a pixel and counts them in 32 bits; a polygon that needs more
-# than this is noise, and would take a gigabyte.
+MAX_SIDES = 10  # largest distance of a coordinate from the origin, in longer image sides
+# Length of one outline in pixels. pycocotools takes five samples per pixel and counts them in 32 bits; a longer
+# outline is noise, and would take a gigabyte.
 MAX_OUTLINE = 2**22
-MIN_NUMBERS = 6  # three points; pycocotools takes four numbers for a box
-# What covers no pixel and is as small as this was left over by a tool: pixels, and share of the longer side.
+MIN_NUMBERS = 6  # three points; pycocotools interprets four numbers as a box
+# A polygon that covers no pixel and is at most this large is a leftover of a tool: pixels, fraction of the longer
+# side.
 STRAY_PIXELS, STRAY_SHARE = 3.0, 0.01
-NUMBERS = {int, float}  # not bool, which is an int too
-FRACTION_SLACK = 0.1  # tools that write fractions of the size also write some just outside 0 to 1
+NUMBERS = {int, float}  # bool, a subclass of int, is not accepted
+FRACTION_SLACK = 0.1  # how far outside of 0 to 1 fractions of the image size may lie
 
 STRAY_PART = "a polygon too small to cover a pixel, left out of its mask"
 FLAT = "one polygon comes without the outer list; a segmentation is a list of polygons"
@@ -32,7 +33,7 @@ OBJECTS = 'points come as objects {"x": x, "y": y}; COCO writes them flat, [x0, 
 
 
 class EmptyMaskError(UserError):
-    """A mask, or a part of one, that covers no pixel of its image."""
+    """A mask or a polygon that covers no pixel of its image."""
 
 
 _brief = reprlib.Repr()
@@ -40,12 +41,12 @@ _brief.maxlevel, _brief.maxlist, _brief.maxdict, _brief.maxstring, _brief.maxoth
 
 
 def short(value: Any) -> str:
-    """A value as Python writes it, cut where it is long or deep; for messages."""
+    """For messages: the repr of a value, shortened where it is long or deep."""
     return _brief.repr(value)
 
 
 def form_of(segmentation: Any) -> str:
-    """FLAT, PAIRS or OBJECTS for a segmentation in that form; "" for one as COCO has it, or an unusable one."""
+    """FLAT, PAIRS or OBJECTS for a segmentation in that form; "" for COCO's form and for malformed ones."""
     if not isinstance(segmentation, list) or not segmentation:
         return ""
     first = segmentation[0]
@@ -61,7 +62,7 @@ def form_of(segmentation: Any) -> str:
 def polygons_in(segmentation: list[Any]) -> list[list[float]]:
     """The polygons of a segmentation, each [x0, y0, x1, y1, ...]; run-length codes among them are skipped.
 
-    Raises UserError for what is no polygon in any of these forms.
+    Raises UserError for a polygon in none of the forms above.
     """
     if segmentation and not any(isinstance(part, list | Mapping) for part in segmentation):
         return [_numbers(segmentation)]
@@ -114,10 +115,10 @@ def _numbers(polygon: list[Any]) -> list[float]:
 
 
 def check_coordinates(polygon: Iterable[float], height: int, width: int) -> np.ndarray:
-    """The points of [x0, y0, x1, y1, ...], (num_points, 2) float64, all of them near the image.
+    """The points of [x0, y0, x1, y1, ...] as (num_points, 2) float64.
 
-    Raises ValueError for a number that is not finite, one farther away than MAX_SIDES of the longer image side, and
-    an outline of more than MAX_OUTLINE pixels: decoders crash on these, or take all memory.
+    Raises UserError for a number that is not finite, a coordinate farther from the origin than MAX_SIDES longer image
+    sides, and an outline of more than MAX_OUTLINE pixels: decoders crash or exhaust the memory on these.
     """
     limit = MAX_SIDES * max(height, width)
     try:
@@ -155,7 +156,7 @@ def check_pixels(polygons: Iterable[Iterable[float]], height: int, width: int) -
 
 
 def fault_of(polygon: list[float], height: int, width: int) -> str:
-    """Why a polygon covers no pixel, as far as its points tell: "" where nothing is wrong with it."""
+    """Why a polygon cannot cover any pixel, judged by its points; "" if it can."""
     if len(polygon) < MIN_NUMBERS:
         return f"a polygon of {len(polygon) // 2} points {polygon}; it needs three to cover anything"
     x, y = polygon[::2], polygon[1::2]
@@ -168,7 +169,7 @@ def fault_of(polygon: list[float], height: int, width: int) -> str:
 
 
 def is_stray(polygon: list[float], height: int, width: int) -> bool:
-    """Whether a polygon that covers no pixel is so small that a tool left it over, rather than misplaced."""
+    """Whether a polygon that covers no pixel is small enough to be a leftover of a tool, rather than misplaced."""
     x, y = polygon[::2] or [0], polygon[1::2] or [0]
     return max(max(x) - min(x), max(y) - min(y)) <= max(STRAY_PIXELS, STRAY_SHARE * max(height, width))
 

@@ -1,4 +1,4 @@
-"""Which data sets there are, and the one place where data set flags are read.
+"""The registry of data sets, and the parser of all data set flags.
 
     --dataset "sem_seg||refer_seg||vqa||reason_seg"  --sample_rates "10,6,1,2"
     --sem_seg_data "cocostuff||ade20k||cityscapes"   --sem_seg_rates "6,3,2"
@@ -8,7 +8,7 @@
     --dataset "sem_seg||own_sem:./my_data"  --val_dataset_list "own_sem:./my_data|val"
 
 Lists for training are split at `||`, the list for evaluation at commas, the fields of an entry at `|`. Own data is a
-source of its own, with a path after a colon; see utils/data/datasets/own.py.
+source by itself, with a path after a colon; see utils/data/datasets/own.py.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 from model.errors import UserError
+from utils.config.training import DataConfig
 from utils.data.base import Dataset
 from utils.data.datasets.ade20k import Ade20k
 from utils.data.datasets.cityscapes import Cityscapes
@@ -60,58 +60,24 @@ DATASETS: dict[str, type[Dataset]] = {
     )
 }
 
-# Own data: written KIND:PATH, a source and a data set in one.
+# Own data, written KIND:PATH: a source and a data set in one.
 OWN_DATASETS: dict[str, type[Dataset]] = {
     dataset.name: dataset for dataset in (OwnSemantic, OwnCoco, OwnJsonl)
 }
 
-# The recipe's rates, taken where a flag states none. Own data counts as much as all semantic data sets.
+# Default rates, used where a flag is empty. Own data counts as much as all semantic data sets together.
 SOURCE_RATES = {"sem_seg": 10.0, "refer_seg": 6.0, "vqa": 1.0, "reason_seg": 2.0}
 OWN_RATE = 10.0
 DATASET_RATES = {"cocostuff": 6.0, "ade20k": 3.0, "mapillary": 2.0, "cityscapes": 2.0, "openimage": 1.0}
 
 
-class DatasetFlags(Protocol):
-    """The settings that say what to train on; TrainConfig has them."""
-
-    @property
-    def dataset(self) -> str: ...
-
-    @property
-    def sample_rates(self) -> str: ...
-
-    @property
-    def sem_seg_data(self) -> str: ...
-
-    @property
-    def sem_seg_rates(self) -> str: ...
-
-    @property
-    def refer_seg_data(self) -> str: ...
-
-    @property
-    def refer_seg_rates(self) -> str: ...
-
-    @property
-    def vqa_data(self) -> str: ...
-
-    @property
-    def vqa_rates(self) -> str: ...
-
-    @property
-    def reason_seg_data(self) -> str: ...
-
-    @property
-    def reason_seg_rates(self) -> str: ...
-
-
 @dataclass(frozen=True)
 class Entry:
-    """One data set named in a flag: `refcoco|unc|testA`."""
+    """One data set as named in a flag: `refcoco|unc|testA`."""
 
     name: str
     fields: tuple[str, ...] = ()
-    rate: float = 1.0  # share among the data sets of a training run; they add up to 1
+    rate: float = 1.0  # fraction of the draws of a training run; the rates of a run add up to 1
 
     def __str__(self) -> str:
         if self.is_own:
@@ -120,19 +86,19 @@ class Entry:
 
     @property
     def is_own(self) -> bool:
-        """Whether this is own data: its first field is then its path."""
+        """Whether this is own data, whose first field is a path."""
         return self.name in OWN_DATASETS
 
     def open(self, dataset_dir: str | Path, *, training: bool = False) -> Dataset:
-        """The data set itself; FileNotFoundError when it is not under `dataset_dir`."""
+        """Open the data set; FileNotFoundError when it is not in `dataset_dir`."""
         dataset = (DATASETS | OWN_DATASETS)[self.name]
         return dataset.open(dataset_dir, self.fields, training=training)
 
 
-def parse_dataset_flags(flags: DatasetFlags) -> tuple[Entry, ...]:
-    """The data sets to train on, each with its share of the draws.
+def parse_dataset_flags(flags: DataConfig) -> tuple[Entry, ...]:
+    """The data sets to train on, each with its fraction of the draws.
 
-    A data set's share is its source's rate times its own rate among the data sets of that source.
+    The fraction is the rate of its source times its rate among the data sets of that source.
     """
     sources = split_list(flags.dataset, "--dataset")
     own = {source: entry for source in sources if (entry := parse_own(source, "--dataset"))}
@@ -167,9 +133,9 @@ def parse_val_list(text: str, flag: str = "--val_dataset_list") -> tuple[Entry, 
 
 
 def build_val_dataset(entry: str | Entry, dataset_dir: str | Path) -> Dataset:
-    """A sized, indexable data set of evaluation samples for one entry such as `refcoco|unc|testA`.
+    """The data set of evaluation samples for one entry such as `refcoco|unc|testA`.
 
-    Raises ValueError for an unknown name or split and FileNotFoundError for a data set that is not there.
+    Raises UserError for an unknown name or split and FileNotFoundError for a missing data set.
     """
     if isinstance(entry, str):
         entry = parse_entry(entry, "--val_dataset_list")
@@ -190,7 +156,7 @@ def parse_entry(text: str, flag: str, source: str | None = None) -> Entry:
 
 
 def parse_own(text: str, flag: str) -> Entry | None:
-    """`own_sem:PATH|field|field`; None for what is not own data. The path may hold colons, but no bar."""
+    """`own_sem:PATH|field|field`; None if it is not own data. The path may hold colons, but no `|`."""
     head, *fields = (part.strip() for part in text.split("|"))
     kind, _, path = head.partition(":")
     if kind not in OWN_DATASETS:
@@ -201,7 +167,7 @@ def parse_own(text: str, flag: str) -> Entry | None:
 
 
 def split_list(text: str, flag: str, separator: str = "||") -> tuple[str, ...]:
-    """The parts of a list flag, stripped; it must name something, and nothing twice."""
+    """The parts of a list flag, stripped; UserError for an empty list and for repeated parts."""
     parts = tuple(part.strip() for part in text.split(separator) if part.strip())
     if not parts:
         raise UserError(f"{flag} is empty; name at least one, separated by {separator!r}")
@@ -214,7 +180,7 @@ def split_list(text: str, flag: str, separator: str = "||") -> tuple[str, ...]:
 def parse_rates(
     text: str, names: Sequence[str], recipe: Mapping[str, float], flag: str, names_flag: str
 ) -> list[float]:
-    """A positive number for each of `names`: from `text` ("6,3,2"), or the recipe's when it is empty."""
+    """A positive number for each of `names`: from `text` ("6,3,2"), or the defaults of `recipe` if it is empty."""
     if not text.strip():
         return [recipe.get(name, 1.0) for name in names]
     try:
@@ -224,8 +190,10 @@ def parse_rates(
     if len(rates) != len(names):
         raise UserError(
             f"{flag} has {len(rates)} rates ({text}) for the {len(names)} of {names_flag} "
-            f"({', '.join(names)}); give one each, or leave {flag} empty for the recipe's"
+            f"({', '.join(names)}); give one for each, or leave {flag} empty for the defaults"
         )
     if any(not rate > 0 for rate in rates):
-        raise UserError(f"{flag}: every rate must be > 0, got {text!r}; leave out what should not be drawn")
+        raise UserError(
+            f"{flag}: every rate must be > 0, got {text!r}; leave out data sets that should not be drawn"
+        )
     return rates

@@ -1,6 +1,6 @@
-"""What is odd about a data set that can be used: seen while it is read, told by utils.data.tools.check.
+"""Remarks on a data set that is usable but looks wrong, collected while it is read; check.py prints them.
 
-Nothing here is an error. Each remark says what was seen, how often, where first, and what it may mean.
+None of them is an error. Each says what was seen, how often, where first, and what it may mean.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from utils.data.semantic import SemanticDataset, values_in
 from utils.data.types import EvalSample, ReasonSample, ReferringSample, Sample, SemanticSample
 
 MAX_NAMED = 8  # names in one remark
-DARK = 0.1  # of the range: an image is dark when hardly a pixel is brighter
-BRIGHT_SHARE = 0.01  # of the pixels that may be brighter
-STEP = 4  # every so many rows and columns are enough to tell how dark an image is
-LINE_LENGTH = 12  # pixels; a thin mask that is shorter is a small object
+DARK = 0.1  # fraction of the range: an image is dark when almost no pixel is brighter
+BRIGHT_SHARE = 0.01  # fraction of the pixels that may be brighter
+STEP = 4  # brightness is measured on every fourth row and column
+LINE_LENGTH = 12  # pixels; shorter thin masks are small objects
 MIN_IN_CORNER = 3  # masks; fewer may lie in one corner by chance
 NUMBERED = re.compile(r"^\d+\W+\w|\w\W+\d+$")  # "1: ball", "ball,1", "ball 128 0 0"
-ERODED = np.ones((3, 3), dtype=np.uint8)  # what is at most two pixels wide vanishes under it
-# What names hold besides letters, digits and marks; all else is spoken as it is, and rarely meant.
+ERODED = np.ones((3, 3), dtype=np.uint8)  # erosion with it removes what is at most two pixels wide
+# Characters of plain names besides letters, digits and combining marks; any other is probably a mistake.
 PLAIN = set(" \u0027\u2019()&/.+-")
 GARBLED = re.compile(
     "\ufffd|[\u00c2\u00c3][\u0080-\u00bf\u0192\u2018-\u2122]|\u00e2\u20ac"
@@ -36,7 +36,7 @@ GARBLED = re.compile(
 
 
 class Remarks:
-    """Collects what is odd about one data set while others read it: label files, samples, evaluation items."""
+    """Collects remarks on one data set from the label files, samples and evaluation items that the check reads."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.names = dataset.classes
@@ -61,7 +61,7 @@ class Remarks:
             dataset.on_label = self.see_label
 
     def see_label(self, path: Path, values: np.ndarray) -> None:
-        """A label file and its values (height, width), as they are stored."""
+        """Take note of a label file and its stored values (height, width)."""
         found = values_in(values)
         self.label_values.update(found)
         if path not in self._labels:
@@ -69,14 +69,14 @@ class Remarks:
             self._compare_palette(path, found)
 
     def see_sample(self, sample: Sample) -> None:
-        """A training sample."""
+        """Take note of a training sample."""
         for conversation in sample.conversations:
             if isinstance(conversation, ComplexQuery):
                 self._present.update(conversation.present)
         self._see(sample.source, sample.image, sample.masks)
 
     def see_item(self, item: EvalSample) -> None:
-        """An evaluation item."""
+        """Take note of an evaluation item."""
         if isinstance(item, SemanticSample):
             present = values_in(item.label, len(item.classes))
             self._present.update(item.classes[class_id] for class_id in present)
@@ -88,7 +88,7 @@ class Remarks:
         self._see(item.source, item.image, masks)
 
     def lines(self, *, saw_all: bool) -> list[str]:
-        """The remarks; classes that a published data set never shows only if every item was seen."""
+        """The remarks. Absent classes of a published data set are named only if every item was read."""
         told = [*self._on_names(), *self._on_labels()]
         if self.names and self._items and (self.is_own or saw_all):
             told += self._on_absent_classes(saw_all)
@@ -98,7 +98,7 @@ class Remarks:
             path, brightest = next(iter(self._dark.items()))
             told.append(
                 f"{len(self._dark)} of {len(self._items)} images are darker than a tenth of their range, such as "
-                f"{path} (99 % of it is below {brightest:.0%}): are its values of a range that no file tells?"
+                f"{path} (99 % of it is below {brightest:.0%}): do its values use a smaller range than its bit depth?"
             )
         if self._thin:
             told.append(
@@ -153,7 +153,7 @@ class Remarks:
         return told
 
     def _on_labels(self) -> list[str]:
-        """Labels that look like masks of 0 and 255, while 255 is ignored."""
+        """Labels that look like masks of 0 and 255 although 255 is ignored."""
         if self.id_table is None:
             return []
         ignored = {value for value in IGNORED_VALUES if self._class_of(value) is None}
@@ -166,11 +166,11 @@ class Remarks:
             return []
         return [
             f"{len(masks)} of {len(self._labels)} labels hold only 0 and {self._labels[masks[0]][-1]}, such as "
-            f"{masks[0]}: the high value is ignored; if it marks a thing, save it as the number of its class"
+            f"{masks[0]}: the high value is ignored; if it marks an object, save it as the number of its class"
         ]
 
     def _class_of(self, value: int) -> str | None:
-        """The class of a label value, if it has one."""
+        """The class of a label value; None if it has none."""
         assert self.id_table is not None
         class_id = int(self.id_table[value]) if value < len(self.id_table) else -1
         return self.names[class_id] if 0 <= class_id < len(self.names) else None
@@ -179,7 +179,7 @@ class Remarks:
         if self.id_table is None:
             present = self._present
         else:
-            present = {self._class_of(value) for value in self.label_values}
+            present = {name for value in self.label_values if (name := self._class_of(value)) is not None}
         missing = [name for name in self.names if name not in present]
         if not missing:
             return []
@@ -187,15 +187,17 @@ class Remarks:
         return [f"{len(missing)} of {len(self.names)} classes are never present{seen}: {listed(missing)}"]
 
     def _compare_palette(self, path: Path, values: Sequence[int]) -> None:
-        """Remember which colour each value of a palette image has; one value of two colours is odd."""
+        """Remember the colour of each value of a palette image; a second colour for a value is a remark."""
         if self._palettes_differ:
             return
         try:
             with Image.open(path) as image:
                 palette = image.getpalette() if image.mode == "P" else None
-        except Exception:  # what cannot be opened was told when it was read
+        except Exception:  # a fault was reported when the file was read
             return
-        for value in values if palette else ():
+        if not palette:
+            return
+        for value in values:
             colour = tuple(palette[3 * value : 3 * value + 3])
             known, where = self._colours.setdefault(value, (colour, path))
             if colour and known and colour != known:
@@ -207,7 +209,7 @@ class Remarks:
 
 
 def is_line(mask: np.ndarray) -> bool:
-    """Whether a mask (height, width) of 0 and 1 is nowhere wider than two pixels, and long enough for a line."""
+    """Whether a mask (height, width) of 0 and 1 is at most two pixels wide everywhere, and long enough for a line."""
     x, y, width, height = cv2.boundingRect(mask)
     if max(width, height) < LINE_LENGTH:
         return False
@@ -223,12 +225,12 @@ def is_in_corner(mask: np.ndarray) -> bool:
 
 
 def is_plain(name: str) -> bool:
-    """Whether a class name is made of what names are written with, and begins with a letter."""
+    """Whether a class name has only plain characters and begins with a letter."""
     written = all(character in PLAIN or unicodedata.category(character)[0] in "LNM" for character in name)
     return written and name[:1].isalpha()
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first names, quoted, and how many more there are."""
+    """The first names, quoted, and the number of the others."""
     more = f" and {len(names) - MAX_NAMED} more" if names[MAX_NAMED:] else ""
     return ", ".join(repr(name) for name in names[:MAX_NAMED]) + more

@@ -1,4 +1,4 @@
-"""Names of SAM's embeddings on disk: hashes of all that decides their numbers. See utils/training/sam_cache.py."""
+"""Keys of SAM's cached embeddings: hashes of everything that their values depend on. See sam_cache.py."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch import Tensor
 
 from model.decoders.sam import SamSegmenter
 
-VERSION = 1  # of what is hashed and written; another version does not see the entries of this one
-DIGEST_SIZE = 20  # bytes; 40 letters of a file name
+VERSION = 1  # of the cache format; entries of another version are not found
+DIGEST_SIZE = 20  # bytes; 40 hexadecimal digits in a file name
 
 
 def encoder_key(sam: SamSegmenter) -> str:
-    """A name of what decides an embedding besides the picture: the encoder's weights, sizes and number format.
+    """The key of everything that an embedding depends on besides the image: weights, sizes and number format.
 
-    Takes about a second a gigabyte. Every process computes its own.
+    Takes about a second per gigabyte, in every process.
     """
     digest = blake2b(digest_size=DIGEST_SIZE)
     _add(digest, VERSION, sam.settings.to_dict())
@@ -34,10 +34,10 @@ def encoder_key(sam: SamSegmenter) -> str:
 
 
 def image_key(image: np.ndarray, image_size: int, *, fast_resize: bool = False) -> str:
-    """A name of what SAM sees: the decoded picture and how it is resized.
+    """The key of SAM's input: the decoded image and how it is resized.
 
-    image: (height, width, 3) uint8 RGB, original size; `image_size` is SAM's longest side. A fast resize differs by
-    a grey level from one release of its libraries to the next, so that their versions count too.
+    image: (height, width, 3) uint8 RGB, original size; `image_size` is SAM's longest side. The result of a fast
+    resize differs by a grey level between releases of its libraries, so that their versions are part of the key.
     """
     resize = [cv2.__version__, torch.__version__] if fast_resize else "exact"
     digest = blake2b(digest_size=DIGEST_SIZE)
@@ -47,14 +47,15 @@ def image_key(image: np.ndarray, image_size: int, *, fast_resize: bool = False) 
 
 
 def checksum(tensor: Tensor) -> int:
+    """The CRC-32 of a tensor's bytes."""
     return zlib.crc32(_bytes_of(tensor))
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
-    """The tensor's memory; NumPy has no bfloat16."""
+    """The tensor's memory; through uint8, as NumPy has no bfloat16."""
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def _add(digest: blake2b, *values: object) -> None:
-    """Plain values, in a form that no other values have."""
+    """Hash plain values in an unambiguous form."""
     digest.update(json.dumps(values, sort_keys=True).encode() + b"\0")

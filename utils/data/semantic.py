@@ -1,4 +1,4 @@
-"""Semantic segmentation: an image, and a label picture of the same size with a class for every pixel."""
+"""Semantic segmentation: an image, and a label image of the same size with a class for every pixel."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import numpy as np
 
 from model.errors import UserError
 from model.text.sequence import complex_conversation
-from utils.common.label_values import IGNORE, NO_CLASS, NOTHING
+from utils.common.label_values import IGNORE, NOTHING, UNDEFINED
 from utils.data.base import MISSING, UNLABELLED, Dataset
 from utils.data.class_lists import ClassList
-from utils.data.files import tell_passed_over, visible
+from utils.data.files import log_skipped, visible
 from utils.data.frames import Frames
 from utils.data.images import (
     LABEL_SUFFIXES,
@@ -33,13 +33,13 @@ MAX_BINS = 4096  # of a histogram by OpenCV, which is the faster one up to about
 
 
 class SemanticDataset(Dataset):
-    """Base of the semantic data sets; a subclass says where the pairs are and what the label values mean."""
+    """Base of the semantic data sets; a subclass finds the pairs of files and defines what label values mean."""
 
     source = "sem_seg"
-    classes: ClassList  # this and the table are fixed, or set by find_pairs when files on disk hold them
-    id_table: np.ndarray  # (num_values,) label value -> class index, IGNORE, or NO_CLASS
-    ignored_hint: str = ""  # what to say of a label that shows nothing but ignored pixels
-    on_label: Callable[[Path, np.ndarray], None] | None = None  # called with each label file that is read
+    classes: ClassList  # like id_table a class attribute, or set by find_pairs from files on disk
+    id_table: np.ndarray  # (num_values,) label value -> class index, IGNORE, NOTHING or UNDEFINED
+    ignored_hint: str = ""  # what a message adds for a label with ignored pixels only
+    on_label: Callable[[Path, np.ndarray], None] | None = None  # called with each label file and its values
 
     def __init__(self, dataset_dir: str | Path, split: str) -> None:
         super().__init__(dataset_dir, split)
@@ -51,17 +51,17 @@ class SemanticDataset(Dataset):
         """Image and label path of every item of the split; FileNotFoundError when a folder is missing."""
 
     def absent_classes(self, label: np.ndarray) -> list[int]:
-        """The classes that an image is known not to hold, by its (height, width) class ids.
+        """The classes that are known to be absent from an image, given its label (height, width) of class ids.
 
-        Those that are not in its label, as these data sets are labelled exhaustively; but of an image that is
-        ignored as a whole nothing is known.
+        These data sets are labelled exhaustively, so all classes that are not in the label; none for a label that is
+        ignored as a whole.
         """
         if (label == IGNORE).all():
             return []
         return sorted(set(range(len(self.classes))) - set(values_in(label, len(self.classes))))
 
     def partly_labelled(self, absent: Sequence[int]) -> tuple[int, ...]:
-        """The classes that may also be where an image's label says NOTHING: none, as labels are exhaustive."""
+        """The classes that may occur where the label says NOTHING: none, as labels are exhaustive."""
         return ()
 
     def __len__(self) -> int:
@@ -80,7 +80,7 @@ class SemanticDataset(Dataset):
         )
 
     def sample_of(self, index: int, rng: np.random.Generator, recipe: Recipe) -> Sample:
-        """One image with one complex query: classes that are present, and classes known to be absent."""
+        """One image with one complex query about classes that are present and classes that are known to be absent."""
         image, label = self.read(index)
         present = values_in(label, len(self.classes))
         absent = self.absent_classes(label)
@@ -98,7 +98,7 @@ class SemanticDataset(Dataset):
             likely_share=recipe.likely_negatives,
         )
         class_ids = [self.classes.spoken.index(name) for name in answered]
-        # Compared in the label's own type, which is nine times as fast as in int64.
+        # Comparing in the label's type is nine times as fast as in int64.
         values = np.array(class_ids, dtype=label.dtype)[:, None, None]
         masks = (label == values).view(np.uint8)  # (num_seg, height, width)
         return Sample(
@@ -106,10 +106,11 @@ class SemanticDataset(Dataset):
         )
 
     def likely_absent(self, absent: Sequence[int], rng: np.random.Generator, recipe: Recipe) -> list[int]:
-        """Those of the absent classes that another image has, drawn only if the recipe wants some.
+        """Hard negatives: the absent classes that another, random image shows; none if the recipe asks for none.
 
-        Of a long list most classes are rare: drawn evenly, absent classes would hardly ever be ones that the data
-        set often has, and a model learns to tell common from rare rather than present from absent.
+        Most classes of a long list are rare. If absent classes were drawn uniformly, frequent classes would hardly
+        ever be absent, and the model would learn to tell frequent from rare classes instead of present from absent
+        ones.
         """
         if not recipe.likely_negatives:
             return []
@@ -138,7 +139,7 @@ class SemanticDataset(Dataset):
         return image, self.class_ids(values, label_path)
 
     def stored_values(self, path: Path) -> np.ndarray:
-        """The numbers of a label file, shown to `on_label` too, where somebody wants to know them."""
+        """The numbers of a label file; calls `on_label` with them if it is set."""
         values = self.read_values(path)
         if self.on_label is not None:
             self.on_label(path, values)
@@ -149,9 +150,9 @@ class SemanticDataset(Dataset):
         return read_label(path)
 
     def class_ids(self, values: np.ndarray, path: Path) -> np.ndarray:
-        """Label values to class ids, both (height, width); a value that means nothing is an error."""
+        """Label values to class ids, both (height, width); UnusableItemError for a value without a meaning."""
         found = values_in(values)
-        unknown = [int(v) for v in found if v >= len(self.id_table) or self.id_table[v] == NO_CLASS]
+        unknown = [int(v) for v in found if v >= len(self.id_table) or self.id_table[v] == UNDEFINED]
         if unknown:
             more = f" and {len(unknown) - MAX_VALUES_NAMED} more" if unknown[MAX_VALUES_NAMED:] else ""
             values_named = f"{unknown[:MAX_VALUES_NAMED]}{more}"
@@ -159,9 +160,9 @@ class SemanticDataset(Dataset):
         return np.take(self.id_table.astype(np.uint16), values)
 
     def pair_by_stem(self, image_dir: Path, label_dir: Path) -> Iterator[tuple[Path, Path]]:
-        """Images and the labels of the same stem, in two folders; what has no partner is dropped.
+        """Pairs of image and label with the same stem in two folders; files without a partner are dropped.
 
-        Raises UserError when two images, or two labels, could belong to one pair.
+        Raises UserError when two images, or two labels, have the same stem.
         """
         images, others = images_in(image_dir)
         labels, unfit = label_files(label_dir)
@@ -189,18 +190,18 @@ class SemanticDataset(Dataset):
         alone = labels.keys() - image_of.keys()
         for stem in sorted(alone):
             self.drop(*unread.get(stem, (labels[stem], f"no image {stem}.* in {image_dir}", MISSING)))
-        tell_passed_over(image_dir, [path for path, _ in others if stem_of(path) not in alone])
-        spare = [path for stem, (path, _) in unfit.items() if stem in labels or stem not in image_of]
-        tell_passed_over(label_dir, spare, "labels")
+        log_skipped(image_dir, [path for path, _ in others if stem_of(path) not in alone])
+        extra = [path for stem, (path, _) in unfit.items() if stem in labels or stem not in image_of]
+        log_skipped(label_dir, extra, "labels")
 
 
 def stem_of(path: Path) -> str:
-    """The stem that pairs an image with its label; macOS writes "é" as two characters, others as one."""
+    """The stem that pairs an image with its label, in one Unicode form: macOS writes "é" as two characters."""
     return unicodedata.normalize("NFC", path.stem)
 
 
 def near_miss(stem: str, names: Sequence[str]) -> str:
-    """For messages: the first of the sorted names that goes on after `stem`, as a_mask.png does after a."""
+    """For messages: the first of the sorted names that begins with `stem`, as a_mask.png does with a."""
     for name in names[bisect_left(names, stem) :]:
         if not name.startswith(stem):
             return ""
@@ -228,14 +229,14 @@ def label_files(folder: Path) -> tuple[dict[str, Path], dict[str, tuple[Path, st
             unfit[stem] = path, unfit_label(path.suffix, UNFIT_SUFFIXES[suffix])
         else:
             others.append(path)
-    tell_passed_over(folder, others)
+    log_skipped(folder, others)
     return labels, unfit
 
 
 def values_in(labels: np.ndarray, below: int | None = None) -> list[int]:
-    """The values of a uint8 or uint16 array, smallest first; with `below` only those smaller than it.
+    """The distinct values of a uint8 or uint16 array in ascending order; with `below`, only smaller ones.
 
-    Histograms: np.unique sorts, which takes ten times as long.
+    From a histogram, which takes a tenth of the time of np.unique.
     """
     num_bins = below or np.iinfo(labels.dtype).max + 1
     if num_bins <= MAX_BINS:

@@ -1,4 +1,4 @@
-"""What flows through the data side: named fields, a shape beside each, checked where the thing is made."""
+"""The dataclasses of the data pipeline: fields with their shapes, checked when an instance is made."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from model.text.conversation import Conversation, Encoded
     from model.text.format import SequenceFormat
 
-MAX_REASON = 600  # characters of what is said about one item
+MAX_REASON = 600  # characters of the reason why an item is unusable
 
 
 def cut(text: str, most: int = MAX_REASON) -> str:
-    """A message without its middle where it is longer than `most`, as with a file name of 5,000 characters."""
+    """A message shortened in the middle to about `most` characters, as with a file name of 5,000 characters."""
     return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
 
 
 class UnusableItemError(UserError):
-    """One item of a data set cannot be used: the file at fault, and why.
+    """One item of a data set cannot be used: the file at fault, and the reason.
 
-    Training replaces such an item by the next draw and counts it; evaluation lets the error through.
+    Training replaces such an item by another draw and counts it; evaluation stops with the error.
     """
 
     def __init__(self, path: str | Path, reason: str) -> None:
@@ -39,19 +39,26 @@ class UnusableItemError(UserError):
         self.reason = reason
 
     def __reduce__(self) -> tuple[type[UnusableItemError], tuple[str, str]]:
-        return type(self), (self.path, self.reason)  # survives the way out of a loader's worker process
+        return type(self), (
+            self.path,
+            self.reason,
+        )  # so that it can be pickled by the worker processes of a loader
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How annotations become conversations: what a data set's `draw` needs to know besides its rng."""
+    """How annotations become conversations: the settings of `sample_of` and `draw`."""
 
     format: SequenceFormat
-    num_all_classes: int = 80  # most classes one complex query names
-    num_expressions: int = 5  # most referring expressions taken from one image, a conversation each
-    num_questions: int = 3  # most reasoning questions taken from one image, a conversation each
-    explanatory: float = 0.1  # share of explained reasoning images that are answered by text alone
-    likely_negatives: float = 0.0  # share of a query's absent classes that another image of the data set has
+    num_all_classes: int = 80  # maximum number of classes in a complex query
+    num_expressions: int = 5  # maximum number of referring expressions of one image, a conversation each
+    num_questions: int = 3  # maximum number of reasoning questions of one image, a conversation each
+    explanatory: float = (
+        0.1  # fraction of reasoning images with an explanation that are answered by text only
+    )
+    likely_negatives: float = (
+        0.0  # fraction of hard negatives: absent classes of a query that another image shows
+    )
 
     def __post_init__(self) -> None:
         for field in ("num_all_classes", "num_expressions", "num_questions"):
@@ -59,7 +66,7 @@ class Recipe:
                 raise UserError(f"{field} must be >= 1, got {getattr(self, field)}")
         for field in ("explanatory", "likely_negatives"):
             if not 0 <= getattr(self, field) <= 1:
-                raise UserError(f"{field} is a share, 0 to 1; got {getattr(self, field)}")
+                raise UserError(f"{field} is a fraction, 0 to 1; got {getattr(self, field)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +76,11 @@ class Sample:
     image: np.ndarray  # (height, width, 3) uint8 RGB, original size
     conversations: tuple[Conversation, ...]
     masks: np.ndarray  # (num_seg, height, width) uint8, in the order of the [SEG] tokens
-    source: str  # the file it comes from, for messages
+    source: str  # the image file, for messages
     dataset: str = ""  # the data set's name, for counting
     skipped: tuple[str, ...] = ()  # "path: reason" of unusable items that this one replaces
-    classes_left_out: int = 0  # absent classes that were not asked, so that the text fits
-    conversations_left_out: int = 0  # conversations that do not fit even so
+    classes_left_out: int = 0  # absent classes left out of the queries to fit the maximum length
+    conversations_left_out: int = 0  # conversations left out because they were still too long
     encoded: tuple[Encoded, ...] = ()  # the conversations as ids, where their length was measured
 
     def __post_init__(self) -> None:
@@ -90,7 +97,7 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What one forward pass takes, and where it came from."""
+    """The inputs of one forward pass, and the samples that they come from."""
 
     # With a cache of SAM's embeddings, `inputs.sam_images` holds the samples in `sam_missing` and
     # `inputs.sam_embeddings` the others, until SamCache.complete makes them one.
@@ -100,7 +107,7 @@ class Batch:
     skipped: tuple[str, ...]  # of all its samples
     classes_left_out: int = 0  # of all its samples
     conversations_left_out: int = 0  # of all its samples
-    num_shortened: int = 0  # samples of which something was left out
+    num_shortened: int = 0  # samples from which something was left out
     sam_keys: tuple[str, ...] = ()  # one a sample, where there is a cache
     sam_missing: tuple[int, ...] = ()  # samples that are not in it
 
@@ -121,9 +128,9 @@ class SemanticSample:
     label: np.ndarray  # (height, width) uint16: index into classes, IGNORE or NOTHING
     classes: Sequence[str]  # spoken names, the data set's whole list in its order
     source: str
-    # Class ids. What is neither in the label nor here may be in the image or not: nothing is concluded about it.
+    # Class ids. Nothing is known about classes that are neither in the label nor in `absent`.
     absent: tuple[int, ...] = ()  # known not to be in the image
-    partly: tuple[int, ...] = ()  # may also be where the label says NOTHING: masks there are not judged
+    partly: tuple[int, ...] = ()  # may occur where the label says NOTHING: their masks are not judged there
 
     def __post_init__(self) -> None:
         check_image(self.image, self.source)
@@ -141,10 +148,10 @@ class ReferringSample:
     image: np.ndarray  # (height, width, 3) uint8 RGB
     expressions: tuple[str, ...]
     masks: np.ndarray  # (num_expressions, height, width) uint8: union of an expression's targets
-    no_target: tuple[bool, ...]  # one an expression: true when the annotators say nothing matches
+    no_target: tuple[bool, ...]  # one per expression: true if the annotators say that nothing matches
     source: str
     ignore: np.ndarray | None = None  # (height, width) bool: pixels left out of the metric
-    as_written: bool = False  # the expressions are whole questions already, to be asked in their own words
+    as_written: bool = False  # the expressions are whole questions, to be asked as they are
 
     def __post_init__(self) -> None:
         check_image(self.image, self.source)
@@ -158,7 +165,7 @@ class ReferringSample:
 
 @dataclass(frozen=True, kw_only=True)
 class ReasonSample:
-    """One evaluation image with the question that the protocol asks about it."""
+    """One evaluation image with the question of the protocol."""
 
     image: np.ndarray  # (height, width, 3) uint8 RGB
     question: str  # a whole sentence, or a phrase to be put into a question
@@ -174,7 +181,7 @@ class ReasonSample:
 
 @dataclass(frozen=True, kw_only=True)
 class VqaSample:
-    """One evaluation image with one question and the answer that is expected."""
+    """One evaluation image with one question and the expected answer."""
 
     image: np.ndarray  # (height, width, 3) uint8 RGB
     question: str
@@ -186,12 +193,13 @@ EvalSample = SemanticSample | ReferringSample | ReasonSample | VqaSample
 
 
 def check_image(image: np.ndarray, source: str) -> None:
+    """UserError unless an image is (height, width, 3) uint8."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise UserError(f"{source}: image must be (height, width, 3) uint8, got {image.shape} {image.dtype}")
 
 
 def check_masks(masks: np.ndarray, image: np.ndarray, source: str) -> None:
-    """Masks are (num, height, width) uint8 of the image's size; (0, height, width) when there are none."""
+    """UserError unless masks are (num, height, width) uint8 of the image's size; num may be 0."""
     if masks.dtype != np.uint8 or masks.ndim != 3 or masks.shape[1:] != image.shape[:2]:
         raise UserError(
             f"{source}: masks must be (num, {image.shape[0]}, {image.shape[1]}) uint8, "

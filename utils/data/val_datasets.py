@@ -1,4 +1,4 @@
-"""Opening what `--val_dataset_list` names: entries one by one, or `all` that are there."""
+"""Opening the data sets of `--val_dataset_list`: single entries, or `all` that exist."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from utils.data.registry import DATASETS, Entry, parse_entry, split_list
 logger = logging.getLogger(__name__)
 
 FLAG = "--val_dataset_list"
-ALL = "all"  # the word for every evaluation data set that is found
+ALL = "all"  # every evaluation data set that exists
 TRAINING_SPLIT = "train"
 
 
 def open_list(text: str, dataset_dir: str | Path) -> dict[str, Dataset]:
-    """`open_datasets` of the flag as it was typed."""
+    """`open_datasets` for the text of the flag."""
     return open_datasets(split_list(text, FLAG, separator=","), dataset_dir)
 
 
 def open_datasets(entries: Sequence[str], dataset_dir: str | Path) -> dict[str, Dataset]:
-    """Every entry with its index of files, by the entry; `all` stands for those of `known_entries` that are found.
+    """Entry -> opened data set; `all` means those of `known_entries` that exist.
 
     Raises:
-        ValueError: an entry is unknown.
-        FileNotFoundError: data sets are missing; all of them are named, with what is there.
+        UserError: an entry is unknown.
+        FileNotFoundError: data sets are missing; the message names all of them, and what exists.
     """
     parsed = [parse_entry(text, FLAG) for text in entries if text != ALL]
     root = Path(dataset_dir)
@@ -49,7 +49,7 @@ def open_datasets(entries: Sequence[str], dataset_dir: str | Path) -> dict[str, 
 
 
 def open_all(root: Path) -> dict[str, Dataset]:
-    """Every evaluation data set under `root`; what is not there is logged."""
+    """Every evaluation data set in `root`; missing ones are logged."""
     found: dict[str, Dataset] = {}
     missing: list[str] = []
     for entry in known_entries():
@@ -67,7 +67,7 @@ def open_all(root: Path) -> dict[str, Dataset]:
 
 
 def known_entries() -> Iterator[Entry]:
-    """An entry for each split of each data set that is for evaluation, those made for training left out."""
+    """An entry for each evaluation split of each data set."""
     for name, dataset in DATASETS.items():
         if dataset.val_split is None:
             continue

@@ -35,7 +35,7 @@ from model.text.format import SequenceFormat
 from utils.common.paths import matches
 from utils.data.class_file import read_class_file
 from utils.data.class_lists import CLASSES_DIR, ClassList, load_class_list
-from utils.data.files import is_hidden, tell_passed_over
+from utils.data.files import is_hidden, log_skipped
 from utils.data.images import images_in, read_image
 from utils.evaluation.batches import in_batches
 from utils.evaluation.gather import gather, rank_and_world_size
@@ -64,7 +64,7 @@ def find_images(pattern: str) -> list[Path]:
     """The image files that match a pattern, or those of a folder, sorted. FileNotFoundError without any."""
     if Path(pattern).is_dir():
         found, others = images_in(Path(pattern))
-        tell_passed_over(Path(pattern), [path for path, _ in others])
+        log_skipped(Path(pattern), [path for path, _ in others])
     elif Path(pattern).is_file():
         found = [Path(pattern)]
     else:

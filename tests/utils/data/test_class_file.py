@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from model.errors import UserError
-from utils.common.label_values import IGNORE, NO_CLASS, NOTHING
+from utils.common.label_values import IGNORE, NOTHING, UNDEFINED
 from utils.data.class_file import read_class_file
 from utils.data.class_lists import ClassList
 
@@ -57,7 +57,7 @@ def test_the_words_that_are_no_classes_are_read_in_any_case(tmp_path, ignore, no
     file = read(tmp_path, f"{ignore}\nball\n{nothing}\nbox\n")
     assert list(file.classes) == ["ball", "box"]
     assert file.values == (1, 3)
-    assert file.id_table[:5].tolist() == [IGNORE, 0, NOTHING, 1, NO_CLASS]
+    assert file.id_table[:5].tolist() == [IGNORE, 0, NOTHING, 1, UNDEFINED]
 
 
 @pytest.mark.parametrize("first", ["__ignore__", "__IGNORE__"])
@@ -66,7 +66,7 @@ def test_labelmes_list_counts_from_minus_one(tmp_path, first):
     file = read(tmp_path, f"{first}\n_background_\nball\nbox\n")
     assert list(file.classes) == ["ball", "box"]
     assert (file.first_value, file.values) == (-1, (1, 2))
-    assert file.id_table[:4].tolist() == [NOTHING, 0, 1, NO_CLASS]
+    assert file.id_table[:4].tolist() == [NOTHING, 0, 1, UNDEFINED]
     assert file.id_table[255] == IGNORE
     file = read(tmp_path, f"{first}\nball\nbox\n")
     assert file.values == (0, 1)
@@ -77,10 +77,10 @@ def test_labelmes_list_counts_from_minus_one(tmp_path, first):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("ball\n__ignore__\n", "line 2: __ignore__ has a meaning in line 1 alone"),
-        ("__ignore__\nball\n__Ignore__\n", "line 3: __ignore__ has a meaning in line 1 alone.*label value 1"),
+        ("ball\n__ignore__\n", "line 2: __ignore__ has a meaning only in line 1"),
+        ("__ignore__\nball\n__Ignore__\n", "line 3: __ignore__ has a meaning only in line 1.*label value 1"),
         ("__ignore__\n", "no classes"),
-        ("ball\tignore\n", "line 1: .* has a name beside a word that is no class"),
+        ("ball\tignore\n", "line 1: .* has a name beside a word that is not a class"),
         ("Nothing\tball\n", "has a name beside a word"),
         ("0\tball\tround\n", "has 3 columns"),
         ("ball\t\n", "names no class for label value 0"),
@@ -100,10 +100,10 @@ def test_lines_that_could_mean_two_things_are_refused(tmp_path, text, message):
 )
 def test_names_that_are_probably_no_classes_are_pointed_out_not_guessed(tmp_path, caplog, name, word):
     assert list(read(tmp_path, f"{name}\nball\n").classes) == [name, "ball"]
-    assert f"{name!r} will be asked like any other class; write {word!r} if it is none" in caplog.text
+    assert f"{name!r} is asked for like any other class; write {word!r} if it is not one" in caplog.text
 
 
 def test_empty_lines_at_the_end_are_no_lines(tmp_path):
     file = read(tmp_path, "ball\nbox\n\n  \n")
     assert file.values == (0, 1)
-    assert np.flatnonzero(file.id_table == NO_CLASS)[0] == 2
+    assert np.flatnonzero(file.id_table == UNDEFINED)[0] == 2

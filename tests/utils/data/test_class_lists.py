@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from model.text.format import spoken
-from utils.common.label_values import IGNORE, NO_CLASS
+from utils.common.label_values import IGNORE, UNDEFINED
 from utils.data.class_file import read_class_file
 from utils.data.class_lists import ClassList, load_class_list, load_id_table, make_id_table, normalize_name
 
@@ -87,13 +87,13 @@ def test_label_values_mean_the_official_class(name, value, official):
 
 def test_values_without_a_class_are_ignored_or_unknown():
     assert load_id_table("ade20k")[0] == IGNORE
-    assert load_id_table("ade20k")[151] == NO_CLASS
+    assert load_id_table("ade20k")[151] == UNDEFINED
     coco = load_id_table("cocostuff")
     assert coco[255] == IGNORE
     assert [value for value in range(182) if coco[value] == IGNORE] == [
         11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90,
     ]  # fmt: skip
-    assert (coco[182:255] == NO_CLASS).all()
+    assert (coco[182:255] == UNDEFINED).all()
     city = load_id_table("cityscapes")
     assert [value for value in range(34) if city[value] == IGNORE] == [
         0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30,
@@ -114,14 +114,14 @@ def test_the_59_classes_are_those_of_the_459_that_the_converted_labels_keep():
 def test_a_table_is_as_long_as_its_highest_value():
     table = make_id_table([(3, 0), (65535, IGNORE)])
     assert table.shape == (65536,)
-    assert (table[3], table[65535], table[4]) == (0, IGNORE, NO_CLASS)
+    assert (table[3], table[65535], table[4]) == (0, IGNORE, UNDEFINED)
     assert len(make_id_table([])) == 256
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_every_class_has_exactly_one_label_value(name):
     table = load_id_table(name)
-    assert np.array_equal(np.sort(table[(table != IGNORE) & (table != NO_CLASS)]), np.arange(SIZES[name]))
+    assert np.array_equal(np.sort(table[(table != IGNORE) & (table != UNDEFINED)]), np.arange(SIZES[name]))
 
 
 def test_a_list_with_duplicates_is_refused(tmp_path):

@@ -105,9 +105,9 @@ def test_a_damaged_exif_block_is_an_error_that_names_the_file(tmp_path, format):
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", "is a Git LFS pointer"),
         (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "is XML or SVG"),
         (b"\0\0\0\x18ftypheic\0\0\0\0", "is a HEIC image"),
-        (b"a,b\n1,2\n", "is no image"),
-        (b"\0\x05\x16\x07\0\x02\0\0Mac OS X        ", "is no image"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is no image"),
+        (b"a,b\n1,2\n", "is not an image"),
+        (b"\0\x05\x16\x07\0\x02\0\0Mac OS X        ", "is not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not an image"),
     ],
 )
 def test_files_that_are_no_image_are_called_what_they_are(tmp_path, content, what):

@@ -168,7 +168,7 @@ def test_transparent_sixteen_bit_colour_shows_white(tmp_path):
 
 
 def test_thirty_two_bit_images_use_their_range_or_are_refused(tmp_path):
-    for largest, message in ((4095, ""), (70000, "from 0 to 70000 have no agreed range")):
+    for largest, message in ((4095, ""), (70000, "from 0 to 70000 have no defined range")):
         values = np.array([[0, largest]], dtype="<i4")
         path = write_tiff(tmp_path / "a.tif", [values.tobytes()], 2, num_bits=32, kind=2)
         if message:

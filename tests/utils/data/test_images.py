@@ -81,7 +81,7 @@ def test_broken_files_give_one_error_that_names_them(tmp_path):
     (tmp_path / "empty.png").write_bytes(b"")
     png = save(tmp_path / "a.png", picture(1)).read_bytes()
     (tmp_path / "broken.png").write_bytes(png[:50] + b"\0" * 40 + png[90:])
-    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "text.jpg").write_text("no image")
     for name in ("truncated.jpg", "empty.png", "broken.png", "text.jpg"):
         for read in (read_image, read_label):
             with pytest.raises(ValueError, match=f"{name}: cannot be decoded"):

@@ -1,4 +1,4 @@
-"""What is in a folder of images: hidden files are no data, and nothing is passed over in silence."""
+"""What is in a folder of images: hidden files are no data, and nothing is skipped without a log line."""
 
 import io
 import json
@@ -107,20 +107,20 @@ def test_an_image_of_a_kind_that_is_not_read_is_named(tmp_path, caplog):
     (data / "images/1.png").rename(data / "images/1.heic")
     dataset = training(data)
     assert len(dataset) == 1
-    assert dataset.dropped == [f"{data}/images/1.heic: .heic is of no kind that is read"]
+    assert dataset.dropped == [f"{data}/images/1.heic: .heic is not a known image format"]
     for name in ("notes.txt", "0.json", "more"):
         (data / "images" / name).mkdir() if name == "more" else (data / "images" / name).write_text("")
     (data / "labels/0.xml").write_text("")
     caplog.clear()
     assert len(training(data).dropped) == 1, "what belongs to no label is no item"
     assert (
-        f"{data}/images: 3 entries are no image files and are passed over: 0.json, more, notes.txt"
+        f"{data}/images: 3 entries are not image files and are skipped: 0.json, more, notes.txt"
         in caplog.text
     )
-    assert f"{data}/labels: 1 entries are no image files and are passed over: 0.xml" in caplog.text
+    assert f"{data}/labels: 1 entries are not image files and are skipped: 0.xml" in caplog.text
     caplog.clear()
     assert find_images(str(data / "images")) == [data / "images/0.png"]
-    assert "passed over: 0.json, 1.heic, more, notes.txt" in caplog.text
+    assert "skipped: 0.json, 1.heic, more, notes.txt" in caplog.text
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".JPEG", ".jfif", ".webp", ".gif"])
@@ -159,7 +159,7 @@ def test_a_folder_is_listed_without_opening_its_files(tmp_path):
         (tmp_path / name).write_bytes(b"")
     images, others = images_in(tmp_path)
     assert [path.name for path in images] == ["a.JPG", "b.png"]
-    assert others == [(tmp_path / "c.txt", ".txt is of no kind that is read")]
+    assert others == [(tmp_path / "c.txt", ".txt is not a known image format")]
 
 
 def test_images_and_labels_pair_in_any_form_of_unicode(tmp_path):
@@ -175,4 +175,4 @@ def test_a_lossy_copy_beside_a_label_is_named(tmp_path, caplog):
     data = write(tmp_path, [blocks([1, 2])], classes=CLASSES)
     save(data / "labels/0.jpg", picture(0))
     assert len(training(data)) == 1
-    assert f"{data}/labels: 1 entries are no labels and are passed over: 0.jpg" in caplog.text
+    assert f"{data}/labels: 1 entries are not labels and are skipped: 0.jpg" in caplog.text

@@ -47,7 +47,7 @@ def test_a_compressed_code_that_was_cut_off_is_refused_at_every_length():
     for length in range(len(counts)):
         with pytest.raises(ValueError, match="run"):
             decode_segmentation({"size": [HEIGHT, WIDTH], "counts": counts[:length]}, HEIGHT, WIDTH)
-    with pytest.raises(ValueError, match="other characters"):
+    with pytest.raises(ValueError, match="invalid characters"):
         decode_segmentation({"size": [HEIGHT, WIDTH], "counts": "\u00e9" + counts}, HEIGHT, WIDTH)
     with pytest.raises(ValueError, match="too long"):
         decode_segmentation({"size": [HEIGHT, WIDTH], "counts": "P" * 30 + "0"}, HEIGHT, WIDTH)

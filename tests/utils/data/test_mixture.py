@@ -171,8 +171,8 @@ def test_a_missing_data_set_is_an_error_before_the_first_draw(root):
     [
         ({"seed": -1}, "seed must be >= 0"),
         ({"num_all_classes": 0}, "num_all_classes must be >= 1"),
-        ({"explanatory": 1.5}, "explanatory is a share"),
-        ({"likely_negatives": -0.5}, "likely_negatives is a share"),
+        ({"explanatory": 1.5}, "explanatory is a fraction"),
+        ({"likely_negatives": -0.5}, "likely_negatives is a fraction"),
     ],
 )
 def test_settings_are_checked(root, settings, message):

@@ -54,7 +54,7 @@ def test_classes_that_are_never_present_are_named(tmp_path, run):
         ("caf\u00c3\u00a9\nbox\n", "look garbled: 'caf\u00c3\u00a9'"),
         ("\ufffd\ufffd\nbox\n", "look garbled"),
         ("a\u200bb\nbox\n", "odd characters: 'a\\u200bb'"),
-        ("unlabeled\nbox\n", "'unlabeled' will be asked like any other class; write 'ignore' if it is none"),
+        ("unlabeled\nbox\n", "'unlabeled' is asked for like any other class; write 'ignore' if it is not one"),
         ("traffic light\ncaf\u00e9\n\u5929\u7a7a\nperson's hand\nbus/truck\nT-shirt\n\u0939\u093f\n", ""),
     ],
 )  # fmt: skip
@@ -69,7 +69,7 @@ def test_categories_that_are_probably_no_classes_are_named(tmp_path, run):
     written = content(annotation(5, [BOX]), annotation(10, [BOX]))
     written["categories"][0]["name"] = "Background"
     path = write_coco(tmp_path, written)
-    message = "'background' will be asked like any other class; remove the category if it is none"
+    message = "'background' is asked for like any other class; remove the category if it is not one"
     assert message in run(f"own_coco:{path}")[1]
 
 
@@ -77,7 +77,7 @@ def test_labels_of_0_and_255_are_named(tmp_path, run):
     data = write(tmp_path, [blocks([0, 1]), blocks([0, 255])], classes="road\nball\n")
     printed = run(f"own_sem:{data}", "--all")[1]
     assert "1 of 2 labels hold only 0 and 255" in printed
-    assert "if it marks a thing, save it as the number of its class" in printed
+    assert "if it marks an object, save it as the number of its class" in printed
 
 
 def test_palettes_that_differ_are_named(tmp_path, run):

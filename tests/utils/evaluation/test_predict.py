@@ -204,7 +204,7 @@ def test_classes_are_read_from_a_file_or_taken_from_a_data_set(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "no classes; write one a line"),
+        ("", "no classes; write one per line"),
         ("\n# x\n", "line 1: '' names no class for label value 0"),
         ("dog\ncat\nDog\n", "'dog' and 'Dog'"),
     ],

@@ -1,8 +1,8 @@
-"""Class lists and id tables: text files beside this one, in the official order.
+"""Class lists and id tables of the published data sets: text files in this folder, in the official order.
 
-`NAME.txt` has a class a line: the official name and, after a tab, the name that is spoken in queries and
-answers (the same when there is no tab). `NAME_ids.txt` says what each value in the label files means: the
-value, a tab, and the official name of a class, or `ignore`. Lines that start with # are comments.
+`NAME.txt` has one class per line: the official name and, after a tab, the spoken name used in queries and answers
+(the same when there is no tab). `NAME_ids.txt` gives the meaning of each label value: the value, a tab, and the
+official name of a class, or `ignore`. Lines that start with # are comments.
 """
 
 from __future__ import annotations
@@ -17,10 +17,15 @@ import numpy as np
 from model.errors import UserError
 from model.files import read_text, split_lines
 from model.generation.answers import normalize_name
-from utils.common.label_values import IGNORE, NO_CLASS
+from utils.common.label_values import IGNORE, UNDEFINED
 
 CLASSES_DIR = Path(__file__).parent
-CONTROL = {"Cc", "Cs", "Zl", "Zp"}  # Unicode categories: control, half a pair, line and paragraph ends
+CONTROL = {
+    "Cc",
+    "Cs",
+    "Zl",
+    "Zp",
+}  # Unicode categories: control, lone surrogate, line and paragraph separator
 
 
 class ClassList(Sequence[str]):
@@ -54,7 +59,7 @@ class ClassList(Sequence[str]):
 
 
 def check_name(name: str, source: str) -> None:
-    """UserError when a class name holds a control character: it could be neither printed nor asked for."""
+    """UserError when a class name holds a control character, which cannot be printed or typed."""
     for character in name:
         if unicodedata.category(character) in CONTROL:
             raise UserError(
@@ -64,19 +69,19 @@ def check_name(name: str, source: str) -> None:
 
 
 def load_class_list(name: str) -> ClassList:
-    """The class list of a data set of ours; class files of users are read by utils/data/class_file.py.
+    """The class list of a published data set; utils/data/class_file.py reads the class files of users.
 
     Raises FileNotFoundError, and UserError for an empty list or one with duplicates after normalising.
     """
     path = CLASSES_DIR / f"{name}.txt"
     rows = list(_rows(path))
     if not rows:
-        raise UserError(f"{path}: no classes; write one a line")
+        raise UserError(f"{path}: no classes; write one per line")
     return ClassList([row[0] for row in rows], [row[-1] for row in rows], str(path))
 
 
 def load_id_table(name: str) -> np.ndarray:
-    """The id table of a data set of ours; see `make_id_table`."""
+    """The id table of a published data set; see `make_id_table`."""
     official = load_class_list(name).official
     return make_id_table(
         (int(value), IGNORE if class_name == "ignore" else official.index(class_name))
@@ -85,12 +90,12 @@ def load_id_table(name: str) -> np.ndarray:
 
 
 def make_id_table(meanings: Iterable[tuple[int, int]]) -> np.ndarray:
-    """(num_values,) int32: label value -> class index, IGNORE, or NO_CLASS for values that must not occur.
+    """(num_values,) int32: label value -> class index, IGNORE or NOTHING; UNDEFINED for values that must not occur.
 
-    `meanings` are pairs of a label value and a class index or IGNORE. The table has at least 256 entries.
+    `meanings` are pairs of a label value and one of these. The table has at least 256 entries.
     """
     pairs = list(meanings)
-    table = np.full(max([256, *(value + 1 for value, _ in pairs)]), NO_CLASS, dtype=np.int32)
+    table = np.full(max([256, *(value + 1 for value, _ in pairs)]), UNDEFINED, dtype=np.int32)
     for value, class_id in pairs:
         table[value] = class_id
     return table

@@ -13,7 +13,7 @@ LABEL_SUFFIX = "_gtFine_labelIds.png"
 
 
 class Cityscapes(SemanticDataset):
-    """Cityscapes, fine annotations: the 19 training classes among the labelIds; all other ids are ignored."""
+    """Cityscapes, fine annotations: the 19 training classes of the labelIds; all other ids are ignored."""
 
     name = "cityscapes"
     classes = load_class_list("cityscapes")
@@ -37,6 +37,6 @@ class Cityscapes(SemanticDataset):
 
 
 def files_of_cities(folder: Path, suffix: str) -> list[Path]:
-    """The files CITY/*`suffix` below a folder, sorted; hidden ones are no data."""
+    """The files CITY/*`suffix` below a folder, sorted; hidden ones are skipped."""
     cities = (city for city in visible(folder) if city.is_dir())
     return [path for city in cities for path in visible(city) if path.name.endswith(suffix)]

@@ -1,7 +1,7 @@
-"""Objects and their parts, annotated as COCO does; the base of Pascal-Part and PACO.
+"""Objects and their parts in COCO's format; the base of Pascal-Part and PACO.
 
-Categories are called "object:part", or "object" for a whole one. "_(...)" tells two meanings of a word apart
-and is not spoken: "drum_(musical_instrument):rim" is the rim of the drum.
+Categories are named "object:part", or "object" for a whole object. "_(...)" separates two meanings of a word and is
+not spoken: "drum_(musical_instrument):rim" is the rim of the drum.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from utils.data.base import MISSING, UNLABELLED, well_formed
 from utils.data.class_lists import ClassList
 from utils.data.class_masks import ClassMaskDataset
 from utils.data.coco_file import classes_in, id_of, speakable, spoken_names
-from utils.data.files import FolderListing, locate, read_json
+from utils.data.files import FolderListing, locate, read_annotations
 from utils.data.frames import Drawn
 from utils.data.masks import annotated_size, decode_segmentation, union
 from utils.data.polygons import short
@@ -30,13 +30,13 @@ class PartItem:
     """One image, its annotations by class, and the classes that were looked for and not found."""
 
     path: Path
-    size: tuple[int, int] | None  # (height, width) of the annotations, where the file tells
+    size: tuple[int, int] | None  # (height, width) of the annotations, where the file states it
     segmentations: Mapping[int, tuple[Any, ...]]  # class index -> COCO segmentations
     absent: tuple[int, ...]
 
 
 class PartDataset(ClassMaskDataset):
-    """A subclass says where the annotation file and its pictures are."""
+    """Base of the data sets with parts; a subclass names the annotation file and the image folder."""
 
     annotation_files: ClassVar[tuple[str, ...]]
     image_folders: ClassVar[tuple[str, ...]]
@@ -46,7 +46,7 @@ class PartDataset(ClassMaskDataset):
         path = locate(self.dataset_dir, self.annotation_files, self.name)
         self.image_folder = locate(self.dataset_dir, self.image_folders, self.name)
         with well_formed(path):
-            content = read_json(path, keys=("images", "annotations", "categories"))
+            content = read_annotations(path, keys=("images", "annotations", "categories"))
             self.parts, self.class_of = read_categories(content["categories"], path)
             self.classes = ClassList(
                 [category["name"] for category in content["categories"]],
@@ -70,7 +70,7 @@ class PartDataset(ClassMaskDataset):
         return list(self.items[index].absent)
 
     def spoken_classes(self, rng: np.random.Generator) -> Sequence[str]:
-        """A part is now "the part of the object", now "object part"."""
+        """A part is called "the part of the object" or "object part", at random."""
         at_length = rng.random(len(self.parts)) < 0.5
         return [
             f"the {part} of the {thing}" if part and long else name
@@ -80,7 +80,7 @@ class PartDataset(ClassMaskDataset):
     def read(self, index: int) -> tuple[np.ndarray, Mapping[int, np.ndarray]]:
         item = self.items[index]
         drawn = Drawn.of(drawing for found in item.segmentations.values() for drawing in found)
-        image = self.read_picture(item.path, item.size, drawn)
+        image = self.load_image(item.path, item.size, drawn)
         height, width = image.shape[:2]
         masks = {}
         for class_id, segmentations in item.segmentations.items():
@@ -90,13 +90,13 @@ class PartDataset(ClassMaskDataset):
         return image, masks
 
     def _build_index(self, content: Mapping[str, Any], path: Path) -> list[PartItem]:
-        """Annotations by image and class; what has no picture, category or segmentation is dropped."""
+        """Annotations by image and class; entries without image file, category or segmentation are dropped."""
         segmentations: dict[Any, dict[int, list[Any]]] = defaultdict(lambda: defaultdict(list))
         for position, annotation in enumerate(content["annotations"]):
             with self.entry(f"{path}, annotation {position}"):
                 class_id = self.class_of[id_of(annotation["category_id"])]
                 segmentations[id_of(annotation["image_id"])][class_id].append(annotation["segmentation"])
-        pictures = FolderListing(self.image_folder)
+        files = FolderListing(self.image_folder)
         items = []
         for position, image in enumerate(content["images"]):
             with self.entry(f"{path}, image {position}"):
@@ -104,13 +104,14 @@ class PartDataset(ClassMaskDataset):
                 if not isinstance(file_name, str):
                     raise UserError(f"'file_name' is {short(file_name)}; it is a text")
                 size = annotated_size(image)
-                # Some instances of these are not annotated: neither present as they are, nor absent.
+                # Some instances of these are not annotated, so they can be asked for neither as present nor as
+                # absent.
                 partly = classes_in(image, "not_exhaustive_category_ids", self.class_of)
                 absent = classes_in(image, "neg_category_ids", self.class_of)
                 whole = {
                     class_id: tuple(drawn) for class_id, drawn in masks.items() if class_id not in partly
                 }
-                if file_name not in pictures:
+                if file_name not in files:
                     self.drop(self.image_folder / file_name, f"not there, but in {path.name}", MISSING)
                 elif not whole:
                     self.drop(self.image_folder / file_name, "no class is annotated in full", UNLABELLED)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from utils.data.datasets.refer import ReferringDataset
-from utils.data.files import read_json
+from utils.data.files import read_annotations
 
 
 class GRefCoco(ReferringDataset):
@@ -18,4 +18,4 @@ class GRefCoco(ReferringDataset):
         return f"grefs({self.split_by}).json"
 
     def read_refs(self, path: Path) -> Any:
-        return read_json(path)
+        return read_annotations(path)

@@ -16,7 +16,7 @@ import numpy as np
 from model.errors import UserError
 from model.text.conversation import Conversation
 from utils.data.base import MISSING, Dataset
-from utils.data.files import FolderListing, locate, read_json
+from utils.data.files import FolderListing, locate, read_annotations
 from utils.data.images import read_image
 from utils.data.polygons import short
 from utils.data.types import Recipe, Sample, VqaSample
@@ -27,17 +27,17 @@ SPEAKERS = ("human", "gpt")
 
 @dataclass(frozen=True)
 class Dialogue:
-    """One image and what was asked and answered about it, in alternation."""
+    """One image with questions and answers about it, in alternation."""
 
     path: Path
     texts: tuple[str, ...]
 
 
 class LlavaInstruct(Dataset):
-    """Training uses whole dialogues; evaluation each question by itself, with the answer that is expected.
+    """Training uses whole dialogues; evaluation asks each question by itself and has the expected answer.
 
-    The published file has one split, train. A held-out one is looked for beside it, as
-    llava_instruct_150k_val.json with images in coco/val2017.
+    The published file has one split, train. A held-out split may lie beside it, as llava_instruct_150k_val.json with
+    images in coco/val2017.
     """
 
     name = "llava_instruct_150k"
@@ -50,16 +50,16 @@ class LlavaInstruct(Dataset):
         path = locate(self.dataset_dir, (f"llava_dataset/llava_instruct_150k{suffix}.json",), self.name)
         folder = locate(self.dataset_dir, (f"coco/{split}2017",), self.name)
         self.dialogues: list[Dialogue] = []
-        pictures = FolderListing(folder)
-        for position, entry in enumerate(read_json(path)):
+        files = FolderListing(folder)
+        for position, entry in enumerate(read_annotations(path)):
             try:
                 texts = dialogue_texts(entry)
-                is_missing = entry["image"] not in pictures
+                is_missing = entry["image"] not in files
             except (KeyError, TypeError, AttributeError, ValueError) as problem:
                 self.drop(f"{path}, entry {position}", f"{type(problem).__name__}: {problem}")
                 continue
             if is_missing:
-                self.drop(f"{path}, entry {position}", f"no picture {folder / entry['image']}", MISSING)
+                self.drop(f"{path}, entry {position}", f"no image {folder / entry['image']}", MISSING)
             else:
                 self.dialogues.append(Dialogue(folder / entry["image"], texts))
         self.check_index(len(self.dialogues), path)
@@ -99,7 +99,7 @@ class LlavaInstruct(Dataset):
 
 
 def dialogue_texts(entry: Mapping[str, Any]) -> tuple[str, ...]:
-    """What human and assistant say, without the image placeholder; ValueError when they do not take turns."""
+    """The texts of human and assistant without the image placeholder; UserError if they do not alternate."""
     turns = entry["conversations"]
     if not turns or len(turns) % 2:
         raise UserError(f"{len(turns)} turns; a dialogue has as many answers as questions")

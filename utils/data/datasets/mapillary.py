@@ -9,7 +9,7 @@ import numpy as np
 from model.errors import UserError
 from utils.common.label_values import IGNORE
 from utils.data.class_lists import ClassList, make_id_table
-from utils.data.files import locate, read_json, what_is_there
+from utils.data.files import locate, read_annotations, what_is_there
 from utils.data.semantic import SemanticDataset
 
 # Configuration file and label folder of each release, in the order in which they are chosen. The download of
@@ -22,9 +22,9 @@ RELEASES = (
 
 
 class Mapillary(SemanticDataset):
-    """Mapillary Vistas: classes are those that the configuration file beside the pictures evaluates.
+    """Mapillary Vistas: classes are the labels that the configuration file beside the images evaluates.
 
-    A value in a label file is a position in the file's list of labels.
+    A value in a label file is an index into that list of labels.
     """
 
     name = "mapillary"
@@ -44,15 +44,17 @@ class Mapillary(SemanticDataset):
 def read_config(path: Path) -> tuple[ClassList, np.ndarray]:
     """The class list and the id table that a Mapillary configuration file describes.
 
-    Spoken names are the `readable` ones in lower case. What has `evaluate` false - void and unlabelled - is ignored.
+    Spoken names are the `readable` ones in lower case. Labels with `evaluate` false (void and unlabelled) are
+    ignored.
     """
     meanings: list[tuple[int, int]] = []
-    official, spoken = [], []
-    for value, label in enumerate(read_json(path, keys=("labels",))["labels"]):
+    official: list[str] = []
+    spoken: list[str] = []
+    for value, label in enumerate(read_annotations(path, keys=("labels",))["labels"]):
         try:
             name, readable, evaluate = label["name"], label["readable"], label["evaluate"]
         except (KeyError, TypeError) as problem:
-            raise UserError(f"{path}: label {value} misses or spoils {problem}") from None
+            raise UserError(f"{path}: label {value}: missing or malformed {problem}") from None
         meanings.append((value, len(official) if evaluate else IGNORE))
         if evaluate:
             official.append(name)

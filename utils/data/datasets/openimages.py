@@ -1,11 +1,11 @@
-"""Open Images: masks of 350 classes, and the command that makes their index from the official CSV files.
+"""Open Images: masks of 350 classes. This command makes the index from the official CSV files:
 
     python -m utils.data.tools.openimages_index build-index --dataset_dir ./dataset
 
 OpenImageV6/train_mask.json is the index: {"categories": [names], IMAGE_ID: {name: ["d/ID_mid_box.png", ...]}};
-the masks lie in OpenImageV6/train-masks, the pictures in OpenImageV6/folder_train/xx/ID.jpg, xx being the first
-two characters of the ID. Beside it train_negatives.json, {IMAGE_ID: [names]}, says which classes people looked
-for in an image and did not find. It is optional; without it no class is taught to be absent.
+the masks are in OpenImageV6/train-masks, the images in OpenImageV6/folder_train/xx/ID.jpg, where xx is the first two
+characters of the ID. The optional train_negatives.json beside it, {IMAGE_ID: [names]}, lists the classes that people
+looked for in an image and did not find; without it no class is taught as absent.
 """
 
 from __future__ import annotations
@@ -22,19 +22,21 @@ from model.errors import UserError
 from utils.data.base import MISSING, UNLABELLED
 from utils.data.class_lists import ClassList, normalize_name
 from utils.data.class_masks import ClassMaskDataset
-from utils.data.files import FolderListing, locate, read_json
+from utils.data.files import FolderListing, locate, read_annotations
 from utils.data.images import read_image, read_label
 from utils.data.masks import union
 
 ROOT = "OpenImageV6"
 INDEX_FILE, NEGATIVES_FILE = "train_mask.json", "train_negatives.json"
 CATEGORIES = "categories"
-MAX_DISTORTION = 0.05  # how far a mask's proportions may be from the image's; sizes are whole numbers
+MAX_DISTORTION = (
+    0.05  # relative difference of the aspect ratios of mask and image, which sizes in pixels round
+)
 
 
 @dataclass(frozen=True, slots=True)  # there are a million of these
 class OpenImage:
-    """One image: mask files by class, and the classes that were looked for and not found."""
+    """One image: its mask files by class, and the classes that were looked for and not found."""
 
     image_id: str
     mask_files: Mapping[int, tuple[str, ...]]
@@ -57,9 +59,9 @@ class OpenImages(ClassMaskDataset):
             )
         self.mask_folder = locate(root, ("train-masks",), self.name)
         self.image_folder = locate(root, ("folder_train",), self.name)
-        index = read_json(path, keys=(CATEGORIES,))
+        index = read_annotations(path, keys=(CATEGORIES,))
         self.classes = class_list(index[CATEGORIES], path)
-        negatives = read_json(root / NEGATIVES_FILE) if (root / NEGATIVES_FILE).is_file() else {}
+        negatives = read_annotations(root / NEGATIVES_FILE) if (root / NEGATIVES_FILE).is_file() else {}
         self.items = self._build_items(index, negatives, path)
         self.check_index(len(self.items), path)
 
@@ -71,7 +73,7 @@ class OpenImages(ClassMaskDataset):
         return sum(len(files) for item in self.items for files in item.mask_files.values())
 
     def source_path(self, index: int) -> Path:
-        return self.image_folder / picture_name(self.items[index].image_id)
+        return self.image_folder / image_name(self.items[index].image_id)
 
     def absent_classes(self, index: int) -> list[int]:
         return list(self.items[index].absent)
@@ -89,7 +91,7 @@ class OpenImages(ClassMaskDataset):
         masks = {}
         for class_id, found in stored.items():
             with self.usable(self.mask_folder / item.mask_files[class_id][0]):
-                masks[class_id] = union((fit_mask(mask, height, width) for mask in found), height, width)
+                masks[class_id] = union((resize_mask(mask, height, width) for mask in found), height, width)
         return image, masks
 
     def read_mask(self, name: str) -> np.ndarray:
@@ -102,10 +104,10 @@ class OpenImages(ClassMaskDataset):
         self, index: Mapping[str, Any], negatives: Mapping[str, Any], path: Path
     ) -> list[OpenImage]:
         id_of = {normalize_name(name): class_id for class_id, name in enumerate(self.classes)}
-        pictures = FolderListing(self.image_folder)
+        files = FolderListing(self.image_folder)
         items = []
         for image_id in sorted(index.keys() - {CATEGORIES}):
-            label, picture = f"{path}, image {image_id}", picture_name(image_id)
+            label, file = f"{path}, image {image_id}", image_name(image_id)
             try:
                 mask_files = {
                     id_of[normalize_name(name)]: mask_names(files) for name, files in index[image_id].items()
@@ -118,20 +120,20 @@ class OpenImages(ClassMaskDataset):
                 continue
             if not mask_files:
                 self.drop(label, "no masks", UNLABELLED)
-            elif picture not in pictures:
-                self.drop(self.image_folder / picture, f"not there, but in {path.name}", MISSING)
+            elif file not in files:
+                self.drop(self.image_folder / file, f"not there, but in {path.name}", MISSING)
             else:
                 items.append(OpenImage(image_id, mask_files, tuple(sorted(absent - mask_files.keys()))))
         return items
 
 
-def picture_name(image_id: str) -> str:
-    """Where the picture of an image lies below folder_train."""
+def image_name(image_id: str) -> str:
+    """The file of an image, relative to folder_train."""
     return f"{image_id[:2]}/{image_id}.jpg"
 
 
 def mask_names(files: Any) -> tuple[str, ...]:
-    """The mask files of one class in an index; TypeError when that is not a list of names."""
+    """The mask files of one class in an index; TypeError if it is not a list of names."""
     if not isinstance(files, list) or not files or not all(isinstance(name, str) for name in files):
         raise TypeError(f"a class needs a list of mask files, got {files!r}")
     return tuple(files)
@@ -142,8 +144,8 @@ def class_list(names: Sequence[str], source: Path) -> ClassList:
     return ClassList(names, [" ".join(name.lower().split()) for name in names], str(source))
 
 
-def fit_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray:
-    """A mask in its image's size, by nearest neighbour; ValueError when it has other proportions."""
+def resize_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A mask resized to its image by nearest neighbour; UserError if it has other proportions."""
     if mask.shape == (height, width):
         return mask
     distortion = (mask.shape[0] * width) / (mask.shape[1] * height)

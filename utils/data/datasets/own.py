@@ -1,8 +1,8 @@
-"""What the three kinds of own data share: the path and the options of their flag, their pictures, their masks.
+"""The common part of the three kinds of own data: path and options of the flag, images, masks.
 
-    own_sem:PATH      a folder of images, label PNGs and classes.txt          utils/data/datasets/own_sem.py
-    own_coco:PATH     a COCO instances json with its images                   utils/data/datasets/own_coco.py
-    own_jsonl:PATH    a line for each image: conversations and their masks    utils/data/datasets/own_jsonl.py
+    own_sem:PATH      a folder of images, label PNGs and classes.txt        utils/data/datasets/own_sem.py
+    own_coco:PATH     a COCO instances file with its images                 utils/data/datasets/own_coco.py
+    own_jsonl:PATH    one line per image: conversations and their masks     utils/data/datasets/own_jsonl.py
 
 PATH may be followed by a split and by options: `own_coco:./boats|val|exhaustive=true`. The layouts are described in
 docs/own_data.md.
@@ -35,12 +35,12 @@ from utils.data.polygons import (
 )
 
 TRUTH = {"true": True, "false": False}
-WHOLE = "all"  # the split of data that is not divided
+WHOLE = "all"  # the split of data without splits
 
 
 @dataclass(frozen=True, kw_only=True)
 class OwnFlag:
-    """One flag entry of own data, taken apart."""
+    """A parsed flag entry of own data."""
 
     kind: str  # own_sem, own_coco or own_jsonl
     path: str
@@ -49,12 +49,12 @@ class OwnFlag:
 
     @property
     def name(self) -> str:
-        """What logs and counts call the data set; two folders are two names."""
+        """The name of the data set in logs and counts, different for each path."""
         return f"{self.kind}:{self.path}"
 
     @classmethod
     def parse(cls, kind: str, fields: Sequence[str], known_options: Collection[str]) -> OwnFlag:
-        """From ("PATH", "SPLIT", "KEY=VALUE", ...); split and options may come in any order, or not at all."""
+        """From ("PATH", "SPLIT", "KEY=VALUE", ...); split and options are optional, in any order."""
         path, *rest = fields
         name, split, options = f"{kind}:{path}", "", {}
         for text in rest:
@@ -63,7 +63,7 @@ class OwnFlag:
                 raise FlagError(f"{name} takes one split, got {'|'.join(rest)!r}; write {name}|val")
             if equals and (key not in known_options or key in options):
                 raise FlagError(
-                    f"{name}: option {text!r} is unknown or stated twice; known: {', '.join(known_options)}"
+                    f"{name}: option {text!r} is unknown or repeated; known: {', '.join(known_options)}"
                 )
             if equals:
                 options[key] = value
@@ -72,7 +72,7 @@ class OwnFlag:
         return cls(kind=kind, path=path, split=split, options=options)
 
     def is_exhaustive(self, default: bool) -> bool:
-        """Whether a class that is not labelled in an image is known to be absent from it."""
+        """Whether a class without annotation in an image is known to be absent from it."""
         text = self.options.get("exhaustive")
         if text is None:
             return default
@@ -82,21 +82,22 @@ class OwnFlag:
 
 
 def find_path(path: str, dataset_dir: str | Path, wanted_by: str) -> Path:
-    """`path` from the working directory; where nothing is there, below `dataset_dir`."""
+    """`path` relative to the working directory or, if it does not exist there, to `dataset_dir`."""
     given = resolve(path, wanted_by.split(":")[0])
-    # One, when it is absolute.
+    # The same path twice if it is absolute.
     candidates = list(dict.fromkeys((Path(given), Path(resolve(str(Path(dataset_dir) / given))))))
     for candidate in candidates:
         if candidate.exists():
             return candidate
     tried = " or ".join(str(candidate.absolute()) for candidate in candidates)
-    raise FileNotFoundError(f"{wanted_by} needs {tried}; neither a folder nor a file is there")
+    raise FileNotFoundError(f"{wanted_by} needs {tried}; there is neither a file nor a folder")
 
 
 def find_split_file(flag: OwnFlag, dataset_dir: str | Path, default: str, suffix: str) -> tuple[Path, str]:
     """The annotation file and its split: PATH itself, or SPLIT`suffix` in the folder PATH.
 
-    A file is a split of its own, so none can be asked for; of a folder `default` is taken when none is.
+    A file has no splits, so the flag must not name one; for a folder, the split is `default` unless the flag names
+    one.
     """
     path = find_path(flag.path, dataset_dir, flag.name)
     if path.is_dir():
@@ -118,10 +119,10 @@ def find_split_file(flag: OwnFlag, dataset_dir: str | Path, default: str, suffix
 def find_images(
     flag: OwnFlag, annotations: Path, names: Collection[str], dataset_dir: str | Path
 ) -> ImageFiles:
-    """The files that the names in an annotation file mean, in the folder that has most of them.
+    """The image files of an annotation file.
 
-    That is where `images=FOLDER` says; without it one of the usual places beside the file or one folder higher, of
-    which the first wins a draw. FileNotFoundError when none has any.
+    They are in the folder of `images=FOLDER`; without it, in the one of the usual folders beside the annotation file
+    or one level above that has most of them, the first of equals. FileNotFoundError if none has any.
     """
     if "images" in flag.options:
         candidates = [find_path(flag.options["images"], dataset_dir, f"{flag.name}|images=")]
@@ -163,10 +164,10 @@ def find_images(
 def decode_own_mask(
     segmentation: Any, height: int, width: int, on_stray: Callable[[], None] | None = None
 ) -> np.ndarray:
-    """As `decode_segmentation`, but what its owner can mend is a ValueError, such as misplaced polygons.
+    """As `decode_segmentation`, but faults that the user can correct, such as misplaced polygons, are a UserError.
 
-    A polygon that covers no pixel and is as small as what tools leave over (`is_stray`) is passed over beside others;
-    `on_stray` is called for it. EmptyMaskError when nothing but such polygons is left, or the mask covers no pixel.
+    Leftovers of tools (`is_stray`) are skipped if there are other parts, and `on_stray` is called. EmptyMaskError if
+    there are only leftovers, or the mask covers no pixel.
     """
     if not isinstance(segmentation, list):
         mask = decode_segmentation(segmentation, height, width)

@@ -1,4 +1,4 @@
-"""Own data as COCO instances: what annotation tools export.
+"""Own data as COCO instances, the format that annotation tools export.
 
 PATH is one json file, or a folder with train.json and val.json: {"images": [{id, file_name, height, width}],
 "annotations": [{id, image_id, category_id, segmentation}], "categories": [{id, name}]}. A segmentation is a list of
@@ -32,36 +32,38 @@ from utils.data.types import SemanticSample, UnusableItemError
 
 logger = logging.getLogger(__name__)
 
-STRAY_OBJECT = "an object too small to cover a pixel, left out; its class is not asked unless drawn elsewhere"
+STRAY_OBJECT = (
+    "an object too small to cover a pixel, left out; its class is asked for only if drawn elsewhere"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CocoItem:
-    """One image and what is drawn on it; classes are indices into the class list."""
+    """One image and its annotations; classes are indices into the class list."""
 
     path: Path
-    size: tuple[int, int] | None  # (height, width) of the annotations, where the file tells
+    size: tuple[int, int] | None  # (height, width) of the annotations, where the file states it
     objects: tuple[tuple[int, Any], ...]  # class, segmentation
     absent: tuple[int, ...]  # classes known not to be in the image
-    partly: frozenset[int]  # classes of which not every object is drawn: not asked
+    partly: frozenset[int]  # classes of which not every object is annotated: not asked for
 
     @property
     def drawn(self) -> Drawn:
-        """How far the annotations reach, in whichever frame of the image they are."""
+        """The extent of the annotations, in the frame that they were drawn in."""
         return Drawn.of(segmentation for _, segmentation in self.objects)
 
     @property
     def is_askable(self) -> bool:
-        """Whether at least one class is known to be present or absent."""
+        """Whether some class is known to be present or absent."""
         return bool(self.absent) or any(class_id not in self.partly for class_id, _ in self.objects)
 
 
 class OwnCoco(ClassMaskDataset):
     """`own_coco:PATH|SPLIT|exhaustive=false|images=FOLDER`: complex queries about the categories of a COCO file.
 
-    A class is the union of its annotations in an image, crowds included. What is not annotated is taught as absent
-    only if `exhaustive=true`, or if the image says so, as in LVIS: `neg_category_ids` are absent, of
-    `not_exhaustive_category_ids` some objects are not drawn, so they are not asked.
+    A class is the union of its annotations in an image, crowds included. Classes without annotation are taught as
+    absent only with `exhaustive=true`, or if the image says so, as in LVIS: `neg_category_ids` are absent; of
+    `not_exhaustive_category_ids` some objects are not annotated, so these classes are not asked for.
     """
 
     name = "own_coco"
@@ -72,7 +74,7 @@ class OwnCoco(ClassMaskDataset):
     def __init__(self, dataset_dir: str | Path, flag: OwnFlag, *, training: bool = False) -> None:
         self.name = flag.name
         self.exhaustive = flag.is_exhaustive(default=False)
-        default = self.train_split if training else self.val_split
+        default = self.default_split(training=training)
         self.file, split = find_split_file(flag, dataset_dir, default, ".json")
         self.splits = (split,)
         super().__init__(dataset_dir, split)
@@ -115,11 +117,11 @@ class OwnCoco(ClassMaskDataset):
         return sum(len(item.objects) for item in self.items)
 
     def __getitem__(self, index: int) -> SemanticSample:
-        """Big objects are drawn first, so that a small one on top of it shows; where nothing is drawn, masks of
-        classes are judged that are drawn completely or known to be absent, and no others.
+        """Large objects are drawn first, so that small ones on top of them stay visible. Where nothing is annotated,
+        masks are judged only of classes that are annotated completely or known to be absent.
         """
         item = self.items[index]
-        image = self.read_picture(item.path, item.size, item.drawn)
+        image = self.load_image(item.path, item.size, item.drawn)
         objects = self.objects(item, image)
         too_small = {class_id for class_id, _ in item.objects} - {class_id for class_id, _ in objects}
         not_absent = set(range(len(self.classes))) - set(item.absent)
@@ -139,7 +141,7 @@ class OwnCoco(ClassMaskDataset):
 
     def read(self, index: int) -> tuple[np.ndarray, Mapping[int, np.ndarray]]:
         item = self.items[index]
-        image = self.read_picture(item.path, item.size, item.drawn)
+        image = self.load_image(item.path, item.size, item.drawn)
         masks: dict[int, np.ndarray] = {}
         for class_id, mask in self.objects(item, image):
             if class_id not in item.partly:
@@ -153,16 +155,17 @@ class OwnCoco(ClassMaskDataset):
         return self.items[index].path
 
     def objects(self, item: CocoItem, image: np.ndarray) -> list[tuple[int, np.ndarray]]:
-        """Class and (height, width) uint8 mask of every object; UnusableItemError for a mask that is none.
+        """Class and (height, width) uint8 mask of every object; UnusableItemError for a malformed or empty mask.
 
-        What a tool left over, too small to cover a pixel, is left out beside other objects.
+        Leftovers of tools that are too small to cover a pixel are skipped if there are other objects.
         """
+        height, width = image.shape[:2]
         drawn, problems = [], []
         for class_id, segmentation in item.objects:
             with self.usable(item.path, f"a mask of {self.classes.official[class_id]!r} in {self.file}: "):
                 try:
                     mask = decode_own_mask(
-                        segmentation, *image.shape[:2], on_stray=lambda: self.note(STRAY_PART, item.path)
+                        segmentation, height, width, on_stray=lambda: self.note(STRAY_PART, item.path)
                     )
                     drawn.append((class_id, mask))
                 except EmptyMaskError as problem:
@@ -178,7 +181,7 @@ class OwnCoco(ClassMaskDataset):
         return drawn
 
     def _read_classes(self, content: Mapping[str, Any]) -> dict[Any, int]:
-        """Set the class list; category id -> class index. Categories that only group others are no classes."""
+        """Set the class list and return category id -> class index; headings of other categories are not classes."""
         classes, headings = split_groups(content)
         no_class = [name for name in headings if means_no_class(name)]
         groups = [name for name in headings if name not in no_class]
@@ -194,7 +197,7 @@ class OwnCoco(ClassMaskDataset):
     def _build_index(
         self, content: Mapping[str, Any], images: ImageFiles, class_of: Mapping[Any, int]
     ) -> list[CocoItem]:
-        """A CocoItem for each image with a picture on disk and a segmentation for each of its annotations."""
+        """A CocoItem for each image file that exists and has a segmentation for each of its annotations."""
         objects: dict[Any, list[tuple[int, Any]]] = defaultdict(list)
         ignored: dict[Any, set[int]] = defaultdict(set)  # image id -> classes of which something is ignored
         for position, annotation in enumerate(content["annotations"]):
@@ -228,7 +231,7 @@ class OwnCoco(ClassMaskDataset):
         ignored: Mapping[Any, set[int]],
         class_of: Mapping[Any, int],
     ) -> CocoItem:
-        """One image file, with what all its entries in the annotation file say."""
+        """One image file, with the information of all its entries in the annotation file."""
         if len(entries) > 1:
             self.note("listed several times in the annotation file; taken together", path)
         drawn = tuple(found for image in entries for found in objects[image["id"]])

@@ -1,12 +1,12 @@
-"""Own conversations with masks: a file in which every line is one image, what is said about it, and the masks.
+"""Own data as conversations with masks: a file with one line per image, its conversation and its masks.
 
 PATH is one jsonl file, or a folder with train.jsonl and val.jsonl. A line:
 
     {"image": "a.jpg", "conversations": [{"from": "human", "value": "Where is the crack?"},
      {"from": "gpt", "value": "It is [SEG]."}], "masks": [[[3, 4, 30, 4, 30, 9]]]}
 
-Mask k belongs to the k-th [SEG] of the answers: a list of polygons, a COCO run-length code, or the name of a PNG
-beside the file, 0 outside. [NEG] in an answer says that something is not in the image, and has no mask.
+Mask k belongs to the k-th [SEG] of the answers: a list of polygons, a COCO run-length code, or the name of a PNG with
+0 outside of the mask. [NEG] in an answer says that something is not in the image, and has no mask.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from utils.data.files import FolderListing, parse_json
 from utils.data.frames import Drawn
 from utils.data.image_names import Alike, find_file
 from utils.data.images import read_label
+from utils.data.masks import union
 from utils.data.polygons import STRAY_PART, form_of
 from utils.data.types import Recipe, ReferringSample, Sample
 
@@ -48,25 +49,25 @@ class Line:
     number: int  # from 1
     image: str  # file name as written
     texts: tuple[str, ...]  # human and gpt in alternation
-    masks: tuple[Any, ...]  # one a [SEG]
+    masks: tuple[Any, ...]  # one per [SEG]
 
     @property
     def near_mark(self) -> str:
-        """What looks like [SEG] or [NEG] in an answer and is written otherwise; "" where nothing does."""
+        """The first mark in an answer that is nearly [SEG] or [NEG], such as "[seg]"; "" if there is none."""
         found = (match[0] for text in self.texts[1::2] for match in NEAR_MARK.finditer(text))
         return next((mark for mark in found if mark not in (SEG, NEG)), "")
 
     @property
     def is_question(self) -> bool:
-        """Whether it can be evaluated: one question whose answer says where, or that there is nothing."""
+        """Whether it can be evaluated: a single question that is answered with [SEG] or [NEG]."""
         return len(self.texts) == 2 and (SEG in self.texts[1] or NEG in self.texts[1])
 
 
 class OwnJsonl(Dataset):
-    """`own_jsonl:PATH|SPLIT|images=FOLDER`. Training takes every line as it is, also those without masks.
+    """`own_jsonl:PATH|SPLIT|images=FOLDER`. Training uses every line as it is written, with or without masks.
 
-    Evaluation asks the lines that are a single question, in their own words; the union of the line's masks is the
-    target. Lines of several turns, or without [SEG] and [NEG], are for training only.
+    Evaluation asks the lines with a single question, as written; the target is the union of the line's masks. Lines
+    with several turns, or without [SEG] and [NEG], are for training only.
     """
 
     name = "own_jsonl"
@@ -76,7 +77,7 @@ class OwnJsonl(Dataset):
 
     def __init__(self, dataset_dir: str | Path, flag: OwnFlag, *, training: bool = False) -> None:
         self.name = flag.name
-        default = self.train_split if training else self.val_split
+        default = self.default_split(training=training)
         self.file, split = find_split_file(flag, dataset_dir, default, ".jsonl")
         self.splits = (split,)
         super().__init__(dataset_dir, split)
@@ -103,7 +104,7 @@ class OwnJsonl(Dataset):
                 ambiguous = (
                     f"; {self.images.why_not(line.image)}" if line.image in self.images.ambiguous else ""
                 )
-                self.drop(self.where(line), f"no picture {self.images.path(line.image)}{ambiguous}", MISSING)
+                self.drop(self.where(line), f"no image {self.images.path(line.image)}{ambiguous}", MISSING)
         self.check_index(len(self.lines), self.file)
         self.questions = [line for line in self.lines if line.is_question]
         self.has_no_target = any(not line.masks for line in self.questions)
@@ -145,7 +146,7 @@ class OwnJsonl(Dataset):
         return ReferringSample(
             image=image,
             expressions=(line.texts[0],),
-            masks=masks.any(axis=0, keepdims=True).astype(np.uint8),
+            masks=union(masks, *image.shape[:2])[None],
             no_target=(not len(masks),),
             as_written=True,
             source=str(self.images.path(line.image)),
@@ -170,7 +171,7 @@ class OwnJsonl(Dataset):
         return f"{self.file}, line {line.number}"
 
     def mask_path(self, name: str) -> Path:
-        """The file of a mask; its name counts from the folder of the jsonl file."""
+        """The file of a mask, whose name is relative to the folder of the jsonl file."""
         path = self.file.parent / name
         if path.is_file():
             return path
@@ -181,7 +182,7 @@ class OwnJsonl(Dataset):
 
         Raises UnusableItemError with the line, and the number of the mask at fault.
         """
-        written = []  # PNG masks as arrays: their size tells, like a run-length code's, how the image is turned
+        written = []  # PNG masks as arrays: their size, like a run-length code's, tells the frame of a turned image
         for number, mask in enumerate(line.masks):
             with self.usable(self.where(line), f"masks[{number}]: "):
                 written.append(read_mask(self.mask_path(mask)) if isinstance(mask, str) else mask)
@@ -190,19 +191,20 @@ class OwnJsonl(Dataset):
             drawn, sizes=drawn.sizes + tuple(m.shape for m in written if isinstance(m, np.ndarray))
         )
         with self.usable(self.where(line)):
-            image = self.read_picture(self.images.path(line.image), drawn=drawn)
-        masks = np.zeros((len(written), *image.shape[:2]), dtype=np.uint8)
+            image = self.load_image(self.images.path(line.image), drawn=drawn)
+        height, width = image.shape[:2]
+        masks = np.zeros((len(written), height, width), dtype=np.uint8)
         for number, mask in enumerate(written):
             with self.usable(self.where(line), f"masks[{number}]: "):
                 if form := form_of(mask):
                     self.note(f"{form}; read as meant", self.where(line))
                 stray = partial(self.note, STRAY_PART, self.where(line))
-                masks[number] = fit_mask(mask, *image.shape[:2], on_stray=stray)
+                masks[number] = sized_mask(mask, height, width, on_stray=stray)
         return image, masks
 
 
 def read_lines(path: Path) -> list[Line]:
-    """The lines of a jsonl file; ValueError with the line's number when one is not as it should be."""
+    """The lines of a jsonl file; UserError with the number of a malformed line."""
     lines = []
     for number, text in enumerate(split_lines(read_text(path)), start=1):
         if not text.strip():
@@ -220,7 +222,7 @@ def read_lines(path: Path) -> list[Line]:
 
 
 def parse_line(number: int, entry: Any) -> Line:
-    """A line from its JSON. Raises ValueError for a missing key, or as many masks as no [SEG]."""
+    """A line from its JSON. Raises UserError for a missing key, or if the numbers of masks and [SEG] differ."""
     if not isinstance(entry, dict):
         raise UserError(f"a line is an object with {', '.join(KEYS)}, got {type(entry).__name__}")
     entry = {"masks": [], **entry}
@@ -246,7 +248,7 @@ def parse_line(number: int, entry: Any) -> Line:
 
 
 def with_tokens(answer: str, format: SequenceFormat) -> Text:
-    """An answer whose [SEG] and [NEG] become the tokens of `format`; one without NEG drops those marks."""
+    """An answer with [SEG] and [NEG] replaced by the tokens of `format`; a format without NEG drops [NEG]."""
     token_of = {SEG: format.seg, NEG: format.neg}
     pieces: list[str] = []
     for piece in re.split(r"(\[SEG\]| ?\[NEG\])", answer):
@@ -259,20 +261,20 @@ def with_tokens(answer: str, format: SequenceFormat) -> Text:
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """A PNG mask as (height, width) uint8, 1 inside: any one value but 0. ValueError if it is not such a mask."""
+    """A PNG mask as (height, width) uint8, 1 inside. UserError if it has not exactly one value besides 0."""
     if not path.is_file():
-        raise UserError(f"no file {path}; names of masks count from the folder of the jsonl file")
+        raise UserError(f"no file {path}; names of masks are relative to the folder of the jsonl file")
     values = read_label(path)
     inside = np.unique(values[values > 0])
     if len(inside) > 1:
-        raise UserError(f"{path} holds the values {inside[:5].tolist()}; a mask has one value beside 0")
+        raise UserError(f"{path} holds the values {inside[:5].tolist()}; a mask has one value besides 0")
     if not len(inside):
         raise UserError(f"{path} is empty; say that something is not in the image with {NEG}, without a mask")
     return (values > 0).astype(np.uint8)
 
 
-def fit_mask(mask: Any, height: int, width: int, on_stray: Callable[[], None] | None = None) -> np.ndarray:
-    """A mask as (height, width) uint8; ValueError if it is not of this size."""
+def sized_mask(mask: Any, height: int, width: int, on_stray: Callable[[], None] | None = None) -> np.ndarray:
+    """A mask as (height, width) uint8; UserError if it has another size."""
     if not isinstance(mask, np.ndarray):
         return decode_own_mask(mask, height, width, on_stray)
     if mask.shape != (height, width):

@@ -3,8 +3,8 @@
     PATH/classes.txt                line n, counted from 0, names the class of label value n
     PATH/images/*, labels/*.png     pairs by stem; or PATH/{train,val}/{images,labels}/
 
-Two lines of classes.txt are no classes: pixels of a value `ignore` are neither taught nor judged (255, in 16-bit
-PNGs 65535, is such a value too when the list is shorter); pixels of a value `nothing` show none of the classes.
+Two words in classes.txt are not classes: pixels of a value `ignore` are left out of training and evaluation (as are
+255, and 65535 in 16-bit PNGs, when the list is shorter); pixels of a value `nothing` belong to none of the classes.
 utils/data/class_file.py reads it.
 """
 
@@ -27,15 +27,15 @@ from utils.data.types import UnusableItemError
 
 logger = logging.getLogger(__name__)
 
-NUM_LOOKED_AT = 64  # labels, to tell whether all of them are masks of 0 and 255
-BORDER, MIN_BORDER = 0.02, 4  # depth of an ignored border: a share of the shorter side, and pixels
+NUM_LOOKED_AT = 64  # labels that are read to see whether all of them are masks of 0 and 255
+BORDER, MIN_BORDER = 0.02, 4  # half width of an ignored border: fraction of the shorter side, and pixels
 
 
 class OwnSemantic(SemanticDataset):
-    """`own_sem:PATH|SPLIT|exhaustive=true`: labels are exhaustive unless told otherwise.
+    """`own_sem:PATH|SPLIT|exhaustive=true`: labels are exhaustive by default.
 
-    A folder that is divided has one folder for each split, whatever they are called; without a split in the flag,
-    train/ is trained on and val/ evaluated. A folder that is not divided is used whole.
+    A folder with splits has one folder per split, of any name; without a split in the flag, training uses train/ and
+    evaluation val/. A folder without splits is used as a whole.
     """
 
     name = "own_sem"
@@ -49,7 +49,7 @@ class OwnSemantic(SemanticDataset):
         self.root = find_path(flag.path, dataset_dir, flag.name)
         self.class_file = read_class_file(self.root / "classes.txt")
         self.classes, self.id_table = self.class_file.classes, self.class_file.id_table
-        split = find_split(self.root, flag, self.train_split if training else self.val_split)
+        split = find_split(self.root, flag, self.default_split(training=training))
         self.splits = (split,)
         super().__init__(self.root, split)
         self.check_masks()
@@ -70,24 +70,24 @@ class OwnSemantic(SemanticDataset):
         yield from self.pair_by_stem(images, labels)
 
     def absent_classes(self, label: np.ndarray) -> list[int]:
-        """None where labels are not exhaustive, or where ignored pixels may hide a whole object."""
+        """Empty if labels are not exhaustive, or if ignored pixels may hide a whole object."""
         if not self.exhaustive or may_hide_object(label == IGNORE) or self.shows_ignored_alone(label):
             return []
         return super().absent_classes(label)
 
     def shows_ignored_alone(self, label: np.ndarray) -> bool:
-        """Whether a label has no class but pixels of a value, such as 255, that is ignored without being listed.
+        """Whether a label has no class, but pixels of an ignored value, such as 255, that classes.txt does not list.
 
-        The borders that annotators leave around objects do not stand alone: such pixels mark something.
+        Ignored borders surround objects; ignored pixels in a label without objects mark something else.
         """
         listed = self.id_table[: self.class_file.num_values]
         is_listed = bool((listed == IGNORE).any())
         return not is_listed and bool((label == IGNORE).any()) and not values_in(label, len(self.classes))
 
     def check_masks(self) -> None:
-        """Point out labels that are masks of 0 and 255: 255, which marks the thing in them, is ignored.
+        """Warn if labels are masks of 0 and 255, in which 255 marks an object but is ignored.
 
-        Labels are read only as long as none has another value. Raises UserError when value 0 is no class either.
+        Stops reading at the first label with another value. Raises UserError if value 0 is not a class either.
         """
         num_looked_at = min(len(self.pairs), NUM_LOOKED_AT)
         masks: list[Path] = []
@@ -96,7 +96,7 @@ class OwnSemantic(SemanticDataset):
             try:
                 values = {*values_in(self.read_values(path))}
             except (OSError, UserError):
-                continue  # counted when it is drawn
+                continue  # reported when it is drawn
             marked = values - {0}
             if len(marked) > 1 or any(not self.is_ignored_unasked(value) for value in marked):
                 return
@@ -104,9 +104,9 @@ class OwnSemantic(SemanticDataset):
         if not masks:
             return
         (value,) = {*values_in(self.read_values(masks[0]))} - {0}
-        found = f"{self.name}: the only values of the labels are 0 and {value}, such as in {masks[0]}"
+        found = f"{self.name}: the only values of the labels are 0 and {value}, as in {masks[0]}"
         cure = (
-            f"{value} is ignored; if it marks a thing, save the thing as the number of its line in "
+            f"{value} is ignored; if it marks an object, save the object as the number of its line in "
             f"{self.root / 'classes.txt'}, such as 1"
         )
         if self.id_table[0] >= len(self.classes) and 2 * len(masks) >= num_looked_at:
@@ -114,7 +114,7 @@ class OwnSemantic(SemanticDataset):
         logger.warning("%s: %s", found, cure)
 
     def is_ignored_unasked(self, value: int) -> bool:
-        """Whether a label value is ignored although classes.txt does not say so."""
+        """Whether a label value is ignored although classes.txt does not list it."""
         return value in IGNORED_VALUES and value >= self.class_file.num_values
 
     def partly_labelled(self, absent: Sequence[int]) -> tuple[int, ...]:
@@ -128,21 +128,21 @@ class OwnSemantic(SemanticDataset):
         except UnusableItemError as problem:
             first = self.class_file.first_value
             cure = (
-                f"value n is line n, counted from {first}, of {self.root / 'classes.txt'}; add lines, or mend the "
+                f"value n is line n, counted from {first}, of {self.root / 'classes.txt'}; add lines, or correct the "
                 "label"
             )
             raise UnusableItemError(path, f"{problem.reason}; {cure}") from None
 
 
 def may_hide_object(ignored: np.ndarray) -> bool:
-    """Whether an ignored region is thicker than the border that annotators leave around objects.
+    """Whether an ignored region is thicker than an ignored border around objects.
 
     Args:
         ignored: (height, width) bool.
 
     Returns:
-        True when some ignored pixel is farther from every judged one than BORDER of the shorter side. Borders as
-        Pascal VOC has them are 5 pixels wide, so their middle is 3 pixels away.
+        True when the distance of some ignored pixel to the nearest other pixel exceeds BORDER of the shorter side and
+        MIN_BORDER. The borders of Pascal VOC are 5 pixels wide, so their middle is 3 pixels away.
     """
     if not ignored.any():
         return False
@@ -154,13 +154,13 @@ def may_hide_object(ignored: np.ndarray) -> bool:
 
 
 def find_split(root: Path, flag: OwnFlag, default: str) -> str:
-    """The split that a flag means, `default` when it states none; WHOLE for a folder that is not divided."""
+    """The split of a flag, `default` if it names none; WHOLE for a folder without splits."""
     divided = any((root / name).is_dir() for name in ("train", "val"))
     if not divided and flag.split in ("", WHOLE):
         return WHOLE
     split = flag.split or default
     if not (root / split).is_dir():
-        hint = "" if divided else f"; it is not divided: leave out |{split} to use it whole"
+        hint = "" if divided else f"; it has no splits: leave out |{split} to use it as a whole"
         raise FileNotFoundError(
             f"{flag.name}|{split} needs the folder {root / split}; {root} holds {names_in(root)}{hint}"
         )

@@ -1,4 +1,4 @@
-"""Pascal Context, with its 59 most frequent and with all of its 459 classes."""
+"""Pascal Context with its 59 most frequent classes, and with all 459."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Pc59(VocDataset):
 
 
 class Pc459(VocDataset):
-    """Pascal Context, 459 classes: MATLAB files as published, or 16-bit pictures made of them.
+    """Pascal Context, 459 classes: MATLAB files as published, or 16-bit images converted from them.
 
     In trainval/*.mat the matrix LabelMap holds 0 for unlabelled and 1..459 for classes. In
     annotations_detectron2/pc459_val/*.tif, numbers are one less, and 65535 is unlabelled.
@@ -52,27 +52,27 @@ class Pc459(VocDataset):
         return self.converted_pairs(root / "JPEGImages", labels)
 
     def converted_pairs(self, images: Path, labels: Path) -> Iterator[tuple[Path, Path]]:
-        """The folder of 16-bit pictures holds the validation images only, so it is its own list."""
+        """The folder of 16-bit images holds only the validation images, so no list of names is needed."""
         for label_path in (path for path in visible(labels) if path.suffix.lower() in (".tif", ".tiff")):
             image_path = images / f"{label_path.stem}.jpg"
             if image_path.is_file():
                 yield image_path, label_path
             else:
-                self.drop(label_path, f"no picture {image_path}", MISSING)
+                self.drop(label_path, f"no image {image_path}", MISSING)
 
     def read_values(self, path: Path) -> np.ndarray:
         return read_label_map(path) if path.suffix == ".mat" else super().read_values(path)
 
 
 def read_label_map(path: Path) -> np.ndarray:
-    """LabelMap of a MATLAB file, (height, width) uint16. UserError names the file when there is none."""
-    from scipy.io import loadmat  # here: a third of a second that only these files need
+    """LabelMap of a MATLAB file, (height, width) uint16; UserError naming the file if there is none."""
+    from scipy.io import loadmat  # imported here: takes a third of a second that only these files need
 
     with open_regular(path) as file:
         try:
             matrix = loadmat(file, variable_names=("LabelMap",)).get("LabelMap")
         except Exception as problem:  # anything: damaged files make scipy fail in a dozen ways
-            raise UserError(f"{path}: not a MATLAB file that can be read ({problem})") from None
+            raise UserError(f"{path}: not a readable MATLAB file ({problem})") from None
     if matrix is None or matrix.ndim != 2 or matrix.dtype.kind not in "uif":
         raise UserError(f"{path}: holds no matrix of numbers named LabelMap")
     if not ((matrix >= 0) & (matrix < 65536) & (matrix == np.floor(matrix))).all():

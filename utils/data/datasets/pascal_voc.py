@@ -1,4 +1,4 @@
-"""Pascal VOC, and what all data sets have in common whose files lie in a VOCdevkit."""
+"""Pascal VOC, and the base of the data sets whose files are in a VOCdevkit."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from utils.data.semantic import SemanticDataset
 
 
 class VocDataset(SemanticDataset):
-    """Base of the VOCdevkit data sets, which are evaluated on only."""
+    """Base of the VOCdevkit data sets, which are for evaluation only."""
 
     splits = ("val",)
     train_split = None
     roots: ClassVar[tuple[str, ...]]  # the year's folder
     label_folders: ClassVar[tuple[str, ...]]  # below a root
-    list_files: ClassVar[tuple[str, ...]]  # below a root: names of the split's images, one a line
+    list_files: ClassVar[tuple[str, ...]]  # below a root: names of the split's images, one per line
     label_suffix: ClassVar[str] = ".png"
 
     def find_pairs(self) -> Iterator[tuple[Path, Path]]:
@@ -30,12 +30,12 @@ class VocDataset(SemanticDataset):
         return self.listed_pairs(self.dataset_dir / root, labels)
 
     def listed_pairs(self, root: Path, labels: Path) -> Iterator[tuple[Path, Path]]:
-        """The pairs that the split's list names; what is not on disk is dropped."""
+        """The pairs in the split's list; missing files are dropped."""
         names = locate(root, self.list_files, self.name)
         images = locate(root, ("JPEGImages",), self.name)
-        pictures, label_files = FolderListing(images), FolderListing(labels)
+        image_files, label_files = FolderListing(images), FolderListing(labels)
         for name in filter(None, map(str.strip, split_lines(read_text(names)))):
-            if f"{name}.jpg" not in pictures:
+            if f"{name}.jpg" not in image_files:
                 self.drop(images / f"{name}.jpg", f"not there, but in {names}", MISSING)
             elif f"{name}{self.label_suffix}" not in label_files:
                 self.drop(

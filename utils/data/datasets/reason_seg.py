@@ -1,4 +1,4 @@
-"""ReasonSeg: questions that need reasoning, and polygons for what they mean.
+"""ReasonSeg: questions that need reasoning, with polygons of their targets.
 
 reason_seg/ReasonSeg/SPLIT/NAME.jpg + NAME.json: `text` (questions), `is_sentence`, `shapes` (labelme polygons
 with `label` and `points`; see labelme.py). explanatory/train.json: [{image, query, outputs}] explains some answers.
@@ -17,7 +17,7 @@ from model.errors import UserError
 from model.text.conversation import Conversation
 from model.text.sequence import reasoning_conversation
 from utils.data.base import UNLABELLED, Dataset, sample_up_to, well_formed
-from utils.data.files import locate, read_json, tell_passed_over
+from utils.data.files import locate, log_skipped, read_annotations
 from utils.data.frames import Drawn
 from utils.data.images import images_in
 from utils.data.labelme import IGNORED, TARGET, draw_shapes, open_shapes, read_shapes
@@ -64,7 +64,7 @@ class ReasonSeg(Dataset):
                 self.items.append(ReasonItem(path, json_path, explanations.get(path.name)))
             else:
                 self.drop(path, f"no {json_path.name} beside it", UNLABELLED)
-        tell_passed_over(folder, [path for path, _ in others if path.suffix != ".json"])
+        log_skipped(folder, [path for path, _ in others if path.suffix != ".json"])
         self.check_index(len(self.items), folder)
 
     def __len__(self) -> int:
@@ -85,8 +85,9 @@ class ReasonSeg(Dataset):
     def sample_of(self, index: int, rng: np.random.Generator, recipe: Recipe) -> Sample:
         """One image with up to `num_questions` of its questions, each in a conversation of its own.
 
-        Explained images are answered in one of three ways, the same for all questions of the sample: by text
-        alone (a share of `recipe.explanatory`, no masks), or else by a mask with or without the explanation.
+        Images with an explanation are answered in one of three ways, the same for all questions of the sample: by
+        text only, without masks (with probability `recipe.explanatory`), or by a mask with or without the
+        explanation.
         """
         item = self.items[index]
         image, annotation, label = self.read(item)
@@ -95,14 +96,13 @@ class ReasonSeg(Dataset):
             raise UnusableItemError(item.json_path, "the mask is empty")
         questions = sample_up_to(rng, annotation["text"], recipe.num_questions)
         is_sentence = bool(annotation["is_sentence"])
-        explained = item.explanation is not None
-        by_text_alone = explained and rng.random() < recipe.explanatory
-        if by_text_alone:
-            conversations = [
-                text_conversation(question, is_sentence, item.explanation) for question in questions
-            ]
+        explanation = item.explanation
+        by_text_alone = explanation is not None and rng.random() < recipe.explanatory
+        if explanation is not None and by_text_alone:
+            conversations = [text_conversation(question, is_sentence, explanation) for question in questions]
         else:
-            explanation = item.explanation if explained and rng.random() < 0.5 else None
+            if explanation is not None and rng.random() >= 0.5:
+                explanation = None
             conversations = [
                 reasoning_conversation(question, is_sentence, explanation, rng, recipe.format)
                 for question in questions
@@ -118,7 +118,9 @@ class ReasonSeg(Dataset):
     def read(self, item: ReasonItem) -> tuple[np.ndarray, Mapping[str, Any], np.ndarray]:
         """Image, annotation, and label (height, width) uint8: TARGET, IGNORED, or 0 for the rest."""
         with self.usable(item.json_path):
-            annotation = read_json(item.json_path, keys=("text", "is_sentence", "shapes"), fallback=ENCODING)
+            annotation = read_annotations(
+                item.json_path, keys=("text", "is_sentence", "shapes"), fallback=ENCODING
+            )
             if annotation["is_sentence"] not in (True, False):
                 raise UserError(f"'is_sentence' is true or false, got {short(annotation['is_sentence'])}")
             texts = annotation["text"]
@@ -138,7 +140,7 @@ class ReasonSeg(Dataset):
             has_target = any(shape.value == TARGET for shape in shapes)
             if not has_target:
                 self.note("no shape marks a target: nothing is the right answer", item.json_path)
-        image = self.read_picture(item.image_path, drawn=drawn)
+        image = self.load_image(item.image_path, drawn=drawn)
         with self.usable(item.json_path):
             height, width = image.shape[:2]
             label = draw_shapes(shapes, height, width)
@@ -157,12 +159,12 @@ def text_conversation(question: str, is_sentence: bool, explanation: str) -> Con
 
 
 def read_explanations(path: Path) -> dict[str, str]:
-    """Image file name -> explanation; empty when the file is not there, as it is an extra."""
+    """Image file name -> explanation; empty if the file does not exist, as it is optional."""
     if not path.exists():
         return {}
     explanations = {}
     with well_formed(path):
-        for entry in read_json(path, fallback=ENCODING):
+        for entry in read_annotations(path, fallback=ENCODING):
             name, text = entry.get("image"), entry.get("outputs")
             if isinstance(name, str) and isinstance(text, str) and text.strip():
                 explanations[name] = text

@@ -18,7 +18,7 @@ from model.errors import UserError
 from model.text.sequence import referring_conversation
 from utils.data.base import MISSING, UNLABELLED, Dataset, FlagError, sample_up_to, well_formed
 from utils.data.coco_file import id_of
-from utils.data.files import FolderListing, locate, read_json
+from utils.data.files import FolderListing, locate, read_annotations
 from utils.data.frames import Drawn
 from utils.data.masks import annotated_size, decode_segmentation, union
 from utils.data.pickles import load_plain_pickle
@@ -30,7 +30,7 @@ NO_TARGET = -1  # annotation id of an expression that matches nothing
 
 @dataclass(frozen=True)
 class Expression:
-    """A phrase and the annotations it means; none when the annotators say that nothing matches."""
+    """A phrase and its target annotations; none if the annotators say that nothing matches."""
 
     text: str
     ann_ids: tuple[int, ...]
@@ -41,20 +41,22 @@ class ReferringItem:
     """One image with all its expressions of the split."""
 
     path: Path
-    size: tuple[int, int] | None  # (height, width) of the annotations, where instances.json tells
+    size: tuple[int, int] | None  # (height, width) of the annotations, where instances.json states it
     expressions: tuple[Expression, ...]
 
 
 class ReferringDataset(Dataset):
-    """Base of the referring data sets; a subclass says which files and splits there are."""
+    """Base of the referring data sets; a subclass names the files and the splits."""
 
     source = "refer_seg"
     unit = "references"
     splits_by: ClassVar[
         dict[str, tuple[str, ...]]
-    ]  # who made the splits -> the splits; the first is the default
+    ]  # author of the splits -> the splits; the first is the default
     image_dir: ClassVar[str] = "mscoco/images/train2014"
-    may_have_no_target: ClassVar[bool] = False  # by its rules, also where no expression of a split does
+    may_have_no_target: ClassVar[bool] = (
+        False  # the data set has expressions without a target, if not in this split
+    )
 
     def __init__(self, dataset_dir: str | Path, split: str, split_by: str = "") -> None:
         self.split_by = split_by or next(iter(self.splits_by))
@@ -78,8 +80,8 @@ class ReferringDataset(Dataset):
     def open(
         cls, dataset_dir: str | Path, fields: Sequence[str], *, training: bool = False
     ) -> ReferringDataset:
-        """Fields are the split, or who made it and the split: `refcoco|testA`, `refcoco|unc|testA`."""
-        default = cls.train_split if training else cls.val_split
+        """Fields are the split, or the author of the splits and the split: `refcoco|testA`, `refcoco|unc|testA`."""
+        default = cls.default_split(training=training)
         match list(fields):
             case []:
                 return cls(dataset_dir, default)
@@ -110,7 +112,7 @@ class ReferringDataset(Dataset):
 
     def __getitem__(self, index: int) -> ReferringSample:
         item = self.items[index]
-        image = self.picture(item)
+        image = self.load_item_image(item)
         return ReferringSample(
             image=image,
             expressions=tuple(expression.text for expression in item.expressions),
@@ -123,7 +125,7 @@ class ReferringDataset(Dataset):
         """One image with up to `num_expressions` of its expressions, each in a conversation of its own."""
         item = self.items[index]
         chosen = sample_up_to(rng, item.expressions, recipe.num_expressions)
-        image = self.picture(item)
+        image = self.load_item_image(item)
         conversations = tuple(
             referring_conversation(expression.text, bool(expression.ann_ids), rng, recipe.format)
             for expression in chosen
@@ -135,10 +137,10 @@ class ReferringDataset(Dataset):
                 raise UnusableItemError(item.path, f"the mask of {expression.text!r} is empty")
         return Sample(image=image, conversations=conversations, masks=masks, source=str(item.path))
 
-    def picture(self, item: ReferringItem) -> np.ndarray:
-        """(height, width, 3) uint8, in the frame that the annotations of all its expressions fit."""
+    def load_item_image(self, item: ReferringItem) -> np.ndarray:
+        """(height, width, 3) uint8, in the frame that the annotations of all expressions fit."""
         ids = dict.fromkeys(ann_id for expression in item.expressions for ann_id in expression.ann_ids)
-        return self.read_picture(item.path, item.size, Drawn.of(self.segmentations[ann_id] for ann_id in ids))
+        return self.load_image(item.path, item.size, Drawn.of(self.segmentations[ann_id] for ann_id in ids))
 
     def masks(self, item: ReferringItem, expressions: Sequence[Expression], image: np.ndarray) -> np.ndarray:
         """(num_expressions, height, width) uint8: the union of each expression's annotations."""
@@ -151,14 +153,14 @@ class ReferringDataset(Dataset):
         return masks
 
     def _build_index(self, refs: Any, refs_path: Path, instances_path: Path) -> list[ReferringItem]:
-        """Group the split's expressions by image; what has no annotation or no picture on disk is dropped."""
+        """The split's expressions by image; those without annotation or image file are dropped."""
         with well_formed(instances_path):
-            instances = read_json(instances_path, keys=("annotations", "images"))
+            instances = read_annotations(instances_path, keys=("annotations", "images"))
             segmentations = {id_of(a.get("id")): a.get("segmentation") for a in instances["annotations"]}
             images = {id_of(image.get("id")): image for image in instances["images"]}
         if not isinstance(refs, list):
             raise UserError(f"{refs_path}: a list of references, got {short(refs)}")
-        pictures = FolderListing(self.image_folder)
+        files = FolderListing(self.image_folder)
         expressions: dict[int, list[Expression]] = defaultdict(list)
         for position, ref in enumerate(refs):
             label = f"{refs_path}, reference {position}"
@@ -175,8 +177,8 @@ class ReferringDataset(Dataset):
                     self.drop(label, f"no annotation {missing} in {instances_path.name}", UNLABELLED)
                 elif file_name is None:
                     self.drop(label, f"no image {image_id} in {instances_path.name}", MISSING)
-                elif file_name not in pictures:
-                    self.drop(label, f"no picture {self.image_folder / file_name}", MISSING)
+                elif file_name not in files:
+                    self.drop(label, f"no image {self.image_folder / file_name}", MISSING)
                 elif not texts:
                     self.drop(label, "no expression")
                 else:
@@ -194,7 +196,7 @@ class ReferringDataset(Dataset):
 
 
 def target_ids(ann_id: int | Sequence[int]) -> tuple[int, ...]:
-    """The annotations a reference means: one, or a list; gRefCOCO writes [-1] when nothing matches."""
+    """The target annotations of a reference: one id, or a list; gRefCOCO writes [-1] if nothing matches."""
     ids = tuple(map(id_of, ann_id if isinstance(ann_id, list | tuple) else [ann_id]))
     if not all(isinstance(each, int | str) for each in ids):
         raise UserError(f"'ann_id' is {short(ann_id)}; it is an annotation's id, or a list of them")
@@ -231,7 +233,7 @@ class RefCocoG(ReferringDataset):
 
 
 class RefClef(ReferringDataset):
-    """RefCLEF (ReferIt): SAIAPR TC-12 pictures, stuff as well as things; masks are run-length codes."""
+    """RefCLEF (ReferIt): SAIAPR TC-12 images, stuff as well as things; masks are run-length codes."""
 
     name = "refclef"
     splits_by: ClassVar = {

@@ -1,13 +1,13 @@
-"""Check data before training: what is there, what is wrong with it, how fast.
+"""Check data before training: what exists, what is wrong with it, how fast it is.
 
-    python -m utils.data.tools.check --dataset_dir ./dataset  # all found
+    python -m utils.data.tools.check --dataset_dir ./dataset  # all data sets there
     python -m utils.data.tools.check --dataset_dir ./dataset \\
       --dataset "sem_seg||refer_seg" --sem_seg_data ade20k
     python -m utils.data.tools.check --config configs/lasagna_7b.yaml --all
 
-Samples are drawn as in training; --all reads every file. `--version` says whose
-tokenizer counts tokens. Exit code 0: all can be used; 1: something that was
-asked for cannot; 2: a mistake in the flags.
+Samples are drawn as in training; --all reads every file. `--version` names the
+model whose tokenizer counts tokens. Exit code 0: all data sets are usable; 1: one
+that was asked for is not; 2: an error in the flags.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from utils.data.tools.survey import Finding, Surveyor
 from utils.data.val_datasets import ALL, FLAG, open_all
 
 WIDTH, MAX_NAME = 80, 19  # columns
-MAX_NAMED = 10  # files named of each data set; with --all ten times as many
+MAX_NAMED = 10  # files listed per data set; ten times as many with --all
 NOT_MEASURED = "-"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckConfig(LookConfig):
-    """What the checker can be told: the data flags of training. Without any, all that is found is checked."""
+    """The settings of the check: the data flags of training. Without any, all data sets that exist are checked."""
 
     version: str = setting(
         "", "model whose tokenizer counts tokens", group=MODEL, unset="not counted", path=True
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def entries_to_evaluate(config: CheckConfig) -> list[Entry]:
-    """What --val_dataset_list names, with what `all` finds, as in an evaluation."""
+    """The entries of --val_dataset_list, with `all` expanded as in an evaluation."""
     parts = split_list(config.val_dataset_list, FLAG, separator=",")
     named = ",".join(part for part in parts if part != ALL)
     entries = parse_val_list(named) if named else ()
@@ -99,9 +99,9 @@ def build_surveyor(config: CheckConfig) -> Surveyor:
 
 
 def survey(surveyor: Surveyor, entries: Sequence[tuple[Entry, bool]]) -> list[Finding]:
-    """Open all data sets first, so that a mistake in a flag shows at once; then look at each."""
+    """Open all data sets first, so that an error in a flag shows at once; then survey each."""
     start_logging()
-    with quiet("utils"):  # what is dropped or replaced stands in the table
+    with quiet("utils"):  # dropped and replaced items are in the table
         opened = [surveyor.open(entry, training=training) for entry, training in entries]
         for finding, dataset in opened:
             if dataset is not None:
@@ -110,7 +110,7 @@ def survey(surveyor: Surveyor, entries: Sequence[tuple[Entry, bool]]) -> list[Fi
 
 
 def missing_in_one_row(findings: Sequence[Finding]) -> list[Finding]:
-    """What is found, in order; of a data set that is missing altogether, one row, at the end."""
+    """The data sets that exist, in order, and one row at the end for each that is missing."""
     found = {finding.name.split("|")[0] for finding in findings if not finding.is_missing}
     kept = [finding for finding in findings if finding.name.split("|")[0] in found]
     missing = {f.name.split("|")[0]: f for f in findings if f.name.split("|")[0] not in found}
@@ -121,7 +121,7 @@ def missing_in_one_row(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def print_findings(findings: Sequence[Finding], config: CheckConfig, console: Console) -> None:
-    """A row a data set, and below it what is wrong, in at most 80 columns."""
+    """One row per data set, and the faults below the table, in at most 80 columns."""
     width = min(console.width, WIDTH)
     console.print(Text(f"Data sets in {config.dataset_dir}", style="bold"), width=width)
     console.print(to_table(findings, config), width=width)
@@ -154,7 +154,7 @@ def to_table(findings: Sequence[Finding], config: CheckConfig) -> Table:
 
 
 def state_of(finding: Finding, config: CheckConfig) -> tuple[str, str]:
-    """One word or two, and a colour."""
+    """The state in one or two words, and its colour."""
     if finding.is_missing:
         return "missing", "yellow"
     if finding.problem:
@@ -173,7 +173,7 @@ def number(value: int | None) -> str:
 
 
 def tokens_of(finding: Finding, config: CheckConfig) -> Text:
-    """Median, 99th percentile and maximum; red where they are over the limit."""
+    """Median, 99th percentile and maximum; red where they exceed the limit."""
     if not finding.tokens:
         return Text(NOT_MEASURED)
     text = Text()
@@ -184,15 +184,15 @@ def tokens_of(finding: Finding, config: CheckConfig) -> Text:
 
 
 def remarks_on(finding: Finding, config: CheckConfig) -> Group | None:
-    """What the table has no room for: what was looked for, which files are bad, what is too long."""
+    """Details below the table: what was looked for, which files are bad, which samples are too long."""
     most = MAX_NAMED * 10 if config.all else MAX_NAMED
     lines: list[Text] = []
     if finding.problem:
         lines.append(Text(finding.problem))
     if finding.bad:
-        share = f"{finding.num_bad} of {finding.num_read} items read cannot be used"
+        counts = f"{finding.num_bad} of {finding.num_read} items read cannot be used"
         lines += [
-            Text(f"{share} ({finding.num_bad / max(finding.num_read, 1):.1%}):"),
+            Text(f"{counts} ({finding.num_bad / max(finding.num_read, 1):.1%}):"),
             *named(finding.bad, most),
         ]
     if finding.dropped:
@@ -226,7 +226,7 @@ def legend(config: CheckConfig) -> list[str]:
     if config.version:
         tokens = f"tokens: median/99%/max of text, limit {config.model_max_length}"
     else:
-        tokens = "tokens: not counted, as no --version says whose tokenizer"
+        tokens = "tokens: not counted without --version, which names the tokenizer"
     return [
         f"Read: {read}.",
         f"labels: values in label files. {tokens}.",

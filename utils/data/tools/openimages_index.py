@@ -1,4 +1,4 @@
-"""`python -m utils.data.tools.openimages_index build-index`: Open Images' index, from the CSV files."""
+"""`python -m utils.data.tools.openimages_index build-index`: the index of Open Images from the official CSV files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from utils.common.paths import path_flag
 from utils.data.datasets.openimages import CATEGORIES, INDEX_FILE, NEGATIVES_FILE, ROOT, class_list
 from utils.data.files import what_is_there
 
-# The names that the files have had in the releases V5 to V7; the flag says what else to read.
+# File names in the releases V5 to V7; flags name other files.
 CLASS_DESCRIPTIONS = (
     "class-descriptions-boxable.csv",
     "oidv7-class-descriptions-boxable.csv",
@@ -46,12 +46,12 @@ def build_index(
     *,
     show_progress: bool = True,
 ) -> tuple[Index, Negatives]:
-    """What train_mask.json and train_negatives.json hold.
+    """The content of train_mask.json and train_negatives.json.
 
     Categories are the classes that have a mask, in lower case, in the order of `class_descriptions`. A class is
     negative in an image of the index when people verified it there with confidence 0 (`image_labels`).
     Source: https://storage.googleapis.com/openimages/web/download_v7.html, "Data formats".
-    Raises ValueError, naming file and line, for a file that is not of that form.
+    Raises UserError naming file and line for a malformed file.
     """
     names = read_class_names(class_descriptions)
     index: Index = {CATEGORIES: []}
@@ -78,17 +78,19 @@ def build_index(
 def read_negatives(
     path: Path, index: Mapping[str, Any], names: Mapping[str, str], show_progress: bool
 ) -> Negatives:
-    """The categories that were looked for in an image of the index and not found."""
+    """The categories that people looked for in an image of the index and did not find."""
     categories = set(index[CATEGORIES])
     negatives: dict[str, list[str]] = defaultdict(list)
     for line, row in read_rows(path, ("ImageID", "LabelName", "Confidence"), show_progress):
         name = names.get(row["LabelName"])
-        if name not in categories or row["ImageID"] not in index:
+        if name is None or name not in categories or row["ImageID"] not in index:
             continue
         try:
             is_absent = float(row["Confidence"]) == 0
         except (TypeError, ValueError):
-            raise UserError(f"{path}, line {line}: Confidence {row['Confidence']!r} is no number") from None
+            raise UserError(
+                f"{path}, line {line}: Confidence {row['Confidence']!r} is not a number"
+            ) from None
         if is_absent and name not in index[row["ImageID"]] and name not in negatives[row["ImageID"]]:
             negatives[row["ImageID"]].append(name)
     return {image_id: found for image_id, found in negatives.items() if found}
@@ -109,7 +111,7 @@ def read_class_names(path: Path) -> dict[str, str]:
 def read_rows(
     path: Path, columns: Sequence[str], show_progress: bool
 ) -> Iterator[tuple[int, Mapping[str, str]]]:
-    """(line number, row) of a CSV file with a header, behind a bar that counts its bytes."""
+    """(line number, row) of a CSV file with a header, with a progress bar of the bytes read."""
     with (
         path.open("rb") as raw,
         tqdm(
@@ -143,7 +145,7 @@ def read_rows(
 
 
 def find_csv(root: Path, names: Sequence[str], given: Path | None, flag: str) -> Path | None:
-    """The file that a flag gives, or the first of `names` in `root` or its folder annotations, or None."""
+    """The file of a flag, or the first of `names` in `root` or `root`/annotations, or None."""
     if given is not None:
         if not given.is_file():
             raise FileNotFoundError(f"{flag} {given} is not there; {what_is_there(given)}")
@@ -153,7 +155,7 @@ def find_csv(root: Path, names: Sequence[str], given: Path | None, flag: str) ->
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that the file appears complete or not at all."""
+    """Write JSON atomically."""
     unfinished = path.with_name(f".{path.name}.unfinished")
     unfinished.write_text(json.dumps(content), encoding="utf-8")
     unfinished.replace(path)
@@ -178,7 +180,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> str:
-    """Build and write the index; returns one line about it."""
+    """Build and write the index; returns a summary of one line."""
     root: Path = args.dataset_dir / ROOT
     if not root.is_dir():
         raise FileNotFoundError(f"--dataset_dir {args.dataset_dir} has no {ROOT}; {what_is_there(root)}")
@@ -190,12 +192,14 @@ def run(args: argparse.Namespace) -> str:
             ("image_labels", IMAGE_LABELS),
         )
     }
+    required = []
     for flag, names in (("class_descriptions", CLASS_DESCRIPTIONS), ("segmentations", SEGMENTATIONS)):
-        if found[flag] is None:
+        if (path := found[flag]) is None:
             raise FileNotFoundError(
                 f"build-index needs {root / names[0]} (or --{flag} FILE); {what_is_there(root / names[0])}"
             )
-    index, negatives = build_index(**found)
+        required.append(path)
+    index, negatives = build_index(*required, found["image_labels"])
     write_json(root / INDEX_FILE, index)
     if found["image_labels"] is not None:
         write_json(root / NEGATIVES_FILE, negatives)

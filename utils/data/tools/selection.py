@@ -1,4 +1,4 @@
-"""What the commands `check` and `preview` look at: the flags of training, or all that is found."""
+"""The data sets that `check` and `preview` read: those of the flags, or all that exist."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from utils.data.registry import DATASETS, SOURCE_RATES, Entry, parse_dataset_fla
 
 @dataclass(frozen=True, kw_only=True)
 class LookConfig(DataConfig):
-    """The data flags of training, empty unless stated."""
+    """The data flags of training, empty by default."""
 
     dataset: str = setting("", "sources to look at", group=DATA, unset="whatever is found")
     sem_seg_data: str = setting("", "semantic data sets", group=DATA)
@@ -33,20 +33,25 @@ class LookConfig(DataConfig):
 
 
 def entries_asked(config: LookConfig) -> tuple[Entry, ...]:
-    """The data sets to train on that flags name; none when no flag does. Raises ValueError for unknown names."""
+    """The training data sets that the flags name; empty if no flag is given. Raises UserError for unknown names."""
     stated = [source for source in SOURCE_RATES if getattr(config, f"{source}_data")]
     dataset = config.dataset or "||".join(stated)
     if not dataset:
         return ()
-    recipe = {entry.name: entry.default for entry in fields(DataConfig)}
-    lists = {
-        name: getattr(config, name) or recipe[name] for name in (f"{source}_data" for source in SOURCE_RATES)
-    }
-    return parse_dataset_flags(replace(config, dataset=dataset, **lists))
+    defaults = {entry.name: str(entry.default) for entry in fields(DataConfig)}
+    stated_or_default = replace(
+        config,
+        dataset=dataset,
+        sem_seg_data=config.sem_seg_data or defaults["sem_seg_data"],
+        refer_seg_data=config.refer_seg_data or defaults["refer_seg_data"],
+        vqa_data=config.vqa_data or defaults["vqa_data"],
+        reason_seg_data=config.reason_seg_data or defaults["reason_seg_data"],
+    )
+    return parse_dataset_flags(stated_or_default)
 
 
 def entries_known() -> list[tuple[Entry, bool]]:
-    """Every data set that has a reader, for training and for evaluation where it serves for both."""
+    """Every registered data set, once for training and once for evaluation where it serves both."""
     return [
         (Entry(name), training)
         for name, dataset in DATASETS.items()
@@ -56,9 +61,9 @@ def entries_known() -> list[tuple[Entry, bool]]:
 
 
 def processor_for(version: str, format: SequenceFormat, prompt: str) -> LasagnaProcessor:
-    """The processor of a model folder or of a LLaVA that training would start from; weights are not read.
+    """The processor of a model folder, or of a LLaVA folder that training would start from; weights are not read.
 
-    For a LLaVA, picture sizes are not known here: text is what this processor is for.
+    The processor of a LLaVA folder is for text only: image sizes are not known without SAM's weights.
     """
     folder = local_folder(version, flag="--version")
     if (folder / FILE_NAME).is_file():

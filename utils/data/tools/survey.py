@@ -1,4 +1,4 @@
-"""What is wrong, and how much there is, in one data set: found by drawing from it as training does.
+"""Surveying one data set: drawing from it as training does, and recording faults and statistics.
 
 utils/data/tools/check.py prints it.
 """
@@ -26,36 +26,36 @@ NO_LIMIT = 2**31
 
 @dataclass(kw_only=True)
 class Finding:
-    """One data set, as it was found. What was not measured is None or empty."""
+    """The results for one data set; fields that were not measured are None or empty."""
 
     name: str  # as in a flag, with its split
     training: bool  # drawn from, or walked for evaluation
-    problem: str = ""  # why it cannot be opened or gives no sample
-    is_missing: bool = False  # the problem is that files are not there
+    problem: str = ""  # why it cannot be opened or yields no sample
+    is_missing: bool = False  # the problem is that its files do not exist
     num_images: int | None = None
     num_annotations: int | None = None
     num_classes: int | None = None
     label_range: tuple[int, int] | None = None  # of the values in label files
-    num_read: int = 0  # items that were tried
-    num_bad: int = 0  # those that cannot be used
-    bad: list[str] = field(default_factory=list)  # "path: reason" of these, each once
-    dropped: list[str] = field(default_factory=list)  # "path: reason", known from the index
-    notes: dict[str, list[str]] = field(default_factory=dict)  # what was read otherwise than written -> where
-    remarks: list[str] = field(default_factory=list)  # what is odd, though it can be used
+    num_read: int = 0  # items that were read
+    num_bad: int = 0  # those that are unusable
+    bad: list[str] = field(default_factory=list)  # "path: reason" of these, without repetition
+    dropped: list[str] = field(default_factory=list)  # "path: reason" of items that are not in the index
+    notes: dict[str, list[str]] = field(default_factory=dict)  # how data were interpreted -> where
+    remarks: list[str] = field(default_factory=list)  # what looks wrong, though it is usable
     tokens: list[int] = field(default_factory=list)  # longest conversation of each sample, text tokens
     num_shortened: int = 0
     num_too_long: int = 0
     samples_per_second: float | None = None
 
     def is_usable(self, max_bad_fraction: float) -> bool:
-        """Whether a run can use it: it opens, and no larger share of what was read is bad."""
+        """Whether a run can use it: it opens, and at most this fraction of the items read is bad."""
         return not self.problem and self.num_bad <= max_bad_fraction * self.num_read
 
 
 def read_training_items(
     dataset: Dataset, recipe: Recipe, see: Callable[[Sample], None] = lambda sample: None
 ) -> Iterator[str]:
-    """A sample of every item, with all that is said about it, shown to `see`; yields "" or what is wrong with it."""
+    """Make a sample with all annotations of every item and pass it to `see`; yields "" or the fault per item."""
     everything = replace(recipe, num_all_classes=NO_LIMIT, num_expressions=NO_LIMIT, num_questions=NO_LIMIT)
     for index in range(dataset.num_items):
         problem = ""
@@ -69,7 +69,7 @@ def read_training_items(
 def read_evaluation_items(
     dataset: Dataset, num_items: int, see: Callable[[EvalSample], None] = lambda item: None
 ) -> Iterator[str]:
-    """Read `num_items` evaluation items, evenly spread; yields as `read_training_items`."""
+    """Read `num_items` evenly spaced evaluation items and pass them to `see`; yields "" or the fault per item."""
     for index in np.linspace(0, len(dataset) - 1, num_items).round().astype(int):
         problem = ""
         try:
@@ -80,7 +80,7 @@ def read_evaluation_items(
 
 
 def full_name(entry: Entry, training: bool) -> str:
-    """An entry with the split that it stands for."""
+    """An entry with its default split written out."""
     if entry.fields:
         return str(entry)
     dataset = DATASETS[entry.name]
@@ -89,18 +89,18 @@ def full_name(entry: Entry, training: bool) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Surveyor:
-    """How thoroughly to look at data sets, one after another."""
+    """Surveys data sets one after another, as thoroughly as its settings say."""
 
     dataset_dir: str | Path
     recipe: Recipe
     seed: int
-    num_samples: int  # drawn from each
-    read_all: bool  # and every item besides
+    num_samples: int  # drawn from each data set
+    read_all: bool  # read every item as well
     max_length: int
     processor: LasagnaProcessor | None  # without one, tokens are not counted
 
     def open(self, entry: Entry, *, training: bool) -> tuple[Finding, Dataset | None]:
-        """What the index alone tells. Raises FlagError when the entry makes no sense, whatever is on disk."""
+        """Open a data set and record what its index tells. Raises FlagError for a malformed entry."""
         finding = Finding(name=full_name(entry, training), training=training)
         try:
             dataset = entry.open(self.dataset_dir, training=training)
@@ -117,14 +117,14 @@ class Surveyor:
         return finding, dataset
 
     def look(self, finding: Finding, dataset: Dataset) -> None:
-        """Draw samples or walk through evaluation items, and note what comes out."""
+        """Draw samples or read evaluation items, and record the results."""
         remarks = Remarks(dataset)
         try:
             if finding.training:
                 self.draw(finding, dataset, remarks)
             if not finding.training or self.read_all:
                 self.read(finding, dataset, remarks)
-        except ValueError as problem:  # of a mixture that finds nothing usable
+        except ValueError as problem:  # a mixture found only unusable items
             finding.problem = str(problem)
         finding.bad = list(dict.fromkeys(finding.bad))
         finding.notes = {what: list(places) for what, places in dataset.notes.items()}
@@ -133,7 +133,7 @@ class Surveyor:
         finding.remarks = remarks.lines(saw_all=self.read_all)
 
     def draw(self, finding: Finding, dataset: Dataset, remarks: Remarks) -> None:
-        """Samples as training gets them: how fast, and how long."""
+        """Draw samples as training does; record speed and length."""
         encode = None if self.processor is None else LengthLimit(self.processor, NO_LIMIT)
         mixture = Mixture([dataset], [1.0], recipe=self.recipe, seed=self.seed, fit=encode)
         seconds = 0.0
@@ -142,7 +142,7 @@ class Surveyor:
             sample = mixture[index]
             seconds += time.perf_counter() - start
             finding.bad += sample.skipped
-            if not self.read_all:  # otherwise each item is read, and counted, once
+            if not self.read_all:  # otherwise `read` counts each item once
                 finding.num_read += 1 + len(sample.skipped)
                 finding.num_bad += len(sample.skipped)
             self.measure(finding, sample)
@@ -150,7 +150,7 @@ class Surveyor:
         finding.samples_per_second = self.num_samples / seconds
 
     def measure(self, finding: Finding, sample: Sample) -> None:
-        """Note a sample's length, and what --model_max_length would make of it."""
+        """Record the length of a sample, and whether --model_max_length shortens or rejects it."""
         if self.processor is None:
             return
         finding.tokens.append(max(encoded.num_text_tokens for encoded in sample.encoded))
@@ -162,7 +162,7 @@ class Surveyor:
             finding.num_shortened += bool(fitted.classes_left_out or fitted.conversations_left_out)
 
     def read(self, finding: Finding, dataset: Dataset, remarks: Remarks) -> None:
-        """Every item of a training set, or some or all of an evaluation set."""
+        """Read every item of a training set, or some or all items of an evaluation set."""
         if finding.training:
             num_items = dataset.num_items
             problems = read_training_items(dataset, self.recipe, remarks.see_sample)
@@ -170,7 +170,7 @@ class Surveyor:
             num_items = len(dataset) if self.read_all else min(self.num_samples, len(dataset))
             problems = read_evaluation_items(dataset, num_items, remarks.see_item)
         start = time.perf_counter()
-        hide = None if self.read_all else True  # None: in anything but a terminal
+        hide = None if self.read_all else True  # None hides it unless stderr is a terminal
         for problem in tqdm(
             problems, total=num_items, desc=finding.name, unit="item", leave=False, disable=hide
         ):

@@ -58,8 +58,8 @@ def test_what_is_missing_is_named(tmp_path):
     ("content", "message"),
     [
         ({"classes": []}, "no 'labels' in it"),
-        ({"labels": [{"name": "a", "readable": "A"}]}, "label 0 misses or spoils 'evaluate'"),
-        ({"labels": ["a"]}, "label 0 misses or spoils"),
+        ({"labels": [{"name": "a", "readable": "A"}]}, "label 0: missing or malformed 'evaluate'"),
+        ({"labels": ["a"]}, "label 0: missing or malformed"),
         ({"labels": [LABELS[2]]}, "no label has 'evaluate' set"),
         ({"labels": [LABELS[0], {**LABELS[3], "readable": "BIRD"}]}, "'bird' and 'bird' have the same name"),
     ],

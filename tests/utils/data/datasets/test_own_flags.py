@@ -80,9 +80,9 @@ def test_flags_of_own_data_that_make_no_sense_are_refused(flags, message):
         ("own_sem:a|val|test", r"own_sem:a takes one split, got 'val\|test'; write own_sem:a\|val"),
         ("own_sem:a||val", "takes one split"),
         ("own_sem:a|exhaustive=yes", "own_sem:a: exhaustive is true or false, got 'yes'"),
-        ("own_sem:a|exhaustive=true|exhaustive=true", "'exhaustive=true' is unknown or stated twice"),
-        ("own_sem:a|images=b", "option 'images=b' is unknown or stated twice; known: exhaustive"),
-        ("own_jsonl:a|exhaustive=true", "option 'exhaustive=true' is unknown or stated twice; known: images"),
+        ("own_sem:a|exhaustive=true|exhaustive=true", "'exhaustive=true' is unknown or repeated"),
+        ("own_sem:a|images=b", "option 'images=b' is unknown or repeated; known: exhaustive"),
+        ("own_jsonl:a|exhaustive=true", "option 'exhaustive=true' is unknown or repeated; known: images"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(entry, message):
@@ -99,7 +99,8 @@ def test_a_path_counts_from_the_working_directory_and_then_from_dataset_dir(tmp_
     assert len(build_val_dataset("own_sem:my_data", tmp_path / "dataset")) == 2
     assert len(build_val_dataset(f"own_sem:{tmp_path}/dataset/my_data", tmp_path / "dataset")) == 1
     with pytest.raises(
-        FileNotFoundError, match=r"needs .*here/other or .*dataset/other; neither a folder nor a file"
+        FileNotFoundError,
+        match=r"needs .*here/other or .*dataset/other; there is neither a file nor a folder",
     ):
         build_val_dataset("own_sem:other", tmp_path / "dataset")
 

@@ -200,14 +200,14 @@ def test_lines_that_make_no_sense_are_refused_by_number(tmp_path, entry, message
 def test_lines_without_their_picture_are_dropped_and_counted(tmp_path):
     dataset = training(write(tmp_path, line("a?", "b"), line("a?", "b", image="gone.png")))
     assert len(dataset.lines) == 1
-    assert dataset.dropped == [f"{tmp_path}/talk.jsonl, line 2: no picture {tmp_path}/gone.png"]
+    assert dataset.dropped == [f"{tmp_path}/talk.jsonl, line 2: no image {tmp_path}/gone.png"]
 
 
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        ("gone.png", r"no file .*gone.png; names of masks count from the folder of the jsonl file"),
-        ("three.png", r"three.png holds the values \[1, 2\]; a mask has one value beside 0"),
+        ("gone.png", r"no file .*gone.png; names of masks are relative to the folder of the jsonl file"),
+        ("three.png", r"three.png holds the values \[1, 2\]; a mask has one value besides 0"),
         ("empty.png", r"empty.png is empty; say that something is not in the image with \[NEG\]"),
         ("small.png", r"is \(5, 6\) \(height, width\), its image \(24, 32\); save it as large as the image"),
         ("colours.png", "a label holds one number a pixel, this one is RGB; save class numbers, not colours"),

@@ -111,7 +111,7 @@ def test_a_folder_that_is_not_divided_is_used_whole(tmp_path):
     data = write(tmp_path, [blocks([1]), blocks([2])])
     assert len(training(data)) == len(build_val_dataset(f"own_sem:{data}", ".")) == 2
     assert training(data).split == "all"
-    with pytest.raises(FileNotFoundError, match=r"not divided: leave out \|val to use it whole"):
+    with pytest.raises(FileNotFoundError, match=r"has no splits: leave out \|val to use it as a whole"):
         build_val_dataset(f"own_sem:{data}|val", ".")
 
 
@@ -175,7 +175,7 @@ def test_masks_line_up_with_a_picture_that_the_camera_turned(tmp_path, orientati
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
-        ("", "classes.txt: no classes; write one a line"),
+        ("", "classes.txt: no classes; write one per line"),
         ("ignore\n", "classes.txt: no classes"),
         ("bolt\nnut\nBolt \n", "classes 'bolt' and 'Bolt' have the same name; make them differ"),
         ("bolt\n\nnut\n", "line 2: '' names no class for label value 1; write 'ignore' or 'nothing'"),
@@ -189,14 +189,14 @@ def test_class_lists_that_make_no_sense_are_refused(tmp_path, classes, message):
 
 def test_a_class_called_background_is_pointed_out(tmp_path, caplog):
     training(write(tmp_path, [blocks([1])], classes="background\nbolt\n"))
-    assert "'background' will be asked like any other class; write 'nothing' if it is none" in caplog.text
+    assert "'background' is asked for like any other class; write 'nothing' if it is not one" in caplog.text
 
 
 @pytest.mark.parametrize("high", [255, 65535])
 def test_masks_of_0_and_255_are_refused_with_the_cure(tmp_path, high):
     """The thing would be ignored, and taught as absent."""
     masks = [blocks([0, high]), blocks([0, high, 0]), blocks([0, 0])]
-    message = rf"only values of the labels are 0 and {high}, such as .*0\.png: no pixel has a class.* save"
+    message = rf"only values of the labels are 0 and {high}, as in .*0\.png: no pixel has a class.* save"
     with pytest.raises(UserError, match=message):
         training(write(tmp_path, masks, classes="nothing\nball\n"))
 
@@ -204,7 +204,7 @@ def test_masks_of_0_and_255_are_refused_with_the_cure(tmp_path, high):
 def test_masks_of_0_and_255_are_pointed_out_where_0_is_a_class(tmp_path, caplog):
     training(write(tmp_path, [blocks([0, 255])], classes="ball\nbox\n"))
     assert "the only values of the labels are 0 and 255" in caplog.text
-    assert "if it marks a thing, save the thing as the number of its line" in caplog.text
+    assert "if it marks an object, save the object as the number of its line" in caplog.text
     caplog.clear()
     training(write(tmp_path, [blocks([0, 1, 255])], classes="nothing\nball\n"))
     listed = "nothing\n" + "".join(f"part {number}\n" for number in range(1, 256))
@@ -233,7 +233,7 @@ def test_a_missing_class_list_says_how_to_write_one(tmp_path):
     data = write(tmp_path, [blocks([1])])
     (data / "classes.txt").unlink()
     with pytest.raises(
-        FileNotFoundError, match=r"my_data/classes.txt does not exist; write the name of a class a line"
+        FileNotFoundError, match=r"my_data/classes.txt does not exist; write one class name per line"
     ):
         training(data)
 
@@ -243,7 +243,7 @@ def test_a_missing_class_list_says_how_to_write_one(tmp_path):
     [
         (
             blocks([1, 9]),
-            r"label values \[9\] are not in .*; value n is line n, .*classes.txt; add lines, or mend",
+            r"label values \[9\] are not in .*; value n is line n, .*classes.txt; add lines, or correct",
         ),
         (blocks([1], 10, 12), r"label is \(10, 12\), its image \(24, 32\)"),
         (picture(0), "a label holds one number a pixel, this one is RGB; save class numbers, not colours"),
@@ -280,7 +280,7 @@ def test_images_and_labels_that_miss_the_other_are_dropped_and_counted(tmp_path,
 
 def test_missing_folders_are_named(tmp_path):
     with pytest.raises(
-        FileNotFoundError, match=r"own_sem:.*my_data needs .*my_data; neither a folder nor a file"
+        FileNotFoundError, match=r"own_sem:.*my_data needs .*my_data; there is neither a file nor a folder"
     ):
         training(tmp_path / "my_data")
     data = write(tmp_path, [])

@@ -96,9 +96,7 @@ def test_matlab_files_that_hold_no_label_map_are_named(tmp_path):
     good = (tmp_path / "good.mat").read_bytes()
     for content in (b"", b"MATLAB 5.0", b"x" * 500, good[:150], good[:-8], good[:128] + b"\xff" * 60):
         (tmp_path / "bad.mat").write_bytes(content)
-        with pytest.raises(
-            ValueError, match=r"bad.mat: not a MATLAB file that can be read|bad.mat: holds no"
-        ):
+        with pytest.raises(ValueError, match=r"bad.mat: not a readable MATLAB file|bad.mat: holds no"):
             read_label_map(tmp_path / "bad.mat")
 
 

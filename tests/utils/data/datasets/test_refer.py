@@ -168,7 +168,7 @@ def test_references_that_cannot_be_used_are_dropped_with_a_reason(tmp_path, capl
             reference(0, 11, 1, "train", "good"),
             reference(1, 99, 1, "train", "no annotation"),
             reference(2, 11, 5, "train", "no image"),
-            reference(3, 11, 2, "train", "no picture"),
+            reference(3, 11, 2, "train", "no image"),
             reference(4, 11, 1, "train", "  "),
             {"ref_id": 5, "split": "train"},
         ],
@@ -178,7 +178,7 @@ def test_references_that_cannot_be_used_are_dropped_with_a_reason(tmp_path, capl
     (tmp_path / "refer_seg/images/mscoco/images/train2014/COCO_train2014_000000000002.jpg").unlink()
     dataset = RefCoco(tmp_path, "train")
     assert [item.expressions[0].text for item in dataset.items] == ["good"]
-    reasons = ["no annotation [99]", "no image 5", "no picture", "no expression", "'ann_id'"]
+    reasons = ["no annotation [99]", "no image 5", "no image", "no expression", "'ann_id'"]
     assert len(dataset.dropped) == len(reasons)
     for reason, dropped in zip(reasons, dataset.dropped, strict=True):
         assert reason in dropped

@@ -49,7 +49,7 @@ def test_a_row_says_what_is_there(run):
     assert code == 0
     assert re.search(r"ade20k\|train ok 6 6 150 \d-\d - \d+", printed)
     assert re.search(r"refcoco\|train ok 1 3 - - - \d+", printed), "one image, three expressions"
-    assert "tokens: not counted, as no --version says whose tokenizer" in printed
+    assert "tokens: not counted without --version, which names the tokenizer" in printed
 
 
 def test_tokens_are_those_of_the_models_tokenizer_and_are_held_against_the_limit(run):
