@@ -192,14 +192,15 @@ def run(args: argparse.Namespace) -> str:
             ("image_labels", IMAGE_LABELS),
         )
     }
-    required = []
+    required: list[Path] = []
     for flag, names in (("class_descriptions", CLASS_DESCRIPTIONS), ("segmentations", SEGMENTATIONS)):
         if (path := found[flag]) is None:
             raise FileNotFoundError(
                 f"build-index needs {root / names[0]} (or --{flag} FILE); {what_is_there(root / names[0])}"
             )
         required.append(path)
-    index, negatives = build_index(*required, found["image_labels"])
+    class_descriptions, segmentations = required
+    index, negatives = build_index(class_descriptions, segmentations, found["image_labels"])
     write_json(root / INDEX_FILE, index)
     if found["image_labels"] is not None:
         write_json(root / NEGATIVES_FILE, negatives)
@@ -209,9 +210,9 @@ def run(args: argparse.Namespace) -> str:
     return f"{root / INDEX_FILE}: {len(index) - 1} images, {len(index[CATEGORIES])} classes, {absent}"
 
 
-@command("utils.data.datasets.openimages")
+@command("utils.data.tools.openimages_index")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0, or 2 after one line about what the user did wrong."""
+    """Run the command; returns the exit code: 0, or 2 after an error of the user in one line."""
     args = parse_arguments(argv)
     print(run(args))
     return 0

@@ -8,7 +8,7 @@
 Writes OUT/preview.png and OUT/index.html, a page that needs no other file, with
 masks and learned tokens. Samples are 0, 1, 2, ... of the run with this seed:
 drawn, shortened and tokenized by the code of training. Without data flags, all
-that is found is drawn from.
+data sets that exist are drawn from.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from model.text.conversation import IGNORE_INDEX, Conversation, Encoded
 from model.text.sequence import ComplexQuery
 from model.text.special_tokens import SEG_TOKENS, Special
 from utils.common.commands import command
+from utils.common.label_values import UNCLAIMED
 from utils.common.logs import quiet, start_logging
 from utils.common.paths import check_writable
 from utils.common.settings import parse_config, setting
@@ -45,13 +46,12 @@ from utils.reports.pages import data_url, render
 TOY_MODEL = Path(__file__).parents[3] / "assets" / "toy" / "llava"
 TEMPLATE = Path(__file__).with_name("preview.html.jinja")
 CELL, LEGEND, LETTERS = 250, 210, 26  # of the contact sheet, in pixels; letters of a line of its legend
-PICTURE, THUMBNAIL = 560, 120  # longest side of pictures on the page, in pixels
-NOTHING = -1  # label of pixels without a mask
+PAGE_IMAGE, THUMBNAIL = 560, 120  # longest side of images on the page, in pixels
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreviewConfig(LookConfig):
-    """What the preview can be told: the data flags of training, and where to write."""
+    """The settings of the preview: the data flags of training, and the output folder."""
 
     version: str = setting(
         str(TOY_MODEL), "model whose tokenizer is used", group=MODEL, unset="that of the toy world", path=True
@@ -62,20 +62,21 @@ class PreviewConfig(LookConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """A sample with what its masks are called and how they are coloured."""
+    """A sample with the names and the colours of its masks."""
 
     index: int
     sample: Sample
-    phrases: tuple[str, ...]  # one a mask
-    colours: tuple[Colour, ...]  # one a mask
+    phrases: tuple[str, ...]  # one per mask
+    colours: tuple[Colour, ...]  # one per mask
 
     @property
     def title(self) -> str:
+        """Index, data set, size and number of masks."""
         height, width = self.sample.image.shape[:2]
         return f"{self.index}: {self.sample.dataset}, {width} x {height}, {len(self.phrases)} masks"
 
-    def picture(self, longest_side: int, *, masks: bool) -> Image.Image:
-        """The image, with all masks over it if wanted, small ones in front; enlarged or shrunk."""
+    def draw(self, longest_side: int, *, masks: bool) -> Image.Image:
+        """The image, optionally with all masks over it, small ones in front, resized to `longest_side`."""
         image = self.sample.image
         if masks and self.phrases:
             image = overlay(image, frontmost(self.sample.masks), np.array(self.colours, dtype=np.uint8))
@@ -101,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_mixture(config: PreviewConfig, processor: LasagnaProcessor) -> Mixture:
-    """The run's mixture, or one of all training sets under --dataset_dir, in equal shares."""
+    """The mixture of the run, or one of all training sets in --dataset_dir at equal rates."""
     if entries := entries_asked(config):
         opened = [(entry.open(config.dataset_dir, training=True), entry.rate) for entry in entries]
     else:
@@ -116,8 +117,8 @@ def build_mixture(config: PreviewConfig, processor: LasagnaProcessor) -> Mixture
 
 
 def training_sets_found(dataset_dir: str) -> list[Dataset]:
-    """Every known training set that is there; what is missing is passed over, as nobody asked for it."""
-    found = []
+    """Every registered training set that exists in the folder."""
+    found: list[Dataset] = []
     with quiet("utils"):
         for entry, training in entries_known():
             with suppress(FileNotFoundError):
@@ -131,6 +132,7 @@ def training_sets_found(dataset_dir: str) -> list[Dataset]:
 
 
 def show(index: int, sample: Sample) -> Shown:
+    """A sample with names and colours: classes have the colours of reports, other masks one colour each."""
     phrases = [phrase for conversation in sample.conversations for phrase in phrases_of(conversation)]
     is_query = [
         isinstance(conversation, ComplexQuery)
@@ -145,7 +147,7 @@ def show(index: int, sample: Sample) -> Shown:
 
 
 def phrases_of(conversation: Conversation) -> Iterator[str]:
-    """What each mask of a conversation stands for: a class, or else the question that it answers."""
+    """The name of each mask of a conversation: its class, or else the question that it answers."""
     if isinstance(conversation, ComplexQuery):
         yield from (name for name in conversation.answered if name in conversation.present)
         return
@@ -156,23 +158,25 @@ def phrases_of(conversation: Conversation) -> Iterator[str]:
 
 
 def frontmost(masks: np.ndarray) -> np.ndarray:
-    """(num, height, width) masks -> (height, width) int64: the mask in front at each pixel, or NOTHING."""
-    labels = np.full(masks.shape[1:], NOTHING)
+    """(num, height, width) masks -> (height, width) int64: the mask in front at each pixel, or UNCLAIMED."""
+    labels = np.full(masks.shape[1:], UNCLAIMED)
     for number in np.argsort(-masks.astype(bool).sum(axis=(1, 2)), kind="stable"):
         labels[masks[number] > 0] = number
     return labels
 
 
-def fit(picture: Image.Image, longest_side: int, resample: Image.Resampling) -> Image.Image:
-    scale = longest_side / max(picture.size)
-    return picture.resize(tuple(max(round(side * scale), 1) for side in picture.size), resample)
+def fit(image: Image.Image, longest_side: int, resample: Image.Resampling) -> Image.Image:
+    """The image resized to `longest_side`."""
+    scale = longest_side / max(image.size)
+    width, height = (max(round(side * scale), 1) for side in image.size)
+    return image.resize((width, height), resample)
 
 
 # ------------------------------------------------------------------------------------ the contact sheet
 
 
 def draw_contact_sheet(shown: Sequence[Shown]) -> Image.Image:
-    """Two samples a row: image, masks, and what they are called."""
+    """Two samples per row: image, image with masks, and a legend."""
     columns = 1 if len(shown) == 1 else 2
     tile = (2 * (CELL + GAP) + LEGEND, CELL + 24)
     num_rows = -(-len(shown) // columns)
@@ -190,7 +194,7 @@ def draw_contact_sheet(shown: Sequence[Shown]) -> Image.Image:
         top = MARGIN + number // columns * (tile[1] + GAP)
         draw.text((left, top), one.title, font=font(14), fill=INK)
         for place, masks in enumerate((False, True)):
-            sheet.paste(one.picture(CELL, masks=masks), (left + place * (CELL + GAP), top + 22))
+            sheet.paste(one.draw(CELL, masks=masks), (left + place * (CELL + GAP), top + 22))
         x = left + 2 * (CELL + GAP)
         draw_legend(draw, (x, top + 22, x + LEGEND, top + tile[1]), list(legend_of(one)))
         draw.line((left, top - 3, left + tile[0], top - 3), fill=PALE)
@@ -198,7 +202,7 @@ def draw_contact_sheet(shown: Sequence[Shown]) -> Image.Image:
 
 
 def legend_of(one: Shown) -> Iterator[LegendEntry]:
-    """What each mask stands for, in as many lines as it needs; the question where there is no mask."""
+    """The name of each mask, in two lines if it is long; the question of a sample without masks."""
     for phrase, colour in zip(one.phrases, one.colours, strict=True):
         first, *rest = textwrap.wrap(phrase, LETTERS)
         yield LegendEntry(name=first, colour=colour)
@@ -213,7 +217,7 @@ def legend_of(one: Shown) -> Iterator[LegendEntry]:
 def page_of(
     shown: Sequence[Shown], processor: LasagnaProcessor, described: str, config: PreviewConfig
 ) -> str:
-    """index.html; described: the mixture in words."""
+    """The HTML page; `described` is the description of the mixture."""
     return render(
         TEMPLATE,
         tokenizer=config.version,
@@ -224,14 +228,14 @@ def page_of(
 
 
 def section_of(one: Shown, processor: LasagnaProcessor) -> dict[str, Any]:
-    """What the template shows of a sample."""
+    """The variables of the template for one sample."""
     drawn = {"image": False, "masks": True} if one.phrases else {"image": False}
     masks = zip(one.sample.masks, one.phrases, one.colours, strict=True)
     return {
         "title": one.title,
         "source": one.sample.source,
         "skipped": one.sample.skipped,
-        "images": [(name, data_url(one.picture(PICTURE, masks=over))) for name, over in drawn.items()],
+        "images": [(name, data_url(one.draw(PAGE_IMAGE, masks=over))) for name, over in drawn.items()],
         "masks": [
             {"url": thumbnail_of(mask), "phrase": phrase, "colour": colour} for mask, phrase, colour in masks
         ],
@@ -254,7 +258,7 @@ def thumbnail_of(mask: np.ndarray) -> str:
 
 
 def left_out_of(sample: Sample) -> str:
-    """What was left out of a sample so that it fits, or an empty text."""
+    """What was left out of a sample to fit the maximum length; "" if nothing."""
     if not sample.classes_left_out and not sample.conversations_left_out:
         return ""
     return (
@@ -264,7 +268,7 @@ def left_out_of(sample: Sample) -> str:
 
 
 def tokens_of(encoded: Encoded, processor: LasagnaProcessor) -> Iterator[dict[str, Any]]:
-    """The tokens of a conversation; those of the image are one."""
+    """The tokens of a conversation, with one token for the image."""
     tokenizer = processor.tokenizer
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     image_seen = False
@@ -273,12 +277,13 @@ def tokens_of(encoded: Encoded, processor: LasagnaProcessor) -> Iterator[dict[st
             continue
         image_seen |= index == processor.token_ids.image
         kinds = ["t"] + ["learned"] * (label != IGNORE_INDEX) + ["special"] * (index in special)
-        text = readable(tokenizer.convert_ids_to_tokens(index))
+        (token,) = tokenizer.convert_ids_to_tokens([index])
+        text = readable(token)
         yield {"id": index, "kinds": " ".join(kinds), "text": text}
 
 
 def readable(token: str) -> str:
-    """A token as it looks in a text: sentencepiece's and GPT-2's marks for white space are undone."""
+    """A token as readable text, without the white-space marks of sentencepiece and GPT-2."""
     return token.replace("▁", " ").replace("Ġ", " ").replace("<0x0A>", "⏎\n").replace("Ċ", "⏎\n")
 
 

@@ -159,7 +159,7 @@ def test_a_header_in_the_class_descriptions_is_no_class_and_labels_of_images_are
         ({"descriptions": "/m/2\n"}, "line 1: needs a label and its name"),
         ({"descriptions": DESCRIPTIONS + "/m/5,tie\n", "masks": MASKS + ROWS + "e.png,e,/m/5,e,\n"},
          "classes 'tie' and 'tie' have the same name"),
-        ({"labels": "ImageID,LabelName,Confidence\nd0ed,/m/4,no\n"}, "line 2: Confidence 'no' is no number"),
+        ({"labels": "ImageID,LabelName,Confidence\nd0ed,/m/4,no\n"}, "line 2: Confidence 'no' is not a number"),
         ({"masks": MASKS + "a.png,d0ed\ra,/m/2,a,\n"}, "segmentation.csv, line .*: not CSV"),
         ({"masks": MASKS + "a.png," + "d" * 200_000 + ",/m/2,a,\n"}, "segmentation.csv, line .*: not CSV"),
     ],

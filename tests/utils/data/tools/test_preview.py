@@ -15,6 +15,7 @@ from PIL import Image
 from model.text.conversation import IGNORE_INDEX, Conversation
 from model.text.special_tokens import Special
 from tests.utils.data.layouts import blocks, dialogue, write_ade20k, write_llava
+from utils.common.label_values import UNCLAIMED
 from utils.data.collate import LengthLimit
 from utils.data.tools import preview
 from utils.data.types import Sample
@@ -93,9 +94,8 @@ def test_every_mask_has_its_phrase_and_small_masks_lie_in_front():
     labels = preview.frontmost(masks)
     assert labels[1, 1] == 0
     assert labels[0, 0] == 1
-    assert (labels == preview.NOTHING).sum() == 24 - 9
-    picture = np.asarray(shown.picture(6, masks=True))
-    assert picture.shape == (4, 6, 3)
+    assert (labels == UNCLAIMED).sum() == 24 - 9
+    assert np.asarray(shown.draw(6, masks=True)).shape == (4, 6, 3)
 
 
 def test_the_thumbnail_of_a_mask_is_the_mask(root, tmp_path):
