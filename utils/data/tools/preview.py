@@ -277,8 +277,7 @@ def tokens_of(encoded: Encoded, processor: LasagnaProcessor) -> Iterator[dict[st
             continue
         image_seen |= index == processor.token_ids.image
         kinds = ["t"] + ["learned"] * (label != IGNORE_INDEX) + ["special"] * (index in special)
-        (token,) = tokenizer.convert_ids_to_tokens([index])
-        text = readable(token)
+        text = readable(str(tokenizer.convert_ids_to_tokens(index)))
         yield {"id": index, "kinds": " ".join(kinds), "text": text}
 
 
