@@ -28,7 +28,7 @@ from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import add_lora, mark_trainable
 from model.processor import LasagnaProcessor
 from utils.common.commands import command
-from utils.common.distributed import dtype_of, meeting, set_launch_environment, world_size
+from utils.common.distributed import dtype_of, rendezvous, set_launch_environment, world_size
 from utils.common.logs import start_logging
 from utils.common.paths import check_writable
 from utils.common.settings import parse_config
@@ -77,7 +77,7 @@ def start_processes(config: TrainConfig) -> None:
         check_writable(config.run_dir, "--log_base_dir")
         if config.sam_cache:
             check_writable(config.sam_cache, "--sam_cache")
-    with meeting():
+    with rendezvous():
         deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", verbose=False)
     if config.compile:
         check_compiler()

@@ -1,4 +1,4 @@
-"""How a command ends: one line for what a user did, a traceback for what we broke."""
+"""How a command ends: one line for a user's mistake, a traceback for a defect."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def command(name: str) -> Callable[[Main], Callable[..., int]]:
 
 
 def one_line(problem: Exception) -> str:
-    """What went wrong, in one line: libraries write several, and a loader's worker sends its whole traceback."""
+    """What went wrong, in one line: libraries write several, and a data loading worker sends its whole traceback."""
     text = str(problem).strip()
     if isinstance(problem, MisfitError):
         return text  # a table of weights, which stays one

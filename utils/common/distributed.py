@@ -38,7 +38,7 @@ def device_of() -> torch.device:
 
 
 def set_launch_environment() -> None:
-    """Give a script that was started with plain `python` what a launcher would have set: one process of one."""
+    """Set what a launcher would have set for a script started with plain `python`: the only process."""
     if "RANK" in os.environ:
         return
     with socket.socket() as probe:
@@ -50,9 +50,9 @@ def set_launch_environment() -> None:
 
 
 def seed_of_step(seed: int, step: int) -> int:
-    """A seed for what is drawn on this process in one optimizer step, such as dropout.
+    """The seed of this process's random numbers in one optimizer step, such as dropout.
 
-    It depends on nothing that happened before, so that a resumed run draws what the run would have drawn.
+    It depends on nothing that happened before, so a resumed run draws the same numbers.
     """
     return int(np.random.SeedSequence((seed, step, process_rank())).generate_state(1)[0])
 
@@ -94,8 +94,8 @@ def gather_objects(mine: T) -> list[T]:
 
 
 @contextmanager
-def meeting() -> Iterator[None]:
-    """What hinders the processes from meeting in the block is a UserError: mostly a port that is in use."""
+def rendezvous() -> Iterator[None]:
+    """Turn a failed rendezvous inside the block into a UserError: mostly a port that is in use."""
     try:
         yield
     except dist.DistNetworkError as problem:
@@ -114,13 +114,13 @@ def meeting() -> Iterator[None]:
 def distributed() -> Iterator[int]:
     """Join the process group that a launcher set up, if there is one; yields this process's rank.
 
-    With NCCL on GPUs, gloo on CPUs. The group is left in the end, unless it existed before.
+    With NCCL on GPUs, gloo on CPUs. The group is destroyed at the end, unless it existed before.
     """
     joins = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
     if torch.cuda.is_available():
         torch.cuda.set_device(device_of())
     if joins:
-        with meeting():
+        with rendezvous():
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield process_rank()

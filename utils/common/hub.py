@@ -16,7 +16,7 @@ from model.errors import UserError
 
 
 def check_login(name: str) -> str:
-    """The account that would upload; asked before hours of work.
+    """The account that would upload; checked before hours of work.
 
     Raises:
         ValueError: nobody is logged in, or the hub cannot be reached.
@@ -25,7 +25,7 @@ def check_login(name: str) -> str:
         return str(HfApi().whoami()["name"])
     except (LocalTokenNotFoundError, HfHubHTTPError) as error:
         raise UserError(
-            f"--push_to_hub {name} needs an account of the Hugging Face hub: run `hf auth login` with a token that "
+            f"--push_to_hub {name} needs a Hugging Face account: run `hf auth login` with a token that "
             "may write, or set HF_TOKEN"
         ) from error
     except (OfflineModeIsEnabled, OSError) as error:
@@ -33,7 +33,7 @@ def check_login(name: str) -> str:
 
 
 def push_folder(folder: Path, name: str) -> str:
-    """Uploads a folder to a private repository, which is made if it is not there; returns its address.
+    """Upload a folder to a private repository, created if it does not exist; returns its URL.
 
     Raises:
         ValueError: the hub refused; the folder is as it was.

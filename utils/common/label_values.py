@@ -1,4 +1,4 @@
-"""Values in label maps that are no class."""
+"""Values in label maps that stand for no class."""
 
 from __future__ import annotations
 

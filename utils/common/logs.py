@@ -1,4 +1,4 @@
-"""What the scripts print besides their results."""
+"""Logging of the scripts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 
 def start_logging() -> None:
-    """One line a message, on the first process only; libraries speak up when something is wrong."""
+    """One line per message, on the first process only; of libraries only warnings and errors."""
     is_first = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("model").setLevel(logging.INFO if is_first else logging.ERROR)
@@ -21,13 +21,13 @@ def start_logging() -> None:
     transformers_logging.disable_progress_bar()
     # PyTorch's scheduler counts DeepSpeed's steps wrongly and says so at every start.
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
-    # Pillow's remarks about damaged metadata; what cannot be read is told with its path.
+    # Pillow's warnings about damaged metadata; files that cannot be read are reported with their path.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 @contextmanager
 def quiet(name: str) -> Iterator[None]:
-    """Only errors of the loggers below `name` are printed inside the block, as the caller shows the rest himself."""
+    """Print only errors of the loggers below `name` inside the block: the caller reports the rest itself."""
     logger = logging.getLogger(name)
     before = logger.level
     logger.setLevel(logging.ERROR)

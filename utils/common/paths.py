@@ -1,4 +1,4 @@
-"""The one resolver of what a user or a file names: a path that somebody typed becomes the path that is meant."""
+"""Resolves every path that a user or a file names: quotes, ~, URLs and Unicode forms as people type them."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def writable_folder(path: str | Path, flag: str) -> Path:
 def check_writable(path: str | Path, flag: str) -> Path:
     """As `writable_folder`, but folders that had to be made for the trial are removed again.
 
-    For what is asked long before it is written: a run that ends in another mistake leaves nothing behind.
+    For folders that are written much later: a run that ends in another mistake leaves nothing behind.
     """
     folder = Path(path)
     missing = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
@@ -147,7 +147,7 @@ def shortened(name: str, max_bytes: int) -> str:
 
 
 def same_place(one: str, other: str) -> bool:
-    """Whether two names are one file or folder: relative and absolute, or through links."""
+    """Whether two names are the same file or folder: relative and absolute, or through links."""
     return one == other or (bool(one and other) and os.path.realpath(one) == os.path.realpath(other))
 
 

@@ -31,7 +31,7 @@ COUNTED = ("images", "text_tokens", "model_flops")  # what a training step count
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
+class ImageShape:
     """Sizes of one image, (height, width), and its masks."""
 
     num_masks: int
@@ -43,12 +43,12 @@ class Picture:
 class Work:
     """The shapes of one batch."""
 
-    pictures: tuple[Picture, ...]  # one an image
+    images: tuple[ImageShape, ...]  # one for each image
     num_rows: int  # of the language model
     row_length: int  # tokens of a row, image features and padding counted
     num_learned: int  # positions with a label
     num_text_tokens: int  # without image features and padding
-    num_encoded: int  # images that SAM encodes; the others' embeddings are at hand
+    num_encoded: int  # images that SAM encodes; the others' embeddings are cached
 
     @classmethod
     def of_batch(cls, inputs: ModelInputs, image_token_id: int) -> Work:
@@ -56,12 +56,12 @@ class Work:
         ids, valid = inputs.input_ids, inputs.attention_mask.bool()
         labels, owners = inputs.labels, inputs.seg_images
         sizes = zip(inputs.resized_sizes, inputs.original_sizes, strict=True)
-        pictures = tuple(
-            Picture(num_masks=owners.count(index), resized_size=resized, original_size=original)
+        images = tuple(
+            ImageShape(num_masks=owners.count(index), resized_size=resized, original_size=original)
             for index, (resized, original) in enumerate(sizes)
         )
         return cls(
-            pictures=pictures,
+            images=images,
             num_rows=ids.shape[0],
             row_length=ids.shape[1],
             num_learned=0 if labels is None else int((labels[:, 1:] != IGNORE_INDEX).sum()),
@@ -71,11 +71,11 @@ class Work:
 
     @property
     def num_images(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     @property
     def num_masks(self) -> int:
-        return sum(picture.num_masks for picture in self.pictures)
+        return sum(image.num_masks for image in self.images)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,17 +110,17 @@ class CostModel:
         }
 
     def training(self, work: Work) -> dict[str, Flops]:
-        """FLOPs of each part for one micro-batch: forward, backward, and what is done beyond."""
+        """FLOPs of each part for one micro-batch: forward, backward, and extra."""
         text = self.shape.vlm_config.text_config
         hidden, dim = text.hidden_size, self.shape.sam_settings.prompt_embed_dim
-        # Without a [SEG], projection and decoder draw one mask all the same, with weight 0.
+        # Without a [SEG], projection and decoder still compute one mask, with weight 0.
         num_masks = max(work.num_masks, 1)
         head = linear(work.num_learned, hidden, text.vocab_size)
         return {
             "CLIP": Flops(forward=clip_flops(self.shape.vlm_config) * work.num_images),
             "projector": Flops(forward=projector_flops(self.shape.vlm_config) * work.num_images),
             "language model": self._layer(work.row_length) * (work.num_rows * text.num_hidden_layers),
-            # The logits of a chunk are made again on the way back.
+            # The logits of a chunk are recomputed in backward.
             "lm_head": learned(head) + Flops(extra=head),
             "SAM encoder": sam_encoder_flops(self.shape.sam_settings, folded=self.on_gpu) * work.num_encoded,
             "seg_projector": learned(linear(num_masks, hidden, hidden) + linear(num_masks, hidden, dim)),
@@ -128,12 +128,12 @@ class CostModel:
             "mask resize": total(
                 mask_resize_flops(self.shape.sam_settings, one.resized_size, one.original_size)
                 * one.num_masks
-                for one in work.pictures
+                for one in work.images
             ),
         }
 
     def prompt(self, num_tokens: int, num_cached: int = 0) -> float:
-        """FLOPs of one forward pass of the language model over `num_tokens` tokens behind `num_cached` ones."""
+        """FLOPs of one forward pass of the language model over `num_tokens` tokens after `num_cached` ones."""
         text = self.shape.vlm_config.text_config
         weights = sum(
             linear(num_tokens, *size) + lora(num_tokens, *size, self._rank_of(name))
@@ -143,12 +143,12 @@ class CostModel:
         return text.num_hidden_layers * (weights + pairs)
 
     def input_bytes(self, work: Work) -> int:
-        """What goes to the device: pictures and masks as bytes, five numbers of 8 bytes for each token of a row."""
+        """Bytes copied to the device: uint8 images and masks, five int64 numbers for each token of a row."""
         side = self.shape.vlm_config.vision_config.image_size
-        pictures = 3 * side**2 * work.num_images
-        pictures += sum(3 * height * width for height, width in (one.resized_size for one in work.pictures))
-        masks = sum(one.num_masks * one.original_size[0] * one.original_size[1] for one in work.pictures)
-        return pictures + masks + 5 * 8 * work.num_rows * work.row_length
+        pixels = 3 * side**2 * work.num_images
+        pixels += sum(3 * height * width for height, width in (one.resized_size for one in work.images))
+        masks = sum(one.num_masks * one.original_size[0] * one.original_size[1] for one in work.images)
+        return pixels + masks + 5 * 8 * work.num_rows * work.row_length
 
     def embedding_bytes(self, itemsize: int) -> int:
         """SAM's embedding of one image, as the cache keeps it."""
@@ -164,7 +164,7 @@ class CostModel:
     def _layer(self, length: int) -> Flops:
         """One layer of the language model on one row.
 
-        The embeddings train, so that gradients go through every layer; of the weights only the adapters get one.
+        The embeddings train, so gradients pass through every layer; only the adapters' weights get gradients.
         """
         text = self.shape.vlm_config.text_config
         forward = attention(length, length, query_dim(text))
@@ -173,7 +173,7 @@ class CostModel:
             frozen, adapter = linear(length, *size), lora(length, *size, self._rank_of(name))
             forward += frozen + adapter
             backward += frozen + 2 * adapter
-        # Recomputing stops as soon as all that backward needs is there: down_proj's result is not.
+        # Recomputing stops once everything that backward needs is there; down_proj's result is not needed.
         last = linear(length, *layer_sizes(text)["down_proj"]) if not self._rank_of("down_proj") else 0
         extra = forward - last if self.gradient_checkpointing else 0
         return Flops(forward=forward, backward=backward, extra=extra)

@@ -1,7 +1,7 @@
 """FLOPs of the model's parts as formulas of their sizes.
 
 A multiply-add is 2 FLOPs. Counted are products of matrices and convolutions, as torch's FLOP counter does, with which
-tests compare the formulas. Not counted: norms, softmax, activation functions, dropout, rotary angles, losses and the
+the tests compare them. Not counted: norms, softmax, activation functions, dropout, rotary angles, losses and the
 optimizer; they take time by the bytes that they move, not by arithmetic. Attention is counted as it runs: all pairs
 of a row, also those that a mask hides.
 """
@@ -24,7 +24,7 @@ class Flops:
     """FLOPs of one part.
 
     The backward pass of a product with an operand that needs no gradient is one product, else two. `extra` is what
-    the machine does beyond that, and no work of the model (Chowdhery et al., "PaLM", 2022, appendix B): what
+    the machine does beyond that, which is no work of the model (Chowdhery et al., "PaLM", 2022, appendix B): what
     checkpointing does a second time, and the width that SAM's attention has when folded.
     """
 
@@ -34,12 +34,12 @@ class Flops:
 
     @property
     def model(self) -> float:
-        """What the mathematics asks for."""
+        """FLOPs that the mathematics asks for."""
         return self.forward + self.backward
 
     @property
     def total(self) -> float:
-        """What the machine does."""
+        """FLOPs that the machine computes."""
         return self.forward + self.backward + self.extra
 
     def __add__(self, other: Flops) -> Flops:
@@ -184,11 +184,11 @@ def layer_sizes(text: Any) -> dict[str, tuple[int, int]]:
 
 
 def mask_decoder_flops(sam: SamSettings) -> Flops:
-    """SAM's mask decoder for one [SEG]; all of it trains but the guess of a mask's quality."""
+    """SAM's mask decoder for one [SEG]; all of it trains except the IoU prediction."""
     dim, inner = sam.prompt_embed_dim, sam.prompt_embed_dim // sam.decoder_downsample_rate
     pixels = sam.grid_size[0] * sam.grid_size[1]
     num_outputs = sam.num_multimask_outputs + 1
-    tokens = 1 + num_outputs + 1  # quality, masks, and the [SEG]
+    tokens = 1 + num_outputs + 1  # IoU prediction, masks, and the [SEG]
     to_tokens, to_pixels = linear(tokens, dim, inner), linear(pixels, dim, inner)
     between = attention(tokens, pixels, inner)
     token_to_image = 2 * to_tokens + 2 * to_pixels + between
@@ -205,9 +205,9 @@ def mask_decoder_flops(sam: SamSettings) -> Flops:
     masks = linear(16 * pixels, dim // 8, num_outputs)
     trained = sam.decoder_depth * block + token_to_image + upscaling + hypernetworks + masks
     widths = [dim, *[sam.iou_head_dim] * (sam.iou_head_depth - 1), num_outputs]
-    quality = sum(linear(1, a, b) for a, b in pairwise(widths))
-    # In the first block the picture comes from frozen parts: the three layers on it pass no gradient on.
-    return Flops(forward=trained + quality, backward=2 * trained - 3 * to_pixels)
+    iou_prediction = sum(linear(1, a, b) for a, b in pairwise(widths))
+    # In the first block the image embedding comes from frozen parts: its three layers pass no gradient on.
+    return Flops(forward=trained + iou_prediction, backward=2 * trained - 3 * to_pixels)
 
 
 def mask_resize_flops(sam: SamSettings, resized_size: Size, original_size: Size) -> Flops:

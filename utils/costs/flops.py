@@ -1,16 +1,18 @@
-"""What a training configuration computes, moves and should take, from the configuration alone.
+"""FLOPs, bytes moved and predicted time of a training configuration.
 
     python -m utils.costs.flops --config configs/lasagna_7b.yaml --gpus 8
-    python -m utils.costs.flops --config configs/lasagna_7b.yaml --gpus 512 --conversations 1 --classes 80
+    python -m utils.costs.flops --config configs/lasagna_7b.yaml --gpus 512 \\
+      --conversations 1 --classes 80
 
-The first table is one sample: an image with its conversations in one row. The second is a step: arithmetic at
-`--tflops`, communication at `--bandwidth`, and what the disk must deliver. Formulas: utils/costs/flop_formulas.py and
-the functions here; docs/performance.md holds the tables of the recipe.
+From the configuration alone: no weights are read. The first table is one
+sample: an image with its conversations in one row. The second is a step:
+arithmetic at --tflops, communication at --bandwidth, and what the disk must
+deliver. Formulas: utils/costs/flop_formulas.py and the functions here;
+docs/performance.md holds the tables of the recipe.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,14 +22,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from model.errors import UserError
-from utils.common.commands import Parser, command
+from utils.common.commands import command
 from utils.common.distributed import dtype_of
-from utils.common.settings import parse_config
+from utils.common.settings import parse_config, require_not_negative, require_positive
+from utils.common.settings import setting as declare
 from utils.config.training import TrainConfig
-from utils.costs.cost_model import CostModel, Picture, Work
+from utils.costs.cost_model import CostModel, ImageShape, Work
 from utils.costs.flop_formulas import linear, num_image_tokens, total
-from utils.costs.memory import PICTURE_SIZE, Count, build, count_parameters
+from utils.costs.memory import COSTS, IMAGE_SIZE, Count, build, count_parameters
 from utils.costs.model_sizes import model_config
 
 # An A100 multiplies bfloat16 matrices at 312 TFLOP/s (data sheet). Trainings of large language models keep 40 to 55 %
@@ -43,7 +45,7 @@ MEMORY_BANDWIDTH = 2.0e12  # bytes/s of an A100 with 80 GB
 # its comma in the query, and with [SEG] or [NEG] and the comma in the answer.
 PREFIX_TOKENS, QUESTION_TOKENS, ANSWER_TOKENS = 45, 20, 10
 QUERY_TOKENS_PER_CLASS, ANSWER_TOKENS_PER_CLASS = 3, 4
-# COCO's train2017: 18 GB of JPEG, 118,287 images. Annotations add little, except label pictures: 10 to 40 kB.
+# COCO's train2017: 18 GB of JPEG, 118,287 images. Annotations add little, except label images: 10 to 40 kB.
 DISK_BYTES = 155_000
 
 
@@ -57,7 +59,7 @@ class Setting:
     masks: int  # [SEG] of an image
     gpus: int
     tflops: float
-    bandwidth: float  # GB/s
+    bandwidth: float | None  # GB/s; None: NVLINK or NETWORK
     disk_bytes: int  # of a sample
 
     def work(self, num_features: int) -> Work:
@@ -65,15 +67,57 @@ class Setting:
         learned = self.classes * ANSWER_TOKENS_PER_CLASS or ANSWER_TOKENS
         own = QUESTION_TOKENS + self.classes * QUERY_TOKENS_PER_CLASS + learned
         num_text = PREFIX_TOKENS + self.conversations * own
-        height, width = (round(side * 1024 / max(PICTURE_SIZE)) for side in PICTURE_SIZE)
-        picture = Picture(num_masks=self.masks, resized_size=(height, width), original_size=PICTURE_SIZE)
+        height, width = (round(side * 1024 / max(IMAGE_SIZE)) for side in IMAGE_SIZE)
+        image = ImageShape(num_masks=self.masks, resized_size=(height, width), original_size=IMAGE_SIZE)
         return Work(
-            pictures=(picture,) * self.images,
+            images=(image,) * self.images,
             num_rows=self.images,
             row_length=num_features + num_text,
             num_learned=self.images * self.conversations * learned,
             num_text_tokens=self.images * num_text,
             num_encoded=self.images,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlopsConfig(TrainConfig):
+    """The settings of training, and what is asked about them."""
+
+    gpus: int = declare(8, "processes, one per GPU", group=COSTS)
+    images: int | None = declare(None, "images of a micro-batch", group=COSTS, unset="--batch_size")
+    conversations: int = declare(5, "conversations of each image, packed in one row", group=COSTS)
+    classes: int = declare(0, "classes that each one asks for; 0 is a referring question", group=COSTS)
+    masks: int | None = declare(
+        None, "number of [SEG] of each image", group=COSTS, unset="one per conversation"
+    )
+    tflops: float = declare(PEAK_TFLOPS * SUSTAINED, "sustained TFLOP/s of a GPU", group=COSTS)
+    bandwidth: float | None = declare(
+        None,
+        "GB/s of each GPU",
+        group=COSTS,
+        unset=f"{NVLINK:.0f} in a node of {GPUS_PER_NODE}, {NETWORK:.0f} between nodes",
+    )
+    disk_bytes: int = declare(DISK_BYTES, "bytes of one sample on disk", group=COSTS)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(
+            self, "gpus", "images", "conversations", "masks", "tflops", "bandwidth", "disk_bytes"
+        )
+        require_not_negative(self, "classes")
+
+    @property
+    def setting(self) -> Setting:
+        """The samples and machines asked about."""
+        return Setting(
+            images=self.images or self.batch_size,
+            conversations=self.conversations,
+            classes=self.classes,
+            masks=self.masks or self.conversations,
+            gpus=self.gpus,
+            tflops=self.tflops,
+            bandwidth=self.bandwidth,
+            disk_bytes=self.disk_bytes,
         )
 
 
@@ -101,10 +145,8 @@ class Prediction:
 
 @command("utils.costs.flops")
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argument_parser()
-    own, rest = parser.parse_known_args(argv)
-    config = parse_config(TrainConfig, rest)
-    setting = setting_of(own, config)
+    config = parse_config(FlopsConfig, argv, about=__doc__)
+    setting = config.setting
     shape = model_config(config)
     model = build(config, shape)
     count, encoders = count_parameters(model), encoder_parameters(model)
@@ -123,43 +165,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def argument_parser() -> Parser:
-    parser = Parser(
-        prog="python -m utils.costs.flops",
-        description="FLOPs, bytes and time of a training configuration; every flag of train_ds.py may be added.",
-        allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--gpus", type=int, default=8, help="processes, one for each GPU")
-    parser.add_argument("--images", type=int, default=0, help="of a micro-batch; 0: --batch_size")
-    parser.add_argument("--conversations", type=int, default=5, help="of each image, packed in one row")
-    parser.add_argument("--classes", type=int, default=0, help="asked for in each; 0: a referring question")
-    parser.add_argument("--masks", type=int, default=0, help="[SEG] of each image; 0: one a conversation")
-    parser.add_argument(
-        "--tflops", type=float, default=PEAK_TFLOPS * SUSTAINED, help="what a GPU keeps up, TFLOP/s"
-    )
-    parser.add_argument(
-        "--bandwidth", type=float, default=0.0,
-        help=f"GB/s of each GPU; 0: {NVLINK:.0f} in a node of {GPUS_PER_NODE}, {NETWORK:.0f} between nodes",
-    )  # fmt: skip
-    parser.add_argument("--disk_bytes", type=int, default=DISK_BYTES, help="of one sample on disk")
-    return parser
-
-
-def setting_of(own: argparse.Namespace, config: TrainConfig) -> Setting:
-    """The flags, checked."""
-    for name in ("gpus", "conversations", "tflops", "disk_bytes"):
-        if getattr(own, name) <= 0:
-            raise UserError(f"--{name} must be > 0, got {getattr(own, name)}")
-    for name in ("images", "classes", "masks", "bandwidth"):
-        if getattr(own, name) < 0:
-            raise UserError(f"--{name} must be >= 0, got {getattr(own, name)}")
-    values = vars(own) | {"images": own.images or config.batch_size, "masks": own.masks or own.conversations}
-    return Setting(**values)
-
-
 def encoder_parameters(model: Any) -> int:
-    """Weights that only the way forward reads: CLIP, its projector and SAM's image encoder."""
+    """Weights that only forward reads: CLIP, its projector and SAM's image encoder."""
     parts = (model.llava.model.vision_tower, model.llava.model.multi_modal_projector, model.sam.image_encoder)
     return sum(parameter.numel() for part in parts for parameter in part.parameters())
 
@@ -171,7 +178,7 @@ def bytes_sent(
 
     A ring all-gather or reduce-scatter of n bytes sends (G - 1) / G n. Gradients of what trains are reduced after
     each micro-batch, the trained weights gathered after the step. Stage 3 also gathers all weights, frozen ones too,
-    on the way forward and, encoders aside, on the way back: Rajbhandari et al., "ZeRO", 2020, section 7.
+    in forward and, encoders aside, in backward: Rajbhandari et al., "ZeRO", 2020, section 7.
     """
     ring = (num_gpus - 1) / num_gpus
     gradients = micro_batches * count.trainable
@@ -226,7 +233,7 @@ def show_sample(costs: CostModel, work: Work, setting: Setting, console: Console
     console.print(table, width=80)
     write(
         console,
-        "extra: made again by checkpointing, and the width of SAM's folded attention; no work of the model. "
+        "extra: recomputed by checkpointing, and the width of SAM's folded attention; no work of the model. "
         f"To the GPU: {costs.input_bytes(work) / setting.images / 1e6:.1f} MB a sample; from disk "
         f"{setting.disk_bytes / 1e6:.2f} MB, with --sam_cache {costs.embedding_bytes(2) / 1e6:.1f} MB more "
         "and no SAM encoder; embeddings in 16 bits.",
@@ -258,7 +265,7 @@ def show_steps(rows: Sequence[Prediction], setting: Setting, config: TrainConfig
 
 
 def show_answer(costs: CostModel, config: TrainConfig, console: Console) -> None:
-    """A complex query of 150 classes: token by token behind a cache, and in passes over the whole answer."""
+    """A complex query of 150 classes: token by token with a cache, and in passes over the whole answer."""
     text = costs.shape.vlm_config.text_config
     num_classes, num_passes = 150, 3
     prompt = num_image_tokens(costs.shape.vlm_config) + PREFIX_TOKENS + num_classes * QUERY_TOKENS_PER_CLASS
@@ -272,7 +279,7 @@ def show_answer(costs: CostModel, config: TrainConfig, console: Console) -> None
     }
     write(
         console,
-        f"\nAn answer about {num_classes} classes: {answer} tokens behind a prompt of {prompt} tokens "
+        f"\nAn answer about {num_classes} classes: {answer} tokens after a prompt of {prompt} tokens "
         f"({costs.prompt(prompt) / 1e12:.1f} TFLOP). Seconds: the larger of arithmetic at "
         f"{PEAK_TFLOPS * SUSTAINED:.0f} TFLOP/s and weights read at {MEMORY_BANDWIDTH / 1e12:.0f} TB/s:",
     )

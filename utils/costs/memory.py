@@ -1,10 +1,13 @@
-"""How much GPU memory a training configuration takes, for ZeRO 0 to 3, from the configuration alone.
+"""GPU memory that a training configuration takes, for ZeRO 0 to 3.
 
     python -m utils.costs.memory --config configs/lasagna_7b.yaml --gpus 8
-    python -m utils.costs.memory --config configs/lasagna_7b.yaml --gpus 4 --batch_size 1 --masks 40
+    python -m utils.costs.memory --config configs/lasagna_7b.yaml --gpus 4 \\
+      --batch_size 1 --masks 40
 
-The model is built of tensors that have a shape and no memory; where base model, CLIP or SAM are not there, their
-published sizes are taken (utils/costs/model_sizes.py). Formulas and their sources: docs/checkpoints.md.
+From the configuration alone: the model is built of tensors that have a shape
+and no memory. Where base model, CLIP or SAM are not there, their published
+sizes are taken (utils/costs/model_sizes.py). Formulas and their sources:
+docs/checkpoints.md.
 """
 
 from __future__ import annotations
@@ -24,13 +27,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from model.config import LasagnaConfig
-from model.errors import UserError
 from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import add_lora, mark_trainable
 from model.losses import LOGITS_PER_CHUNK, PIXELS_PER_CHUNK, mask_losses
-from utils.common.commands import Parser, command
+from utils.common.commands import command
 from utils.common.distributed import dtype_of
-from utils.common.settings import parse_config
+from utils.common.settings import parse_config, require_positive, setting
 from utils.config.training import TrainConfig
 from utils.costs.model_sizes import model_config
 
@@ -43,7 +45,8 @@ REDUCE_BUCKET = 500_000_000
 MAX_LIVE = 1_000_000_000
 # An image of ADE20K shows 10.5 classes in the mean (Zhou et al., 2017); few show more than this.
 MASKS_PER_IMAGE = 16
-PICTURE_SIZE = (480, 640)  # height and width of the masks of the loss
+COSTS = "costs"  # the group of the settings of this folder's commands
+IMAGE_SIZE = (480, 640)  # height and width of the masks of the loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,24 +78,26 @@ class Estimate:
         return next((card for card in CARDS if self.total <= card * 10**9), None)
 
 
+@dataclass(frozen=True, kw_only=True)
+class MemoryConfig(TrainConfig):
+    """The settings of training, and what is asked about them."""
+
+    gpus: int = setting(8, "processes, one per GPU", group=COSTS)
+    masks: int = setting(MASKS_PER_IMAGE, "number of [SEG] of one image", group=COSTS)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "gpus", "masks")
+
+
 @command("utils.costs.memory")
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(
-        prog="python -m utils.costs.memory",
-        description="GPU memory of a training configuration; every flag of train_ds.py may be added.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--gpus", type=int, default=8, help="processes, one for each GPU")
-    parser.add_argument("--masks", type=int, default=MASKS_PER_IMAGE, help="[SEG] of one image")
-    own, rest = parser.parse_known_args(argv)
-    if own.gpus < 1 or own.masks < 1:
-        raise UserError(f"--gpus and --masks must be 1 or more, got {own.gpus} and {own.masks}")
-    config = parse_config(TrainConfig, rest)
+    config = parse_config(MemoryConfig, argv, about=__doc__)
     shape = model_config(config)
     model = build(config, shape)
-    count, activations = count_parameters(model), activation_bytes(model, config, own.masks)
-    rows = [estimate(count, stage, own.gpus, config.precision, activations) for stage in STAGES]
-    show(rows, count, shape, config, own.gpus, own.masks)
+    count, activations = count_parameters(model), activation_bytes(model, config, config.masks)
+    rows = [estimate(count, stage, config.gpus, config.precision, activations) for stage in STAGES]
+    show(rows, count, shape, config, config.gpus, config.masks)
     return 0
 
 
@@ -164,7 +169,7 @@ def activation_bytes(model: LasagnaForConditionalGeneration, config: TrainConfig
 
     Each image has one row with its features and --model_max_length tokens, and `num_masks` masks. With gradient
     checkpointing every layer of the language model keeps its input, and one layer at a time keeps all it needs.
-    The encoders run without gradients; what they need in passing is free again before the language model starts.
+    The encoders run without gradients; their temporary memory is free again before the language model starts.
     """
     text = model.config.vlm_config.text_config
     num_tokens = config.batch_size * (model.config.vlm_config.image_seq_length + config.model_max_length)
@@ -174,10 +179,10 @@ def activation_bytes(model: LasagnaForConditionalGeneration, config: TrainConfig
     if config.gradient_checkpointing:
         layers += layer
     # Of one piece of the text loss: logits in the model's dtype and their gradient; in float32 logits,
-    # log-probabilities and gradient. Of one piece of the mask losses: logits, targets and two arrays on the way.
+    # log-probabilities and gradient. Of one piece of the mask losses: logits, targets and two temporary arrays.
     num_logits = min(num_tokens * text.vocab_size, LOGITS_PER_CHUNK)
     logits = num_logits * (2 * dtype_of(config.precision).itemsize + 3 * 4)
-    pixels = max(PIXELS_PER_CHUNK, math.prod(PICTURE_SIZE)) * 4 * 4
+    pixels = max(PIXELS_PER_CHUNK, math.prod(IMAGE_SIZE)) * 4 * 4
     return layers + max(logits, pixels) + config.batch_size * num_masks * mask_bytes(model)
 
 
@@ -195,9 +200,9 @@ def layer_bytes(model: LasagnaForConditionalGeneration, num_tokens: int) -> int:
 
 
 def mask_bytes(model: LasagnaForConditionalGeneration) -> int:
-    """What one [SEG] keeps: projection, mask decoder, derivatives of the losses for a picture of 480 x 640."""
+    """What one [SEG] keeps: projection, mask decoder, gradients of the losses for an image of 480 x 640."""
     settings = model.config.sam_settings
-    height, width = (round(side * settings.image_size / max(PICTURE_SIZE)) for side in PICTURE_SIZE)
+    height, width = (round(side * settings.image_size / max(IMAGE_SIZE)) for side in IMAGE_SIZE)
     parts = nn.ModuleList((model.seg_projector, model.sam))
     with FakeTensorMode():
         dtype = give_values(parts)
@@ -206,15 +211,15 @@ def mask_bytes(model: LasagnaForConditionalGeneration) -> int:
 
         def draw() -> Tensor:
             low_res = model.sam.decode(model.seg_projector(state), embedding, [0])
-            resize = model.sam.mask_resize((height, width), PICTURE_SIZE, low_res.device)
-            target = torch.zeros(1, *PICTURE_SIZE, dtype=torch.uint8)
+            resize = model.sam.mask_resize((height, width), IMAGE_SIZE, low_res.device)
+            target = torch.zeros(1, *IMAGE_SIZE, dtype=torch.uint8)
             return mask_losses([low_res], [resize], [target])[0].sum()
 
         return saved_bytes(parts, draw) - embedding.nbytes
 
 
 def give_values(module: nn.Module) -> torch.dtype:
-    """Turns what is on the meta device into fake tensors of a CPU, which take its ways, such as fused attention."""
+    """Turn meta tensors into fake CPU tensors, which take the CPU's code paths, such as fused attention."""
     for part in module.modules():
         for name, weight in part._parameters.items():
             if weight is not None:

@@ -1,7 +1,7 @@
 """torch.compile for the blocks that a training step spends its time in.
 
-The blocks of a stack are alike, so that each kind is compiled once, in seconds to minutes; the model as a whole, with
-its lists of pictures and masks, is not.
+The blocks of a stack are identical, so each kind is compiled once, in seconds to minutes. The model as a whole, with
+its lists of images and masks, is not compiled.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from model.lasagna import LasagnaForConditionalGeneration
 
 
 def check_compiler() -> None:
-    """Whether torch.compile can work here: Triton on a GPU, a C++ compiler on a CPU.
+    """Check that torch.compile can work here: Triton on a GPU, a C++ compiler on a CPU.
 
     Raises:
         ValueError: what it needs is missing.
@@ -44,18 +44,18 @@ def compiled_blocks(model: LasagnaForConditionalGeneration) -> list[nn.Module]:
 
 
 def compile_blocks(model: LasagnaForConditionalGeneration, backend: str = "inductor") -> None:
-    """Has the blocks compiled when they first run; names of the weights stay.
+    """Compile the blocks when they first run; weights keep their names.
 
-    Rows differ in length from batch to batch: the second length that comes is compiled for all lengths.
+    Rows differ in length from batch to batch: the second length is compiled for all lengths.
     """
-    # Dropout draws the numbers that it draws without a compiler; the compiler's own fail in torch 2.11 where a layer
-    # is checkpointed and compiled for all lengths.
+    # Dropout draws the same numbers as in eager mode; the compiler's own random numbers fail in torch 2.11 where a
+    # layer is checkpointed and compiled for all lengths.
     torch._inductor.config.fallback_random = True
     for block in compiled_blocks(model):
         block.compile(backend=backend)
 
 
 def undo_compilation(model: LasagnaForConditionalGeneration) -> None:
-    """The blocks run as they are again."""
+    """Run the blocks in eager mode again."""
     for block in compiled_blocks(model):
         block._compiled_call_impl = None

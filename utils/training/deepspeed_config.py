@@ -1,4 +1,4 @@
-"""TrainConfig -> the dict that deepspeed.initialize takes."""
+"""TrainConfig -> the configuration that deepspeed.initialize takes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from utils.config.training import TrainConfig
 
 
 def deepspeed_config(config: TrainConfig, num_processes: int) -> dict[str, Any]:
-    """DeepSpeed's settings for a run: optimizer, schedule, precision, ZeRO.
+    """DeepSpeed's configuration of a run: optimizer, schedule, precision, ZeRO.
 
     Raises:
         ValueError: fp16 on a machine without a GPU.

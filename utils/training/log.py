@@ -1,7 +1,7 @@
-"""What a training run tells: progress bar, TensorBoard, losses.jsonl; and which number decides what is the best.
+"""Logs of a training run: progress bar, TensorBoard, losses.jsonl; and the score that decides which epoch is best.
 
-losses.jsonl holds what the seed decides, so that two runs can be compared; speed and memory go to the bar and to
-TensorBoard alone.
+losses.jsonl holds only what the seed determines, so that two runs can be compared; speed and memory go to the bar
+and to TensorBoard.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from utils.training.progress import Score
 logger = logging.getLogger(__name__)
 
 LOSSES_FILE = "losses.jsonl"
-# The number that a data set is judged by: the first of these that it has.
+# The score of a data set: the first of these numbers that it has.
 SCORES = (
     ("semantic", "miou"),
     ("referring", "ciou"),
@@ -46,7 +46,7 @@ BAR = "{n_fmt}/{total_fmt} <{remaining} {desc}"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainLog:
-    """Where a run is logged; on other processes than the first `writer` is None, and the bar is silent."""
+    """Where a run is logged; on processes other than the first, `writer` is None and the bar is silent."""
 
     folder: Path
     bar: tqdm
@@ -55,7 +55,7 @@ class TrainLog:
 
 @contextmanager
 def open_log(config: TrainConfig, start: int) -> Iterator[TrainLog]:
-    """The run's logs, without what an interrupted start wrote of the steps after `start`, which come again."""
+    """The run's logs, without what an interrupted start wrote about the steps after `start`, which are run again."""
     writes = is_main_process()
     bar = tqdm(total=config.num_steps, initial=start, bar_format=BAR, disable=not writes)
     writer = None

@@ -14,8 +14,8 @@ from types import TracebackType
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-# The labels of `torch.profiler.record_function` in the training loop and in `forward`. What checkpointing does a
-# second time belongs to the way back.
+# The labels of `torch.profiler.record_function` in the training loop and in `forward`. What checkpointing
+# recomputes counts as backward.
 PARTS = (
     "loader",
     "clip",
@@ -78,18 +78,18 @@ class StepProfiler:
             self._profile = None
 
     def step(self) -> None:
-        """One step of the loop is over."""
+        """Mark the end of a step of the loop."""
         if self._profile is None:
             return
         self._profile.step()
-        if self.written:  # nothing more to come; the loop goes on at full speed
+        if self.written:  # the profile is done; the loop goes on at full speed
             self.__exit__(None, None, None)
 
     def describe(self) -> str:
-        """What became of the profile, for the log."""
+        """Where the profile was written, or why there is none."""
         if self.written:
             return f"profile: {self.folder / TABLE_FILE}, {self.folder / TRACE_FILE}"
-        return f"no profile: it starts behind step {SKIPPED + WARMUP}, and there were fewer steps"
+        return f"no profile: it starts after step {SKIPPED + WARMUP}, and there were fewer steps"
 
     def _write(self, result: profile) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -107,7 +107,7 @@ class StepProfiler:
 
 
 def times_of_parts(averages: torch.autograd.profiler_util.EventList) -> list[PartTime]:
-    """The labelled parts that occurred, in the order of PARTS."""
+    """The labelled parts that were run, in the order of PARTS."""
     found = {event.key: event for event in averages if event.key in PARTS and event.cpu_time_total}
     return [
         PartTime(
@@ -122,7 +122,7 @@ def times_of_parts(averages: torch.autograd.profiler_util.EventList) -> list[Par
 
 
 def parts_table(times: list[PartTime]) -> str:
-    """A line each; shares are of the GPU's time where there is one, else of the host's."""
+    """A row for each part; shares are of the GPU's time where there is one, else of the host's."""
     on_gpu = any(part.device for part in times)
     whole = sum(part.device if on_gpu else part.host for part in times)
     lines = [f"{'part':16}{'calls':>7}{'host ms':>12}{'GPU ms':>12}{'share':>8}"]

@@ -14,7 +14,7 @@ from utils.common.distributed import (
     device_of,
     dtype_of,
     is_main_process,
-    meeting,
+    rendezvous,
     seed_of_step,
     set_launch_environment,
     world_size,
@@ -113,5 +113,5 @@ def test_a_port_in_use_is_one_line_that_names_it(monkeypatch):
         taken.listen()
         port = taken.getsockname()[1]
         monkeypatch.setenv("MASTER_PORT", str(port))
-        with pytest.raises(UserError, match=rf"port {port} is in use.*--master_port=PORT"), meeting():
+        with pytest.raises(UserError, match=rf"port {port} is in use.*--master_port=PORT"), rendezvous():
             dist.TCPStore("127.0.0.1", port, world_size=2, is_master=True)

@@ -11,6 +11,9 @@ from tests.commands import main_of, run
 from utils.common.help import HelpEntry, help_page
 from utils.common.settings import declared, parse_config, setting
 
+TRAINING = [
+    "general", "model", "format", "data", "mixture", "loading", "recipe", "machine", "validation", "output",
+]  # fmt: skip
 GROUPS = {
     "train_ds": [
         "general",
@@ -29,7 +32,9 @@ GROUPS = {
     "merge_lora_weights_and_save_hf_model": ["general", "checkpoint", "model", "output"],
     "utils.data.tools.check": ["general", "model", "format", "data", "mixture", "output"],
     "utils.data.tools.preview": ["general", "model", "format", "data", "mixture", "output"],
-}  # fmt: skip
+    "utils.costs.memory": [*TRAINING, "costs"],
+    "utils.costs.flops": [*TRAINING, "costs"],
+}
 
 
 def page_of(script: str, capsys: pytest.CaptureFixture[str]) -> str:

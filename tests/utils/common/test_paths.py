@@ -134,7 +134,7 @@ def test_own_data_is_found_by_every_way_to_write_its_path(home):
 
 
 NO_PATHS = {  # settings of text that name no path
-    "val_dataset_list", "prompt", "tag", "format", "conv_type", "precision", "dataset", "exp_name",
+    "val_dataset_list", "prompt", "tag", "format", "layout", "conv_type", "precision", "dataset", "exp_name",
     "attn_implementation", "lora_target_modules", "push_to_hub", "sem_seg_data", "refer_seg_data", "vqa_data",
     "reason_seg_data", "sample_rates", "sem_seg_rates", "refer_seg_rates", "vqa_rates", "reason_seg_rates",
 }  # fmt: skip

@@ -25,7 +25,7 @@ from tests.tiny_weights import SAM
 from utils.common.settings import parse_config
 from utils.config.training import TrainConfig
 from utils.costs import flops, memory
-from utils.costs.cost_model import CostModel, Picture, Work
+from utils.costs.cost_model import CostModel, ImageShape, Work
 from utils.costs.flop_formulas import Flops, learned, linear, mask_decoder_flops, total
 from utils.costs.memory import Count
 from utils.costs.model_sizes import model_config
@@ -191,10 +191,10 @@ def test_a_token_of_llama_costs_two_flops_a_weight_and_attention_grows_with_the_
 
 def test_images_rows_and_masks_add_up(seven_b):
     costs = CostModel.of(*seven_b)
-    picture = Picture(num_masks=2, resized_size=(768, 1024), original_size=(480, 640))
+    image = ImageShape(num_masks=2, resized_size=(768, 1024), original_size=(480, 640))
 
     def work(num: int, num_encoded: int) -> Work:
-        return Work(pictures=(picture,) * num, num_rows=num, row_length=500, num_learned=50 * num,
+        return Work(images=(image,) * num, num_rows=num, row_length=500, num_learned=50 * num,
                     num_text_tokens=244 * num, num_encoded=num_encoded)  # fmt: skip
 
     one, three = costs.training(work(1, 1)), costs.training(work(3, 0))
@@ -209,8 +209,8 @@ def test_images_rows_and_masks_add_up(seven_b):
 
 def test_without_a_mask_the_decoder_draws_one_all_the_same(seven_b):
     costs = CostModel.of(*seven_b)
-    picture = Picture(num_masks=0, resized_size=(768, 1024), original_size=(480, 640))
-    work = Work(pictures=(picture,), num_rows=1, row_length=300, num_learned=9, num_text_tokens=44,
+    image = ImageShape(num_masks=0, resized_size=(768, 1024), original_size=(480, 640))
+    work = Work(images=(image,), num_rows=1, row_length=300, num_learned=9, num_text_tokens=44,
                 num_encoded=1)  # fmt: skip
     parts = costs.training(work)
     assert parts["mask decoder"] == mask_decoder_flops(seven_b[1].sam_settings) * 1
@@ -252,7 +252,7 @@ def test_the_command_shows_parts_steps_and_answers_in_80_columns(capsys):
     [
         (["--gpus", "0"], "--gpus must be > 0, got 0"),
         (["--tflops", "-1"], "--tflops must be > 0"),
-        (["--masks", "-2"], "--masks must be >= 0, got -2"),
+        (["--masks", "-2"], "--masks must be > 0, got -2"),
         (["--speed", "1"], "unknown flag --speed"),
     ],
 )
