@@ -1,13 +1,13 @@
-"""Check data before training: what exists, what is wrong with it, how fast it is.
+"""Check data before training: what exists, what is wrong, how fast it is.
 
-    python -m utils.data.tools.check --dataset_dir ./dataset  # all data sets there
+    python -m utils.data.tools.check --dataset_dir ./dataset  # all that exist
     python -m utils.data.tools.check --dataset_dir ./dataset \\
       --dataset "sem_seg||refer_seg" --sem_seg_data ade20k
     python -m utils.data.tools.check --config configs/lasagna_7b.yaml --all
 
 Samples are drawn as in training; --all reads every file. `--version` names the
-model whose tokenizer counts tokens. Exit code 0: all data sets are usable; 1: one
-that was asked for is not; 2: an error in the flags.
+model whose tokenizer counts tokens. Exit code 0: all data sets are usable; 1:
+one that was asked for is not; 2: an error in the flags.
 """
 
 from __future__ import annotations
