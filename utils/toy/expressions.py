@@ -216,8 +216,8 @@ def _describe(
                 return beside(scene, 0, direction, this, other)
 
             yield Description(f"{noun} {pick(rng, words)} {landmark}", _all(kind, test), "neighbour")
-        words = pick(rng, ("next to", "near", "close to"))
-        yield Description(f"{noun} {words} {landmark}", _all(kind, near(scene, other)), "neighbour")
+        closeness = pick(rng, ("next to", "near", "close to"))
+        yield Description(f"{noun} {closeness} {landmark}", _all(kind, near(scene, other)), "neighbour")
 
 
 def descriptions(scene: Scene, thing: Thing, rng: np.random.Generator) -> list[Description]:
@@ -288,6 +288,6 @@ def pair_expressions(scene: Scene, rng: np.random.Generator) -> list[Group]:
     order = rng.permutation(len(named))
     for first, second in zip(order[::2], order[1::2], strict=False):
         (one, its_texts), (two, other_texts) = named[first], named[second]
-        texts = [text.removeprefix("the ") for text in (pick(rng, its_texts), pick(rng, other_texts))]
-        groups.append(Group(f"the {texts[0]} and the {texts[1]}", (one, two)))
+        pair = [text.removeprefix("the ") for text in (pick(rng, its_texts), pick(rng, other_texts))]
+        groups.append(Group(f"the {pair[0]} and the {pair[1]}", (one, two)))
     return [groups[index] for index in rng.permutation(len(groups))]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -39,10 +40,12 @@ class Reasoning:
 def load_puzzles() -> tuple[Puzzle, ...]:
     """The puzzles of reasoning.yaml."""
     entries = yaml.safe_load((Path(__file__).parent / "reasoning.yaml").read_text(encoding="utf-8"))
-    return tuple(
-        Puzzle(**{key: value if isinstance(value, str) else tuple(value) for key, value in entry.items()})
-        for entry in entries
-    )
+    return tuple(Puzzle(**{key: _frozen(value) for key, value in entry.items()}) for entry in entries)
+
+
+def _frozen(value: Any) -> Any:
+    """A list of the file as a tuple; a text as it is."""
+    return value if isinstance(value, str) else tuple(value)
 
 
 def reasoning_questions(scene: Scene, rng: np.random.Generator) -> list[Reasoning]:

@@ -123,10 +123,11 @@ def _plan_thing(
         y = rng.uniform(first + margin, last - margin * 0.3)
         depth = 0.5 + 0.5 * y / height
     tall = HEIGHTS[name] * height * depth * rng.uniform(0.75, 1.2)
+    colour: str | None = None
     if name in COLOURED:
         colour = list(PALETTE)[int(rng.integers(len(PALETTE)))]
-    else:
-        colour = list(WALLS)[int(rng.integers(len(WALLS)))] if name in ("house", "building") else None
+    elif name in ("house", "building"):
+        colour = list(WALLS)[int(rng.integers(len(WALLS)))]
     return _Plan(name, colour, on, rng.uniform(0.08, 0.92) * width, y, tall, int(rng.integers(2**31)))
 
 
@@ -220,9 +221,9 @@ def _light(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     across = np.linspace(-1, 1, width, dtype=np.float32)[None, :, None]
     down = np.linspace(-1, 1, height, dtype=np.float32)[:, None, None]
     grain = rng.standard_normal((height // 2, width // 2), dtype=np.float32) * rng.uniform(1, 6)
-    grain = cv2.resize(grain, (width, height), interpolation=cv2.INTER_LINEAR)[..., None]
+    noise = cv2.resize(grain, (width, height), interpolation=cv2.INTER_LINEAR)[..., None]
     lit = (
-        image.astype(np.float32) * (tint.astype(np.float32) * (1 + slope_x * across + slope_y * down)) + grain
+        image.astype(np.float32) * (tint.astype(np.float32) * (1 + slope_x * across + slope_y * down)) + noise
     )
     return np.clip(lit, 0, 255).astype(np.uint8)
 

@@ -40,7 +40,8 @@ def _write_labels(target: Path, scenes: Sequence[Drawn]) -> None:
 
 def _write_things(target: Path, split: str, scenes: Sequence[Drawn]) -> None:
     """Every thing is annotated, so the file may be used with exhaustive=true."""
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for drawn in scenes:
         name = f"{split}_{drawn.number:04d}.jpg"
         write_jpg(folder(target / "images") / name, drawn.scene.image)

@@ -1,6 +1,7 @@
 """Masks as polygons: along the edges of pixels for COCO, through border pixels for labelme."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -98,7 +99,7 @@ def labelme_shapes(target: np.ndarray, ignore: np.ndarray, image_name: str) -> l
     return shapes
 
 
-def _outer_contours(mask: np.ndarray) -> tuple[np.ndarray, ...]:
+def _outer_contours(mask: np.ndarray) -> Sequence[np.ndarray]:
     return cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0]
 
 

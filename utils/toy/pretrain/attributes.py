@@ -40,7 +40,7 @@ def attributes(scene: Scene) -> np.ndarray:
         if len(members) == 1:
             landmarks[name] = members[0]
     for row, thing in zip(rows, scene.things, strict=True):
-        answers = [thing.on == stuff for stuff in ON_STUFF]
+        answers: list[bool | None] = [thing.on == stuff for stuff in ON_STUFF]
         answers += [in_region(scene, phrase)(thing) for phrase in REGIONS]
         for colour in (None, thing.colour):
             answers += _extremes(scene, thing, is_kind(thing.name, colour))

@@ -23,7 +23,7 @@ from transformers import CLIPVisionModel, LlamaConfig, LlamaForCausalLM, PreTrai
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from model.huggingface import from_pretrained
-from model.text.conversation import encode_conversation
+from model.text.conversation import Encoded, encode_conversation
 from model.text.special_tokens import IMAGE
 from model.text.tokens import load_tokenizer
 from utils.toy.pretrain.clip import PATCH, normalise, pad_to_square
@@ -36,7 +36,7 @@ from utils.toy.pretrain.common import (
     patch_histogram,
     train,
 )
-from utils.toy.pretrain.grounding import Places, Words, places_of
+from utils.toy.pretrain.grounding import Place, Places, Words, places_of
 from utils.toy.pretrain.talk import GRID, Phrases, conversation
 from utils.toy.pretrain.vocabulary import VOCAB_SIZE, train_vocabulary
 from utils.toy.scene import CLASSES, WALLS, Scene
@@ -107,7 +107,9 @@ class LanguageStudent(Student):
         """Token ids and labels (B, length), images, the class fractions of each patch, and the grounding targets."""
         rng = np.random.default_rng(int(scenes[0].image.sum(dtype=np.int64)))
         squares = [pad_to_square(scene) for scene in scenes]
-        encoded, early, late = [], [], []
+        encoded: list[Encoded] = []
+        early: list[dict[int, Place]] = []
+        late: list[dict[int, Place]] = []
         for scene, square in zip(scenes, squares, strict=True):
             phrases: Phrases = {}
             text = conversation(scene, rng, square, phrases)

@@ -51,7 +51,9 @@ def class_weights(num_scenes: int = 200) -> Tensor:
     Without weights, sky and sea count a hundred times as much as a ball or a person.
     """
     scenes = (draw_scene(PRETRAIN_SEED, index) for index in range(num_scenes))
-    counts = sum(np.bincount(pad(scene)[2].ravel(), minlength=NUM_LABELS) for scene in scenes)
+    counts = np.zeros(NUM_LABELS, dtype=np.int64)
+    for scene in scenes:
+        counts += np.bincount(pad(scene)[2].ravel(), minlength=NUM_LABELS)
     shares = counts / counts.sum()
     weights = 1 / np.sqrt(np.maximum(shares, 1e-4))
     return torch.from_numpy(weights / (weights * shares).sum()).float()

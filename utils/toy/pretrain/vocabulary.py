@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from model.text.conversation import PROMPTS
+from model.text.conversation import PROMPTS, PromptTemplate
 from model.text.phrases import phrases
 from model.text.special_tokens import IM_END, IM_START
 from utils.data.class_lists import load_class_list
@@ -30,6 +30,7 @@ def corpus() -> Iterator[str]:
     for lines in phrases().values():
         yield from [line for line in lines for _ in range(50)]
     template = PROMPTS["llava_v1"]
+    assert isinstance(template, PromptTemplate)
     yield from [template.opening + template.cue] * 2000
     yield from ["Can you segment the person, tree, sky in this image?"] * 200
     yield from ["".join(str(number) for number in range(GRID))] * 200
