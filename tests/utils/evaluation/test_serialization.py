@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from utils.evaluation.metrics import Overlap
-from utils.evaluation.protocols import MaskRecord, SemanticRecord, VqaRecord
-from utils.evaluation.serialization import from_json, to_json
+from utils.evaluation.protocols import (
+    MaskRecord,
+    ReasoningProtocol,
+    ReferringProtocol,
+    SemanticProtocol,
+    SemanticRecord,
+    VqaProtocol,
+    VqaRecord,
+)
+from utils.evaluation.serialization import RECORD_KINDS, from_json, to_json
 from utils.reports.drawing import LegendEntry
 
 
@@ -104,3 +113,13 @@ def test_what_has_no_agreed_form_is_not_written(value):
 def test_what_we_do_not_write_is_not_read(value):
     with pytest.raises(ValueError, match=r"record|reshape|array"):
         from_json(value)
+
+
+def test_the_records_of_every_protocol_may_stand_in_a_file():
+    kinds = []
+    for protocol in (SemanticProtocol, ReferringProtocol, ReasoningProtocol, VqaProtocol):
+        [base] = protocol.__orig_bases__
+        _, _, record = get_args(base)
+        kinds += get_args(record) or [record]  # of a sequence, what it holds
+    assert len(kinds) == 4
+    assert set(kinds) <= set(RECORD_KINDS)
