@@ -19,10 +19,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from model.checkpoints.layouts.training import RunSettings, read_run_settings, read_training_weights
-from model.checkpoints.merge import MergedModel, open_merge, save
+from model.checkpoints.checkpoint import TrainedWeights, open_trained
+from model.checkpoints.merge import open_merge, save
+from model.checkpoints.merged_model import MergedModel
 from model.errors import UserError
-from model.text.format import SequenceFormat
 from utils.common.commands import command
 from utils.common.distributed import dtype_unless_stored
 from utils.common.hub import check_login, push_folder
@@ -31,7 +31,7 @@ from utils.common.paths import check_writable
 from utils.common.settings import parse_config
 from utils.config.inference import MergeConfig
 from utils.reports.model_card import model_card
-from utils.reports.report import Report, read_report
+from utils.reports.report import read_report
 
 
 @command("merge_lora_weights_and_save_hf_model.py")
@@ -42,9 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = read_report(config.report) if config.report else None
     if config.push_to_hub:
         check_login(config.push_to_hub)
-    settings = read_run_settings(config.weight)
-    merged = open_checkpoint(config, settings, target)
-    write(config, merged, target, card_of(config, settings, merged, target, report))
+    trained = open_trained(config.weight, config.tag or None)
+    base = base_of(config, trained)
+    merged = merge(config, base, trained, target)
+    card = model_card(
+        target.name, base, merged.config, merged.num_parameters, run=trained.settings.run, report=report
+    )
+    write(config, merged, target, card)
     print(f"{target} is ready: python chat.py --version {target}")
     if config.push_to_hub:
         print(f"uploaded to {push_folder(target, config.push_to_hub)}, a private repository")
@@ -63,11 +67,10 @@ def free_folder(path: str) -> Path:
     return folder
 
 
-def base_of(config: MergeConfig, settings: RunSettings) -> str:
+def base_of(config: MergeConfig, trained: TrainedWeights) -> str:
     """The model that the run started from."""
-    version = config.version or settings.place_of("version")
+    version = config.version or trained.settings.place_of("version")
     if not version:
-        read_training_weights(config.weight, config.tag or None)  # says so if the path is of another kind
         raise UserError(
             f"the run's settings are not beside {config.weight}; pass --version, the model that training "
             "started from"
@@ -75,35 +78,17 @@ def base_of(config: MergeConfig, settings: RunSettings) -> str:
     return version
 
 
-def open_checkpoint(config: MergeConfig, settings: RunSettings, target: Path) -> MergedModel:
+def merge(config: MergeConfig, base: str, trained: TrainedWeights, target: Path) -> MergedModel:
     """The base as it was when training started and the trained weights; flags win over the run's settings."""
-    stored_format = settings.config.get("sequence_format")
     target.parent.mkdir(parents=True, exist_ok=True)
     return open_merge(
-        base_of(config, settings),
-        config.weight,
+        base,
+        trained,
         scratch=target.parent,
-        vision_tower=config.vision_tower or settings.place_of("vision_tower"),
-        sam=config.vision_pretrained or settings.place_of("vision_pretrained"),
+        vision_tower=config.vision_tower,
+        sam=config.vision_pretrained,
         dtype=dtype_unless_stored(config.precision),
-        format=SequenceFormat.from_dict(stored_format) if stored_format else None,
-        prompt=settings.config.get("prompt"),
         lora_alpha=config.lora_alpha,
-        tag=config.tag or None,
-    )
-
-
-def card_of(
-    config: MergeConfig, settings: RunSettings, merged: MergedModel, target: Path, report: Report | None
-) -> str:
-    """README.md of the folder."""
-    return model_card(
-        target.name,
-        base_of(config, settings),
-        merged.config,
-        merged.num_parameters,
-        run=settings.run,
-        report=report,
     )
 
 

@@ -34,7 +34,7 @@ from transformers import (
 )
 
 import merge_lora_weights_and_save_hf_model as merge_script
-from model.checkpoints.layouts.training import SETTINGS_FOLDER
+from model.checkpoints.layouts.base import SETTINGS_FOLDER
 from model.checkpoints.load import load_model
 from model.checkpoints.write import write_shards
 from model.config import LasagnaConfig

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from merge_lora_weights_and_save_hf_model import main as merge_script
-from model.checkpoints.layouts import training
-from model.checkpoints.layouts.training import apply_training_weights
+from model.checkpoints import trained
+from model.checkpoints.checkpoint import open_trained
 from model.checkpoints.load import load_model
 from model.generation.greedy import greedy
 from tests.golden_cases import (
@@ -174,10 +174,10 @@ def test_the_merge_script_makes_the_weights_of_the_released_one(shared_model, me
 
 @pytest.mark.parametrize("path", TRAIN_CASES)
 def test_merged_and_adapter_masks_equal_the_released_code(golden, merged_model, path, monkeypatch):
-    monkeypatch.setattr(training, "merge", lambda model: model)
+    monkeypatch.setattr(trained, "merge", lambda model: model)
     files = golden / "checkpoints"
     adapted = load("llava-tiny-base", sam=str(files / "sam_tiny.pth"), format="release")
-    apply_training_weights(adapted, files / "lora_weight" / "pytorch_model.bin", lora_alpha=16)
+    trained.apply_trained(adapted, open_trained(files / "lora_weight" / "pytorch_model.bin"), lora_alpha=16)
     assert adapted.llava is not adapted.vlm
     for index in range(len(TrainCase(path, merged_model.processor).images)):
         case = TrainCase(path, merged_model.processor)

@@ -17,8 +17,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train_ds
-from model.checkpoints.layouts.deepspeed import read_checkpoint
-from model.checkpoints.layouts.training import read_training_weights
+from model.checkpoints.checkpoint import open_trained
+from model.checkpoints.layouts import deepspeed
 from model.lora import TRAINABLE_PATTERN
 from tests.commands import BASE, QUICK, REPOSITORY, complaint, losses_of, run
 from utils.common.settings import parse_config, path_settings
@@ -81,7 +81,7 @@ def test_the_checkpoint_holds_the_trainable_weights_and_what_it_takes_to_rebuild
     buffers = {name for name, _ in trained_run.module.named_buffers()}
     state = torch.load(checkpoint / "global_step4" / "mp_rank_00_model_states.pt", weights_only=False)
     assert trainable <= set(state["module"]) <= trainable | buffers
-    weights = read_checkpoint(checkpoint)
+    weights = deepspeed.read(checkpoint)
     assert trainable <= set(weights) <= trainable | buffers
     for name, now in trained_run.module.named_parameters():
         if name in trainable:
@@ -132,7 +132,7 @@ def test_an_interrupted_run_that_is_continued_is_the_uninterrupted_run(trained_r
     assert losses_of(folder) == losses_of(trained_run.folder)
     board = EventAccumulator(str(folder)).Reload()
     assert [point.step for point in board.Scalars("train/total")] == [1, 2, 3, 4]
-    ours, theirs = (read_checkpoint(place / "ckpt_model") for place in (folder, trained_run.folder))
+    ours, theirs = (deepspeed.read(place / "ckpt_model") for place in (folder, trained_run.folder))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
@@ -247,7 +247,7 @@ def test_the_best_checkpoint_is_kept_by_validation_over_a_restart(at_work, tmp_p
     assert (kept("ckpt_model"), kept("ckpt_best")) == ("global_step5", "global_step2")
     assert run("train_ds", *flags, "--epochs=6") == 0
     assert (kept("ckpt_model"), kept("ckpt_best")) == ("global_step6", "global_step6")
-    assert read_training_weights(tmp_path / "best" / "ckpt_best")
+    assert open_trained(tmp_path / "best" / "ckpt_best").weights
 
 
 # ----------------------------------------------------------------------------- speed, and profiles
@@ -296,7 +296,7 @@ def train_with_stage(workspace: Path, runs: Path, stage: int) -> tuple[list[dict
                 run("train_ds", *flags)
         assert run("train_ds", *flags) == 0
     folder = runs / f"stage{stage}"
-    return losses_of(folder), read_training_weights(folder / "ckpt_model")
+    return losses_of(folder), open_trained(folder / "ckpt_model").weights
 
 
 @pytest.mark.filterwarnings("ignore:.*all_gather_into_tensor.*")
@@ -335,5 +335,5 @@ def test_two_processes_train_like_one_that_accumulates_two_micro_batches(at_work
     assert run("train_ds", *flags, "--exp_name=one", "--grad_accumulation_steps=2") == 0
     for ours, theirs in zip(losses_of(tmp_path / "two"), losses_of(tmp_path / "one"), strict=True):
         assert ours == pytest.approx(theirs, abs=1e-4)
-    ours, theirs = (read_training_weights(tmp_path / name / "ckpt_model") for name in ("two", "one"))
+    ours, theirs = (open_trained(tmp_path / name / "ckpt_model").weights for name in ("two", "one"))
     check_same_weights(ours, theirs)

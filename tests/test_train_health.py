@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from model.checkpoints.layouts.training import read_training_weights
+from model.checkpoints.checkpoint import open_trained
 from tests.commands import QUICK, run
 from utils.training import loop, validation
 
@@ -68,7 +68,7 @@ def test_single_bad_steps_are_skipped_and_the_save_waits_for_a_good_one(
     assert ".jpg" in caplog.text.split("Samples: ")[1]
     state = torch.load(next((folder / "ckpt_model").rglob("*_model_states.pt")), weights_only=False)
     assert state["bad_steps"] == 1
-    read_training_weights(folder / "ckpt_model")
+    assert open_trained(folder / "ckpt_model").weights
 
 
 def test_a_run_that_ends_with_skipped_steps_keeps_its_last_good_save(at_work, tmp_path, monkeypatch, capsys):
@@ -80,7 +80,7 @@ def test_a_run_that_ends_with_skipped_steps_keeps_its_last_good_save(at_work, tm
 
 
 def test_weights_that_are_not_finite_are_not_merged(trained_run, at_work, tmp_path, capsys):
-    weights = dict(read_training_weights(trained_run.folder / "ckpt_model"))
+    weights = dict(open_trained(trained_run.folder / "ckpt_model").weights)
     name = next(name for name in weights if name.endswith("seg_projector.0.weight"))
     weights[name] = weights[name].clone()
     weights[name][0, 0] = torch.nan
@@ -97,7 +97,7 @@ def test_weights_that_are_not_finite_are_not_merged(trained_run, at_work, tmp_pa
 
 
 def test_a_merged_weight_that_leaves_the_number_format_is_named(trained_run, at_work, tmp_path, capsys):
-    weights = dict(read_training_weights(trained_run.folder / "ckpt_model"))
+    weights = dict(open_trained(trained_run.folder / "ckpt_model").weights)
     name = next(name for name in weights if name.endswith("seg_projector.0.weight"))
     weights[name] = torch.full_like(weights[name], 1e6)  # float16 ends at 65504
     folder = tmp_path / "run"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.checkpoints.layouts.training import read_training_weights
+from model.checkpoints.checkpoint import open_trained
 from tests.commands import QUICK, losses_of, run
 from utils.training import saves
 
@@ -78,7 +78,7 @@ def test_a_damaged_save_is_passed_over_and_the_run_is_what_it_was(damage, two_sa
     assert go_on(copied, "--keep_last=2") == 0
     assert f"{NEWEST} is passed over: " in caplog.text
     assert losses_of(copied) == losses_of(two_saves)
-    ours, theirs = (read_training_weights(place / "ckpt_model") for place in (copied, two_saves))
+    ours, theirs = (open_trained(place / "ckpt_model").weights for place in (copied, two_saves))
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
 
 
@@ -99,7 +99,7 @@ def test_a_damaged_save_is_not_merged(damage, copied, at_work, tmp_path, capsys,
 def test_whatever_latest_says_the_newest_whole_save_is_continued(content, copied, at_work, two_saves):
     latest = copied / "ckpt_model" / "latest"
     latest.unlink() if content is None else latest.write_text(content)
-    weights = read_training_weights(copied / "ckpt_model")
+    weights = open_trained(copied / "ckpt_model").weights
     assert go_on(copied, "--keep_last=2") == 0
     assert losses_of(copied) == losses_of(two_saves)
     assert sorted(path.name for path in (copied / "ckpt_model").glob("global_step*")) == [
@@ -108,7 +108,7 @@ def test_whatever_latest_says_the_newest_whole_save_is_continued(content, copied
     ]
     assert all(
         torch.equal(value, weights[name])
-        for name, value in read_training_weights(two_saves / "ckpt_model").items()
+        for name, value in open_trained(two_saves / "ckpt_model").weights.items()
     )
 
 
@@ -172,7 +172,7 @@ def test_saves_between_epochs_continue_to_the_last_bit(two_saves, at_work, tmp_p
     assert (folder / "ckpt_model" / "latest").read_text() == "global_step3"
     assert run("train_ds", *flags) == 0
     assert losses_of(folder) == losses_of(two_saves)
-    ours, theirs = (read_training_weights(place / "ckpt_model") for place in (folder, two_saves))
+    ours, theirs = (open_trained(place / "ckpt_model").weights for place in (folder, two_saves))
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
     counted = json.loads((folder / "data.json").read_text())
     assert counted == json.loads((two_saves / "data.json").read_text())
@@ -215,4 +215,4 @@ def test_a_disk_that_stays_full_ends_the_run_with_one_line_and_no_half_file(
     names = sorted(path.name for path in (copied / "ckpt_model").iterdir())
     assert not [name for name in names if name.startswith("partial")]
     assert NEWEST in names
-    read_training_weights(copied / "ckpt_model")
+    assert open_trained(copied / "ckpt_model").weights

@@ -12,7 +12,7 @@ import torch
 from deepspeed import DeepSpeedEngine
 
 import train_ds
-from model.checkpoints.layouts.training import read_training_weights
+from model.checkpoints.checkpoint import open_trained
 from tests.commands import BASE, QUICK, losses_of, run
 from utils.common.settings import parse_config
 from utils.config.training import TrainConfig
@@ -143,7 +143,7 @@ MOMENTS = {
 def saved(folder: Path) -> dict[str, torch.Tensor]:
     """The weights of the only save in a folder."""
     assert [path.name for path in folder.glob("global_step*")] == [(folder / "latest").read_text()]
-    return read_training_weights(folder)
+    return open_trained(folder).weights
 
 
 @pytest.fixture(scope="module")

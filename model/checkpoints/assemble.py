@@ -1,4 +1,4 @@
-"""Putting a LLaVA, a SAM, a projection and a tokenizer together, and checking that they agree."""
+"""Assembles a model from a LLaVA, a SAM, a projection and a tokenizer, and checks that they agree."""
 
 from __future__ import annotations
 
@@ -40,7 +40,15 @@ def assemble(
     prompt: str | None,
     seed: int,
 ) -> LasagnaForConditionalGeneration:
-    """Puts a LLaVA, a SAM, a projection and a tokenizer together; what is missing is made new, and said."""
+    """Assembles a model from its parts. A part that is missing is initialised anew, and the log says so.
+
+    Args:
+        parts: as a layout's reader returns them.
+        sam, format, prompt, seed: as for `load_model`.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no SAM, or parts do not belong together.
+    """
     if parts.sam is not None:
         settings, sam_weights = parts.sam
     elif sam:
@@ -90,7 +98,7 @@ def from_parts(
     projector_weights: dict[str, Tensor] | None,
     generator: torch.Generator,
 ) -> LasagnaForConditionalGeneration:
-    """The model around a loaded `vlm`. Nothing is allocated twice: the shell is built without memory."""
+    """The model around a loaded `vlm`. Nothing is allocated twice: the shell is built on the meta device."""
     with torch.device("meta"):
         model = LasagnaForConditionalGeneration(config)
     model.vlm = vlm
@@ -109,7 +117,7 @@ def from_parts(
         logger.info("projection: new, to be trained")
         for layer in model.seg_projector:
             if isinstance(layer, nn.Linear):
-                bound = layer.in_features**-0.5  # torch's own start, from our generator
+                bound = layer.in_features**-0.5  # as torch initialises it, but from our generator
                 nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
                 nn.init.zeros_(layer.bias)
     model.sam.to(vlm.dtype)
@@ -118,7 +126,7 @@ def from_parts(
 
 
 def check_vocabulary(parts: Parts, tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many tokens have a row in the weights; rows beyond the tokenizer's are padding.
+    """Number of tokens that have a row in the weights; rows beyond the tokenizer's are padding.
 
     Raises:
         ValueError: the tokenizer has tokens without a row, or lacks those that trained weights answer with.
@@ -143,10 +151,10 @@ def check_vocabulary(parts: Parts, tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def check_agreement(model: LasagnaForConditionalGeneration) -> None:
-    """Whether weights, config, tokenizer and image processing speak of the same model.
+    """Checks that weights, config, tokenizer and image processing belong to the same model.
 
     Raises:
-        ValueError: they do not; it says which file is probably of another model.
+        ValueError: they do not; the message names the values and the files that disagree.
     """
     config, processor = model.config, model.processor
     ids, vision = processor.token_ids, config.vlm_config.vision_config
@@ -169,7 +177,7 @@ def check_agreement(model: LasagnaForConditionalGeneration) -> None:
             num_patches + has_class_token,
         ),
         (
-            "CLIP's picture size of preprocessor_config.json",
+            "CLIP's image size of preprocessor_config.json",
             side_of(processor),
             "of config.json",
             vision.image_size,
@@ -177,7 +185,7 @@ def check_agreement(model: LasagnaForConditionalGeneration) -> None:
         (
             "sam_image_size of processor_config.json",
             processor.sam_image_size,
-            "picture size of the SAM weights",
+            "image size of the SAM weights",
             grid * config.sam_settings.patch_size,
         ),
     )
@@ -197,21 +205,21 @@ def check_agreement(model: LasagnaForConditionalGeneration) -> None:
 
 
 def patches_of(vision: Any) -> int:
-    """Patches of a picture, from the config of a CLIP tower."""
+    """Patches of an image, from the config of a CLIP tower."""
     return (vision.image_size // vision.patch_size) ** 2
 
 
 def side_of(processor: LasagnaProcessor) -> int | None:
-    """Height and width of CLIP's picture, pixels; None where they differ."""
+    """Height and width of CLIP's input, pixels; None where they differ."""
     size = processor.clip.crop_size
     return size["height"] if size["height"] == size["width"] else None
 
 
 @torch.no_grad()
 def fit_vocabulary(vlm: PreTrainedModel, num_known: int, num_tokens: int, generator: torch.Generator) -> None:
-    """Makes embeddings and lm_head `num_tokens` rows long; from `num_known` on they start at the mean.
+    """Resizes embeddings and lm_head to `num_tokens` rows; new rows, from `num_known` on, are set to the mean.
 
-    Noise of a tenth of the rows' own spread tells the new tokens apart. Padding rows of the old matrices go.
+    Noise of a tenth of the rows' standard deviation makes the new tokens distinct. Padding rows are dropped.
     """
     vlm.resize_token_embeddings(num_tokens, mean_resizing=False)
     matrices = [vlm.get_input_embeddings().weight]

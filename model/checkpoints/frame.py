@@ -1,7 +1,7 @@
 """The frame of a model: everything but the layers of its language model, as a folder of the same layout.
 
-The layers are most of a model's bytes and have the same names in every layout. The frame is small enough to be
-loaded like any other model, by `load_model`, which knows the layouts.
+The layers hold most of a model's bytes and have the same names in every layout. The frame is small enough to be
+loaded by `load_model`, which knows the layouts.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ LAYER_PREFIX = "vlm.model.language_model."
 PER_LAYER = (
     "num_hidden_layers",
     "layer_types",
-)  # settings of the text model that say something of each layer
+)  # settings of the text model that depend on the layers
 LARGEST_ITEM = 4  # bytes of a value on disk, at most
 
 
 def write_frame(folder: Path, stored: StoredWeights, target: Path) -> None:
-    """A copy of a model's folder without the layers of its language model; other files are linked.
+    """Writes a copy of a model's folder without the layers of its language model; other files are linked.
 
-    So is a CLIP tower beside the folder, where its config.json may say that the tower is.
+    A CLIP tower beside the folder is linked too, as config.json may name it relative to the folder.
     """
     target.mkdir(parents=True)
     layers = set(layer_names(stored).values())
@@ -65,7 +65,7 @@ def write_frame(folder: Path, stored: StoredWeights, target: Path) -> None:
 
 
 def text_section(content: dict[str, Any]) -> dict[str, Any]:
-    """Where a config.json of any layout keeps the settings of the language model."""
+    """The part of a config.json, of any layout, that holds the settings of the language model."""
     inner = content.get("vlm_config", content)
     return inner.get("text_config", inner)
 
@@ -80,6 +80,7 @@ def text_config_of(folder: Path) -> PreTrainedConfig:
 
 
 def is_computed(name: str) -> bool:
+    """Whether the weight is a buffer that the model computes itself."""
     return llava_v1.COMPUTED.search(name) is not None
 
 
@@ -93,7 +94,7 @@ def layer_names(stored: StoredWeights) -> dict[str, str]:
 
 
 def full_config(frame: LasagnaForConditionalGeneration, text_config: PreTrainedConfig) -> LasagnaConfig:
-    """The frame's configuration with its layers again, as `save_pretrained` would write it."""
+    """The frame's configuration with the layers restored, as `save_pretrained` would write it."""
     config = frame.config
     for name in PER_LAYER:
         if hasattr(text_config, name):
@@ -104,7 +105,7 @@ def full_config(frame: LasagnaForConditionalGeneration, text_config: PreTrainedC
 
 
 def check_space(place: Path, stored: StoredWeights, sam: str | None, dtype: torch.dtype | None) -> None:
-    """Raises a ValueError when the merged model and the copy of the frame will not fit on the disk."""
+    """Raises a UserError if the merged model and the copy of the frame do not fit on the disk."""
     layers = set(layer_names(stored).values())
     width = dtype.itemsize if dtype else LARGEST_ITEM
     total = sum(shape.numel() for shape in stored.shapes.values())

@@ -1,4 +1,4 @@
-"""Loading the language model's layers in 8 or 4 bit, through bitsandbytes; everything else stays in 16 bit."""
+"""Loads the language model's layers in 8 or 4 bit through bitsandbytes; everything else stays in 16 bit."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from transformers import BitsAndBytesConfig
 from model.errors import UserError
 
 CHOICES = ("8bit", "4bit")
-# Names (patterns from the start, or ends) of what is not quantised: masks depend on SAM and projection to the last
-# bit, the tower and LLaVA's projector are small, and lm_head gets rows for new tokens.
+# What is not quantised, as patterns from the start of a name or as its end: masks are sensitive to SAM and the
+# projection, the tower and LLaVA's projector are small, and lm_head gets rows for new tokens.
 KEPT = [r".*vision_tower", r".*multi_modal_projector", r".*lm_head", "sam", "seg_projector"]
 
 
 def quantization_config(name: str, dtype: torch.dtype | None) -> BitsAndBytesConfig:
-    """The settings of "8bit" or "4bit" (NF4, computed in `dtype`).
+    """The settings of "8bit" or "4bit" (NF4), computed in `dtype`.
 
     Raises:
         ValueError: an unknown name, a dtype that is not 16 bit, or no GPU or bitsandbytes here.

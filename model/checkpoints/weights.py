@@ -1,4 +1,4 @@
-"""Reading weight files of every kind, safely, and saying exactly what does not fit."""
+"""Reads weight files of every kind, and runs no code in them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ INDEX_FILES = tuple(f"{name}.index.json" for name in WEIGHT_FILES)
 # Where training scripts put weights, the likeliest first.
 WRAPPERS = ("state_dict", "module", "model", "model_state_dict", "model_state", "net", "network", "weights", "params",
             "sam", "sam_model", "ema", "model_ema")  # fmt: skip
-# What torch.load raises for files that are cut off, of another kind, or hold code.
+# What torch.load raises for files that are truncated, of another kind, or hold code.
 READ_ERRORS = (pickle.UnpicklingError, struct.error, RuntimeError, EOFError, OSError, LookupError, ValueError)
 
 
@@ -43,7 +43,7 @@ def read_torch_file(path: str | Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip(path))
     except READ_ERRORS as error:
-        # Torch's refusal begins with the advice to run the file's code, and says at its end what was refused.
+        # Torch's message begins with the advice to trust the file; what was refused stands at its end.
         refused = str(error).rpartition("WeightsUnpickler error:")[2].strip()
         reason = next(iter(refused.splitlines()), type(error).__name__)
         raise UserError(
@@ -60,8 +60,8 @@ def is_zip(path: Path) -> bool:
 def read_weight_file(path: str | Path) -> dict[str, Tensor]:
     """All weights of a .safetensors, .bin, .pt or .pth file.
 
-    Out of what training scripts put around them: {"model": weights, "epoch": 3}, `WRAPPERS` in each other, and
-    "module." in front of every name.
+    What training scripts put around them is taken off: {"model": weights, "epoch": 3}, nested `WRAPPERS`, and
+    "module." before every name.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -84,7 +84,7 @@ def read_weight_file(path: str | Path) -> dict[str, Tensor]:
 
 
 def unwrapped(content: object) -> object:
-    """What is inside `WRAPPERS`, however many are around it."""
+    """The content of nested `WRAPPERS`."""
     while isinstance(content, dict) and not any(isinstance(value, Tensor) for value in content.values()):
         inner = next((content[name] for name in WRAPPERS if isinstance(content.get(name), dict)), None)
         if inner is None:

@@ -1,4 +1,4 @@
-"""Writing a folder of weights: one shard in memory at a time, verified, complete or not there at all."""
+"""Writes a folder of weights: one shard in memory at a time, verified, complete or not there at all."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def write_shards(
 def verify(
     folder: Path, hashes: Mapping[str, str], *, progress: Callable[[int], object] = lambda _: None
 ) -> None:
-    """Reads a folder back.
+    """Reads a folder back and compares the hash of each weight.
 
     Raises:
         ValueError: a weight is missing, left over, or not what was written.
@@ -108,7 +108,7 @@ def hash_of(value: Tensor) -> str:
 
 
 def require_space(place: Path, num_bytes: int) -> None:
-    """Raises a ValueError when fewer bytes are free."""
+    """Raises a UserError if fewer bytes are free."""
     free = shutil.disk_usage(place).free
     if free < num_bytes:
         raise UserError(
@@ -119,7 +119,7 @@ def require_space(place: Path, num_bytes: int) -> None:
 
 @contextmanager
 def finished_folder(target: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `target` when all went well; else nothing is left.
+    """A temporary folder to fill, which is renamed to `target` if no error occurs and removed otherwise.
 
     Raises:
         ValueError: it could not be written.

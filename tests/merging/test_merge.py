@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from merge_lora_weights_and_save_hf_model import main
+from model.checkpoints.checkpoint import open_trained
+from model.checkpoints.layouts import deepspeed
 from model.checkpoints.layouts.base import DTYPES
-from model.checkpoints.layouts.deepspeed import read_checkpoint, safe_globals
-from model.checkpoints.layouts.training import apply_training_weights, read_training_weights
 from model.checkpoints.load import load_model
+from model.checkpoints.trained import apply_trained
 from model.checkpoints.weights import read_torch_file
 from model.lora import add_lora, mark_trainable, merge
 from tests.tiny_weights import edit_json, picture, write_shards
@@ -22,7 +23,7 @@ CLASSES = ["dog", "tree", "sky", "pool table"]
 @pytest.mark.parametrize(("stage", "num_ranks"), [(0, 1), (1, 1), (2, 1), (2, 3), (2, 12), (3, 1), (3, 3)])
 def test_checkpoints_are_read_back_exactly(trained, tmp_path, stage, num_ranks):
     write_zero_checkpoint(tmp_path, trained, stage=stage, num_ranks=num_ranks)
-    weights = read_checkpoint(tmp_path)
+    weights = deepspeed.read(tmp_path)
     expected = trainable(trained)
     assert expected.keys() <= weights.keys()
     assert all(torch.equal(weights[name], value) for name, value in expected.items())
@@ -35,7 +36,7 @@ def test_checkpoints_are_read_as_deepspeed_reads_them(trained, tmp_path, stage, 
 
     write_zero_checkpoint(tmp_path, trained, stage=stage, num_ranks=num_ranks, frozen=frozen)
     expected = get_fp32_state_dict_from_zero_checkpoint(str(tmp_path))
-    weights = read_checkpoint(tmp_path)
+    weights = deepspeed.read(tmp_path)
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], value.contiguous()) for name, value in expected.items())
 
@@ -43,17 +44,17 @@ def test_checkpoints_are_read_as_deepspeed_reads_them(trained, tmp_path, stage, 
 def test_a_missing_rank_or_tag_is_an_error(trained, tmp_path):
     write_zero_checkpoint(tmp_path, trained, stage=2, num_ranks=3)
     with pytest.raises(FileNotFoundError, match="global_step7"):
-        read_checkpoint(tmp_path, tag="global_step8")
+        deepspeed.read(tmp_path, tag="global_step8")
     next(tmp_path.glob("*/*rank_1_*optim*")).unlink()
     with pytest.raises(FileNotFoundError, match="2 processes but 3"):
-        read_checkpoint(tmp_path)
+        deepspeed.read(tmp_path)
 
 
 def test_a_checkpoint_with_code_in_it_is_not_run(trained, tmp_path):
     write_zero_checkpoint(tmp_path, trained, stage=2, num_ranks=1)
     torch.save({"optimizer_state_dict": print}, next(tmp_path.glob("*/*optim*")))
     with pytest.raises(ValueError, match="not a readable checkpoint"):
-        read_checkpoint(tmp_path)
+        deepspeed.read(tmp_path)
 
 
 class _Getattr:
@@ -72,7 +73,7 @@ def test_members_of_enumerations_are_read_however_python_writes_them_and_nothing
 
     def read(owner, name):
         torch.save({"stage": _Getattr(owner, name)}, tmp_path / "file.pt")
-        with torch.serialization.safe_globals(safe_globals()):
+        with torch.serialization.safe_globals(deepspeed.safe_globals()):
             return read_torch_file(tmp_path / "file.pt")["stage"]
 
     assert read(ZeroStageEnum, "gradients") is ZeroStageEnum.gradients
@@ -82,7 +83,7 @@ def test_members_of_enumerations_are_read_however_python_writes_them_and_nothing
 
 
 def test_what_may_be_called_while_reading_is_a_short_list():
-    assert len(safe_globals()) == 5
+    assert len(deepspeed.safe_globals()) == 5
 
 
 def test_every_form_of_the_same_weights_is_read(trained, tmp_path):
@@ -96,11 +97,11 @@ def test_every_form_of_the_same_weights_is_read(trained, tmp_path):
     write_zero_checkpoint(tmp_path / "exp" / "ckpt_model", trained, stage=2, num_ranks=2)
     forms = ("file.bin", "shards", "run", "run/pytorch_model.bin", "exp", "exp/ckpt_model")
     for form in (*forms, "exp/ckpt_model/global_step7"):
-        read = read_training_weights(tmp_path / form)
+        read = open_trained(tmp_path / form).weights
         assert all(torch.equal(read[name], value) for name, value in weights.items()), form
     for absent in ("nothing", ""):
         with pytest.raises(FileNotFoundError, match="--weight"):
-            read_training_weights(tmp_path / absent)
+            open_trained(tmp_path / absent)
 
 
 def merged_by_hand(trained):
@@ -183,7 +184,7 @@ def test_a_merged_model_can_be_trained_further_and_merged_again(folders, trained
     mark_trainable(model)
     torch.save(trainable(model), tmp_path / "second.bin")
     again, _ = load_model(tmp_path / "first")
-    apply_training_weights(again, tmp_path / "second.bin", lora_alpha=4)
+    apply_trained(again, open_trained(tmp_path / "second.bin"), lora_alpha=4)
     for name, value in first.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], value)
 

@@ -12,11 +12,12 @@ from safetensors.torch import load_file, save_file
 import model.checkpoints.lazy as stored
 import model.checkpoints.write as writing
 from merge_lora_weights_and_save_hf_model import main
-from model.checkpoints.layouts.training import apply_training_weights
+from model.checkpoints.checkpoint import open_trained
 from model.checkpoints.layouts.write_released import write_released
 from model.checkpoints.lazy import StoredWeights
 from model.checkpoints.load import load_model
 from model.checkpoints.merge import open_merge, save
+from model.checkpoints.trained import apply_trained
 from model.checkpoints.write import plan_shards
 from model.lora import add_lora, mark_trainable, merge
 from model.text.format import SequenceFormat
@@ -27,7 +28,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 def merge_in_memory(base, weights, *, dtype, alpha=None, **flags):
     model, _ = load_model(base, dtype=dtype, **flags)
-    return apply_training_weights(model, weights, lora_alpha=alpha)
+    return apply_trained(model, open_trained(weights), lora_alpha=alpha)
 
 
 def content(file):
@@ -91,7 +92,12 @@ def test_shard_by_shard_equals_the_merge_in_memory(kind, precision, folders, tra
     expected.save_pretrained(tmp_path / "expected")
     monkeypatch.setattr(stored, "RELEASE_AFTER", 2000)  # files are opened again and again
     merged = open_merge(
-        str(base), tmp_path / "weights.bin", scratch=tmp_path, dtype=DTYPES[precision], lora_alpha=32, **flags
+        str(base),
+        open_trained(tmp_path / "weights.bin"),
+        scratch=tmp_path,
+        dtype=DTYPES[precision],
+        lora_alpha=32,
+        **flags,
     )
     save(merged, tmp_path / "merged", card="", shard_size=20_000)
     assert len(list((tmp_path / "merged").glob("model-*.safetensors"))) > 3
@@ -122,7 +128,7 @@ def test_the_released_codes_checkpoint_merges_to_its_own_merged_model(golden, tm
     tower = str(folder / "clip-vit-tiny-patch14")
     merged = open_merge(
         str(folder / "llava-tiny-base"),
-        folder / "lora_weight" / "pytorch_model.bin",
+        open_trained(folder / "lora_weight" / "pytorch_model.bin"),
         scratch=tmp_path,
         vision_tower=tower,
         sam=str(folder / "sam_tiny.pth"),
@@ -158,7 +164,7 @@ def test_frozen_weights_in_the_checkpoint_win_over_the_base(folders, trained, tm
     torch.save(weights, tmp_path / "all.bin")
     merged = open_merge(
         str(folders.llava),
-        tmp_path / "all.bin",
+        open_trained(tmp_path / "all.bin"),
         scratch=tmp_path,
         dtype=torch.float32,
         lora_alpha=32,
@@ -211,7 +217,9 @@ def test_no_more_than_a_shard_is_held_and_every_weight_is_written_once(folders, 
         held.append(sum(value.nbytes for value in tensors.values()))
         save_file(tensors, path, metadata)
 
-    merged = open_merge(str(folders.llava), run, scratch=tmp_path, dtype=torch.float32, **folders.parts)
+    merged = open_merge(
+        str(folders.llava), open_trained(run), scratch=tmp_path, dtype=torch.float32, **folders.parts
+    )
     monkeypatch.setattr(writing, "save_file", record)
     seen = []
     save(merged, tmp_path / "m", card="", shard_size=100_000, progress=seen.append)

@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 
+from model.checkpoints.layouts.base import CHECKPOINT_FOLDER, SETTINGS_FOLDER
 from model.checkpoints.layouts.deepspeed import safe_globals
-from model.checkpoints.layouts.training import CHECKPOINT_FOLDER, SETTINGS_FOLDER
 from model.checkpoints.manifest import Found, newest_save, saves
 from model.errors import UserError
 from model.files import read_json, read_text, read_yaml, split_lines

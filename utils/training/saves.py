@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from model.checkpoints.layouts.training import SETTINGS_FOLDER
+from model.checkpoints.layouts.base import SETTINGS_FOLDER
 from model.checkpoints.manifest import (
     LATEST,
     MANIFEST,

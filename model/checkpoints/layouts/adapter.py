@@ -1,7 +1,7 @@
 """A plain PEFT folder: adapter_config.json and adapter_model.safetensors (or .bin), LoRA beside a base.
 
-Read here rather than by PEFT, which starts adapters anew when their names do not fit. LLaVA's own LoRA folders
-have `non_lora_trainables.bin` beside it.
+Read here rather than by PEFT, which initialises adapters at random when their names do not fit. LoRA folders of
+LLaVA's authors have `non_lora_trainables.bin` beside them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ OLD_NAMES = (
     ("language_model.lm_head.", "lm_head."),
     ("multi_modal_projector.", "model.multi_modal_projector."),
 )
-# Entries of adapter_config.json that say nothing about what the weights mean, or that the names of the weights tell.
+# Entries of adapter_config.json that do not change what the weights mean, or that the names of the weights show.
 FREE = {
     "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "inference_mode", "r",
     "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "use_rslora", "layers_to_transform",
@@ -41,18 +41,24 @@ NEUTRAL = {
 }
 OFF: tuple[Any, ...] = (None, False, "", [], {})
 CURES = {
-    "init_lora_weights": "it moved the base when the adapter was made: load base and adapter with PEFT and write a "
+    "init_lora_weights": "it changed the base when the adapter was made: load base and adapter with PEFT and write a "
     "plain one, model.save_pretrained(FOLDER, path_initial_model_for_weight_conversion=INITIAL_ADAPTER)"
 }
 CURE = "merge it with PEFT, PeftModel.from_pretrained(BASE, FOLDER).merge_and_unload(), and pass the merged model"
 
 
 def is_adapter(folder: Path) -> bool:
+    """Whether the folder is one of PEFT."""
     return (folder / CONFIG_FILE).is_file()
 
 
+def describe(path: Path, tag: str | None = None) -> str | None:
+    """Words for messages and the log; None for something else. A tag means nothing here."""
+    return "PEFT adapter" if is_adapter(path) else None
+
+
 def run_settings(folder: Path) -> dict[str, Any]:
-    """What a run's settings would say: the model it started from, and LoRA's alpha for a scale of alpha / rank."""
+    """The same as a run's settings: the model it started from, and LoRA's alpha for a scale of alpha / rank."""
     config = read_json(folder / CONFIG_FILE)
     alpha = config.get("lora_alpha", 8)
     if config.get("use_rslora"):  # rank-stabilised: the product is divided by the root of the rank
@@ -60,7 +66,7 @@ def run_settings(folder: Path) -> dict[str, Any]:
     return {"version": config.get("base_model_name_or_path"), "lora_alpha": alpha}
 
 
-def read_adapter(folder: Path) -> dict[str, Tensor]:
+def read(folder: Path, tag: str | None = None) -> dict[str, Tensor]:
     """Weights under the names they have in a model that trains.
 
     Raises:
@@ -88,12 +94,12 @@ def read_adapter(folder: Path) -> dict[str, Tensor]:
 
 
 def is_neutral(name: str, value: Any) -> bool:
-    """Whether an entry of adapter_config.json leaves a plain LoRA; entries of later versions of PEFT must be off."""
+    """Whether an entry of adapter_config.json is that of a plain LoRA; unknown entries must be off."""
     return name in FREE or any(value is fine or value == fine for fine in (*OFF, *NEUTRAL.get(name, ())))
 
 
 def training_name(name: str) -> str:
-    """A saved name as it is in a model that trains: PEFT leaves the adapter's own name out when it saves."""
+    """The name, in training, of a saved weight: PEFT leaves out the adapter's name when it saves."""
     inside = name.removeprefix(PREFIX)
     for old, new in OLD_NAMES:
         if inside.startswith(old):

@@ -1,10 +1,10 @@
-"""What a reader of a foreign layout hands over, and what the readers share."""
+"""What a layout on disk must offer, what its reader returns, and what the readers share."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,8 +14,12 @@ from model.decoders.sam import SamSettings
 from model.errors import UserError
 from model.text.format import SequenceFormat
 
+if TYPE_CHECKING:
+    from model.lasagna import LasagnaForConditionalGeneration
+
 # Beside weights that are no folder of ours (DeepSpeed's, exported ones): config.json, processor, run.yaml.
 SETTINGS_FOLDER = "lasagna"
+CHECKPOINT_FOLDER = "ckpt_model"  # of a run, the newest; train_ds.py keeps the best one in ckpt_best
 # A model that its config.json makes larger than its weights by this factor is not allocated.
 LARGEST_EXCESS = 2
 # What --precision calls them.
@@ -53,6 +57,44 @@ class Parts:
     format: SequenceFormat | None = None  # that the weights were trained with
     prompt: str | None = None  # template that the weights were trained with
     num_all_classes: int | None = None  # most classes that one query named in training
+
+
+class Layout(Protocol):
+    """A module that reads whole models of one layout."""
+
+    NAME: str  # words for messages and the log
+
+    def recognises(self, config: dict[str, Any]) -> bool:
+        """Whether a folder with this config.json has the layout."""
+        ...
+
+    def read(self, folder: Path, options: ReadOptions) -> Parts | LasagnaForConditionalGeneration:
+        """The parts of a foreign model, or a model of ours with its processor.
+
+        Raises:
+            FileNotFoundError, ValueError: something is absent or does not fit; the message names the flag.
+        """
+        ...
+
+
+class TrainedLayout(Protocol):
+    """A module that reads the weights of a training run in one layout."""
+
+    def describe(self, path: Path, tag: str | None = None) -> str | None:
+        """Words for messages and the log; None if something else lies at `path`. No weights are read.
+
+        Args:
+            tag: which save, where the layout holds several; the newest if not given.
+        """
+        ...
+
+    def read(self, path: Path, tag: str | None = None) -> dict[str, Tensor]:
+        """The weights under the names that they have in training.
+
+        Raises:
+            FileNotFoundError, ValueError: files are missing, damaged or do not belong together.
+        """
+        ...
 
 
 def check_size(

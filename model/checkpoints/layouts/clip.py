@@ -1,4 +1,4 @@
-"""The CLIP tower of an original LLaVA: a folder of its own, or inside the checkpoint."""
+"""The CLIP tower of an original LLaVA: in a folder of its own, or inside the checkpoint."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def read_tower(
 ) -> tuple[dict[str, Tensor], CLIPVisionConfig, dict[str, Any]]:
     """The CLIP tower: weights to add to the checkpoint's, config, and image processor settings.
 
-    The tower is a folder: the one given, else the one that the checkpoint's config names. Weights of a tower
-    inside the checkpoint, which may have been trained on, win over the folder's.
+    The folder is the one given, else the one that the checkpoint's config names. Weights of a tower inside the
+    checkpoint, which may have been fine-tuned, win over the folder's.
     """
     inside = {name: value for name, value in weights.items() if name.startswith(TOWER_PREFIX)}
     try:
@@ -48,10 +48,10 @@ def read_tower(
 
 
 def tower_folder(folder: Path, config: dict[str, Any], options: ReadOptions, *, fetch: bool = True) -> Path:
-    """The folder of the CLIP tower: as told, else as the checkpoint names it, from here or from beside it.
+    """The folder of the CLIP tower: the one given, else the one that the checkpoint holds, has beside it, or names.
 
     Raises:
-        FileNotFoundError: there is no such folder, and nothing to fetch from the hub.
+        FileNotFoundError: there is no such folder, and no such repository on the hub.
     """
     if options.vision_tower:
         return local_folder(options.vision_tower, flag="--vision_tower")

@@ -1,10 +1,10 @@
-"""What `DeepSpeedEngine.save_checkpoint` writes, without DeepSpeed's own reader, which unpickles anything.
+"""Reads what `DeepSpeedEngine.save_checkpoint` writes. DeepSpeed's own reader would unpickle anything.
 
 A checkpoint folder holds a tag's folder for each save and `latest`, the name of the newest tag. In a tag's
-folder: `*_model_states.pt` (weights in training precision, shapes, buffers) and, with ZeRO, for each rank an
-`*_optim_states.pt` with its part of the float32 weights: one flat vector for each parameter group, cut into
-equal parts (stages 1 and 2), or every parameter cut into equal parts (stage 3). Without ZeRO the weights are
-whole, under `module`.
+folder: `*_model_states.pt` (weights in training precision, shapes, buffers) and, with ZeRO, an
+`*_optim_states.pt` for each rank with its part of the float32 weights. Stages 1 and 2 flatten each parameter group
+into one vector and cut it into equal parts; stage 3 cuts every parameter into equal parts. Without ZeRO the weights
+are whole, under `module`.
 Source of the layout: deepspeed/utils/zero_to_fp32.py, 0.19.8.
 """
 
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.checkpoints.layouts.base import CHECKPOINT_FOLDER
 from model.checkpoints.manifest import MANIFEST, damage, newest_save, saves
 from model.checkpoints.weights import read_torch_file
 from model.errors import UserError
@@ -32,8 +33,16 @@ def is_checkpoint(folder: Path) -> bool:
     return (folder / "latest").is_file() or any(folder.glob("*_model_states.pt")) or bool(saves(folder))
 
 
-def describe(folder: Path, tag: str | None = None) -> str:
-    """What kind of checkpoint it is, from the names of its files."""
+def checkpoint_folder(path: Path) -> Path | None:
+    """The checkpoint at `path`: itself, also if it is the folder of one tag, or that of a run; None if none."""
+    return next((folder for folder in (path, path / CHECKPOINT_FOLDER) if is_checkpoint(folder)), None)
+
+
+def describe(path: Path, tag: str | None = None) -> str | None:
+    """What kind of checkpoint it is, from the names of its files; None for something else."""
+    folder = checkpoint_folder(path)
+    if folder is None:
+        return None
     folder = tag_folder(folder, tag)
     num_ranks = len(list(folder.glob("*_optim_states.pt")))
     if not num_ranks:
@@ -42,18 +51,18 @@ def describe(folder: Path, tag: str | None = None) -> str:
     return f"DeepSpeed checkpoint {folder.name}, ZeRO-{3 if divided else '1 or 2'}, {num_ranks} processes"
 
 
-def read_checkpoint(folder: str | Path, tag: str | None = None) -> dict[str, Tensor]:
+def read(path: Path, tag: str | None = None) -> dict[str, Tensor]:
     """Weights and buffers of a checkpoint under the trained model's names, float32 where DeepSpeed has that.
 
     Args:
-        folder: checkpoint folder, or the folder of one tag.
+        path: checkpoint folder, the folder of one tag, or the folder of a run.
         tag: which save; the newest if not given.
 
     Raises:
         FileNotFoundError: the tag is not there, or files of some ranks are missing.
         UserError: the files do not fit together, or are not those that its manifest lists.
     """
-    folder = whole_save(Path(folder), tag)
+    folder = whole_save(checkpoint_folder(path) or path, tag)
     with torch.serialization.safe_globals(safe_globals()):
         models = [read_torch_file(path) for path in in_rank_order(folder.glob("*_model_states.pt"))]
         optimizers = [
@@ -88,7 +97,7 @@ def read_checkpoint(folder: str | Path, tag: str | None = None) -> dict[str, Ten
 
 
 def safe_globals() -> list[Any]:
-    """What is in DeepSpeed's files besides tensors and containers: four classes that are harmless to construct.
+    """What DeepSpeed's files hold besides tensors and containers: four classes that are harmless to construct.
 
     Early releases of Python 3.11 write the member of an enumeration as a call of `getattr`, which would give access
     to anything; `_zero_stage` stands in for it.

@@ -1,4 +1,4 @@
-"""LLaVA as Hugging Face transformers stores it (llava-1.5-7b-hf and alike)."""
+"""LLaVA as Hugging Face transformers stores it, such as llava-1.5-7b-hf."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from model.files import read_json
 from model.huggingface import from_pretrained
 from model.strict_loading import load_pretrained
 
+NAME = "Hugging Face LLaVA"
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 def recognises(config: dict[str, Any]) -> bool:
+    """See `Layout`."""
     return config.get("model_type") == "llava" and "text_config" in config
 
 

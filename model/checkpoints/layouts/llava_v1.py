@@ -1,7 +1,7 @@
-"""LLaVA as its authors store it: v1 (linear projector) and v1.5 (two layers), the CLIP tower inside or not.
+"""LLaVA as its authors store it: v1 (linear projector) and v1.5 (two layers), with or without the CLIP tower.
 
-Our model is a Hugging Face LLaVA, whose projector is Linear - act - Linear. A linear projector becomes that
-with the identity as activation and as second layer: the same function.
+Our model is a Hugging Face LLaVA, whose projector is Linear - activation - Linear. With the identity as activation
+and as second layer, that is the same function as a linear projector.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from model.errors import UserError
 from model.files import read_json
 from model.strict_loading import load_pretrained
 
+NAME = "original LLaVA"
 ARCHITECTURES = ("LlavaLlamaForCausalLM",)
 
-# Prefixes of their names and of Hugging Face's; the first that fits counts, in both directions.
+# Prefixes of their names and of Hugging Face's; the first that fits is taken, in both directions.
 NAMES = (
     (TOWER_PREFIX, "model.vision_tower.vision_model."),
     ("model.embed_tokens.", "model.language_model.embed_tokens."),
@@ -57,6 +58,7 @@ PROJECTOR_ACT = {"linear": "linear", "mlp2x_gelu": "gelu"}
 
 
 def recognises(config: dict[str, Any]) -> bool:
+    """See `Layout`."""
     return any(name in ARCHITECTURES for name in config.get("architectures") or [])
 
 
@@ -123,7 +125,7 @@ def check_settings(folder: Path, config: dict[str, Any]) -> None:
 
 
 def hugging_face_name(name: str, projector: str = "linear") -> str:
-    """Hugging Face's name of one of their weights; an unknown name is kept, and found to be left over."""
+    """Hugging Face's name of one of their weights; an unknown name is kept, and strict loading reports it."""
     return next(
         (ours + name.removeprefix(theirs) for theirs, ours in table(projector) if name.startswith(theirs)),
         name,

@@ -1,4 +1,4 @@
-"""Our own folder: config.json of model_type "lasagna", safetensors, tokenizer, processor. It is complete."""
+"""A folder of this repository: config.json of model_type "lasagna", safetensors, tokenizer, processor."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from model.config import LasagnaConfig, check_stored
 from model.huggingface import from_pretrained
 from model.lasagna import LasagnaForConditionalGeneration
 
+NAME = "LaSagnA folder"
+
 
 def recognises(config: dict[str, Any]) -> bool:
+    """See `Layout`."""
     return config.get("model_type") == "lasagna"
 
 

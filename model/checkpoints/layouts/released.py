@@ -1,7 +1,7 @@
-"""LaSagnA and LISA as their authors release them: SAM and projection inside an original LLaVA. Read and written.
+"""LaSagnA and LISA as their authors release them: SAM and projection inside an original LLaVA.
 
-The CLIP tower is not inside. Folders that `write_released` made hold, beside what other tools read, the tower
-(`vision_tower/`) and how the model is spoken to (`lasagna/`), so that they come back as they were.
+The CLIP tower is not inside. Folders that `write_released` wrote also hold the tower (`vision_tower/`) and our
+configuration and processor (`lasagna/`), which other tools ignore, so that nothing is lost on the way back.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from model.text.tokens import add_special_tokens, load_tokenizer
 if TYPE_CHECKING:
     from model.lasagna import LasagnaForConditionalGeneration
 
+NAME = "released LaSagnA or LISA"
 # Architecture -> the sequence format that the weights were trained with.
 FORMATS = {"LaSagnAForCausalLM": "release", "LISAForCausalLM": "lisa"}
 SAM_PREFIX = "model.visual_model."
@@ -35,6 +36,7 @@ NAMES = ((SAM_PREFIX, "sam."), (PROJECTOR_PREFIX, "seg_projector."))
 
 
 def recognises(config: dict[str, Any]) -> bool:
+    """See `Layout`."""
     return any(name in FORMATS for name in config.get("architectures") or [])
 
 
@@ -59,7 +61,7 @@ def read(folder: Path, options: ReadOptions) -> Parts:
     name = next(FORMATS[name] for name in config["architectures"] if name in FORMATS)
     parts.format = SequenceFormat.named(name)
     settings = folder / SETTINGS_FOLDER
-    if (settings / "config.json").is_file():  # ours, exported
+    if (settings / "config.json").is_file():  # exported by `write_released`
         check_stored(settings)
         ours = read_json(settings / "config.json")
         parts.folder, parts.prompt = settings, ours.get("prompt")
@@ -77,7 +79,7 @@ def training_format(weights: dict[str, Tensor], base: Path) -> SequenceFormat | 
     """The sequence format of a training state: the one whose tokens, added to those of the base, fill its rows.
 
     Args:
-        weights: as read; of other runs than those of their code, or of adapters alone, they say nothing: None.
+        weights: as read; None is returned if they are of our training code, or adapters alone.
         base: folder of the model that training started from.
 
     Raises:

@@ -1,9 +1,9 @@
-"""A model in the layout that the authors of LaSagnA and LISA release, so that other tools read it.
+"""Writes a model in the layout that the authors of LaSagnA and LISA release, so that other tools read it.
 
 config.json, pytorch_model*.bin           as their merge script writes them; `<image>` and CLIP are not inside
 tokenizer.model, added_tokens.json, ...   for the tokenizer class of transformers 4.31
 vision_tower/                             the CLIP tower, for `--vision_tower`
-lasagna/                                  our config, tokenizer and processor: other tools do not look there
+lasagna/                                  our config, tokenizer and processor, which other tools ignore
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ def write_released(
     shard_size: int = SHARD_SIZE,
     progress: Callable[[int], object] = lambda _: None,
 ) -> dict[str, str]:
-    """Writes a model, adapters merged, in the released layout. `load_model(folder)` gives it back exactly.
+    """Writes a model, adapters merged, in the released layout; `load_model(folder)` returns it unchanged.
 
-    Only the row of `<image>`, which is never read, does not come back. Memory: one shard beyond the model.
+    Only the row of `<image>`, which is never read, is lost. Memory: one shard beyond the model.
 
     Args:
         model: with its processor attached.

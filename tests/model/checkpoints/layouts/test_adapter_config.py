@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import save_file
 
-from model.checkpoints.layouts.adapter import read_adapter
+from model.checkpoints.layouts import adapter
 from model.checkpoints.layouts.llava_v1 import check_settings
 from model.errors import UserError
 
@@ -28,7 +28,7 @@ def write(folder, **changes):
 )  # fmt: skip
 def test_a_plain_adapter_is_read_as_the_version_of_peft_here_writes_it(changes, tmp_path):
     write(tmp_path, **changes)
-    assert list(read_adapter(tmp_path)) == ["base_model.model.a.lora_A.default.weight"]
+    assert list(adapter.read(tmp_path)) == ["base_model.model.a.lora_A.default.weight"]
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_what_changes_the_meaning_of_the_weights_is_refused_with_the_way_to_conv
     write(tmp_path, **changes)
     name, value = next(iter(changes.items()))
     with pytest.raises(UserError) as error:
-        read_adapter(tmp_path)
+        adapter.read(tmp_path)
     assert f"adapter_config.json has {name}={value!r}, which is not supported" in str(error.value)
     cure = "path_initial_model_for_weight_conversion" if name == "init_lora_weights" else "merge_and_unload"
     assert cure in str(error.value)

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPVisionConfig, CLIPVisionModel, LlamaConfig
 
-from model.checkpoints.layouts.training import read_training_weights
+from model.checkpoints.checkpoint import open_trained
 from model.checkpoints.layouts.write_released import write_released
 from model.checkpoints.load import load_model
 from model.checkpoints.weights import read_folder
@@ -57,7 +57,7 @@ def test_the_wrong_thing_as_version(tiny_folders, tmp_path):
         (tiny_folders.clip, "is a CLIP tower; pass it as --vision_tower"),
         (tmp_path / "whole_clip", "is a CLIP; pass it as --vision_tower"),
         (tiny_folders.sam, "is a SAM; pass it as --vision_pretrained"),
-        (tmp_path / "vicuna", "a language model that sees nothing"),
+        (tmp_path / "vicuna", "a language model without a vision tower"),
         (tmp_path / "empty", "no config.json"),
         (tmp_path / "nowhere", "--version .*nowhere is not there"),
     ):
@@ -93,7 +93,7 @@ def test_the_wrong_thing_as_weight(tiny_folders, ours, tmp_path):
         (tmp_path / "nothing", "--weight .* does not exist"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
-            read_training_weights(wrong)
+            open_trained(wrong)
 
 
 # --------------------------------------------------------------------------------- files that are broken
@@ -243,7 +243,7 @@ def test_a_tokenizer_of_another_model_is_refused(tiny_folders, llava):
         (
             "preprocessor_config.json",
             {"crop_size": {"height": 42, "width": 42}},
-            "CLIP's picture size .* is 42",
+            "CLIP's image size .* is 42",
         ),
     ],
 )

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from model.checkpoints.layouts.training import read_run_settings
+from model.checkpoints.run_settings import read_run_settings
 from utils.common.settings import parse_config, save_config
 from utils.config.training import TrainConfig
 from utils.training.checkpoint import check_same_run
