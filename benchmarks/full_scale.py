@@ -41,7 +41,7 @@ from model.config import LasagnaConfig
 from model.decoders.sam import SamSettings, build_sam
 from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import add_lora, mark_trainable
-from model.text.tokens import load_tokenizer, save_tokenizer
+from model.text.tokenizer_files import load_tokenizer, save_tokenizer
 from utils.config.training import TrainConfig
 from utils.costs.model_sizes import CLIP_LARGE, LLAMA, LLAMA_VOCABULARY, model_config
 

@@ -29,7 +29,8 @@ from transformers import CLIPImageProcessorPil
 from benchmarks.reference import PlainLoader, num_bytes, path_of
 from model.processor import LasagnaProcessor
 from model.text.format import SequenceFormat
-from model.text.tokens import add_special_tokens, load_tokenizer
+from model.text.tokenizer_files import load_tokenizer
+from model.text.tokens import add_special_tokens
 from utils.data.base import Dataset
 from utils.data.collate import Collate, LengthLimit
 from utils.data.datasets.ade20k import Ade20k

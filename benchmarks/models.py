@@ -26,7 +26,8 @@ from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import add_lora, mark_trainable
 from model.processor import LasagnaProcessor
 from model.text.format import SequenceFormat
-from model.text.tokens import add_special_tokens, load_tokenizer, token_ids
+from model.text.tokenizer_files import load_tokenizer
+from model.text.tokens import add_special_tokens, token_ids
 from utils.costs.memory import default_dtype
 from utils.costs.model_sizes import CLIP_LARGE, LLAMA, LLAMA_VOCABULARY, SAM
 

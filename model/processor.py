@@ -15,20 +15,19 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase
 
+from model.batching import check_rows, join, pack_images, pad_images, pad_packed, pad_rows, with_masks
 from model.errors import UserError
 from model.files import read_json
 from model.huggingface import from_pretrained
 from model.image_resize import channels_first, resize_bilinear, resize_fast
 from model.inputs import ImageInputs, ModelInputs, RowInputs
-from model.losses import learned_positions
 from model.text.answer_plan import AnswerPlan, plan_answer
-from model.text.conversation import IGNORE_INDEX, PROMPTS, Conversation, Encoded, encode_conversation
+from model.text.conversation import PROMPTS, Conversation, Encoded, encode_conversation
 from model.text.format import SequenceFormat
-from model.text.packing import PADDING, PackedRow, pack_within
-from model.text.tokens import TokenIds, decode_pieces, decode_text, load_tokenizer, save_tokenizer, token_ids
+from model.text.tokenizer_files import load_tokenizer, save_tokenizer
+from model.text.tokens import TokenIds, decode_pieces, decode_text, token_ids
 
 FILE_NAME = "processor_config.json"
 ASPECT_RATIOS = ("square", "pad")
@@ -179,75 +178,20 @@ class LasagnaProcessor:
         if pack_rows:
             if padding_side != "right":
                 raise ValueError(f"packed rows are padded at the right, got padding_side={padding_side!r}")
-            packed = [
-                (owner, row)
-                for owner in sorted(set(owners))
-                for row in pack_within(
-                    [each for each, o in zip(encoded, image_of_row, strict=True) if o == owner],
-                    self.token_ids.image,
-                    max_length,
-                )
-            ]
-            owners = [owner for owner, _ in packed]
-            rows = self._pad_packed([row for _, row in packed])
+            packed, owners = pack_images(encoded, owners, self.token_ids.image, max_length)
+            rows = pad_packed(packed, self.token_ids.pad)
         else:
             rows = self.row_inputs(encoded, padding_side)
         inputs = self.join(rows, self.image_inputs(images, fast_resize, sam_needs), owners)
-        if masks is None:
-            return replace(inputs, labels=None)
-        _check_masks(masks, images, inputs.seg_images)
-        learned_rows, learned_columns = learned_positions(rows.labels)
-        return replace(
-            inputs,
-            gt_masks=tuple(torch.from_numpy(np.ascontiguousarray(mask)) for mask in masks),
-            learned_rows=learned_rows,
-            learned_columns=learned_columns,
-        )
-
-    def join(self, rows: RowInputs, images: ImageInputs, image_of_row: Sequence[int]) -> ModelInputs:
-        """Rows and the images that they are about, with the places of [SEG] by image, then row, then position."""
-        found = (rows.input_ids == self.token_ids.seg).nonzero().tolist()
-        found.sort(key=lambda place: (image_of_row[place[0]], *place))
-        return ModelInputs(
-            **rows.fields(),
-            **images.fields(),
-            image_of_row=torch.tensor(image_of_row, dtype=torch.long),
-            seg_rows=torch.tensor([row for row, _ in found], dtype=torch.long),
-            seg_columns=torch.tensor([column for _, column in found], dtype=torch.long),
-            seg_images=tuple(image_of_row[row] for row, _ in found),
-        )
+        return replace(inputs, labels=None) if masks is None else with_masks(inputs, masks)
 
     def row_inputs(self, encoded: Sequence[Encoded], side: str) -> RowInputs:
         """Ids, labels and mask (N, T) of at least one conversation, padded at the "left" or "right" side."""
-        if side not in ("left", "right"):
-            raise ValueError(f"padding_side must be 'left' or 'right', got {side!r}")
-        length = max(len(row.input_ids) for row in encoded)
-        ids = torch.full((len(encoded), length), self.token_ids.pad)
-        labels = torch.full((len(encoded), length), IGNORE_INDEX)
-        mask = torch.zeros(len(encoded), length, dtype=torch.long)
-        for index, row in enumerate(encoded):
-            own = (
-                slice(0, len(row.input_ids)) if side == "right" else slice(length - len(row.input_ids), None)
-            )
-            ids[index, own] = torch.tensor(row.input_ids)
-            labels[index, own] = torch.tensor(row.labels)
-            mask[index, own] = 1
-        return RowInputs(input_ids=ids, attention_mask=mask, labels=labels)
+        return pad_rows(encoded, self.token_ids.pad, side)
 
-    def _pad_packed(self, rows: Sequence[PackedRow]) -> RowInputs:
-        def padded(name: str, filler: int) -> Tensor:
-            # By way of NumPy, which reads lists of numbers six times as fast.
-            columns = [torch.from_numpy(np.array(getattr(row, name), dtype=np.int64)) for row in rows]
-            return pad_sequence(columns, batch_first=True, padding_value=filler)
-
-        segments = padded("segment_ids", PADDING)
-        return RowInputs(
-            input_ids=padded("input_ids", self.token_ids.pad),
-            attention_mask=(segments != PADDING).long(),
-            labels=padded("labels", IGNORE_INDEX),
-            position_ids=padded("position_ids", 0),
-            segment_ids=segments,
-        )
+    def join(self, rows: RowInputs, images: ImageInputs, image_of_row: Sequence[int]) -> ModelInputs:
+        """Rows and the images that they are about as one batch, without ground truth masks."""
+        return join(rows, images, image_of_row, self.token_ids.seg)
 
     def image_inputs(
         self,
@@ -261,33 +205,10 @@ class LasagnaProcessor:
         sizes = tuple((image.shape[0], image.shape[1]) for image in images)
         return ImageInputs(
             clip_images=torch.from_numpy(clip_images),
-            sam_images=self._pad_sam_images([images[index] for index in needed], fast_resize),
+            sam_images=pad_images([self.sam_image(images[index], fast=fast_resize) for index in needed]),
             resized_sizes=tuple(longest_side_size(*size, self.sam_image_size) for size in sizes),
             original_sizes=sizes,
         )
-
-    def _pad_sam_images(self, images: Sequence[np.ndarray], fast_resize: bool) -> Tensor | None:
-        """(B, 3, h, w) uint8, zeros at the right and the bottom; None for no images."""
-        if not images:
-            return None
-        resized = [self.sam_image(image, fast=fast_resize) for image in images]
-        height, width = (max(image.shape[axis] for image in resized) for axis in (1, 2))
-        padded = np.zeros((len(images), 3, height, width), dtype=np.uint8)
-        for index, image in enumerate(resized):
-            padded[index, :, : image.shape[1], : image.shape[2]] = image
-        return torch.from_numpy(padded)
-
-
-def check_rows(conversations: Sequence[object], image_of_row: Sequence[int], num_images: int) -> None:
-    """Raises a ValueError unless there are conversations, each about one of the images."""
-    if len(conversations) != len(image_of_row):
-        raise ValueError(
-            f"{len(conversations)} conversations but {len(image_of_row)} entries in image_of_row"
-        )
-    if not conversations:
-        raise ValueError("a batch needs at least one conversation, got none")
-    if not all(0 <= image < num_images for image in image_of_row):
-        raise ValueError(f"image_of_row {list(image_of_row)} does not fit {num_images} images")
 
 
 def longest_side_size(height: int, width: int, longest_side: int) -> tuple[int, int]:
@@ -312,14 +233,3 @@ def _check_image(image: np.ndarray) -> None:
         raise ValueError(f"expected a (height, width, 3) uint8 array, got {type(image).__name__}")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ValueError(f"expected a (height, width, 3) uint8 picture, got {image.shape} {image.dtype}")
-
-
-def _check_masks(
-    masks: Sequence[np.ndarray], images: Sequence[np.ndarray], seg_images: Sequence[int]
-) -> None:
-    if len(masks) != len(images):
-        raise ValueError(f"{len(masks)} mask arrays for {len(images)} images")
-    for index, (mask, image) in enumerate(zip(masks, images, strict=True)):
-        expected = (seg_images.count(index), *image.shape[:2])
-        if mask.shape != expected:
-            raise ValueError(f"masks of image {index} are {mask.shape}, its [SEG] tokens ask for {expected}")

@@ -20,7 +20,8 @@ from model.processor import LasagnaProcessor
 from model.strict_loading import load_strictly
 from model.text.format import DEFAULT_NUM_ALL_CLASSES, SequenceFormat
 from model.text.special_tokens import IMAGE
-from model.text.tokens import add_special_tokens, load_tokenizer, token_ids
+from model.text.tokenizer_files import load_tokenizer
+from model.text.tokens import add_special_tokens, token_ids
 
 logger = logging.getLogger(__name__)
 

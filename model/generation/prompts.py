@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from model.batching import check_rows
 from model.outputs import EncodedImage, EncodedImages
-from model.processor import LasagnaProcessor, check_rows
+from model.processor import LasagnaProcessor
 from model.text.conversation import Conversation
 from model.text.packing import shared_prefix
 

@@ -15,7 +15,7 @@ from model.errors import UserError
 from model.folders import local_folder
 from model.processor import LasagnaProcessor
 from model.text.format import SequenceFormat
-from model.text.tokens import load_tokenizer
+from model.text.tokenizer_files import load_tokenizer
 from tests.commands import REPOSITORY
 
 TOY = REPOSITORY / "assets" / "toy"

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoTokenizer
 from model.checkpoints.load import load_model
 from model.errors import UserError
 from model.huggingface import from_config, from_pretrained
-from model.text.tokens import load_tokenizer
+from model.text.tokenizer_files import load_tokenizer
 from tests.commands import REPOSITORY
 
 TOY = REPOSITORY / "assets" / "toy"

@@ -13,7 +13,8 @@ from model.processor import LasagnaProcessor, pad_to_square
 from model.text.conversation import IGNORE_INDEX, Conversation
 from model.text.format import SequenceFormat
 from model.text.special_tokens import Special
-from model.text.tokens import add_special_tokens, load_tokenizer
+from model.text.tokenizer_files import load_tokenizer
+from model.text.tokens import add_special_tokens
 
 PAPER = SequenceFormat.named("paper")
 SEG = Special(PAPER.seg)

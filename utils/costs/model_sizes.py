@@ -14,7 +14,8 @@ from model.decoders.sam import SamSettings
 from model.errors import UserError
 from model.files import read_json
 from model.huggingface import from_pretrained
-from model.text.tokens import add_special_tokens, load_tokenizer, wanted_tokens
+from model.text.tokenizer_files import load_tokenizer
+from model.text.tokens import add_special_tokens, wanted_tokens
 from utils.config.training import TrainConfig
 
 # Touvron et al., "LLaMA: Open and Efficient Foundation Language Models", 2023, table 2, and the config.json of the

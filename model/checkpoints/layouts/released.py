@@ -20,7 +20,8 @@ from model.decoders.sam import sam_settings_from_state_dict
 from model.errors import UserError
 from model.files import read_json
 from model.text.format import SequenceFormat
-from model.text.tokens import add_special_tokens, load_tokenizer
+from model.text.tokenizer_files import load_tokenizer
+from model.text.tokens import add_special_tokens
 
 if TYPE_CHECKING:
     from model.lasagna import LasagnaForConditionalGeneration

@@ -21,7 +21,8 @@ from model.generation.decoding import ComplexAnswer, decode_choices
 from model.text.answer_plan import AnswerPlan, plan_answer
 from model.text.conversation import Conversation, encode_conversation
 from model.text.format import SequenceFormat
-from model.text.tokens import add_special_tokens, load_tokenizer, token_ids
+from model.text.tokenizer_files import load_tokenizer
+from model.text.tokens import add_special_tokens, token_ids
 from tests.watching import passes_of
 
 VOCABULARY, HIDDEN = 60, 32

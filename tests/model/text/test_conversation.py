@@ -10,7 +10,8 @@ import pytest
 from model.text.conversation import IGNORE_INDEX, PROMPTS, Conversation, Turn, encode_conversation
 from model.text.format import SequenceFormat
 from model.text.special_tokens import IMAGE, Special, Text
-from model.text.tokens import add_special_tokens, decode_text, load_tokenizer, token_ids
+from model.text.tokenizer_files import load_tokenizer
+from model.text.tokens import add_special_tokens, decode_text, token_ids
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"

@@ -10,14 +10,8 @@ from transformers import AddedToken, AutoTokenizer
 
 from model.text.format import SequenceFormat
 from model.text.special_tokens import IM_END, IM_START, IMAGE, NEG, SEG, Special, Text
-from model.text.tokens import (
-    add_special_tokens,
-    decode_text,
-    encode_text,
-    load_tokenizer,
-    save_tokenizer,
-    token_ids,
-)
+from model.text.tokenizer_files import load_tokenizer, save_tokenizer
+from model.text.tokens import add_special_tokens, decode_text, encode_text, token_ids
 
 FORMATS = ("paper", "release", "lisa")
 SPECIAL = re.compile(r"(<im_start>|<im_end>|<image>|<semantic>|<cat_start>|<cat_end>|<ins>|<no_ins>|</s>)")

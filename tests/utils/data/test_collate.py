@@ -10,7 +10,8 @@ from model.text.conversation import Conversation
 from model.text.format import SequenceFormat
 from model.text.sequence import complex_conversation
 from model.text.special_tokens import Special
-from model.text.tokens import add_special_tokens, load_tokenizer
+from model.text.tokenizer_files import load_tokenizer
+from model.text.tokens import add_special_tokens
 from tests.utils.data.layouts import (
     HEIGHT,
     WIDTH,

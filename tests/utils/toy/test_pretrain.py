@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from model.text.special_tokens import IMAGE
-from model.text.tokens import load_tokenizer
+from model.text.tokenizer_files import load_tokenizer
 from utils.toy.expressions import EXTREMES, ON_STUFF, REGIONS
 from utils.toy.pretrain.attributes import NUM_ATTRIBUTES, NUM_RELATIONS, NUM_SIMPLE, attributes
 from utils.toy.pretrain.clip import PATCH, SIDE, ClipStudent, pad_to_square

@@ -10,7 +10,8 @@ from model.errors import UserError
 from model.folders import local_folder
 from model.processor import FILE_NAME, LasagnaProcessor
 from model.text.format import SequenceFormat
-from model.text.tokens import add_special_tokens, load_tokenizer
+from model.text.tokenizer_files import load_tokenizer
+from model.text.tokens import add_special_tokens
 from utils.common.settings import require_positive, setting
 from utils.config.training import DATA, OUTPUT, DataConfig
 from utils.data.registry import DATASETS, SOURCE_RATES, Entry, parse_dataset_flags

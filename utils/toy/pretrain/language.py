@@ -25,7 +25,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from model.huggingface import from_pretrained
 from model.text.conversation import Encoded, encode_conversation
 from model.text.special_tokens import IMAGE
-from model.text.tokens import load_tokenizer
+from model.text.tokenizer_files import load_tokenizer
 from utils.toy.pretrain.clip import PATCH, normalise, pad_to_square
 from utils.toy.pretrain.common import (
     COLOURS,

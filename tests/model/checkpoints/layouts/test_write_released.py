@@ -11,7 +11,7 @@ from model.checkpoints.layouts.write_released import write_released
 from model.checkpoints.load import load_model
 from model.checkpoints.weights import read_folder
 from model.lora import add_lora
-from model.text.tokens import load_tokenizer
+from model.text.tokenizer_files import load_tokenizer
 from tests.tiny_weights import edit_json, picture
 
 ROW_OF_IMAGE = ("vlm.model.language_model.embed_tokens.weight", "vlm.lm_head.weight")

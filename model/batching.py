@@ -1,0 +1,138 @@
+"""Encoded conversations, images and masks become the tensors of one batch.
+
+Three rows of up to ten tokens about two images, padded at the right, `-` is padding:
+
+# column   0   1   2   3    4 5 6     7    8     9        image_of_row
+# row 0   <s> img img what  ? A [SEG] </s> -     -             1
+# row 1   <s> img img is    B ? yes   ,    it    </s>          0
+# row 2   <s> img img C     ? A and   B    [SEG] </s>          0
+
+Ground truth masks are kept by image, so the positions of [SEG] are ordered by image first, then by row and column:
+seg_rows (2, 0), seg_columns (8, 6), seg_images (0, 1). The hidden states that decided on them are one column earlier,
+at (2, 7) and (0, 5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from model.inputs import ImageInputs, ModelInputs, RowInputs
+from model.losses import learned_positions
+from model.text.conversation import IGNORE_INDEX, Encoded
+from model.text.packing import PADDING, PackedRow, pack_within
+
+
+def pad_rows(encoded: Sequence[Encoded], pad_id: int, side: str) -> RowInputs:
+    """Ids, labels and mask (N, T) of at least one conversation, padded at the "left" or "right" side."""
+    if side not in ("left", "right"):
+        raise ValueError(f"padding_side must be 'left' or 'right', got {side!r}")
+    length = max(len(row.input_ids) for row in encoded)
+    ids = torch.full((len(encoded), length), pad_id)
+    labels = torch.full((len(encoded), length), IGNORE_INDEX)
+    mask = torch.zeros(len(encoded), length, dtype=torch.long)
+    for index, row in enumerate(encoded):
+        num_tokens = len(row.input_ids)
+        columns = slice(0, num_tokens) if side == "right" else slice(length - num_tokens, None)
+        ids[index, columns] = torch.tensor(row.input_ids)
+        labels[index, columns] = torch.tensor(row.labels)
+        mask[index, columns] = 1
+    return RowInputs(input_ids=ids, attention_mask=mask, labels=labels)
+
+
+def pack_images(
+    encoded: Sequence[Encoded], image_of_row: Sequence[int], image_id: int, max_length: int | None
+) -> tuple[list[PackedRow], list[int]]:
+    """Packed rows of every image, by image, and the image of each; arguments as in `packing.pack_within`."""
+    packed = [
+        (image, row)
+        for image in sorted(set(image_of_row))
+        for row in pack_within(
+            [each for each, owner in zip(encoded, image_of_row, strict=True) if owner == image],
+            image_id,
+            max_length,
+        )
+    ]
+    return [row for _, row in packed], [image for image, _ in packed]
+
+
+def pad_packed(rows: Sequence[PackedRow], pad_id: int) -> RowInputs:
+    """Packed rows (N, T), padded at the right."""
+
+    def padded(name: str, filler: int) -> Tensor:
+        # NumPy converts lists of integers six times as fast as torch.
+        columns = [torch.from_numpy(np.array(getattr(row, name), dtype=np.int64)) for row in rows]
+        return pad_sequence(columns, batch_first=True, padding_value=filler)
+
+    segments = padded("segment_ids", PADDING)
+    return RowInputs(
+        input_ids=padded("input_ids", pad_id),
+        attention_mask=(segments != PADDING).long(),
+        labels=padded("labels", IGNORE_INDEX),
+        position_ids=padded("position_ids", 0),
+        segment_ids=segments,
+    )
+
+
+def pad_images(images: Sequence[np.ndarray]) -> Tensor | None:
+    """(3, height, width) uint8 each -> (B, 3, h, w), zeros at the right and the bottom; None for no images."""
+    if not images:
+        return None
+    height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
+    padded = np.zeros((len(images), 3, height, width), dtype=np.uint8)
+    for index, image in enumerate(images):
+        padded[index, :, : image.shape[1], : image.shape[2]] = image
+    return torch.from_numpy(padded)
+
+
+def join(rows: RowInputs, images: ImageInputs, image_of_row: Sequence[int], seg_id: int) -> ModelInputs:
+    """Rows and the images that they are about, with the positions of [SEG] by image, then row, then column."""
+    found = (rows.input_ids == seg_id).nonzero().tolist()
+    found.sort(key=lambda place: (image_of_row[place[0]], *place))
+    return ModelInputs(
+        **rows.fields(),
+        **images.fields(),
+        image_of_row=torch.tensor(image_of_row, dtype=torch.long),
+        seg_rows=torch.tensor([row for row, _ in found], dtype=torch.long),
+        seg_columns=torch.tensor([column for _, column in found], dtype=torch.long),
+        seg_images=tuple(image_of_row[row] for row, _ in found),
+    )
+
+
+def with_masks(inputs: ModelInputs, masks: Sequence[np.ndarray]) -> ModelInputs:
+    """The batch with ground truth masks (n_i, height, width) of each image, and where its labels are learned."""
+    check_masks(inputs, masks)
+    learned_rows, learned_columns = learned_positions(inputs.labels)
+    return replace(
+        inputs,
+        gt_masks=tuple(torch.from_numpy(np.ascontiguousarray(mask)) for mask in masks),
+        learned_rows=learned_rows,
+        learned_columns=learned_columns,
+    )
+
+
+def check_rows(conversations: Sequence[object], image_of_row: Sequence[int], num_images: int) -> None:
+    """Raises a ValueError unless there are conversations, each about one of the images."""
+    if len(conversations) != len(image_of_row):
+        raise ValueError(
+            f"{len(conversations)} conversations but {len(image_of_row)} entries in image_of_row"
+        )
+    if not conversations:
+        raise ValueError("a batch needs at least one conversation, got none")
+    if not all(0 <= image < num_images for image in image_of_row):
+        raise ValueError(f"image_of_row {list(image_of_row)} does not fit {num_images} images")
+
+
+def check_masks(inputs: ModelInputs, masks: Sequence[np.ndarray]) -> None:
+    """Raises a ValueError unless every image has as many masks as [SEG]s, each of the image's size."""
+    if len(masks) != inputs.num_images:
+        raise ValueError(f"{len(masks)} mask arrays for {inputs.num_images} images")
+    for index, (mask, size) in enumerate(zip(masks, inputs.original_sizes, strict=True)):
+        expected = (inputs.seg_images.count(index), *size)
+        if mask.shape != expected:
+            raise ValueError(f"masks of image {index} are {mask.shape}, its [SEG] tokens ask for {expected}")

@@ -1,0 +1,28 @@
+"""The worked example of model/batching.py."""
+
+from __future__ import annotations
+
+import torch
+
+from model.batching import join, pad_rows
+from model.inputs import ImageInputs
+from model.text.conversation import Encoded
+
+BOS, IMAGE, SEG, EOS, PAD = 1, 9, 7, 2, 0
+
+
+def row(*words: int) -> Encoded:
+    ids = [BOS, IMAGE, IMAGE, *words, EOS]
+    return Encoded(input_ids=ids, labels=ids, num_image_tokens=2)
+
+
+def test_segs_are_ordered_by_image_then_row_then_column():
+    rows = pad_rows([row(20, 21, 22, SEG), row(*range(30, 36)), row(40, 21, 22, 41, 42, SEG)], PAD, "right")
+    sizes = ((4, 4), (4, 4))
+    images = ImageInputs(clip_images=torch.zeros(2, 3, 4, 4), resized_sizes=sizes, original_sizes=sizes)
+    inputs = join(rows, images, [1, 0, 0], SEG)
+    assert rows.attention_mask.sum(1).tolist() == [8, 10, 10]
+    assert (inputs.seg_rows.tolist(), inputs.seg_columns.tolist()) == ([2, 0], [8, 6])
+    assert inputs.seg_images == (0, 1)
+    decided = inputs.input_ids[inputs.seg_rows, inputs.seg_columns - 1]
+    assert decided.tolist() == [42, 22]
