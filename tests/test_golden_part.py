@@ -13,7 +13,8 @@ from transformers import CLIPImageProcessorPil
 from model.decoders.sam import SamSegmenter, SamSettings
 from model.processor import LasagnaProcessor
 from model.text.format import SequenceFormat
-from model.text.tokens import add_special_tokens, load_tokenizer
+from model.text.tokenizer_files import load_tokenizer
+from model.text.tokens import add_special_tokens
 from tests.golden_cases import TOLERANCE, cases_of_part, close
 from utils.common.label_values import IGNORE
 from utils.evaluation.metrics import ConfusionMatrix, mask_scores, overlap

@@ -93,7 +93,7 @@ def newest_save(folder: Path, check: Check = lambda _: None) -> Found | None:
     """
     candidates, latest = saves(folder), read_latest(folder)
     none_has_one = not any((path / MANIFEST).is_file() for path in candidates)
-    passed = []
+    passed: list[tuple[str, str]] = []
     for path in candidates:
         known = (path / MANIFEST).is_file() or (none_has_one and path.name == (latest or path.name))
         problem = damage(path, check) if known else f"it has no {MANIFEST}: writing it was not finished"

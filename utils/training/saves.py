@@ -162,7 +162,8 @@ def make_newest(newest: Path, keep: int) -> None:
     folder = newest.parent
     if read_latest(folder) != newest.name:
         write_whole(folder / LATEST, newest.name)
-    step = int(TAG.fullmatch(newest.name)[1]) if TAG.fullmatch(newest.name) else -1
+    tag = TAG.fullmatch(newest.name)
+    step = int(tag[1]) if tag else -1
     older = [
         path for path in saves(folder) if path != newest and int(path.name.removeprefix("global_step")) < step
     ]
