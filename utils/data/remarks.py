@@ -89,28 +89,28 @@ class Remarks:
 
     def lines(self, *, saw_all: bool) -> list[str]:
         """The remarks. Absent classes of a published data set are named only if every item was read."""
-        told = [*self._on_names(), *self._on_labels()]
+        remarks = [*self._on_names(), *self._on_labels()]
         if self.names and self._items and (self.is_own or saw_all):
-            told += self._on_absent_classes(saw_all)
+            remarks += self._on_absent_classes(saw_all)
         if self._palettes_differ:
-            told.append(self._palettes_differ)
+            remarks.append(self._palettes_differ)
         if self._dark:
             path, brightest = next(iter(self._dark.items()))
-            told.append(
+            remarks.append(
                 f"{len(self._dark)} of {len(self._items)} images are darker than a tenth of their range, such as "
                 f"{path} (99 % of it is below {brightest:.0%}): do its values use a smaller range than its bit depth?"
             )
         if self._thin:
-            told.append(
+            remarks.append(
                 f"{sum(self._thin.values())} of {self._num_masks} masks are as thin as a line, such as in "
                 f"{next(iter(self._thin))}: was an outline or a stroke saved instead of an area?"
             )
         if self._all_in_corner and self._num_masks >= MIN_IN_CORNER:
-            told.append(
+            remarks.append(
                 f"all {self._num_masks} masks lie in the top left quarter of their images: are their coordinates "
                 "those of a smaller copy, or percentages?"
             )
-        return told
+        return remarks
 
     def _see(self, source: str, image: np.ndarray, masks: Iterable[np.ndarray]) -> None:
         if source not in self._items:
@@ -130,27 +130,27 @@ class Remarks:
         if not self.is_own or not self.names:
             return []
         if self.id_table is None:  # of annotations, not of label values
-            told = no_class_remarks(self.names, "remove the category")
+            remarks = no_class_remarks(self.names, "remove the category")
         else:
-            told = no_class_remarks(self.names)
+            remarks = no_class_remarks(self.names)
         odd = [name for name in self.names if not is_plain(name)]
         garbled = [name for name in self.names if GARBLED.search(name)]
         if garbled:
-            told.append(
+            remarks.append(
                 f"class names look garbled: {listed(garbled)}; was their file read in another encoding?"
             )
         if all(NUMBERED.search(name) for name in self.names):
-            told.append(
+            remarks.append(
                 f"all class names have a number: {listed(self.names)}; if it is an id or a colour, remove it, as "
                 "names are asked for as they are written"
             )
-            return told
+            return remarks
         odd = [name for name in odd if name not in garbled]
         if odd:
-            told.append(
+            remarks.append(
                 f"class names with odd characters: {listed(odd)}; they are asked for as they are written"
             )
-        return told
+        return remarks
 
     def _on_labels(self) -> list[str]:
         """Labels that look like masks of 0 and 255 although 255 is ignored."""

@@ -133,8 +133,8 @@ class SemanticDataset(Dataset):
             raise UnusableItemError(label_path, f"label is {values.shape}, its image {image.shape[:2]}")
         if taken:
             frames = Frames.of(image_path)
-            is_told = frames is not None and frames.stored != frames.upright
-            why = "only that has the label's size" if is_told else "the label's size does not tell which"
+            is_decided = frames is not None and frames.stored != frames.upright
+            why = "only that has the label's size" if is_decided else "the label's size fits both"
             self.note(f"turned by the camera, taken {taken}: {why}", image_path)
         return image, self.class_ids(values, label_path)
 

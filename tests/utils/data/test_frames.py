@@ -114,7 +114,7 @@ def test_questions_and_reasoning_take_the_same_frame(tmp_path):
     [
         (6, (HEIGHT, WIDTH), "upright: only that has the label's size"),
         (6, (WIDTH, HEIGHT), "as stored: only that has the label's size"),
-        (3, (HEIGHT, WIDTH), "upright: the label's size does not tell which"),
+        (3, (HEIGHT, WIDTH), "upright: the label's size fits both"),
         (1, (HEIGHT, WIDTH), ""),
     ],
 )

@@ -124,7 +124,7 @@ class PartDataset(ClassMaskDataset):
 def read_categories(categories: Any, path: Path) -> tuple[list[tuple[str, str]], dict[Any, int]]:
     """(object, part) of each category, the part "" for whole objects; and category id -> class index.
 
-    Raises ValueError for a category without id or name, or with an id that another one has.
+    Raises UserError for a category without id or name, or with an id that another one has.
     """
     names: list[str] = []
     class_of: dict[Any, int] = {}
