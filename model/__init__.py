@@ -1,1 +1,1 @@
-"""What is learned: the model, and how it is spoken to."""
+"""What is learned: the model, and how it is prompted."""

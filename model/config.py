@@ -34,7 +34,7 @@ class LasagnaConfig(PreTrainedConfig):
         prompt: name of the prompt template.
         num_all_classes: most classes that one complex query names, in training and whenever the model is asked.
         image_token_id, seg_token_id, neg_token_id: rows of the vocabulary; LISA has no `neg_token_id`.
-        image_aspect_ratio: "square" crops the picture for CLIP, "pad" pads it to a square first.
+        image_aspect_ratio: "square" crops the image for CLIP, "pad" pads it to a square first.
         clip_mean, clip_std: pixel statistics for CLIP, for values in 0..1.
         loss_weights: factors of `cross_entropy`, `mask_bce` and `dice` in the training loss.
     """

@@ -1,4 +1,4 @@
-"""Resizing of uint8 pictures: Pillow's result, at the speed of vector instructions where that is possible."""
+"""Resizing of uint8 images: Pillow's result, at the speed of vector instructions where that is possible."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WEIGHT_BITS = 14
 def resize_bilinear(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """(height, width, 3) uint8 -> `size` (height, width), pixel for pixel what Pillow's BILINEAR gives.
 
-    Where all weights fit into PyTorch's 16 bits, as for pictures of 4:3 on their way to 1024, PyTorch does it in a
+    Where all weights fit into PyTorch's 16 bits, as for images of 4:3 on their way to 1024, PyTorch does it in a
     third of the time.
     """
     if all(has_short_weights(before, after) for before, after in zip(image.shape[:2], size, strict=True)):
@@ -33,13 +33,13 @@ def resize_fast(image: np.ndarray, size: tuple[int, int], mode: str = "bilinear"
     mode: "bilinear" or "bicubic".
     """
     if mode == "bilinear" and all(b <= a for b, a in zip(image.shape[:2], size, strict=True)):
-        # OpenCV is the fastest, but it takes every n-th pixel when a picture shrinks.
+        # OpenCV is the fastest, but it takes every n-th pixel when a image shrinks.
         return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
     return resize_with_torch(image, size, mode)
 
 
 def resize_with_torch(image: np.ndarray, size: tuple[int, int], mode: str) -> np.ndarray:
-    # PyTorch warns about memory that it may not write to, such as a picture of Pillow's.
+    # PyTorch warns about memory that it may not write to, such as a image of Pillow's.
     image = np.require(image, requirements=("C", "W"))
     pixels = torch.from_numpy(image).permute(2, 0, 1).unsqueeze(0)
     resized = F.interpolate(pixels, size, mode=mode, antialias=True)  # (1, 3, height, width)

@@ -1,4 +1,4 @@
-"""LasagnaForConditionalGeneration: LLaVA reads a picture and answers, SAM draws every [SEG] of the answer.
+"""LasagnaForConditionalGeneration: LLaVA reads a image and answers, SAM draws every [SEG] of the answer.
 
     clip_images -> CLIP -> projector --+
     input_ids -> embeddings -----------+-> LLaMA -> logits

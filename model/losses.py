@@ -1,7 +1,7 @@
 """The three terms of the training loss: text cross-entropy, mask binary cross-entropy, mask dice.
 
 Definitions and defaults are those of LISA (arXiv 2308.00692), so that logged values can be compared. What is as large
-as vocabulary or picture is made piece by piece, and never kept for the way back.
+as the vocabulary or an image is computed in chunks and recomputed in backward.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def text_cross_entropy(
 ) -> Tensor:
     """Mean cross-entropy of `targets`; 0, with a gradient, when there are none.
 
-    The logits of a chunk are made again on the way back, so those of one chunk are all that ever exists.
+    The logits of a chunk are recomputed in backward, so those of one chunk are all that ever exists.
 
     Args:
         states: (n, hidden_dim), the states that predict the targets.
@@ -68,7 +68,7 @@ def text_cross_entropy(
 def mask_losses(
     low_res: Sequence[Tensor], resizes: Sequence[MaskResize], gt_masks: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Binary cross-entropy and dice loss of every mask of a batch, at the pictures' original size.
+    """Binary cross-entropy and dice loss of every mask of a batch, at the images' original size.
 
     Binary cross-entropy is the mean over the pixels; dice is 1 - (2 sum(p t) + e) / (sum(p) + sum(t) + e) for
     probabilities p and targets t, where e = DICE_EPS * DICE_SCALE.

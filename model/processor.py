@@ -1,6 +1,6 @@
 """LasagnaProcessor: text, CLIP image and SAM image, in and out of a model's folder.
 
-Pictures stay uint8: they are resized here with Pillow, as the two vision towers were trained, and scaled,
+Images stay uint8: they are resized here with Pillow, as the two vision towers were trained, and scaled,
 normalised and padded in the model, on its device.
 """
 
@@ -35,12 +35,12 @@ ASPECT_RATIOS = ("square", "pad")
 
 @dataclass(kw_only=True)
 class LasagnaProcessor:
-    """Everything between pictures and words on one side and the model's tensors on the other."""
+    """Images and text to the model's tensors, and its token ids back to text."""
 
     tokenizer: PreTrainedTokenizerBase
     clip: CLIPImageProcessorPil
-    sam_image_size: int  # longest side of SAM's picture, pixels
-    num_image_tokens: int  # image features that one picture gives to the language model
+    sam_image_size: int  # longest side of SAM's image, pixels
+    num_image_tokens: int  # image features that one image gives to the language model
     prompt: str = "llava_v1"
     format: SequenceFormat
     image_aspect_ratio: str = "square"  # "square" crops for CLIP (LLaVA v1), "pad" pads first (LLaVA 1.5)
@@ -161,15 +161,15 @@ class LasagnaProcessor:
         """Images and the conversations about them as what the model reads, on the CPU.
 
         Args:
-            images: one (height, width, 3) uint8 array for each picture.
-            conversations: one for each row, encoded or not yet; `image_of_row` says about which picture.
-            masks: for each picture (number of its [SEG], height, width) uint8, in the order of rows and of
+            images: one (height, width, 3) uint8 array for each image.
+            conversations: one for each row, encoded or not yet; `image_of_row` says about which image.
+            masks: for each image (number of its [SEG], height, width) uint8, in the order of rows and of
                 [SEG] in them; without masks there are no labels either.
             padding_side: "right" to train, "left" to generate.
             pack_rows: the conversations of an image share a row; see model/text/packing.py.
             max_length: text tokens of such a row, image features not counted; what is longer takes several rows.
                 None: one row for each image.
-            sam_needs: `sam_images` holds only these pictures, in this order, because the embeddings of the others
+            sam_needs: `sam_images` holds only these images, in this order, because the embeddings of the others
                 are known; none: it is None. By default, all.
         """
         check_rows(conversations, image_of_row, len(images))
@@ -232,4 +232,4 @@ def _check_image(image: np.ndarray) -> None:
     if not isinstance(image, np.ndarray):
         raise ValueError(f"expected a (height, width, 3) uint8 array, got {type(image).__name__}")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ValueError(f"expected a (height, width, 3) uint8 picture, got {image.shape} {image.dtype}")
+        raise ValueError(f"expected a (height, width, 3) uint8 image, got {image.shape} {image.dtype}")

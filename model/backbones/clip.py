@@ -1,4 +1,4 @@
-"""CLIP as the eyes of the language model: the patches that LLaVA reads, and no layer beyond them."""
+"""CLIP patch features for LLaVA; layers after the last one that it reads are not run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mask logits from SAM's grid to the size of the picture, and gradients the way back, as small matrix products.
+"""Mask logits from SAM's grid to the size of the image, and gradients the way back, as small matrix products.
 
 SAM enlarges its masks to the padded square, cuts the padding and resizes to the original size. Each of these steps
 is linear and works on rows and columns alone, so all of them together are R @ mask @ C.T, one matrix for the rows and
@@ -14,20 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Columns of the picture that are made at once. A column depends on few of the grid's, so the rest of its row of the
+# Columns of the image that are made at once. A column depends on few of the grid's, so the rest of its row of the
 # matrix, which is zero, need not be multiplied.
 BAND_WIDTH = 128
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskResize:
-    """From a grid of mask logits to the picture, for all masks of one picture."""
+    """From a grid of mask logits to the image, for all masks of one image."""
 
     rows: Tensor  # (height, grid) float32
     columns: Tensor  # (width, grid) float32
-    bands: tuple[
-        tuple[slice, slice], ...
-    ]  # columns of the picture, and those of the grid that they depend on
+    bands: tuple[tuple[slice, slice], ...]  # columns of the image, and those of the grid that they depend on
 
     @classmethod
     def between(
@@ -43,7 +41,7 @@ class MaskResize:
         Args:
             grid_side: side of SAM's masks.
             padded_side: side of SAM's input.
-            resized_size: (height, width) of the picture in SAM's input, without the padding.
+            resized_size: (height, width) of the image in SAM's input, without the padding.
             original_size: (height, width) of the result.
         """
         rows, columns = (
@@ -77,7 +75,7 @@ class MaskResize:
 
 
 def axis_weights(grid: int, padded: int, resized: int, original: int, device: torch.device) -> Tensor:
-    """(original, grid) float32: what each value along the picture's axis takes from each of the grid's."""
+    """(original, grid) float32: what each value along the image's axis takes from each of the grid's."""
     weights = torch.eye(grid, device=device).unsqueeze(
         0
     )  # (1, grid, grid): one channel for each of the grid's
@@ -86,7 +84,7 @@ def axis_weights(grid: int, padded: int, resized: int, original: int, device: to
 
 
 def column_bands(grid: int, padded: int, resized: int, original: int) -> tuple[tuple[slice, slice], ...]:
-    """Slices of the picture's columns, each with a slice of the grid's that holds all it depends on."""
+    """Slices of the image's columns, each with a slice of the grid's that holds all it depends on."""
 
     def source(column: float) -> float:
         return ((column + 0.5) * resized / original) * grid / padded - 0.5

@@ -1,4 +1,4 @@
-"""SAM as the mask side of the model: `encode` pictures once, `decode` one mask for each prompt embedding.
+"""SAM as the mask side of the model: `encode` images once, `decode` one mask for each prompt embedding.
 
 The modules are those of the `segment_anything` package, unchanged. Around them: sizes read from the weights,
 images of different size in one batch, masks of different images in one call of the mask decoder, bfloat16.

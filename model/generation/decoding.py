@@ -7,10 +7,22 @@ so the fixed point is the answer that greedy decoding gives, token by token, whe
 and a choice is the larger of two logits. At least one choice of every open row becomes final in each pass, hence
 at most as many passes as classes; a trained model needs two to four.
 
-The first pass runs the prompt too, the others only what stands behind the first choice that is not final. On a
+The first pass runs the prompt too, the others only what comes after the first choice that is not final. On a
 CPU, where time is the number of tokens that are run, a long answer is run in pieces: a wrong draft then costs the
 rest of its piece once more, not the rest of the answer. On a GPU a pass over few tokens takes nearly as long as one
 over many, and whole answers need the fewest passes.
+
+A worked example, the query "dog, cat, sky". Every choice is drafted [NEG]; the state at a column decides on the next:
+
+# column         0    1    2   3    4    5   6    7
+# first draft   dog [NEG]  ,  cat [NEG]  ,  sky [NEG]
+# read              [SEG]         [SEG]         [NEG]    column 1 differs: it is final, the rest is the next draft
+# second draft  dog [SEG]  ,  cat [SEG]  ,  sky [NEG]
+# read                            [NEG]         [SEG]    column 4 differs: final
+# third draft   dog [SEG]  ,  cat [NEG]  ,  sky [SEG]
+# read                                          [SEG]    as drafted: the answer is final
+
+What was read at column 4 in the first pass came after a wrong token, so it was no more than a guess.
 
 How the model calls it, with the prompt's embeddings (image features in place) padded left:
 

@@ -1,4 +1,4 @@
-"""Speaking with the model: complex queries, referring, reasoning, chat. Nothing here is used by training.
+"""Prompting the model: complex queries, referring, reasoning, chat. Nothing here is used by training.
 
 Complex queries are decoded under the constraint of their format (`model/generation/decoding.py`), the rest greedily.
 What is asked about one image shares its beginning (`model/generation/prompts.py`).

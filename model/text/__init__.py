@@ -1,1 +1,1 @@
-"""How the model is spoken to: special tokens, prompt templates, query formats, packed rows."""
+"""How the model is prompted: special tokens, prompt templates, query formats, packed rows."""

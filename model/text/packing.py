@@ -3,6 +3,14 @@
 A conversation sees the prefix and itself, at the positions that it would have alone, so losses, gradients and masks
 are those of one row each, for the language model's work on far fewer tokens. Conversations that are too long together
 take several rows, each with the prefix.
+
+Two conversations about one image of two tokens:
+
+# ids       <s> USER img img | what ? A [SEG] </s> | where ? B [SEG] </s>
+# segment    0    0   0   0     1   1 1   1    1       2   2 2   2    2     0 = shared prefix
+# position   0    1   2   3     4   5 6   7    8       4   5 6   7    8     restarts after the prefix
+
+"where" sees <s> USER img img and itself, not the first conversation.
 """
 
 from __future__ import annotations
