@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import deepspeed
 import torch
@@ -41,13 +42,25 @@ from utils.training.deepspeed_config import deepspeed_config
 from utils.training.engine import Engine
 from utils.training.log import say
 from utils.training.loop import train
+from utils.training.run_lock import run_lock
 from utils.training.sam_cache import SamCache
+from utils.training.signals import StopSignals
 from utils.training.validation import open_validation
 
 
 @command("train_ds.py")
 def main(argv: Sequence[str] | None = None) -> int:
     config = parse_config(TrainConfig, argv, about=__doc__)
+    is_first = os.environ.get("RANK", "0") == "0"
+    if is_first:  # before the others wait for it
+        check_folders(config)
+    with StopSignals() as signals, run_lock(config.run_dir) if is_first else nullcontext():
+        run(config, signals)
+    return 0
+
+
+def run(config: TrainConfig, signals: StopSignals) -> None:
+    """Build everything, continue from the newest save, and train."""
     start_processes(config)
     found = check_run(config, world_size())
     datasets = open_validation(config)
@@ -59,8 +72,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     engine = start_deepspeed(config, model)
     progress = resume(engine, config, found)
     say(f"{mixture.describe()}\nsteps {progress.step} to {config.num_steps}, {count_trainable(model)}")
-    train(engine, config, mixture, datasets, progress, sam_cache)
-    return 0
+    train(engine, config, mixture, datasets, progress, sam_cache, signals)
+
+
+def check_folders(config: TrainConfig) -> None:
+    """Whether the folders of the run can be written to."""
+    check_writable(config.run_dir, "--log_base_dir")
+    if config.sam_cache:
+        check_writable(config.sam_cache, "--sam_cache")
 
 
 def start_processes(config: TrainConfig) -> None:
@@ -73,10 +92,6 @@ def start_processes(config: TrainConfig) -> None:
         # On a CPU, DeepSpeed would probe compilers at every start and compile shared-memory collectives for minutes
         # at the first; only its inference engine uses those, training goes through gloo.
         deepspeed.ops.__compatible_ops__ = {}
-    if os.environ["RANK"] == "0":  # before the others wait for it
-        check_writable(config.run_dir, "--log_base_dir")
-        if config.sam_cache:
-            check_writable(config.sam_cache, "--sam_cache")
     with rendezvous():
         deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", verbose=False)
     if config.compile:

@@ -13,6 +13,7 @@ from pathlib import Path
 from model.errors import UserError
 from model.text.conversation import PROMPTS
 from model.text.format import DEFAULT_NUM_ALL_CLASSES, TOKENS_OF_FORMAT, SequenceFormat
+from utils.common.paths import MAX_NAME_BYTES
 from utils.common.settings import (
     check_choices,
     require_fraction,
@@ -22,6 +23,7 @@ from utils.common.settings import (
 )
 
 PRECISIONS = ("fp32", "bf16", "fp16")
+MAX_RUN_NAME = 100  # characters
 MAX_STEP_SIZE = 1e30  # AdamW's first step is ten times that, and float32 ends at 3e38
 ATTENTION = ("auto", "sdpa", "eager", "flash_attention_2", "flex_attention")
 # Groups of settings, as --help lists them; those of the other scripts are among them.
@@ -247,8 +249,7 @@ class TrainConfig(DataConfig):
             raise UserError(
                 f"--sam_cache_gb {self.sam_cache_gb:g} needs --sam_cache: the folder that it limits"
             )
-        if self.exp_name in ("", ".", ".."):
-            raise UserError(f"--exp_name {self.exp_name!r} names no folder in {self.log_base_dir}")
+        check_run_name(self.exp_name)
         if self.compile and self.zero_stage == 3:
             raise UserError(
                 "--compile does not go with --zero_stage 3, which gathers weights around every layer; leave one out"
@@ -280,3 +281,19 @@ class TrainConfig(DataConfig):
     def run_dir(self) -> Path:
         """The folder of the run: checkpoints and logs."""
         return Path(self.log_base_dir) / self.exp_name
+
+
+def check_run_name(name: str) -> None:
+    """UserError unless --exp_name is one part of a path: it names a folder in --log_base_dir, and none elsewhere."""
+    shown = name if len(name) <= MAX_RUN_NAME else f"{name[:MAX_RUN_NAME]}..."
+    rule = f"--exp_name {shown!r} must be the name of a folder in --log_base_dir"
+    if name.strip() in ("", ".", ".."):
+        raise UserError(f"{rule}, and names none of its own")
+    if any(character in "/\\" or not character.isprintable() for character in name):
+        raise UserError(
+            f"{rule}, without separators and control characters; --log_base_dir says where it lies"
+        )
+    if len(name) > MAX_RUN_NAME or len(name.encode(errors="replace")) > MAX_NAME_BYTES:
+        raise UserError(
+            f"{rule} of at most {MAX_RUN_NAME} characters and {MAX_NAME_BYTES} bytes, got {len(name)}"
+        )

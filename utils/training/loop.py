@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import fields
@@ -22,11 +23,12 @@ from utils.data.types import Batch
 from utils.training.checkpoint import save_best, save_checkpoint
 from utils.training.engine import Engine
 from utils.training.health import DivergedError, Watch
-from utils.training.log import TrainLog, log_step, open_log, say
+from utils.training.log import log_step, open_log, say
 from utils.training.meters import Meters, peak_memory
 from utils.training.profile import StepProfiler
 from utils.training.progress import Progress
 from utils.training.sam_cache import SamCache
+from utils.training.signals import StopSignals
 from utils.training.validation import validate_epoch
 
 PROFILE_FOLDER = "profile"
@@ -43,32 +45,50 @@ def train(
     datasets: dict[str, Dataset],
     progress: Progress,
     sam_cache: SamCache | None,
+    signals: StopSignals,
 ) -> None:
-    """Run the optimizer steps that are left; `progress` moves on with them."""
-    meters = Meters(means=MEANS, totals=COUNTED, peaks=("memory", "save"))
+    """Run the optimizer steps that are left; `progress` moves on with them.
+
+    Raises:
+        DivergedError: the numbers are not finite any more.
+        SystemExit: a signal asked to stop; the run was saved.
+    """
+    meters = Meters(means=MEANS, totals=COUNTED, peaks=("memory", "save", "stop"))
     costs = CostModel.of(config, engine.module.config, on_gpu=engine.device.type == "cuda")
     # Here and not in a step: an iterator that is made draws a number, which the dropout of its step would miss.
     loaded = iter(open_loader(mixture, engine, config, progress.step, sam_cache))
     batches = on_device(loaded, engine, sam_cache, meters, costs)
     watch, clock = Watch(engine), SaveClock(config)
     profiler = StepProfiler(config.profile if is_main_process() else 0, config.run_dir / PROFILE_FOLDER)
-    with open_log(config, progress.step) as log, profiler:
-        catch_up(engine, config, datasets, progress, log)
+    with open_log(config, progress.step) as log, profiler, signals.deferred():
+        if progress.owes_validation:
+            # What a kill left out: the weights of an epoch are saved before they are validated.
+            with signals.deferred(False):
+                validate_epoch(engine, config, datasets, progress, log)
         while progress.step < config.num_steps:
             started = time.perf_counter()
             progress.step += 1
             torch.manual_seed(seed_of_step(config.seed, progress.step))  # dropout
             train_step(engine, batches, config.grad_accumulation_steps, meters, progress.counts, watch)
-            # What the first process decides by its clock travels with what is measured: no collective of its own.
-            meters.peak({"memory": peak_memory(engine.device), "save": clock.is_due(progress.step)})
+            # Whether one process has to save or stop travels with what is measured: no collective of its own.
+            meters.peak({"save": clock.is_due(progress.step), "stop": signals.received})
+            meters.peak({"memory": peak_memory(engine.device)})
             applied = engine.was_step_applied()
             rate = engine.get_lr()[0]
             summary = log_step(progress.step, log, meters, rate, started, applied=applied)
             watch.after_step(progress.step, progress.bad, config.max_bad_steps)
             profiler.step()
-            progress.owes_save |= bool(summary.peaks["save"])
-            if finish_step(engine, config, datasets, progress, log):
+            stop = int(summary.peaks["stop"])
+            progress.owes_save |= bool(summary.peaks["save"] or stop)
+            if save_if_due(engine, config, progress, signals):
                 clock.saved()
+            if stop:
+                say(stopped(stop, progress))
+                signals.stop(stop)
+            # After the save, so that nothing is lost if the validation fails.
+            if progress.owes_validation and not progress.owes_save:
+                with signals.deferred(False):
+                    validate_epoch(engine, config, datasets, progress, log)
         check_last_step(progress)
         if datasets and progress.validated.best_step is None:
             say("no validation came to a number: ckpt_best holds the last weights")
@@ -80,18 +100,8 @@ def train(
     say(progress.counts.describe())
 
 
-def catch_up(
-    engine: Engine, config: TrainConfig, datasets: dict[str, Dataset], progress: Progress, log: TrainLog
-) -> None:
-    """Validate what a kill left out: the weights of an epoch are saved before they are validated."""
-    if progress.owes_validation:
-        validate_epoch(engine, config, datasets, progress, log)
-
-
-def finish_step(
-    engine: Engine, config: TrainConfig, datasets: dict[str, Dataset], progress: Progress, log: TrainLog
-) -> bool:
-    """What follows an optimizer step: the samples are counted, an epoch is saved and validated. Whether it was saved.
+def save_if_due(engine: Engine, config: TrainConfig, progress: Progress, signals: StopSignals) -> bool:
+    """Count the samples of a step, and save if it ends an epoch or a save is due; whether it was saved.
 
     While steps are skipped nothing is saved: the weights may be beyond help, and would replace good ones.
     """
@@ -103,12 +113,20 @@ def finish_step(
         progress.counts.gather()
         progress.counts.check(config.max_bad_fraction)
     if is_due:
-        # First, so that nothing is lost if the validation fails.
+        signals.saving = True
         save_checkpoint(engine, config, progress)
-        progress.owes_save = False
-        if progress.owes_validation:
-            validate_epoch(engine, config, datasets, progress, log)
+        signals.saving = progress.owes_save = False
     return is_due
+
+
+def stopped(number: int, progress: Progress) -> str:
+    """What is said when a signal ends the run."""
+    name = signal.Signals(number).name
+    if progress.owes_save:
+        return (
+            f"{name}: stopped at step {progress.step}, where steps are being skipped; the last save is good"
+        )
+    return f"{name}: stopped at step {progress.step}, which is saved; the same command continues"
 
 
 class SaveClock:

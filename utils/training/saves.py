@@ -164,9 +164,8 @@ def make_newest(newest: Path, keep: int) -> None:
         write_whole(folder / LATEST, newest.name)
     tag = TAG.fullmatch(newest.name)
     step = int(tag[1]) if tag else -1
-    older = [
-        path for path in saves(folder) if path != newest and int(path.name.removeprefix("global_step")) < step
-    ]
+    found = [(TAG.fullmatch(path.name), path) for path in saves(folder)]
+    older = [path for match, path in found if match and int(match[1]) < step]
     whole = [path for path in older if (path / MANIFEST).is_file()]
     needless = [path for path in older if path not in whole[: keep - 1]]
     for path in (*needless, *folder.glob(f"{PARTIAL}*"), *folder.glob(f"{REPLACED}*")):

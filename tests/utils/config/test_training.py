@@ -204,7 +204,7 @@ def test_scripts_that_ask_a_model_load_it_alike(kind):
         (TrainConfig, ["--lora_dropout=1.5"], "--lora_dropout must be a fraction, 0 to 1, got 1.5"),
         (TrainConfig, ["--explanatory=nan"], "--explanatory must be a fraction"),
         (TrainConfig, ["--beta2=1"], r"--beta2 must be in \[0, 1\), got 1.0"),
-        (TrainConfig, ["--exp_name="], "--exp_name '' names no folder"),
+        (TrainConfig, ["--exp_name="], "--exp_name '' must be the name of a folder"),
         (TrainConfig, ["--batch_size=two"], "--batch_size.*'two'"),
         (TrainConfig, ["--zero_stage=5"], "--zero_stage.*5.*0, 1, 2, 3"),
         (TrainConfig, ["--lr"], "--lr: expected one argument"),

@@ -1,0 +1,71 @@
+"""Two runs never share a folder; a lock whose process is gone is taken over."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from model.errors import UserError
+from utils.common.processes import start_of
+from utils.training.run_lock import run_lock
+
+
+@pytest.fixture
+def other():
+    """Another process that is alive."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        yield process
+        process.stdin.close()
+
+
+def leave_lock(folder, pid: int, **changes) -> None:
+    holder = {
+        "host": socket.gethostname(),
+        "pid": pid,
+        "start": start_of(pid),
+        "since": "2026-01-01 00:00:00",
+    }
+    folder.mkdir()
+    (folder / "run.lock").write_text(json.dumps(holder | changes))
+
+
+def test_a_run_in_use_is_refused_by_name_and_stays_locked(other, tmp_path):
+    leave_lock(tmp_path / "run", other.pid)
+    with (
+        pytest.raises(UserError, match=f"in use by process {other.pid} on host .*--exp_name"),
+        run_lock(tmp_path / "run"),
+    ):
+        pass
+    assert (tmp_path / "run" / "run.lock").exists()
+
+
+@pytest.mark.parametrize("case", ["gone", "number used again", "empty", "cut off"])
+def test_a_lock_whose_process_is_gone_is_taken_over(case, other, tmp_path):
+    folder = tmp_path / "run"
+    if case == "gone":
+        other.stdin.close()
+        other.wait()
+    leave_lock(folder, other.pid, **({"start": "another boot/1"} if case == "number used again" else {}))
+    if case in ("empty", "cut off"):
+        (folder / "run.lock").write_text("" if case == "empty" else '{"host": "')
+    with run_lock(folder):
+        assert json.loads((folder / "run.lock").read_text())["pid"] == os.getpid()
+    assert not (folder / "run.lock").exists()
+
+
+def test_a_lock_of_another_host_is_named(tmp_path):
+    leave_lock(tmp_path / "run", 1, host="node17")
+    told = r"on host node17, since 2026.*if it has ended, delete .*run\.lock"
+    with pytest.raises(UserError, match=told), run_lock(tmp_path / "run"):
+        pass
+
+
+def test_a_run_that_wrote_nothing_leaves_nothing(tmp_path):
+    with run_lock(tmp_path / "runs" / "a"):
+        assert (tmp_path / "runs" / "a" / "run.lock").exists()
+    assert list(tmp_path.iterdir()) == []

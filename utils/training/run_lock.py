@@ -1,0 +1,106 @@
+"""One training at a time in a run's folder.
+
+runs/EXP/run.lock holds the host, the number and the start of the process that trains. A lock whose process is gone is
+taken over on the same host; of another host nothing is known, so its lock is named.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from model.errors import UserError
+from utils.common.processes import start_of
+
+logger = logging.getLogger(__name__)
+
+LOCK_FILE = "run.lock"
+
+
+@contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of a run's folder; the folder is made, and removed again if nothing was put into it.
+
+    Raises:
+        UserError: another process trains in it, or may do so.
+    """
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / LOCK_FILE
+    try:
+        _take(path)
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                path.unlink()
+    finally:
+        for place in missing:
+            with suppress(OSError):
+                place.rmdir()
+
+
+def _take(path: Path) -> None:
+    with _locked(path) as file:
+        holder = _holder(file.read())
+        if holder is not None and (problem := _in_the_way(holder, path)):
+            raise UserError(problem)
+        mine = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "start": start_of(os.getpid()),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        }
+        file.seek(0)
+        file.truncate()
+        file.write(json.dumps(mine) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[IO[str]]:
+    """The lock file, open, while nobody else reads or writes it."""
+    while True:
+        with path.open("a+", encoding="utf-8") as file:
+            with suppress(OSError):  # a network file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            # A holder that ended may have deleted the file that was just opened.
+            if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                file.seek(0)
+                yield file
+                return
+
+
+def _holder(text: str) -> dict[str, object] | None:
+    """Who wrote a lock file; None where it holds nothing that was written whole."""
+    try:
+        told = json.loads(text)
+    except json.JSONDecodeError:
+        return None
+    return told if isinstance(told, dict) and isinstance(told.get("pid"), int) else None
+
+
+def _in_the_way(holder: dict[str, object], path: Path) -> str | None:
+    """Why the lock cannot be taken; None if its process is gone."""
+    who = f"process {holder['pid']} on host {holder.get('host')}, since {holder.get('since')}"
+    if holder.get("host") != socket.gethostname():
+        return (
+            f"{path.parent} is in use by {who} ({path.name}), which cannot be asked from {socket.gethostname()}; if "
+            f"it has ended, delete {path}, else choose another --exp_name"
+        )
+    now = start_of(int(str(holder["pid"])))
+    if holder["pid"] == os.getpid() or now is None or now != holder.get("start"):
+        logger.info("%s was left by %s, which has ended", path, who)
+        return None
+    return (
+        f"{path.parent} is in use by {who} ({path.name}); wait for it, stop it, or choose another --exp_name"
+    )
