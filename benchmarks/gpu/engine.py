@@ -28,9 +28,9 @@ from utils.common.distributed import set_launch_environment
 from utils.config.training import TrainConfig
 from utils.costs.cost_model import CostModel, Work
 from utils.costs.flop_formulas import total
-from utils.costs.flops import SUSTAINED
 from utils.costs.memory import activation_bytes, count_parameters, estimate
 from utils.costs.memory import build as build_on_meta
+from utils.costs.prediction import SUSTAINED
 from utils.training.compile import compile_blocks, undo_compilation
 from utils.training.deepspeed_config import deepspeed_config
 from utils.training.profile import PARTS, parts_table, times_of_parts

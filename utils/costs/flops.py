@@ -7,7 +7,7 @@
 From the configuration alone: no weights are read. The first table is one
 sample: an image with its conversations in one row. The second is a step:
 arithmetic at --tflops, communication at --bandwidth, and what the disk must
-deliver. Formulas: utils/costs/flop_formulas.py and the functions here;
+deliver. Formulas: utils/costs/flop_formulas.py and prediction.py;
 docs/performance.md holds the tables of the recipe.
 """
 
@@ -16,7 +16,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -27,56 +26,28 @@ from utils.common.distributed import dtype_of
 from utils.common.settings import parse_config, require_not_negative, require_positive
 from utils.common.settings import setting as declare
 from utils.config.training import TrainConfig
-from utils.costs.cost_model import CostModel, ImageShape, Work
+from utils.costs.cost_model import CostModel, Work
 from utils.costs.flop_formulas import linear, num_image_tokens, total
-from utils.costs.memory import COSTS, IMAGE_SIZE, Count, build, count_parameters
+from utils.costs.memory import COSTS, build, count_parameters
 from utils.costs.model_sizes import model_config
+from utils.costs.prediction import (
+    ANSWER_TOKENS_PER_CLASS,
+    DISK_BYTES,
+    GPUS_PER_NODE,
+    MEMORY_BANDWIDTH,
+    NETWORK,
+    NVLINK,
+    PEAK_TFLOPS,
+    PREFIX_TOKENS,
+    QUERY_TOKENS_PER_CLASS,
+    SUSTAINED,
+    Prediction,
+    Setting,
+    encoder_parameters,
+    predict,
+)
 
-# An A100 multiplies bfloat16 matrices at 312 TFLOP/s (data sheet). Trainings of large language models keep 40 to 55 %
-# of that (Narayanan et al., "Efficient Large-Scale Language Model Training on GPU Clusters Using Megatron-LM", 2021,
-# table 1; Chowdhery et al., "PaLM", 2022, table 3); rows of a thousand tokens are on the low side.
-PEAK_TFLOPS, SUSTAINED = 312.0, 0.40
-# GB/s of one GPU, each way: NVLink inside a node of eight A100 (300 by the data sheet), one 200 Gb/s InfiniBand port
-# for each GPU between nodes (25); collectives reach about 80 %.
 MANY_GPUS = 512  # is always shown, too
-GPUS_PER_NODE, NVLINK, NETWORK = 8, 240.0, 20.0
-MEMORY_BANDWIDTH = 2.0e12  # bytes/s of an A100 with 80 GB
-# Tokens, roughly, with LLaMA's tokenizer: the template up to the image; a question with its answer; a class name with
-# its comma in the query, and with [SEG] or [NEG] and the comma in the answer.
-PREFIX_TOKENS, QUESTION_TOKENS, ANSWER_TOKENS = 45, 20, 10
-QUERY_TOKENS_PER_CLASS, ANSWER_TOKENS_PER_CLASS = 3, 4
-# COCO's train2017: 18 GB of JPEG, 118,287 images. Annotations add little, except label images: 10 to 40 kB.
-DISK_BYTES = 155_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """The samples and machines that are asked about."""
-
-    images: int  # of a micro-batch
-    conversations: int  # of an image
-    classes: int  # that a conversation asks for; 0: a referring or reasoning question
-    masks: int  # [SEG] of an image
-    gpus: int
-    tflops: float
-    bandwidth: float | None  # GB/s; None: NVLINK or NETWORK
-    disk_bytes: int  # of a sample
-
-    def work(self, num_features: int) -> Work:
-        """A micro-batch of packed rows, each with `num_features` image features."""
-        learned = self.classes * ANSWER_TOKENS_PER_CLASS or ANSWER_TOKENS
-        own = QUESTION_TOKENS + self.classes * QUERY_TOKENS_PER_CLASS + learned
-        num_text = PREFIX_TOKENS + self.conversations * own
-        height, width = (round(side * 1024 / max(IMAGE_SIZE)) for side in IMAGE_SIZE)
-        image = ImageShape(num_masks=self.masks, resized_size=(height, width), original_size=IMAGE_SIZE)
-        return Work(
-            images=(image,) * self.images,
-            num_rows=self.images,
-            row_length=num_features + num_text,
-            num_learned=self.images * self.conversations * learned,
-            num_text_tokens=self.images * num_text,
-            num_encoded=self.images,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,28 +92,6 @@ class FlopsConfig(TrainConfig):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """One optimizer step on one GPU."""
-
-    stage: int
-    gpus: int
-    images: int  # of all GPUs
-    compute: float  # seconds
-    communication: float  # seconds, if nothing of it is hidden
-    sent: float  # bytes
-
-    @property
-    def fastest(self) -> float:
-        """Seconds when all communication is hidden behind arithmetic."""
-        return max(self.compute, self.communication)
-
-    @property
-    def slowest(self) -> float:
-        """Seconds when none is."""
-        return self.compute + self.communication
-
-
 @command("utils.costs.flops")
 def main(argv: Sequence[str] | None = None) -> int:
     config = parse_config(FlopsConfig, argv, about=__doc__)
@@ -163,50 +112,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     show_steps(rows, setting, config, console)
     show_answer(costs, config, console)
     return 0
-
-
-def encoder_parameters(model: Any) -> int:
-    """Weights that only forward reads: CLIP, its projector and SAM's image encoder."""
-    parts = (model.llava.model.vision_tower, model.llava.model.multi_modal_projector, model.sam.image_encoder)
-    return sum(parameter.numel() for part in parts for parameter in part.parameters())
-
-
-def bytes_sent(
-    count: Count, encoders: int, stage: int, num_gpus: int, width: int, micro_batches: int
-) -> float:
-    """Bytes that each GPU sends (and receives) in one optimizer step.
-
-    A ring all-gather or reduce-scatter of n bytes sends (G - 1) / G n. Gradients of what trains are reduced after
-    each micro-batch, the trained weights gathered after the step. Stage 3 also gathers all weights, frozen ones too,
-    in forward and, encoders aside, in backward: Rajbhandari et al., "ZeRO", 2020, section 7.
-    """
-    ring = (num_gpus - 1) / num_gpus
-    gradients = micro_batches * count.trainable
-    weights = count.trainable if stage < 3 else micro_batches * (2 * count.total - encoders)
-    return ring * width * (gradients + weights)
-
-
-def predict(
-    flops: float,
-    count: Count,
-    encoders: int,
-    stage: int,
-    gpus: int,
-    setting: Setting,
-    config: TrainConfig,
-) -> Prediction:
-    """A step of `flops` on each of `gpus` GPUs."""
-    micro_batches = config.grad_accumulation_steps
-    sent = bytes_sent(count, encoders, stage, gpus, dtype_of(config.precision).itemsize, micro_batches)
-    bandwidth = setting.bandwidth or (NVLINK if gpus <= GPUS_PER_NODE else NETWORK)
-    return Prediction(
-        stage=stage,
-        gpus=gpus,
-        images=setting.images * micro_batches * gpus,
-        compute=flops / (setting.tflops * 1e12),
-        communication=sent / (bandwidth * 1e9),
-        sent=sent,
-    )
 
 
 # --------------------------------------------------------------------------------------------- output

@@ -29,6 +29,7 @@ from utils.costs.cost_model import CostModel, ImageShape, Work
 from utils.costs.flop_formulas import Flops, learned, linear, mask_decoder_flops, total
 from utils.costs.memory import Count
 from utils.costs.model_sizes import model_config
+from utils.costs.prediction import bytes_sent
 
 VOCABULARY, NUM_FEATURES, NUM_TEXT = 700, 16, 30
 SEVEN_B = ["--config", str(REPOSITORY / "configs" / "lasagna_7b.yaml")]
@@ -227,12 +228,12 @@ def test_without_a_mask_the_decoder_draws_one_all_the_same(seven_b):
     ],
 )
 def test_what_a_gpu_sends_in_a_step(stage, expected):
-    sent = flops.bytes_sent(Count(total=1000, trainable=100), 300, stage, 4, width=2, micro_batches=3)
+    sent = bytes_sent(Count(total=1000, trainable=100), 300, stage, 4, width=2, micro_batches=3)
     assert sent == expected
 
 
 def test_one_gpu_sends_nothing():
-    assert flops.bytes_sent(Count(total=1000, trainable=100), 300, 3, 1, width=2, micro_batches=3) == 0
+    assert bytes_sent(Count(total=1000, trainable=100), 300, 3, 1, width=2, micro_batches=3) == 0
 
 
 # ------------------------------------------------------------------------------------- the command
