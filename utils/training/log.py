@@ -86,7 +86,7 @@ def log_step(
     log.bar.update()
     if log.writer is None:
         return summary
-    losses, speed = {**summary.means, "lr": lr}, speed_of(summary, seconds)
+    losses, speed = {**dict(sorted(summary.means.items())), "lr": lr}, speed_of(summary, seconds)
     log.bar.set_description_str(bar_text(losses, speed), refresh=False)
     for group, values in (("train", losses), ("speed", speed)):
         for name, value in values.items():
