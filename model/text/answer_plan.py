@@ -1,4 +1,4 @@
-"""The answer to a complex query before it is decoded: its text is fixed but for SEG or NEG after each name."""
+"""The answer to a complex query before it is decoded: the text is fixed except for SEG or NEG after each name."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from model.text.format import SequenceFormat
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerPlan:
-    """The answer to one complex query, open only at the choices."""
+    """The tokens of the answer to one complex query; only the choices between SEG and NEG are undecided."""
 
-    names: tuple[str, ...]  # the classes asked for, in order
-    token_ids: tuple[int, ...]  # the answer up to its last choice; every choice holds the SEG id
-    positions: tuple[int, ...]  # of the choices in token_ids, one for each name, ascending
+    names: tuple[str, ...]  # the classes of the query, in order
+    token_ids: tuple[int, ...]  # the answer up to its last choice, with the SEG id at every choice
+    positions: tuple[int, ...]  # index of each name's choice in token_ids, ascending
 
     def __post_init__(self) -> None:
         assert len(self.names) == len(self.positions)
@@ -29,8 +29,8 @@ def plan_answer(
 ) -> AnswerPlan:
     """The plan of the answer to `format.query(classes)`.
 
-    The answer is tokenized once, behind its prompt, because ids of single names do not join to the ids of
-    the whole. Raises ValueError when the format leaves more open than SEG or NEG.
+    The answer is tokenized as a whole, after its prompt, because concatenating the ids of single names does not give
+    the ids of the whole text. Raises ValueError when the format leaves more undecided than SEG or NEG.
     """
     if not format.answers_every_class:
         raise UserError(

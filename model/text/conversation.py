@@ -1,7 +1,7 @@
 """Prompt templates: from a conversation to token ids and labels.
 
-The image is part of the template, not of a turn's text: every template puts it in front of the first user
-text. Only the assistant's words and the end token after them are learned.
+The image is part of the template, not of a turn's text: every template puts it before the first user text. Only the
+assistant's text and the end token after it have labels (are *learned*); all other labels are IGNORE_INDEX.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from model.text.special_tokens import (
 )
 from model.text.tokens import encode_segments
 
-IGNORE_INDEX = -100  # label of a token that is not learned, as in torch.nn.CrossEntropyLoss
+IGNORE_INDEX = -100  # label of a token without a loss, the default ignore_index of torch.nn.CrossEntropyLoss
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side says."""
+    """One message of the user or the assistant."""
 
     role: Literal["user", "assistant"]
     text: Text
@@ -49,7 +49,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns of user and assistant in alternation. Ending with the user, it asks for an answer."""
+    """Alternating turns of user and assistant. A conversation that ends with the user is a prompt to be answered."""
 
     turns: tuple[Turn, ...]
 
@@ -62,19 +62,19 @@ class Conversation:
 
     @classmethod
     def of(cls, *texts: str | Text) -> Conversation:
-        """Texts of user and assistant in alternation."""
+        """A conversation from texts of user, assistant, user, ..."""
         return cls(
             tuple(Turn("user" if i % 2 == 0 else "assistant", as_text(text)) for i, text in enumerate(texts))
         )
 
     @property
     def num_seg(self) -> int:
-        """How many masks the assistant's turns stand for."""
+        """Number of masks: one for each SEG token of the assistant's turns."""
         return sum(isinstance(piece, Special) and piece in SEG_TOKENS for t in self.turns for piece in t.text)
 
     @property
     def answers(self) -> tuple[str, ...]:
-        """The assistant's texts as written."""
+        """The text of each assistant turn."""
         return tuple(str(turn) for turn in self.turns if turn.role == "assistant")
 
     @property
@@ -85,10 +85,10 @@ class Conversation:
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """A conversation as ids; the image token is repeated once for each image feature."""
+    """A tokenized conversation; the image token is repeated, once for each patch feature of the image."""
 
     input_ids: list[int]
-    labels: list[int]  # same length; IGNORE_INDEX where nothing is learned
+    labels: list[int]  # same length; IGNORE_INDEX where there is no loss
     num_image_tokens: int
 
     def __post_init__(self) -> None:
@@ -96,7 +96,7 @@ class Encoded:
 
     @property
     def num_text_tokens(self) -> int:
-        """Length without image features: what `model_max_length` limits."""
+        """Length without the image's tokens: what `model_max_length` limits."""
         return len(self.input_ids) - self.num_image_tokens
 
 
@@ -105,7 +105,7 @@ Segment = tuple[Text, bool]  # pieces, learned?
 
 @dataclass(frozen=True, kw_only=True)
 class PromptTemplate:
-    """A template written out: opening, image, user text, cue, answer with its end token, reopening, ...
+    """A template as fixed strings: opening, image, user text, cue, answer with its end token, reopening, ...
 
     The first user text comes after `opening` and the image, later ones after `reopening`.
     """
@@ -118,7 +118,7 @@ class PromptTemplate:
     answer_end: str
 
     def segments(self, tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> Iterator[Segment]:
-        """The conversation in this template, piece by piece."""
+        """The conversation in this template, as segments in order."""
         for index, turn in enumerate(conversation.turns):
             if turn.role == "assistant":
                 eos = Special(tokenizer.eos_token)
@@ -135,7 +135,7 @@ class PromptTemplate:
 
 @dataclass(frozen=True)
 class OwnChatTemplate:
-    """The template that the tokenizer brings along (`tokenizer.chat_template`)."""
+    """The tokenizer's own template (`tokenizer.chat_template`)."""
 
     def segments(self, tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> Iterator[Segment]:
         """The conversation in the tokenizer's template; an answer is learned up to its end token."""
@@ -159,7 +159,7 @@ class OwnChatTemplate:
 
 
 def _chat_template_literals(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[str]:
-    """What the tokenizer's template writes before, between and after the turns' texts."""
+    """The text that the tokenizer's template writes before, between and after the turns."""
     if tokenizer.chat_template is None:
         raise UserError("prompt 'chat_template' needs a tokenizer that has one; use prompt 'llava_v1'")
     marks = [f"\ufdd2{index}\ufdd3" for index in range(len(conversation.turns))]
@@ -176,7 +176,7 @@ def _chat_template_literals(tokenizer: PreTrainedTokenizerBase, conversation: Co
             text = tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=conversation.turns[-1].role == "user"
             )
-        except Exception as error:  # templates raise what they like; reported below if all attempts fail
+        except Exception as error:  # a template may raise anything; reported below if all attempts fail
             failures.append(str(error))
             continue
         literals = re.split("\ufdd2\\d+\ufdd3", text)
@@ -197,7 +197,7 @@ def _only_text(text: str) -> list[dict[str, str]]:
 
 
 def _special_pieces(literal: str, special: list[str]) -> Text:
-    """Text that a template wrote, its special tokens marked as such."""
+    """A template's output as pieces of text and special tokens."""
     pattern = "|".join(re.escape(token) for token in sorted(special, key=len, reverse=True))
     pieces = re.split(f"({pattern})", literal)
     return tuple(Special(piece) if i % 2 else piece for i, piece in enumerate(pieces) if piece)
@@ -228,7 +228,7 @@ PROMPTS: dict[str, PromptTemplate | OwnChatTemplate] = {
 
 
 def render(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, prompt: str) -> list[Segment]:
-    """The conversation as pieces of text, each with whether it is learned; one image token.
+    """The conversation as segments of text, each with whether its tokens have labels; the image is one token.
 
     `prompt` is a name in PROMPTS.
     """
@@ -244,8 +244,8 @@ def encode_conversation(
     segments = render(tokenizer, conversation, prompt)
     before, after = _split_at_image(segments)
     ids_before, _ = encode_segments(tokenizer, [pieces for pieces, _ in before])
-    # Text after the image is a text of its own, as in LLaVA: a tokenizer that puts a space in front of a
-    # text does so here too.
+    # The text after the image is tokenized separately, as in LLaVA: a tokenizer that prepends a space to its input
+    # does so here too.
     ids_after, owners = encode_segments(tokenizer, [pieces for pieces, _ in after])
     if tokenizer.bos_token_id is not None and ids_before[:1] != [tokenizer.bos_token_id]:
         ids_before = [tokenizer.bos_token_id, *ids_before]

@@ -1,4 +1,4 @@
-"""How a complex query and its answer are written, and which strategies a model was trained with."""
+"""Formats of complex queries and their answers, and the training strategies that belong to a format."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NOTHING_FOUND = "None of them is in this image."
 
 @dataclass(frozen=True)
 class SequenceFormat:
-    """How a query and its answer are written, and which training strategies the model has seen."""
+    """How queries and answers are written, and which of the paper's training strategies were used."""
 
     name: str
     seg: str
@@ -60,11 +60,11 @@ class SequenceFormat:
 
     @property
     def answers_every_class(self) -> bool:
-        """Whether the answer's text is fixed by the query but for SEG or NEG, so it can be constrained."""
+        """Whether the query determines the answer except for SEG or NEG, so that decoding can be constrained."""
         return self.neg is not None and self.sequence_augmentation and self.order_following
 
     def query(self, classes: Sequence[str]) -> Text:
-        """What the user asks, for the given class names."""
+        """The user's text, for the given class names."""
         names = ", ".join(spoken(name) for name in class_names(classes))
         if self.name == "release":
             listed = (Special(CAT_START), f" {names} ", Special(CAT_END))
@@ -72,7 +72,7 @@ class SequenceFormat:
         return (f"Can you segment the {names} in this image?",)
 
     def answer(self, choices: Sequence[tuple[str, bool]]) -> Text:
-        """What the assistant answers: for each (class name, present?) the name and SEG or NEG."""
+        """The assistant's text: for each (class name, present?) the name and SEG or NEG."""
         if self.neg is None and not all(present for _, present in choices):
             raise ValueError(
                 f"format {self.name!r} cannot say that a class is absent; leave such classes out"
@@ -91,8 +91,8 @@ class SequenceFormat:
     def mentions(self, text: Text) -> list[tuple[str, bool]]:
         """(name, present?) for each SEG or NEG among the pieces of an answer, in their order.
 
-        The name is what stands between the previous token and this one, without separators; "" if nothing.
-        Plain pieces hold no tokens, whatever they spell.
+        The name is the text between the previous such token and this one, without separators, possibly "".
+        Plain pieces contain no tokens, even if they spell the name of one.
         """
         found, words = [], ""
         for piece in text:
@@ -104,9 +104,9 @@ class SequenceFormat:
         return found
 
     def parse(self, text: str) -> list[tuple[str, bool]]:
-        """`mentions` of an answer that was written as one string, tokens by their names.
+        """`mentions` of an answer given as one string, in which tokens appear by name.
 
-        Not for generated answers, in which a token's name may be spelled in letters.
+        Not for generated answers, where plain text may spell a token's name.
         """
         tokens = [token for token in (self.seg, self.neg) if token is not None]
         pieces = re.split(f"({'|'.join(re.escape(token) for token in tokens)})", text)
@@ -127,7 +127,7 @@ TOKENS_OF_FORMAT: dict[str, tuple[str, str | None]] = {
 
 
 def class_names(classes: Sequence[str]) -> tuple[str, ...]:
-    """The class names of one query. Raises ValueError for none, for what is no name, and for one bare string."""
+    """The class names of one query. Raises ValueError for an empty list, for non-strings, and for a bare string."""
     if isinstance(classes, str):
         raise UserError(f"classes are a list of names, got the string {classes!r}; pass [{classes!r}]")
     names = tuple(classes)

@@ -1,8 +1,8 @@
-"""Several conversations about one image in one row: the image prefix once, then what is each conversation's own.
+"""Sequence packing: several conversations about one image share a row, with the image prefix only once.
 
-A conversation sees the prefix and itself, at the positions that it would have alone, so losses, gradients and masks
-are those of one row each, for the language model's work on far fewer tokens. Conversations that are too long together
-take several rows, each with the prefix.
+A masked attention lets each conversation attend to the prefix and to itself, and its position ids are those that it
+would have alone. So losses, gradients and masks equal those of unpacked rows, and the language model processes far
+fewer tokens. Conversations that are too long for one row are split over several, each with the prefix.
 
 Two conversations about one image of two tokens:
 
@@ -10,7 +10,7 @@ Two conversations about one image of two tokens:
 # segment    0    0   0   0     1   1 1   1    1       2   2 2   2    2     0 = shared prefix
 # position   0    1   2   3     4   5 6   7    8       4   5 6   7    8     restarts after the prefix
 
-"where" sees <s> USER img img and itself, not the first conversation.
+"where" attends to <s> USER img img and to itself, not to the first conversation.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ def pack_within(
     """Conversations about one image in as few rows as their order allows.
 
     Args:
-        conversations: in the order that they keep.
+        conversations: their order is kept.
         image_id: id of the image's tokens.
-        max_length: text tokens of a row, those of the prefix too; image features are not counted. A conversation that
-            is longer has a row of its own. None: one row takes all.
+        max_length: maximum number of text tokens in a row, prefix included; image tokens are not counted. A longer
+            conversation gets a row of its own. None: no limit, one row.
     """
     num_shared = sum(token != image_id for token in shared_prefix(conversations, image_id))
     groups: list[list[Encoded]] = []
@@ -65,7 +65,7 @@ def pack(conversations: Sequence[Encoded], image_id: int) -> PackedRow:
     """Conversations about one image as one row; the shared prefix ends with the image's last token.
 
     Raises:
-        ValueError: the conversations do not begin alike, so they are not about one image in one template.
+        ValueError: the prefixes differ, so the conversations are not about one image in one template.
     """
     prefix = shared_prefix(conversations, image_id)
     length = len(prefix)
@@ -74,7 +74,7 @@ def pack(conversations: Sequence[Encoded], image_id: int) -> PackedRow:
     for number, encoded in enumerate(conversations, start=1):
         own = encoded.input_ids[length:]
         ids += own
-        # What follows the image is the user's text: no first token is learned, so nothing is predicted across a seam.
+        # The text after the image is the user's, without labels, so no target is predicted from another conversation.
         labels += encoded.labels[length:]
         positions += range(length, length + len(own))
         segments += [number] * len(own)
@@ -82,10 +82,10 @@ def pack(conversations: Sequence[Encoded], image_id: int) -> PackedRow:
 
 
 def shared_prefix(conversations: Sequence[Encoded], image_id: int) -> list[int]:
-    """The ids up to the image's last token, with which all conversations begin.
+    """The ids up to the image's last token, which all conversations have in common.
 
     Raises:
-        ValueError: they do not begin alike, so they are not written in one template.
+        ValueError: the prefixes differ, so the conversations are not in one template.
     """
     first = conversations[0].input_ids
     prefix = first[: len(first) - first[::-1].index(image_id)]
@@ -95,7 +95,7 @@ def shared_prefix(conversations: Sequence[Encoded], image_id: int) -> list[int]:
 
 
 def packed_attention(segment_ids: Tensor) -> Tensor:
-    """(N, T) segment ids -> (N, 1, T, T) bool, True where the row's query may look at the column's key."""
+    """(N, T) segment ids -> attention mask (N, 1, T, T), bool, True where query (row) may attend to key (column)."""
     length = segment_ids.shape[1]
     query, key = segment_ids[:, :, None], segment_ids[:, None, :]
     earlier = torch.ones(length, length, dtype=torch.bool, device=segment_ids.device).tril()
@@ -103,7 +103,7 @@ def packed_attention(segment_ids: Tensor) -> Tensor:
 
 
 def packed_blocks(segment_ids: Tensor) -> BlockMask:
-    """The mask of `packed_attention` for flex attention, which leaves out blocks that are hidden as a whole."""
+    """The mask of `packed_attention` for flex attention, which skips blocks that are masked entirely."""
 
     def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         segment = segment_ids[row, key]

@@ -1,8 +1,7 @@
-"""Special tokens by name, and text as pieces around them.
+"""Names of the special tokens, and text as a sequence of plain pieces and special tokens.
 
-A piece of text is either plain (`str`) or one special token (`Special`). Only the code of this package makes
-`Special` pieces, so a class name or a question that happens to contain "[SEG]" or "<image>" stays the characters
-that it is.
+A piece of text is either plain (`str`) or one special token (`Special`). Only the code of this package creates
+`Special` pieces, so "[SEG]" or "<image>" in a class name or a question is encoded as ordinary characters.
 """
 
 from __future__ import annotations

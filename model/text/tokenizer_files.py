@@ -1,4 +1,4 @@
-"""The tokenizer of a model folder, whoever wrote it, and how ours is written."""
+"""Loading the tokenizer of a model folder (ours, Hugging Face's or an original LLaVA's), and saving ours."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ TOKENIZER_FILES = (
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder, whoever wrote it; pads on the right.
+    """The tokenizer of a model folder; it pads on the right.
 
-    A folder with `tokenizer.json` (ours, Hugging Face's) is read by the stock classes. One with a sentencepiece
-    model only is an original LLaVA, LISA or LaSagnA folder: its tokenizer is rebuilt so that it gives the
-    ids of the tokenizer class of that time, which the stock classes no longer do.
+    A folder with `tokenizer.json` (ours, Hugging Face's) is read by the stock classes. One that has only a
+    sentencepiece model is an original LLaVA, LISA or LaSagnA folder: its tokenizer is rebuilt to give the same ids as
+    in transformers 4.31, which the stock classes no longer do.
     """
     folder = Path(folder)
     files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
@@ -40,7 +40,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
         tokenizer = _load_stored(folder)
     except UserError:
         raise
-    except Exception as problem:  # of tokenizers and sentencepiece, which raise it bare for a damaged file
+    except Exception as problem:  # tokenizers and sentencepiece raise bare Exceptions for a damaged file
         reason = next(iter(str(problem).strip().splitlines()), type(problem).__name__)
         raise UserError(
             f"{' or '.join(map(str, files))} cannot be read ({reason}); copy or download the tokenizer again"
@@ -56,7 +56,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
 
 
 def _load_stored(folder: Path) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of a folder; None where there is none."""
+    """The tokenizer of a folder, or None if the folder has none."""
     if (folder / "tokenizer.json").is_file():
         # AutoTokenizer reads config.json first, and warns unless the type "lasagna" is registered by then.
         is_ours = read_json(folder / "config.json").get("model_type") == "lasagna"
@@ -65,10 +65,10 @@ def _load_stored(folder: Path) -> PreTrainedTokenizerBase | None:
 
 
 def _load_original(folder: Path) -> PreTrainedTokenizerBase:
-    """A sentencepiece LLaMA tokenizer as transformers 4.31 had it.
+    """A sentencepiece LLaMA tokenizer with the behaviour of transformers 4.31.
 
-    "Legacy" there meant: every stretch of text between special tokens is tokenized as a text of its own,
-    with a space put in front. Its added tokens swallowed the white space on both sides.
+    "Legacy" meant there that each span of text between special tokens is tokenized on its own, with a space
+    prepended. Added tokens stripped the white space on both sides.
     """
     tokenizer = from_pretrained(LlamaTokenizer, folder)
     if read_json(folder / "tokenizer_config.json").get("legacy", True) is not False:
@@ -88,11 +88,11 @@ def _load_original(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
-    """Write the tokenizer so that `AutoTokenizer.from_pretrained(folder)` gives the same ids."""
+    """Save the tokenizer so that `AutoTokenizer.from_pretrained(folder)` gives the same ids."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder)
-    # Not read again, but kept: an export for other tools needs it.
+    # Our loader does not need the sentencepiece model, but an export for other tools does.
     sentencepiece = Path(getattr(tokenizer, "vocab_file", None) or "")
     if sentencepiece.is_file() and not (folder / "tokenizer.model").exists():
         shutil.copyfile(sentencepiece, folder / "tokenizer.model")

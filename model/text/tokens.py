@@ -1,4 +1,4 @@
-"""Special tokens: how they enter a tokenizer, which ids they got, and how text is encoded around them."""
+"""Special tokens: adding them to a tokenizer, looking up their ids, encoding and decoding text that contains them."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from model.text.special_tokens import (
 
 @dataclass(frozen=True, kw_only=True)
 class TokenIds:
-    """Ids of the tokens that the model itself has to know."""
+    """Ids of the tokens that the model needs."""
 
     image: int
     seg: int
-    neg: int | None  # None in formats that cannot say "not in this image"
+    neg: int | None  # None in formats without a token for absent classes
     im_start: int
     im_end: int
     pad: int
@@ -47,13 +47,13 @@ class TokenIds:
 
 
 def wanted_tokens(format: SequenceFormat) -> list[AddedToken]:
-    """The special tokens of a format, in the order in which missing ones are appended to a vocabulary."""
+    """The special tokens of a format, in the order in which missing ones are appended to the vocabulary."""
 
     def token(content: str, *, lstrip: bool = True, rstrip: bool = True) -> AddedToken:
         return AddedToken(content, lstrip=lstrip, rstrip=rstrip, normalized=False, special=True)
 
-    # Tokens of the original code swallow white space on both sides. In the paper format only the space
-    # in front goes, so that the state that decides is the last token of the class name.
+    # Tokens of the original code strip white space on both sides. In the paper format they strip only on the left, so
+    # that the hidden state that predicts the choice is that of the class name's last token.
     keeps_right = format.name != "paper"
     choices = [token(name, rstrip=keeps_right) for name in (format.seg, format.neg) if name is not None]
     markers = [token(name) for name in (CAT_START, CAT_END, SEMANTIC)] if format.name == "release" else []
@@ -61,17 +61,17 @@ def wanted_tokens(format: SequenceFormat) -> list[AddedToken]:
 
 
 def add_special_tokens(tokenizer: PreTrainedTokenizerBase, format: SequenceFormat) -> None:
-    """Append the tokens of `format` that are missing, `<image>` last. Idempotent.
+    """Append the missing tokens of `format`, `<image>` last. Idempotent.
 
-    Tokens that are there keep their id and their white-space behaviour: a trained model relies on both.
-    A tokenizer without padding token pads with `<unk>`, or with its end token when it has no `<unk>`.
+    Existing tokens keep their id and white-space behaviour, because a trained model relies on both. A tokenizer
+    without padding token pads with `<unk>`, or with its end token if it has no `<unk>`.
     """
     present = tokenizer.get_vocab()
     wanted = wanted_tokens(format)
     missing = [token for token in wanted if token.content not in present]
     if IMAGE in present and (missing or present[IMAGE] != len(tokenizer) - 1):
-        # The model cuts the last row off its logits. The row of <image> is never read (image features
-        # take its place), so the token may move to a new one; the old row becomes a token nobody writes.
+        # The model drops the last row of its logits. The embedding row of <image> is never read (patch features
+        # replace it), so <image> can move to a new last row; its old row becomes an unused token.
         _rename_token(tokenizer, IMAGE, f"<unused_{present[IMAGE]}>")
         missing = [token for token in missing if token.content != IMAGE] + wanted[-1:]
     if missing:
@@ -120,7 +120,7 @@ def _guard(token: str) -> str:
 
 
 def _guarded_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """The tokenizer with every special token under a name that no user can type; same ids, same rules."""
+    """The tokenizer with every special token renamed to a string that no text contains; same ids, same rules."""
     cached = _guarded.get(tokenizer)
     if cached is not None and cached[0] == len(tokenizer):
         return cached[1]
@@ -149,8 +149,8 @@ def encode_segments(
 ) -> tuple[list[int], list[int]]:
     """Encode consecutive segments as one string.
 
-    Returns the ids and, for each, the index of the segment that its last character comes from (white space
-    that a special token swallows belongs to the token).
+    Returns the ids and, for each, the index of the segment of its last character (white space that a special token
+    strips belongs to that token).
     """
     written, ends, length = [], [], 0
     for segment in segments:
@@ -172,7 +172,7 @@ def encode_segments(
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, pieces: Text, *, add_bos: bool = False) -> list[int]:
-    """Ids of `pieces`: those of the joined string, except that plain pieces never give special tokens."""
+    """Ids of `pieces`: those of the concatenated string, except that plain pieces never give special tokens."""
     ids, _ = encode_segments(tokenizer, [as_text(pieces)])
     if add_bos and tokenizer.bos_token_id is not None:
         ids = [tokenizer.bos_token_id, *ids]
@@ -184,7 +184,7 @@ def decode_text(
 ) -> str:
     """Text of `ids`, with the special tokens named in `keep` and without the others.
 
-    The space that `[SEG]` and `[NEG]` swallow when they are encoded is written again.
+    The space that `[SEG]` and `[NEG]` strip when they are encoded is restored.
     """
     text, after_choice = "", False
     for piece in decode_pieces(tokenizer, ids):
@@ -193,14 +193,14 @@ def decode_text(
                 gap = " " if piece in (SEG, NEG) and text and not text[-1].isspace() else ""
                 text, after_choice = text + gap + piece, piece in (SEG, NEG)
             continue
-        # The space after a token that swallowed it; a full stop or comma follows without one.
+        # Restores the space after a token that stripped it; a full stop or comma needs none.
         text += (" " if after_choice and piece[:1].isalnum() else "") + piece
         after_choice = False
     return text.strip()
 
 
 def decode_pieces(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> Text:
-    """The text of `ids`, each special token a piece of its own: "[SEG]" spelled in letters stays letters."""
+    """The text of `ids`, each special token a `Special` piece, so "[SEG]" in ordinary characters stays plain text."""
     special = {
         index: token.content for index, token in tokenizer.added_tokens_decoder.items() if token.special
     }

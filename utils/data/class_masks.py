@@ -71,8 +71,8 @@ class ClassMaskDataset(Dataset):
             recipe.format,
             recipe.num_all_classes,
             class_list=names,
-            likely=[names[class_id] for class_id in self.likely_absent(absent, rng, recipe)],
-            likely_share=recipe.likely_negatives,
+            hard_negatives=[names[class_id] for class_id in self.likely_absent(absent, rng, recipe)],
+            hard_negative_fraction=recipe.likely_negatives,
         )
         class_of = {names[class_id]: class_id for class_id in present}
         chosen = [masks[class_of[name]] for name in answered]

@@ -1,4 +1,4 @@
-"""Samples to batches, and the loader that a training run draws them from."""
+"""Collating samples into batches, and the training data loader."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from utils.data.types import Batch, Sample, UnusableItemError
 
 
 class Embeddings(Protocol):
-    """SAM's image embeddings that were computed before, by the key of their image."""
+    """A cache of SAM's image embeddings, indexed by image key."""
 
     def load(self, key: str) -> Tensor | None:
-        """The embedding (prompt_embed_dim, grid, grid); None when it has to be computed."""
+        """The embedding (prompt_embed_dim, grid, grid); None if it is not in the cache."""
 
 
 @dataclass(frozen=True)
 class Collate:
-    """A list of samples -> Batch. Each image is there once, however many conversations it has."""
+    """A list of samples -> Batch. Each image appears once, however many conversations it has."""
 
     processor: LasagnaProcessor
-    fast_resize: bool = False  # pictures within two grey levels, in less time
-    pack_rows: bool = False  # conversations of one image share a row of the language model
-    sam_cache: Embeddings | None = None  # pictures that it knows are not resized for SAM
-    max_length: int | None = None  # text tokens of a shared row; what is longer takes several
+    fast_resize: bool = False  # faster resizing, within two grey levels of Pillow's
+    pack_rows: bool = False  # pack the conversations of one image into one row
+    sam_cache: Embeddings | None = None  # images with a cached embedding are not resized for SAM
+    max_length: int | None = None  # maximum number of text tokens in a packed row; longer rows are split
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         images = [sample.image for sample in samples]
@@ -53,7 +53,7 @@ class Collate:
             sam_needs=missing,
         )
         if len(missing) < len(samples):
-            # The copy out of the mapped files, made here and not by the process that trains.
+            # Copies from the memory-mapped files, in the worker instead of the training process.
             found = torch.stack([embedding for embedding in known if embedding is not None])
             inputs = replace(inputs, sam_embeddings=found)
         return Batch(
@@ -71,7 +71,7 @@ class Collate:
         )
 
     def look_up(self, images: Sequence[np.ndarray]) -> tuple[tuple[str, ...], list[Tensor | None]]:
-        """The images' keys in the cache of SAM's embeddings, and what it holds of them."""
+        """The images' keys in the SAM cache, and their cached embeddings, None where there is none."""
         if self.sam_cache is None:
             return (), [None] * len(images)
         size = self.processor.sam_image_size
@@ -81,18 +81,17 @@ class Collate:
 
 @dataclass(frozen=True)
 class LengthLimit:
-    """Makes a sample fit: absent classes are left out first, then whole conversations; no text is cut.
+    """Shortens a sample to the token limit: drops absent classes first, then conversations; no text is truncated.
 
-    The limit is one of each conversation here; a row of packed conversations that passes it is split, and loses
-    nothing. Which absent classes stay was drawn with the sample, so that a sample still depends on seed and index
-    alone.
+    The limit applies to each conversation; a packed row that exceeds it is split and loses nothing. The order in
+    which absent classes are dropped was drawn with the sample, so a sample depends only on seed and index.
     """
 
     processor: LasagnaProcessor
-    max_length: int  # text tokens of one conversation; image features are not counted
+    max_length: int  # maximum number of text tokens in one conversation; image tokens are not counted
 
     def __call__(self, sample: Sample) -> Sample:
-        """The sample, encoded, and shortened if need be; UnusableItemError when no conversation of it can fit."""
+        """The sample, tokenized and if necessary shortened; raises UnusableItemError if no conversation fits."""
         kept: list[tuple[Conversation, Encoded]] = []
         masks: list[np.ndarray] = []
         classes_left_out = first = 0
@@ -102,7 +101,7 @@ class LengthLimit:
                 kept.append((fitted, encoded))
                 masks.append(sample.masks[first : first + conversation.num_seg])
                 if isinstance(conversation, ComplexQuery) and isinstance(fitted, ComplexQuery):
-                    classes_left_out += len(conversation.spare) - len(fitted.spare)
+                    classes_left_out += len(conversation.absent) - len(fitted.absent)
             first += conversation.num_seg
         if not kept:
             raise UnusableItemError(
@@ -120,16 +119,16 @@ class LengthLimit:
         )
 
     def fitted(self, conversation: Conversation) -> tuple[Conversation, Encoded]:
-        """The conversation with as many absent classes as fit; with as few as it can have when that is too long."""
+        """The conversation with as many absent classes as fit (binary search), or the minimum if none fit."""
         encoded = self.processor.encode(conversation)
         if encoded.num_text_tokens <= self.max_length or not isinstance(conversation, ComplexQuery):
             return conversation, encoded
-        fewest = conversation.with_spare(conversation.least_spare)
+        fewest = conversation.with_num_absent(conversation.min_absent)
         best = fewest, self.processor.encode(fewest)
-        fits, too_many = conversation.least_spare, len(conversation.spare)
+        fits, too_many = conversation.min_absent, len(conversation.absent)
         while too_many - fits > 1:
             number = (fits + too_many) // 2
-            shorter = conversation.with_spare(number)
+            shorter = conversation.with_num_absent(number)
             encoded = self.processor.encode(shorter)
             if encoded.num_text_tokens <= self.max_length:
                 fits, best = number, (shorter, encoded)
@@ -156,14 +155,14 @@ def build_loader(
 ) -> DataLoader[Batch]:
     """The micro-batches `start` to `start + num_batches` of one rank, in order; see BatchIndices.
 
-    The same batches come out whatever the number of workers; `start` is where a resumed run goes on. Those that come
-    with a `sam_cache` have to be completed by it.
+    Batches do not depend on the number of workers; a resumed run continues at `start`. With a `sam_cache`, pass each
+    batch through its `complete` before the model.
     """
     indices = BatchIndices(
         batch_size=batch_size, num_batches=num_batches, start=start, rank=rank, world_size=world_size
     )
     return DataLoader(
-        mixture,  # a map-style data set without an end
+        mixture,  # a map-style data set of unlimited length
         batch_sampler=indices,
         collate_fn=Collate(processor, fast_resize, pack_rows, sam_cache, max_length),
         num_workers=num_workers,
@@ -174,4 +173,4 @@ def build_loader(
 
 
 def _one_thread_a_worker(worker_id: int) -> None:
-    cv2.setNumThreads(0)  # torch limits its own threads in a worker; OpenCV has to be told
+    cv2.setNumThreads(0)  # torch limits its threads in workers, OpenCV does not

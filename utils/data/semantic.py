@@ -94,8 +94,8 @@ class SemanticDataset(Dataset):
             recipe.format,
             recipe.num_all_classes,
             class_list=self.classes,
-            likely=[self.classes[class_id] for class_id in self.likely_absent(absent, rng, recipe)],
-            likely_share=recipe.likely_negatives,
+            hard_negatives=[self.classes[class_id] for class_id in self.likely_absent(absent, rng, recipe)],
+            hard_negative_fraction=recipe.likely_negatives,
         )
         class_ids = [self.classes.spoken.index(name) for name in answered]
         # Comparing in the label's type is nine times as fast as in int64.

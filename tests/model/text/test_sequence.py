@@ -99,19 +99,19 @@ def test_a_sample_is_a_pure_function_of_its_random_generator():
 def test_a_query_can_be_asked_with_fewer_absent_classes():
     query, names = complex_conversation(PRESENT, ABSENT, rng(1), PAPER, 12)
     asked = asked_classes(written(query)[0])
-    spare = [name for name in asked if name in ABSENT]
-    assert sorted(query.spare) == sorted(spare)
-    assert query.with_spare(len(spare)) == query
-    for number in range(len(spare) + 1):
-        shorter = query.with_spare(number)
+    absent = [name for name in asked if name in ABSENT]
+    assert sorted(query.absent) == sorted(absent)
+    assert query.with_num_absent(len(absent)) == query
+    for number in range(len(absent) + 1):
+        shorter = query.with_num_absent(number)
         kept = asked_classes(written(shorter)[0])
         assert kept == [name for name in asked if name in kept], "the order stays"
-        assert set(kept) == {*PRESENT, *query.spare[:number]}
+        assert set(kept) == {*PRESENT, *query.absent[:number]}
         assert PAPER.parse(written(shorter)[1]) == [(name, name in PRESENT) for name in kept]
         assert shorter.num_seg == len(names)
-        assert shorter.with_spare(0) == query.with_spare(0)
-    assert query.least_spare == 0
-    assert complex_conversation([], ABSENT, rng(), PAPER, 4)[0].least_spare == 1
+        assert shorter.with_num_absent(0) == query.with_num_absent(0)
+    assert query.min_absent == 0
+    assert complex_conversation([], ABSENT, rng(), PAPER, 4)[0].min_absent == 1
 
 
 def test_without_random_classes_list_the_whole_list_is_asked_in_its_order():
@@ -161,18 +161,18 @@ def test_a_class_named_twice_or_no_class_is_an_error():
         complex_conversation(PRESENT, [], rng(), PAPER, 0)
 
 
-def test_absent_classes_that_one_could_expect_get_their_share():
-    likely = ABSENT[-3:]
+def test_hard_negatives_get_their_fraction_of_the_absent_classes():
+    hard = ABSENT[-3:]
 
     def absent_of(seed, **more):
         query, _ = complex_conversation(PRESENT, ABSENT, rng(seed), PAPER, 12, **more)
         return [name for name, there in PAPER.parse(written(query)[1]) if not there]
 
     for seed in range(20):
-        even, half = absent_of(seed), absent_of(seed, likely=likely, likely_share=0.5)
-        assert len(half) == len(even)  # as many as without, and of them at least half if there are so many
-        assert len(set(half) & set(likely)) >= min(round(len(half) / 2), len(likely))
-        assert absent_of(seed, likely=likely, likely_share=0.0) == even
+        uniform, half = absent_of(seed), absent_of(seed, hard_negatives=hard, hard_negative_fraction=0.5)
+        assert len(half) == len(uniform)  # as many as without, and of them at least half if there are so many
+        assert len(set(half) & set(hard)) >= min(round(len(half) / 2), len(hard))
+        assert absent_of(seed, hard_negatives=hard, hard_negative_fraction=0.0) == uniform
         assert len(set(half)) == len(half)
 
 

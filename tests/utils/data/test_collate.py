@@ -154,12 +154,12 @@ def test_a_sample_that_fits_stays_as_it_is_and_is_encoded_once(processor):
 def test_a_long_query_asks_for_as_many_absent_classes_as_fit_and_all_present_ones(processor, switches):
     sample = complex_sample(**switches)
     query = sample.conversations[0]
-    lengths = [num_tokens(processor, query.with_spare(number)) for number in range(len(ABSENT) + 1)]
+    lengths = [num_tokens(processor, query.with_num_absent(number)) for number in range(len(ABSENT) + 1)]
     assert lengths == sorted(lengths)
     for limit in range(lengths[0], lengths[-1]):
         fitted = LengthLimit(processor, limit)(sample)
         most = max(number for number, length in enumerate(lengths) if length <= limit)
-        assert fitted.conversations == (query.with_spare(most),)
+        assert fitted.conversations == (query.with_num_absent(most),)
         assert fitted.classes_left_out == len(ABSENT) - most
         assert np.array_equal(fitted.masks, sample.masks)
         question, answer = text_of(fitted.conversations[0])
@@ -171,7 +171,7 @@ def test_a_long_query_asks_for_as_many_absent_classes_as_fit_and_all_present_one
 
 
 def test_which_absent_classes_stay_is_random_by_seed_and_nothing_else(processor):
-    limit = num_tokens(processor, complex_sample().conversations[0].with_spare(2))
+    limit = num_tokens(processor, complex_sample().conversations[0].with_num_absent(2))
 
     def kept(seed: int) -> str:
         return text_of(LengthLimit(processor, limit)(complex_sample(seed)).conversations[0])[0]
@@ -182,7 +182,7 @@ def test_which_absent_classes_stay_is_random_by_seed_and_nothing_else(processor)
 
 def test_a_query_for_nothing_that_is_there_keeps_one_class(processor):
     sample = complex_sample(present=[])
-    shortest = num_tokens(processor, sample.conversations[0].with_spare(1))
+    shortest = num_tokens(processor, sample.conversations[0].with_num_absent(1))
     fitted = LengthLimit(processor, shortest)(sample)
     assert text_of(fitted.conversations[0])[1].count("[NEG]") == 1
     assert fitted.classes_left_out == len(ABSENT) - 1
