@@ -1,1 +1,1 @@
-"""Answers of a trained model: segment, chat, generate, constrained decoding."""
+"""Inference: segment, chat, free generation, constrained decoding."""

@@ -1,8 +1,8 @@
-"""Reading a freely generated answer: which of the classes asked it speaks of, and which masks are theirs.
+"""Parsing a freely generated answer: which classes of the query it mentions, and the mask of each.
 
-Masks belong to mentions by token ids (`ChatAnswer.mentions`), never by what the text spells. A mention is matched
-exactly after normalising, then by edit distance under a threshold, and otherwise not at all: an unmatched mention is
-a hallucination, which is counted and shown, never pressed into the nearest class.
+Masks are assigned to mentions by token ids (`ChatAnswer.mentions`), never by the decoded text. A mention is matched
+exactly after normalising, then by edit distance below a threshold. An unmatched mention is a hallucination: it is
+counted and reported, not assigned to the nearest class.
 """
 
 from __future__ import annotations
@@ -21,37 +21,37 @@ from model.errors import UserError
 from model.outputs import ChatAnswer
 from model.text.format import SequenceFormat
 
-DEFAULT_MATCH_DISTANCE = 0.2  # edits / letters of the longer name: "trees" is a tree, "cat" is no car
+DEFAULT_MATCH_DISTANCE = 0.2  # edits / length of the longer name: "trees" matches "tree", "cat" not "car"
 _SEPARATORS = re.compile(r"[\s_-]+")
 _EDGES = " \t\n.,;:!?\"'()[]"
 _FILLERS = ("and ", "a ", "an ", "the ")
 
 
 def normalize_name(name: str) -> str:
-    """Lower case, one space between words: names that agree after this are the same name to a reader."""
+    """Lower case, single spaces between words. Names that are equal after this are treated as the same name."""
     return _SEPARATORS.sub(" ", unicodedata.normalize("NFC", name).strip().lower())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Match:
-    """What a mention was taken for."""
+    """The class name that a mention was matched to."""
 
     index: int  # into the matcher's names
-    exact: bool  # equal after normalising, rather than near
+    exact: bool  # equal after normalising; otherwise within the edit distance
 
 
 class NameMatcher:
-    """Finds mentions among the names of one query.
+    """Matches mentions to the class names of one query.
 
     Args:
-        names: what may be meant; no two may agree after normalising.
-        max_distance: largest Levenshtein distance, as a share of the longer name's letters, 0 to 1; at 0 only
-            exact matches count.
+        names: the class names; no two may be equal after normalising.
+        max_distance: maximum Levenshtein distance as a fraction of the longer name's length, 0 to 1; 0 allows only
+            exact matches.
     """
 
     def __init__(self, names: Sequence[str], *, max_distance: float = DEFAULT_MATCH_DISTANCE) -> None:
         if not 0 <= max_distance <= 1:
-            raise ValueError(f"max_distance is a share of the letters, 0 to 1, got {max_distance}")
+            raise ValueError(f"max_distance is a fraction of the name's length, 0 to 1, got {max_distance}")
         self.keys = [normalize_name(name) for name in names]
         self.index_of = {key: index for index, key in enumerate(self.keys)}
         if len(self.index_of) < len(self.keys):
@@ -62,7 +62,7 @@ class NameMatcher:
         self.max_distance = max_distance
 
     def find(self, mention: str) -> Match | None:
-        """The name that is meant; None if there is no near one, or two that are equally near."""
+        """The matching name; None if none is within `max_distance`, or two are equally near."""
         plain = normalize_name(mention.strip(_EDGES))
         for key in (plain, _without_fillers(plain)):
             if key in self.index_of:
@@ -81,13 +81,13 @@ class NameMatcher:
 
 @dataclass(frozen=True, kw_only=True)
 class NameCounts:
-    """What was named in freely generated answers. A mention is a name with its [SEG] or [NEG]."""
+    """Statistics of the names in freely generated answers. A mention is a name with its [SEG] or [NEG]."""
 
     num_exact: int = 0
     num_near: int = 0
     num_repeated: int = 0  # mentions of a class after its first one in an answer
-    num_unanswered: int = 0  # names asked that the answer does not speak of
-    unmatched: tuple[str, ...] = ()  # what was named and is no class: hallucinations, normalised
+    num_unanswered: int = 0  # names of the query that the answer does not mention
+    unmatched: tuple[str, ...] = ()  # mentions that match no class (hallucinations), normalised
 
     @property
     def num_mentions(self) -> int:
@@ -107,12 +107,12 @@ class NameCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class FreeAnswer:
-    """A freely generated answer to a complex query, read as classes."""
+    """A freely generated answer to a complex query, parsed into classes."""
 
-    found: tuple[int, ...]  # indices of the names that got a mask, each once, as first mentioned
-    masks: Tensor  # (len(found), height, width) float: the maximum of the masks of a name
+    found: tuple[int, ...]  # indices of the names that got a mask, each once, in order of first mention
+    masks: Tensor  # (len(found), height, width) float: the maximum over the masks of a name
     counts: NameCounts
-    unattributed: tuple[str, ...] = ()  # what stands before each mask that belongs to no name: "it is"
+    unattributed: tuple[str, ...] = ()  # for each mask that matches no name, the text before it: "it is"
 
 
 def read_answer(
@@ -122,10 +122,10 @@ def read_answer(
     *,
     max_distance: float = DEFAULT_MATCH_DISTANCE,
 ) -> FreeAnswer:
-    """Read the answer to a complex query that named `names`.
+    """Parse the answer to a complex query for the classes `names`.
 
-    What has no NEG was taught to be asked for one thing and to answer without naming it ("It is [SEG]."): when its
-    query names one class, every mask is of that class.
+    Formats without NEG are trained on queries for one object whose answer does not name it ("It is [SEG]."), so with
+    them every mask of a query for a single class is assigned to that class.
     """
     matcher = NameMatcher(names, max_distance=max_distance)
     lone_name = len(names) == 1 and format.neg is None
@@ -135,12 +135,12 @@ def read_answer(
 def match_mentions(
     mentions: Sequence[tuple[str, bool]], masks: Tensor, matcher: NameMatcher, *, lone_name: bool = False
 ) -> FreeAnswer:
-    """Mentions as classes.
+    """Match every mention to a class and merge the masks of each class.
 
     Args:
         mentions: (name, has a mask) in the order of the answer.
         masks: (num_masks, height, width) logits, one for each mention that has a mask.
-        lone_name: every mention means the only name.
+        lone_name: the query has one name, and every mention is matched to it.
     """
     assert sum(present for _, present in mentions) == len(masks)
     mask_of: dict[int, Tensor] = {}
@@ -173,7 +173,7 @@ def match_mentions(
 
 
 def _without_fillers(text: str) -> str:
-    """Without "and", "a", "an", "the" in front; a name that is nothing else stays."""
+    """`text` without leading "and", "a", "an", "the"; a name that is only such a word is kept."""
     for filler in _FILLERS:
         text = text.removeprefix(filler) or text
     return text

@@ -1,30 +1,31 @@
-"""Constrained decoding of complex queries: exact greedy answers in a few passes instead of one per token.
+"""Constrained decoding of complex queries: exact greedy answers in a few forward passes instead of one per token.
 
-Given the query, the answer's text is fixed but for SEG or NEG after each class name. So a whole answer is
-drafted, run in one pass, and every choice is read at once; the choices read are the next draft. Up to and
-including the first choice that differs from its draft, everything was computed from final tokens and is final;
-so the fixed point is the answer that greedy decoding gives, token by token, when end tokens and names are forced
-and a choice is the larger of two logits. At least one choice of every open row becomes final in each pass, hence
-at most as many passes as classes; a trained model needs two to four.
+Given the query, the answer is fixed except for SEG or NEG after each class name. As in speculative decoding, a draft
+of the whole answer is verified in one pass: the logits give a prediction for every choice, and the predictions are
+the next draft. Everything up to and including the first choice that differs from its draft was computed from final
+tokens, so it is final. The fixed point is therefore the answer of token-by-token greedy decoding under the same
+constraint (names and end tokens forced, a choice is the larger of two logits). Each pass finalizes at least one
+choice of every unfinished row, so there are at most as many passes as classes; a trained model needs two to four.
 
-The first pass runs the prompt too, the others only what comes after the first choice that is not final. On a
-CPU, where time is the number of tokens that are run, a long answer is run in pieces: a wrong draft then costs the
-rest of its piece once more, not the rest of the answer. On a GPU a pass over few tokens takes nearly as long as one
-over many, and whole answers need the fewest passes.
+The first pass includes the prefill of the prompt; later ones start at the last final choice, with everything before
+it in the key-value cache. On a CPU, where time is proportional to the number of tokens, a long answer is decoded in
+chunks: after a wrong draft only the rest of its chunk is recomputed, not the rest of the answer. On a GPU a pass over
+few tokens takes nearly as long as one over many, so whole answers, which need the fewest passes, are faster.
 
-A worked example, the query "dog, cat, sky". Every choice is drafted [NEG]; the state at a column decides on the next:
+A worked example, the query "dog, cat, sky". The first draft is [NEG] everywhere; the hidden state at a column
+predicts the next token:
 
 # column         0    1    2   3    4    5   6    7
 # first draft   dog [NEG]  ,  cat [NEG]  ,  sky [NEG]
-# read              [SEG]         [SEG]         [NEG]    column 1 differs: it is final, the rest is the next draft
+# predicted         [SEG]         [SEG]         [NEG]    column 1 differs: it is final, the rest is the next draft
 # second draft  dog [SEG]  ,  cat [SEG]  ,  sky [NEG]
-# read                            [NEG]         [SEG]    column 4 differs: final
+# predicted                       [NEG]         [SEG]    column 4 differs: final
 # third draft   dog [SEG]  ,  cat [NEG]  ,  sky [SEG]
-# read                                          [SEG]    as drafted: the answer is final
+# predicted                                     [SEG]    as drafted: the answer is final
 
-What was read at column 4 in the first pass came after a wrong token, so it was no more than a guess.
+The prediction at column 4 in the first pass was conditioned on a wrong token, so it could not be final.
 
-How the model calls it, with the prompt's embeddings (image features in place) padded left:
+How the model calls it, with the prompt's embeddings (patch features included) left-padded:
 
     plans = [plan_answer(tokenizer, classes, format, prompt=...) for classes in queries]
     answers = decode_choices(vlm.model.language_model, vlm.lm_head, prompt_embeds, prompt_mask, plans,
@@ -45,19 +46,19 @@ from transformers import DynamicCache
 from model.errors import UserError
 from model.text.answer_plan import AnswerPlan
 
-# Some 30 names. Anything from 64 to 256 took the same time within a fifth, tiny and medium models on one core.
+# About 30 names. Any value from 64 to 256 took the same time within 20 %, for tiny and medium models on one core.
 CPU_PIECE_TOKENS = 128
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComplexAnswer:
-    """What the model said about each class of a query."""
+    """The model's decision about each class of a query."""
 
     names: tuple[str, ...]
     present: list[bool]  # SEG rather than NEG
-    probabilities: list[float]  # of SEG among SEG and NEG, given the choices before it
-    seg_states: Tensor  # (number of present classes, hidden size): the state that decided on each SEG
-    num_passes: int  # over the answer, for the whole batch
+    probabilities: list[float]  # of SEG given that it is SEG or NEG, conditioned on the choices before it
+    seg_states: Tensor  # (number of present classes, hidden size): the hidden state that predicted each SEG
+    num_passes: int  # forward passes for the whole batch
 
     @property
     def present_names(self) -> tuple[str, ...]:
@@ -86,18 +87,18 @@ def decode_choices(
         language_model: a Hugging Face decoder without its head, as `LlavaModel.language_model`. It is called
             with `inputs_embeds`, `attention_mask`, `position_ids`, `past_key_values` and `use_cache`, and
             returns `last_hidden_state` (with the final norm).
-        head: states (n, hidden) -> logits (n, vocabulary), of which the two columns of the choice are read. It is
-            called as a whole, because its weight may be divided among processes until it is.
-        prompt_embeds: (rows, prompt, hidden), padded left.
-        prompt_mask: (rows, cached + prompt), 1 where a token stands.
+        head: states (n, hidden) -> logits (n, vocabulary), of which only the SEG and NEG columns are used. It is
+            called as a module, not sliced, because ZeRO-3 may shard its weight and gathers it only in the call.
+        prompt_embeds: (rows, prompt, hidden), left-padded.
+        prompt_mask: (rows, cached + prompt), 1 for a token, 0 for padding.
         plans: one for each row.
-        cache: keys and values of what stands before `prompt_embeds`, for every row; used up.
-        presence_threshold: probability from which a class counts as present, in [0, 1]; None is 0.5, the
-            larger logit. It acts while decoding, so later choices see what it decided.
-        rethreshold: judges the finished probabilities once more: a class is present from this one on, whatever
-            the later choices have seen. None: as decoded.
-        piece_tokens: passes run over pieces of about so many tokens of the answers, one piece after the other.
-            None: `CPU_PIECE_TOKENS` on a CPU, elsewhere the whole answer.
+        cache: key-value cache of the tokens before `prompt_embeds`, for every row; modified in place.
+        presence_threshold: minimum probability of a present class, in [0, 1]; None is 0.5, the larger logit. It is
+            applied during decoding, so later choices are conditioned on its decisions.
+        rethreshold: a second threshold, applied to the final probabilities: a class is present from this one on,
+            whatever token the later choices were conditioned on. None: as decoded.
+        piece_tokens: the answers are decoded in chunks of about so many tokens, one after the other. None:
+            `CPU_PIECE_TOKENS` on a CPU, elsewhere the whole answer.
     """
     if not len(plans) == len(prompt_embeds) == len(prompt_mask):
         raise ValueError(f"{len(plans)} plans for {len(prompt_embeds)} prompts")
@@ -116,7 +117,7 @@ def decode_choices(
         choices = [(index, position) for index in open_rows for position in rows[index].open_positions]
         states = reader.run(open_rows, min(rows[index].start for index in open_rows), choices)
         num_passes += 1
-        # All open choices of the batch are read with one product, and the host waits once.
+        # One matrix product for all undecided choices of the batch, and one synchronization with the device.
         logits = head(states)[:, [seg_id, neg_id]]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         margins = (logits[:, 0] - logits[:, 1]).tolist()
@@ -138,14 +139,14 @@ def _logit(probability: float) -> float:
 
 
 class _Row:
-    """The choices of one query. The first `num_settled` are final, the others a draft."""
+    """The choices of one query. The first `num_settled` are final, the others are a draft."""
 
     def __init__(self, plan: AnswerPlan, piece_tokens: int) -> None:
         self.plan = plan
-        self.piece_ends = _piece_ends(plan.positions, piece_tokens)  # numbers of choices
+        self.piece_ends = _piece_ends(plan.positions, piece_tokens)  # in numbers of choices
         self.present = [False] * len(plan.names)
         self.margins = [0.0] * len(plan.names)
-        self.states: list[Tensor] = []  # that decided, (n, hidden) each, of settled choices in order
+        self.states: list[Tensor] = []  # (n, hidden) each: predicted the settled choices, in order
         self.num_settled = 0
 
     @property
@@ -154,24 +155,24 @@ class _Row:
 
     @property
     def start(self) -> int:
-        """Position of the first token that has to be run: the last settled choice, new since the last pass."""
+        """Position of the first token to process: the last settled choice, which is new since the last pass."""
         return self.plan.positions[self.num_settled - 1] if self.num_settled else 0
 
     @property
     def open_positions(self) -> tuple[int, ...]:
-        """Positions of the choices of the current piece that are not settled."""
+        """Positions of the choices of the current chunk that are not settled."""
         return self.plan.positions[self.num_settled : self._end]
 
     @property
     def _end(self) -> int:
-        """Number of choices to the end of the current piece."""
+        """Number of choices up to the end of the current chunk."""
         return next(end for end in self.piece_ends if end > self.num_settled)
 
     def take(self, margins: list[float], states: Tensor, margin_needed: float) -> None:
-        """Take over what a pass says about the n choices that were open; states are (n, hidden).
+        """Update the draft with a pass's predictions for the n open choices; `states` are (n, hidden).
 
-        Settled ones are not compared again: in half precision a pass of another length may differ in the
-        last bit, and a near-tie must not flip for ever.
+        Settled choices are not verified again: in half precision a pass of another length may differ in the last bit,
+        and a near-tie could flip forever.
         """
         first, end = self.num_settled, self._end
         drafted = self.present[first:end]
@@ -198,14 +199,14 @@ class _Row:
 
 
 def _piece_ends(positions: Sequence[int], piece_tokens: int) -> list[int]:
-    """How many choices there are to the end of each piece; `positions` are theirs in the answer."""
+    """Number of choices up to the end of each chunk; `positions` are those of the choices in the answer."""
     pieces = [position // piece_tokens for position in positions]
     inner = [k for k in range(1, len(positions)) if pieces[k] != pieces[k - 1]]
     return [*inner, len(positions)]
 
 
 class _AnswerReader:
-    """Runs prompts with drafted answers behind them: prompts are padded left, answers right."""
+    """Runs prompts followed by drafted answers; prompts are left-padded, answers right-padded."""
 
     def __init__(
         self,
@@ -221,11 +222,11 @@ class _AnswerReader:
         self.plans = plans
         self.prompt = prompt_embeds
         self.cache = cache
-        self.rows = list(range(len(plans)))  # that the cache holds
-        self.num_run = 0  # tokens of the answers in the cache
-        # The token of the last choice decides nothing any more, so it is never run.
+        self.rows = list(range(len(plans)))  # rows in the cache
+        self.num_run = 0  # answer tokens in the cache
+        # Nothing is predicted from the token of the last choice, so it is never an input.
         length = max(plan.positions[-1] for plan in plans)
-        self.ids = torch.zeros(len(plans), length + 1, dtype=torch.long)  # on the CPU, where the choices are
+        self.ids = torch.zeros(len(plans), length + 1, dtype=torch.long)  # on the CPU, like the choices
         mask = torch.zeros(len(plans), length, dtype=prompt_mask.dtype)
         for row, plan in enumerate(plans):
             self.ids[row, : len(plan.token_ids)] = torch.tensor(plan.token_ids)
@@ -234,15 +235,15 @@ class _AnswerReader:
         self.num_before = prompt_mask.shape[1]  # columns before the answers
         self.mask = torch.cat([prompt_mask, mask.to(prompt_mask.device)], dim=1)
         self.positions = (self.mask.long().cumsum(dim=1) - 1).clamp(min=0)
-        # Without a mask, attention is causal, and kernels leave out what lies behind each query.
+        # Without a mask, attention is causal, and kernels skip the keys after each query.
         self.is_padded = len(plans) > 1 or not bool(prompt_mask.all())
 
     def run(self, rows: list[int], start: int, choices: Sequence[tuple[int, int]]) -> Tensor:
-        """Run the answers of `rows`, some of the rows of the pass before, from the token `start` on.
+        """One forward pass over the answers of `rows`, a subset of the previous pass's rows, from token `start` on.
 
         Returns:
-            (n, hidden) states that predict the n choices, each (row, position in the answer). After the first
-            pass, which starts with the prompt, positions are behind `start`.
+            (n, hidden) states that predict the n choices, each given as (row, position in the answer). In all passes
+            but the first, which includes the prompt, positions must be greater than `start`.
         """
         end = max(position for _, position in choices)
         self._forget(rows, start)
@@ -271,11 +272,11 @@ class _AnswerReader:
         ]
 
     def write(self, row: int, token_ids: Sequence[int]) -> None:
-        """Put a row's choices into its draft."""
+        """Write a row's choices into its draft."""
         self.ids[row, list(self.plans[row].positions)] = torch.tensor(token_ids)
 
     def _forget(self, rows: list[int], start: int) -> None:
-        """Take out of the cache the tokens of answers from `start` on, and rows that are finished."""
+        """Remove the answer tokens from `start` on, and finished rows, from the cache."""
         if start < self.num_run:
             self.cache.crop(start - self.num_run)
         if rows != self.rows:

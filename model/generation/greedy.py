@@ -1,4 +1,4 @@
-"""Greedy generation of a batch of answers, with the states that decided on each token."""
+"""Batched greedy generation that also returns the hidden state that predicted each token."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def greedy(
     *,
     cache: DynamicCache | None = None,
 ) -> tuple[list[list[int]], list[Tensor]]:
-    """For each row its new tokens and the states (num_new, hidden_dim) that decided on them.
+    """For each row its new tokens and the hidden states (num_new, hidden_dim) that predicted them.
 
-    prompt, mask, cache: as in `model.generation.prompts.Prompts`; the cache is used up.
+    prompt, mask, cache: as in `model.generation.prompts.Prompts`; the cache is modified in place.
     """
     cache = DynamicCache() if cache is None else cache
     positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -prompt.shape[1] :]
@@ -41,7 +41,7 @@ def greedy(
             break
         positions = positions[:, -1:] + 1
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        if len(going_on) < len(open_rows):  # a finished row is not computed any more
+        if len(going_on) < len(open_rows):  # finished rows leave the batch
             open_rows = [open_rows[place] for place in going_on]
             kept = torch.tensor(going_on, device=mask.device)
             cache.batch_select_indices(kept)
@@ -51,5 +51,5 @@ def greedy(
 
 
 def to_host(tokens: Tensor) -> list[int]:
-    """The one place where generation waits for the device."""
+    """Token ids on the host: the only synchronization with the device during generation."""
     return tokens.tolist()

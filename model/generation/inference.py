@@ -1,7 +1,7 @@
-"""Prompting the model: complex queries, referring, reasoning, chat. Nothing here is used by training.
+"""Inference: complex queries, referring, reasoning, chat. Nothing here is used by training.
 
-Complex queries are decoded under the constraint of their format (`model/generation/decoding.py`), the rest greedily.
-What is asked about one image shares its beginning (`model/generation/prompts.py`).
+Complex queries are decoded under the constraint of their format (`model/generation/decoding.py`), everything else
+greedily. Prompts about one image share the key-value cache of their prefix (`model/generation/prompts.py`).
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from model.text.conversation import Conversation
 from model.text.format import class_names
 from model.text.special_tokens import Text
 
-DEFAULT_NEW_TOKENS = 256  # of the API, chat.py, test_sem.py and validation alike
-TOKENS_PER_CLASS = 16  # enough for any class name with its choice, where an answer is generated freely
+DEFAULT_NEW_TOKENS = 256  # the same for the API, chat.py, test_sem.py and validation
+TOKENS_PER_CLASS = 16  # for free generation: enough for any class name with its choice
 
 
 class InferenceMixin(nn.Module):
-    """`encode`, `segment`, `chat` and their batch forms, of `LasagnaForConditionalGeneration`."""
+    """`encode`, `segment`, `chat` and their batched forms, for `LasagnaForConditionalGeneration`."""
 
     def encode(self, image: np.ndarray, *, processor: LasagnaProcessor | None = None) -> EncodedImage:
-        """A (height, width, 3) uint8 RGB image for several questions: its encoders, most of an answer, run once.
+        """Run the image encoders once on a (height, width, 3) uint8 RGB image, for several questions about it.
 
-        `segment`, `chat` and their batch forms take it for the image and answer as they do to the image itself. It
-        belongs to this model as it is now, and to this processor.
+        `segment`, `chat` and their batched forms accept the result in place of the image and give the same answers.
+        It is valid only for this processor and the model's current weights.
         """
         [encoded] = self.encode_batch([image], processor=processor)
         return encoded
@@ -44,7 +44,7 @@ class InferenceMixin(nn.Module):
     def encode_batch(
         self, images: Sequence[np.ndarray | EncodedImage], *, processor: LasagnaProcessor | None = None
     ) -> list[EncodedImage]:
-        """`encode` of many images at once; those that are encoded already stay."""
+        """`encode` for a batch of images; encoded ones are returned unchanged."""
         fresh = [image for image in images if not isinstance(image, EncodedImage)]
         found: Iterator[EncodedImage] = iter(())
         if fresh:
@@ -63,7 +63,7 @@ class InferenceMixin(nn.Module):
         classes_per_query: int | None = None,
         match_distance: float = DEFAULT_MATCH_DISTANCE,
     ) -> Segmentation:
-        """Which of `classes` are in the image, and where; see `segment_batch`."""
+        """Presence and masks of `classes` in one image; see `segment_batch`."""
         [answer] = self.segment_batch(
             [image],
             [classes],
@@ -90,20 +90,20 @@ class InferenceMixin(nn.Module):
         """Answers one complex query for each image.
 
         Args:
-            images: (height, width, 3) uint8 RGB each, or as `encode` gives it. No images are no answers.
-            classes: for each image the class names to look for.
-            processor: the model's own if not given.
-            presence_threshold: probability from which a class counts as present; None: the likelier choice.
-                It acts while decoding: later choices see it.
-            rethreshold: the same for the finished probabilities.
-            classes_per_query: longer lists are split into queries of so many classes; None: as many as one query
-                named in training (`num_all_classes` of the config).
-            match_distance: how far a freely generated name may be from a class name; see `NameMatcher`. Nothing to a
-                model that answers every class.
+            images: (height, width, 3) uint8 RGB each, or the result of `encode`; may be empty.
+            classes: for each image the class names of the query.
+            processor: default: the model's own.
+            presence_threshold: minimum probability of a present class; None: the more probable choice. It is applied
+                during decoding, so later choices are conditioned on it.
+            rethreshold: a threshold that is applied to the final probabilities.
+            classes_per_query: longer lists are split into queries of this size; None: the maximum in training
+                (`num_all_classes` of the config).
+            match_distance: maximum edit distance between a freely generated name and a class name, see
+                `NameMatcher`; unused by models with constrained decoding.
 
         Raises:
-            ValueError: an image has no classes or one string in place of a list, the lists differ in length, or a
-                threshold is given to a model that answers freely and so has no probabilities.
+            ValueError: an image has no classes or a string instead of a list, the lists differ in length, or a
+                threshold is given for a model without constrained decoding, which has no probabilities.
         """
         processor = processor or self.processor
         if isinstance(classes, str) or len(images) != len(classes):
@@ -141,7 +141,7 @@ class InferenceMixin(nn.Module):
         processor: LasagnaProcessor | None = None,
         max_new_tokens: int = DEFAULT_NEW_TOKENS,
     ) -> ChatAnswer:
-        """Answers a text, or a conversation that ends with the user, about one image."""
+        """Generates the answer to a text, or to a conversation that ends with the user, about one image."""
         conversation = text if isinstance(text, Conversation) else Conversation.of(text)
         [answer] = self.generate_batch(
             [image], [conversation], processor=processor, max_new_tokens=max_new_tokens
@@ -161,10 +161,10 @@ class InferenceMixin(nn.Module):
         """Greedy answers to conversations that end with the user.
 
         Args:
-            images: (height, width, 3) uint8 RGB each, or as `encode` gives it; each is encoded once.
-            conversations: one for each image, or as many as `image_of_row` says.
+            images: (height, width, 3) uint8 RGB each, or the result of `encode`; each is encoded once.
+            conversations: one for each image, or one for each entry of `image_of_row`.
             image_of_row: for each conversation the index of its image.
-            max_new_tokens: the answer is cut after this many tokens.
+            max_new_tokens: the answer is truncated after this many tokens.
         """
         processor = processor or self.processor
         owners = list(range(len(images))) if image_of_row is None else list(image_of_row)
@@ -236,7 +236,7 @@ class InferenceMixin(nn.Module):
         processor: LasagnaProcessor,
         match_distance: float,
     ) -> list[Segmentation]:
-        """For models that were not taught to answer every class in order: generate, then read the answer."""
+        """For models not trained to answer every class in order: generate freely, then parse the answer."""
         owners = [owner for owner, _ in queries]
         conversations = [Conversation.of(processor.format.query(names)) for _, names in queries]
         most = max(len(names) for _, names in queries)
@@ -250,7 +250,7 @@ class InferenceMixin(nn.Module):
         results = []
         for (_, names), answer in zip(queries, answers, strict=True):
             read = read_answer(answer, names, processor.format, max_distance=match_distance)
-            # Masks come in the order of the answer, and go in that of the query.
+            # From the order of the answer to the order of the query.
             order = sorted(range(len(read.found)), key=read.found.__getitem__)
             present = [index in read.found for index in range(len(names))]
             results.append((names, present, read.masks[order], answer, read.unattributed))
@@ -268,7 +268,7 @@ class InferenceMixin(nn.Module):
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """Without dropout, whatever mode the model is in."""
+        """Evaluation mode (no dropout); the previous mode is restored afterwards."""
         was_training = self.training
         self.eval()
         try:
@@ -278,5 +278,5 @@ class InferenceMixin(nn.Module):
 
 
 def rows_of_images(owners: Sequence[int], num_images: int) -> list[list[int]]:
-    """For each image the indices of its rows, in order."""
+    """For each image the indices of its rows, ascending."""
     return [[row for row, owner in enumerate(owners) if owner == image] for image in range(num_images)]

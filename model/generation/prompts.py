@@ -1,8 +1,8 @@
-"""Prompts about images, ready to be answered: images are encoded once, and so is what their prompts share.
+"""Prompts about images, ready for decoding: each image is encoded once, and so is the prefix that its prompts share.
 
-Every prompt begins with the same words and its image. Where several are about one image, that prefix is run once
-for the image, and its keys and values become the beginning of each row: exact, for the language model's work on far
-fewer tokens.
+Every prompt begins with the same system text and its image. If several prompts are about one image, the prefill of
+that prefix runs once per image, and its key-value cache is copied to each row. This is exact, and the language model
+processes far fewer tokens.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """N conversations about B encoded images; P tokens of each have been run, 0 unless an image is asked twice."""
+    """N conversations about B encoded images, with P prefix tokens in the cache; P > 0 if prompts share an image."""
 
     images: EncodedImages
-    embeddings: Tensor  # (N, T, hidden_dim) of what has not been run, padded left
-    mask: Tensor  # (N, P + T), 1 where a token stands
-    cache: DynamicCache  # keys and values of P tokens in N rows
+    embeddings: Tensor  # (N, T, hidden_dim) of the tokens that are not in the cache, left-padded
+    mask: Tensor  # (N, P + T), 1 for a token, 0 for padding
+    cache: DynamicCache  # key-value cache of P tokens in N rows
 
 
 def read_prompts(
@@ -43,11 +43,11 @@ def read_prompts(
     conversations: Sequence[Conversation],
     image_of_row: Sequence[int],
 ) -> Prompts:
-    """Encodes (height, width, 3) uint8 images, unless they are encoded, and conversations that end with the user.
+    """Encodes (height, width, 3) uint8 images, unless already encoded, and conversations that end with the user.
 
     Raises:
-        ValueError: there is nothing to answer; a conversation ends with its answer, or is about an image that is not
-            there; images are asked several times, and the prompts do not begin alike.
+        ValueError: there are no conversations; one ends with an answer or has an image index out of range; or prompts
+            share an image but not their prefix.
     """
     check_rows(conversations, image_of_row, len(images))
     for conversation in conversations:
@@ -69,7 +69,7 @@ def read_prompts(
     length = start.shape[1]
     model.language_states(start, mask.new_ones(len(found), length), cache=cache)
     cache.batch_select_indices(owners)
-    # Cutting `length` columns off leaves each row's own tokens at the end, behind as much padding as before.
+    # Without the first `length` columns each row keeps its own tokens at the end, with the same amount of padding.
     own = mask[:, : ids.shape[1] - length]
     return Prompts(
         images=found,
@@ -84,7 +84,7 @@ def encode_batch(
     processor: LasagnaProcessor,
     images: Sequence[np.ndarray | EncodedImage],
 ) -> EncodedImages:
-    """At least one image, encoded; those that are encoded already are taken as they are.
+    """Encodes one or more images; already encoded ones are used as they are.
 
     Raises:
         ValueError: an image was encoded by another model.
@@ -106,7 +106,7 @@ def encode_batch(
 def _at_home(
     image: EncodedImage, model: LasagnaForConditionalGeneration, processor: LasagnaProcessor
 ) -> EncodedImage:
-    """The image on the model's device."""
+    """An encoded image on the model's device."""
     settings = model.config.sam_settings
     features = processor.num_image_tokens, model.config.vlm_config.text_config.hidden_size
     embedding = settings.prompt_embed_dim, *settings.grid_size
