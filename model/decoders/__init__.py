@@ -1,1 +1,1 @@
-"""Images and prompt embeddings in, masks out."""
+"""SAM: image encoder, prompt encoder and mask decoder, from images and prompt embeddings to mask logits."""

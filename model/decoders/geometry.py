@@ -1,8 +1,8 @@
-"""Mask logits from SAM's grid to the size of the image, and gradients the way back, as small matrix products.
+"""Resizing low-resolution mask logits to the image size, and the backward of that, as two small matrix products.
 
-SAM enlarges its masks to the padded square, cuts the padding and resizes to the original size. Each of these steps
-is linear and works on rows and columns alone, so all of them together are R @ mask @ C.T, one matrix for the rows and
-one for the columns: no array of the padded square, and nothing to keep for the way back.
+SAM upsamples its masks to the padded square, crops the padding and resizes to the original size. Each step is linear
+and separable in rows and columns, so together they are R @ mask @ C.T with one matrix for the rows and one for the
+columns. No tensor of the padded square's size exists, and nothing is saved for backward.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Columns of the image that are made at once. A column depends on few of the grid's, so the rest of its row of the
-# matrix, which is zero, need not be multiplied.
+# Image columns computed in one matrix product. A column depends on few grid columns, so most of C is zero; working on
+# bands of columns skips most of these zeros.
 BAND_WIDTH = 128
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskResize:
-    """From a grid of mask logits to the image, for all masks of one image."""
+    """The linear map from low-resolution mask logits to the image size, for all masks of one image."""
 
     rows: Tensor  # (height, grid) float32
     columns: Tensor  # (width, grid) float32
-    bands: tuple[tuple[slice, slice], ...]  # columns of the image, and those of the grid that they depend on
+    bands: tuple[tuple[slice, slice], ...]  # image columns, and the grid columns that they depend on
 
     @classmethod
     def between(
@@ -39,9 +39,9 @@ class MaskResize:
         """The resize of `Sam.postprocess_masks`.
 
         Args:
-            grid_side: side of SAM's masks.
+            grid_side: side of SAM's low-resolution masks.
             padded_side: side of SAM's input.
-            resized_size: (height, width) of the image in SAM's input, without the padding.
+            resized_size: (height, width) of the image in SAM's input, without padding.
             original_size: (height, width) of the result.
         """
         rows, columns = (
@@ -66,7 +66,7 @@ class MaskResize:
         return result
 
     def reduce(self, gradients: Tensor) -> Tensor:
-        """(n, height, width) float32 -> (n, grid, grid): gradients the way back through `enlarge`."""
+        """(n, height, width) float32 -> (n, grid, grid): the backward of `enlarge` (its transpose)."""
         with torch.autocast(gradients.device.type, enabled=False):
             tall = gradients.new_zeros(len(gradients), len(self.rows), self.columns.shape[1])
             for outer, inner in self.bands:
@@ -75,7 +75,7 @@ class MaskResize:
 
 
 def axis_weights(grid: int, padded: int, resized: int, original: int, device: torch.device) -> Tensor:
-    """(original, grid) float32: what each value along the image's axis takes from each of the grid's."""
+    """(original, grid) float32: the interpolation weights from the grid to the image, along one axis."""
     weights = torch.eye(grid, device=device).unsqueeze(
         0
     )  # (1, grid, grid): one channel for each of the grid's
@@ -84,12 +84,12 @@ def axis_weights(grid: int, padded: int, resized: int, original: int, device: to
 
 
 def column_bands(grid: int, padded: int, resized: int, original: int) -> tuple[tuple[slice, slice], ...]:
-    """Slices of the image's columns, each with a slice of the grid's that holds all it depends on."""
+    """Slices of image columns, each with the slice of grid columns that it depends on."""
 
     def source(column: float) -> float:
         return ((column + 0.5) * resized / original) * grid / padded - 0.5
 
-    # Both interpolations look at the next value on both sides, of padded square and grid; one more is for rounding.
+    # Each of the two interpolations reads one neighbour on both sides; one extra column allows for rounding.
     reach = grid / padded + 2
     bands = []
     for start in range(0, original, BAND_WIDTH):

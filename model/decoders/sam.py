@@ -1,7 +1,8 @@
-"""SAM as the mask side of the model: `encode` images once, `decode` one mask for each prompt embedding.
+"""SAM as the mask decoder of the model: `encode` images once, `decode` one mask for each prompt embedding.
 
-The modules are those of the `segment_anything` package, unchanged. Around them: sizes read from the weights,
-images of different size in one batch, masks of different images in one call of the mask decoder, bfloat16.
+The modules are those of the `segment_anything` package, unchanged except for the encoder's attention. This file adds:
+sizes inferred from the weights, batches of images of different sizes, masks of different images in one call of the
+mask decoder, bfloat16.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from model.decoders.geometry import MaskResize
 from model.decoders.sam_attention import use_fused_attention
 from model.errors import UserError
 
-# Masks decoded in one call: 64 prompts of ViT-H's 64 x 64 grid are 256 MB in bfloat16 for each activation.
+# Masks decoded in one call: with ViT-H's 64 x 64 grid, each activation of 64 prompts takes 256 MB in bfloat16.
 MASKS_PER_CALL = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamSettings:
-    """Sizes of a SAM. The defaults are ViT-H's; `sam_settings_from_state_dict` reads others from weights."""
+    """Hyperparameters of a SAM. Defaults are ViT-H's; `sam_settings_from_state_dict` infers others from weights."""
 
     image_size: int = 1024
     patch_size: int = 16
@@ -52,7 +53,7 @@ class SamSettings:
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
 
     def __post_init__(self) -> None:
-        # A settings object that went through JSON comes back with lists.
+        # JSON turns tuples into lists.
         for name in ("encoder_global_blocks", "pixel_mean", "pixel_std"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.image_size % self.patch_size:
@@ -70,7 +71,7 @@ class SamSettings:
 
 
 def build_sam(settings: SamSettings) -> Sam:
-    """Returns segment_anything's `Sam` of these sizes, with random weights."""
+    """Builds segment_anything's `Sam` with these settings and random weights."""
     encoder = ImageEncoderViT(
         depth=settings.encoder_depth,
         embed_dim=settings.encoder_dim,
@@ -109,9 +110,9 @@ def build_sam(settings: SamSettings) -> Sam:
 
 
 def sam_settings_from_state_dict(weights: Mapping[str, Tensor]) -> SamSettings:
-    """Reads every size of a SAM from its weights (ViT-H, L, B, or any other made of the same modules).
+    """Infers the settings of a SAM from its weights (ViT-H, L, B, or any other made of the same modules).
 
-    The mask decoder's number of heads leaves no trace in the weights; it is 8, as in every published SAM.
+    The mask decoder's number of heads cannot be inferred from the weights; it is 8, as in every published SAM.
 
     Raises:
         ValueError: the weights are not those of a SAM of `segment_anything`.
@@ -137,7 +138,7 @@ def sam_settings_from_state_dict(weights: Mapping[str, Tensor]) -> SamSettings:
     grid, encoder_dim = size("image_encoder.pos_embed", 1), size("image_encoder.pos_embed", 3)
     patch_size = size("image_encoder.patch_embed.proj.weight", 3)
     depth = count(r"image_encoder\.blocks\.(\d+)\.")
-    # A relative position table has 2 * side - 1 rows, where side is the window's, or the whole grid's.
+    # A relative position table has 2 * side - 1 rows; side is that of the window, or of the grid in global blocks.
     sides = [(size(f"image_encoder.blocks.{i}.attn.rel_pos_h") + 1) // 2 for i in range(depth)]
     windows = {side for side in sides if side != grid}
     if len(windows) > 1:
@@ -165,9 +166,9 @@ def sam_settings_from_state_dict(weights: Mapping[str, Tensor]) -> SamSettings:
 
 
 class SamSegmenter(ExactBuffers):
-    """The three parts of a SAM under the names they have in a SAM file, without the buffers of `Sam`.
+    """The three parts of a SAM, named as in a SAM checkpoint, without the buffers of `Sam`.
 
-    Non-persistent buffers hold garbage after `from_pretrained`, so pixel mean and std come from the settings.
+    Non-persistent buffers are uninitialized after `from_pretrained`, so pixel mean and std come from the settings.
     """
 
     def __init__(self, settings: SamSettings) -> None:
@@ -181,11 +182,11 @@ class SamSegmenter(ExactBuffers):
 
     @torch.no_grad()
     def encode(self, images: Tensor, resized_sizes: Sequence[tuple[int, int]]) -> Tensor:
-        """Embeds images that were resized to SAM's longest side. The encoder is frozen: no gradient.
+        """Image embeddings of images resized to SAM's longest side. The encoder is frozen: no gradients.
 
         Args:
             images: (B, 3, h, w) uint8 RGB, padded at the right and the bottom to the largest of the batch.
-            resized_sizes: (height, width) of each image without its padding.
+            resized_sizes: (height, width) of each image without padding.
 
         Returns:
             (B, prompt_embed_dim, grid, grid) in the dtype of the weights.
@@ -198,7 +199,7 @@ class SamSegmenter(ExactBuffers):
             for values in (self.settings.pixel_mean, self.settings.pixel_std)
         )
         normalized = (images.float() - mean) / std
-        # SAM pads with zeros after normalising: padding is the mean colour, not black.
+        # SAM pads with zeros after normalisation, so padding is the mean colour, not black.
         for image, (height, width) in zip(normalized, resized_sizes, strict=True):
             image[:, height:] = 0
             image[:, :, width:] = 0
@@ -206,15 +207,15 @@ class SamSegmenter(ExactBuffers):
         return self.image_encoder(normalized.to(self.image_encoder.pos_embed.dtype))
 
     def dense_positions(self, like: Tensor) -> Tensor:
-        """Position encoding of the grid (1, prompt_embed_dim, grid, grid), dtype and device as `like`."""
-        # In float32, because segment_anything's grid fails in bfloat16; computed every time, because a buffer
-        # would not survive loading.
+        """Dense positional encoding (1, prompt_embed_dim, grid, grid), dtype and device as `like`."""
+        # In float32, because segment_anything's code fails in bfloat16; recomputed in every call, because a
+        # non-persistent buffer would be uninitialized after loading.
         layer = self.prompt_encoder.pe_layer
         buffers = {name: value.float() for name, value in layer.named_buffers()}
         return functional_call(layer, buffers, (self.settings.grid_size,)).unsqueeze(0).to(like)
 
     def decode(self, prompts: Tensor, image_embeddings: Tensor, image_of_mask: Sequence[int]) -> Tensor:
-        """Low-resolution mask logits, one for each prompt; each prompt is its mask's only sparse prompt.
+        """Low-resolution mask logits, one mask for each prompt; each prompt is the only sparse prompt of its mask.
 
         Args:
             prompts: (n, prompt_embed_dim); n may be 0, where segment_anything's decoder raises.
@@ -227,18 +228,18 @@ class SamSegmenter(ExactBuffers):
         if not len(prompts):
             sides = (4 * side for side in self.settings.grid_size)
             return image_embeddings.new_zeros((0, *sides), dtype=torch.float32)
-        # Without blocking: a copy from the host would wait for all that the device has still to do.
+        # Non-blocking: otherwise the copy would synchronize the host with the device.
         owners = torch.tensor(list(image_of_mask)).to(image_embeddings.device, non_blocking=True)
         positions = self.dense_positions(image_embeddings)
         no_mask = self.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1).expand_as(positions)
-        # One call where there are gradients: pieces would save no memory, because the activations of all of them wait
-        # for the way back, and under ZeRO-3 all processes must call the decoder equally often.
+        # One call when gradients are computed: chunks would save no memory, because all activations are kept for
+        # backward, and under ZeRO-3 all processes must call the decoder equally often.
         per_call = len(prompts) if torch.is_grad_enabled() else MASKS_PER_CALL
         masks = []
         for start in range(0, len(prompts), per_call):
             chunk = slice(start, start + per_call)
-            # The decoder adds one image embedding to a dense prompt for each mask. With the two exchanged the
-            # sum is the same, and masks of several images share a call.
+            # The decoder adds one image embedding to the dense prompt of each mask. With the two arguments swapped
+            # the sum is the same, and one call can decode masks of several images.
             logits, _ = self.mask_decoder(
                 image_embeddings=no_mask.to(image_embeddings.dtype),
                 image_pe=positions,
@@ -258,6 +259,6 @@ class SamSegmenter(ExactBuffers):
     def mask_resize(
         self, resized_size: tuple[int, int], original_size: tuple[int, int], device: torch.device
     ) -> MaskResize:
-        """The way of one image's masks to its original size; (height, width) each."""
+        """The resize of one image's masks to its original size; both sizes are (height, width)."""
         side = self.settings.image_size
         return MaskResize.between(4 * self.settings.grid_size[0], side, resized_size, original_size, device)
