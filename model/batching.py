@@ -1,15 +1,15 @@
-"""Encoded conversations, images and masks become the tensors of one batch.
+"""Collating tokenized conversations, images and masks into the tensors of one batch.
 
-Three rows of up to ten tokens about two images, padded at the right, `-` is padding:
+Three right-padded rows of up to ten tokens about two images, `-` is padding:
 
 # column   0   1   2   3    4 5 6     7    8     9        image_of_row
 # row 0   <s> img img what  ? A [SEG] </s> -     -             1
 # row 1   <s> img img is    B ? yes   ,    it    </s>          0
 # row 2   <s> img img C     ? A and   B    [SEG] </s>          0
 
-Ground truth masks are kept by image, so the positions of [SEG] are ordered by image first, then by row and column:
-seg_rows (2, 0), seg_columns (8, 6), seg_images (0, 1). The hidden states that decided on them are one column earlier,
-at (2, 7) and (0, 5).
+Ground truth masks are grouped by image, so the positions of [SEG] are sorted by image, then row, then column:
+seg_rows (2, 0), seg_columns (8, 6), seg_images (0, 1). The hidden states that predict them are one column earlier, at
+(2, 7) and (0, 5).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from model.text.packing import PADDING, PackedRow, pack_within
 
 
 def pad_rows(encoded: Sequence[Encoded], pad_id: int, side: str) -> RowInputs:
-    """Ids, labels and mask (N, T) of at least one conversation, padded at the "left" or "right" side."""
+    """Ids, labels and attention mask (N, T) of one or more conversations, padded on the "left" or "right"."""
     if side not in ("left", "right"):
         raise ValueError(f"padding_side must be 'left' or 'right', got {side!r}")
     length = max(len(row.input_ids) for row in encoded)
@@ -48,7 +48,10 @@ def pad_rows(encoded: Sequence[Encoded], pad_id: int, side: str) -> RowInputs:
 def pack_images(
     encoded: Sequence[Encoded], image_of_row: Sequence[int], image_id: int, max_length: int | None
 ) -> tuple[list[PackedRow], list[int]]:
-    """Packed rows of every image, by image, and the image of each; arguments as in `packing.pack_within`."""
+    """The packed rows of all images, in order of the images, and the image index of each row.
+
+    Arguments as in `packing.pack_within`.
+    """
     packed = [
         (image, row)
         for image in sorted(set(image_of_row))
@@ -62,7 +65,7 @@ def pack_images(
 
 
 def pad_packed(rows: Sequence[PackedRow], pad_id: int) -> RowInputs:
-    """Packed rows (N, T), padded at the right."""
+    """Packed rows as right-padded tensors (N, T)."""
 
     def padded(name: str, filler: int) -> Tensor:
         # NumPy converts lists of integers six times as fast as torch.
@@ -80,7 +83,7 @@ def pad_packed(rows: Sequence[PackedRow], pad_id: int) -> RowInputs:
 
 
 def pad_images(images: Sequence[np.ndarray]) -> Tensor | None:
-    """(3, height, width) uint8 each -> (B, 3, h, w), zeros at the right and the bottom; None for no images."""
+    """(3, height, width) uint8 each -> (B, 3, h, w), zero-padded at the right and the bottom; None for no images."""
     if not images:
         return None
     height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
@@ -91,7 +94,7 @@ def pad_images(images: Sequence[np.ndarray]) -> Tensor | None:
 
 
 def join(rows: RowInputs, images: ImageInputs, image_of_row: Sequence[int], seg_id: int) -> ModelInputs:
-    """Rows and the images that they are about, with the positions of [SEG] by image, then row, then column."""
+    """Rows and their images as one batch, with the positions of [SEG] sorted by image, then row, then column."""
     found = (rows.input_ids == seg_id).nonzero().tolist()
     found.sort(key=lambda place: (image_of_row[place[0]], *place))
     return ModelInputs(
@@ -105,7 +108,7 @@ def join(rows: RowInputs, images: ImageInputs, image_of_row: Sequence[int], seg_
 
 
 def with_masks(inputs: ModelInputs, masks: Sequence[np.ndarray]) -> ModelInputs:
-    """The batch with ground truth masks (n_i, height, width) of each image, and where its labels are learned."""
+    """The batch with ground truth masks (n_i, height, width) of each image, and the positions that have a label."""
     check_masks(inputs, masks)
     learned_rows, learned_columns = learned_positions(inputs.labels)
     return replace(
@@ -117,7 +120,7 @@ def with_masks(inputs: ModelInputs, masks: Sequence[np.ndarray]) -> ModelInputs:
 
 
 def check_rows(conversations: Sequence[object], image_of_row: Sequence[int], num_images: int) -> None:
-    """Raises a ValueError unless there are conversations, each about one of the images."""
+    """Raises a ValueError unless there are conversations and each has a valid image index."""
     if len(conversations) != len(image_of_row):
         raise ValueError(
             f"{len(conversations)} conversations but {len(image_of_row)} entries in image_of_row"
@@ -135,4 +138,4 @@ def check_masks(inputs: ModelInputs, masks: Sequence[np.ndarray]) -> None:
     for index, (mask, size) in enumerate(zip(masks, inputs.original_sizes, strict=True)):
         expected = (inputs.seg_images.count(index), *size)
         if mask.shape != expected:
-            raise ValueError(f"masks of image {index} are {mask.shape}, its [SEG] tokens ask for {expected}")
+            raise ValueError(f"masks of image {index} are {mask.shape}, its [SEG] tokens need {expected}")

@@ -1,4 +1,4 @@
-"""Buffers that keep their precision when a model is cast."""
+"""Buffers that keep their dtype when a model is cast."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 
 class ExactBuffers(nn.Module):
-    """A module whose buffers follow it to another device but not to another dtype.
+    """A module whose buffers move to another device with it, but are never cast to another dtype.
 
-    `model.bfloat16()`, which DeepSpeed calls, would round rotary frequencies and SAM's position matrix: the angle of
-    token 600 would be off by up to a radian, and a folder that is loaded again would not have that error.
+    `model.bfloat16()`, which DeepSpeed calls, would round rotary frequencies and SAM's positional encoding matrix.
+    The rotary angle of token 600 would be off by up to a radian in training, but not after the saved model is loaded.
     """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ExactBuffers:

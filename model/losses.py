@@ -1,7 +1,8 @@
 """The three terms of the training loss: text cross-entropy, mask binary cross-entropy, mask dice.
 
-Definitions and defaults are those of LISA (arXiv 2308.00692), so that logged values can be compared. What is as large
-as the vocabulary or an image is computed in chunks and recomputed in backward.
+Definitions and defaults are those of LISA (arXiv 2308.00692), so that logged values are comparable. Text logits are
+computed in chunks and recomputed in backward. The mask losses compute their gradients w.r.t. the low-resolution
+logits in forward, so no tensor of the image size is saved for backward.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from model.decoders.geometry import MaskResize
 
 IGNORE_LABEL = -100
 DEFAULT_WEIGHTS = {"cross_entropy": 1.0, "mask_bce": 2.0, "dice": 0.5}
-LOGITS_PER_CHUNK = 2**24  # text logits at once: 64 MB in float32, 524 tokens of a vocabulary of 32,000
-PIXELS_PER_CHUNK = 2**22  # of masks at once: 16 MB in float32
-DICE_SCALE = 1000.0  # divides the sums of the dice term so that they stay small
-DICE_EPS = 1e-6  # acts as DICE_EPS * DICE_SCALE pixels
+LOGITS_PER_CHUNK = 2**24  # 64 MB in float32, 524 tokens with a vocabulary of 32,000
+PIXELS_PER_CHUNK = 2**22  # mask pixels, 16 MB in float32
+DICE_SCALE = 1000.0  # the sums of the dice term are divided by it to keep them small
+DICE_EPS = 1e-6  # corresponds to DICE_EPS * DICE_SCALE pixels
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Losses:
 
 
 def learned_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, T) labels -> rows and columns (n,) of the learned tokens; nothing predicts the first token of a row."""
+    """(N, T) labels -> rows and columns (n,) of the tokens with a label; a row's first token is never a target."""
     rows, columns = (labels[:, 1:] != IGNORE_LABEL).nonzero(as_tuple=True)
     return rows, columns + 1
 
@@ -45,15 +46,15 @@ def learned_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
 def text_cross_entropy(
     states: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor], num_chunks: int = 1
 ) -> Tensor:
-    """Mean cross-entropy of `targets`; 0, with a gradient, when there are none.
+    """Mean cross-entropy of `targets`; 0, with a gradient, if there are no targets.
 
-    The logits of a chunk are recomputed in backward, so those of one chunk are all that ever exists.
+    Logits are recomputed in backward, so at most one chunk of them is in memory at any time.
 
     Args:
-        states: (n, hidden_dim), the states that predict the targets.
+        states: (n, hidden_dim), the hidden states that predict the targets.
         targets: (n,) token ids.
         head: (m, hidden_dim) -> (m, V) logits; called 2 * `num_chunks` times.
-        num_chunks: pieces of nearly equal length that `states` are cut into.
+        num_chunks: number of chunks of nearly equal length that `states` is split into.
     """
 
     def summed(states: Tensor, targets: Tensor) -> Tensor:
@@ -68,28 +69,28 @@ def text_cross_entropy(
 def mask_losses(
     low_res: Sequence[Tensor], resizes: Sequence[MaskResize], gt_masks: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Binary cross-entropy and dice loss of every mask of a batch, at the images' original size.
+    """Binary cross-entropy and dice loss of every mask of a batch, at the original image sizes.
 
     Binary cross-entropy is the mean over the pixels; dice is 1 - (2 sum(p t) + e) / (sum(p) + sum(t) + e) for
     probabilities p and targets t, where e = DICE_EPS * DICE_SCALE.
 
     Args:
         low_res: for each image (n_i, grid, grid) float32 logits.
-        resizes: for each image the way to its original size.
-        gt_masks: for each image (n_i, height, width); values are kept as they are, so a soft mask stays soft.
+        resizes: for each image the resize to its original size.
+        gt_masks: for each image (n_i, height, width); values are not binarized, so soft masks are allowed.
 
     Returns:
         Two tensors (sum of n_i,).
 
     Raises:
-        ValueError: the masks of an image differ in number or size from those given.
+        ValueError: predicted and ground truth masks of an image differ in number or size.
     """
     terms = [torch.zeros(2, 0, device=low_res[0].device)]
     for index, (masks, resize, target) in enumerate(zip(low_res, resizes, gt_masks, strict=True)):
         expected = (len(masks), *resize.size)
         if tuple(target.shape) != expected:
             raise ValueError(
-                f"image {index} of the batch: predicted masks are {expected}, the given ones "
+                f"image {index} of the batch: predicted masks are {expected}, ground truth masks "
                 f"{tuple(target.shape)}; every [SEG] needs one mask of the original image's size"
             )
         if len(masks):
@@ -101,37 +102,37 @@ def mask_losses(
 class MaskLosses(torch.autograd.Function):
     """(n, grid, grid) logits, (n, height, width) targets -> (2, n): binary cross-entropy and dice loss.
 
-    Both derivatives need what the losses need, so they are taken on the way there, from one array of probabilities,
-    and brought to the size of the grid. Only these small arrays wait for the way back.
+    Both gradients need the same probabilities as the losses, so they are computed in forward and reduced to the
+    low-resolution grid. Only these small tensors are saved for backward.
     """
 
     @staticmethod
     def forward(ctx: Any, low_res: Tensor, targets: Tensor, resize: MaskResize) -> Tensor:
         height, width = resize.size
         chunk = max(1, PIXELS_PER_CHUNK // (height * width))
-        losses, slopes = [], []
+        losses, gradients = [], []
         for masks, target in zip(low_res.split(chunk), targets.split(chunk), strict=True):
             logits = resize.enlarge(masks)
             target = target.to(logits)
             loss, probabilities, fraction = _losses_of(logits, target)
             losses.append(loss)
             if ctx.needs_input_grad[0]:
-                slopes.append(_slopes_of(probabilities, target, fraction, resize))
-        if slopes:
-            ctx.save_for_backward(torch.cat(slopes, dim=1))
+                gradients.append(_gradients_of(probabilities, target, fraction, resize))
+        if gradients:
+            ctx.save_for_backward(torch.cat(gradients, dim=1))
         return torch.cat(losses, dim=1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        [slopes] = ctx.saved_tensors  # (2, n, grid, grid)
-        return (gradient[..., None, None] * slopes).sum(0), None, None
+        [low_res_gradients] = ctx.saved_tensors  # (2, n, grid, grid)
+        return (gradient[..., None, None] * low_res_gradients).sum(0), None, None
 
 
 def _losses_of(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """Both losses (2, m) of (m, height, width) logits, their probabilities, numerator and denominator of the dice.
+    """Both losses (2, m) of (m, height, width) logits, the probabilities, and dice's numerator and denominator.
 
-    The probabilities take the place of the logits, which are gone.
+    Overwrites `logits` with the probabilities.
     """
     bce = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean((1, 2))
     probabilities = logits.sigmoid_()
@@ -141,13 +142,14 @@ def _losses_of(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, tuple[T
     return torch.stack([bce, 1 - numerator / denominator]), probabilities, (numerator, denominator)
 
 
-def _slopes_of(
+def _gradients_of(
     probabilities: Tensor, targets: Tensor, fraction: tuple[Tensor, Tensor], resize: MaskResize
 ) -> Tensor:
-    """(2, m, grid, grid): derivatives of both losses after the logits on the grid. Overwrites `probabilities`.
+    """(2, m, grid, grid): gradients of both losses w.r.t. the low-resolution logits. Overwrites `probabilities`.
 
-    After a logit at the original size, with p its probability and t its target: (p - t) / number of pixels for binary
-    cross-entropy, and for the dice 1 - N / D: p (1 - p) (N / D - 2 t) / (DICE_SCALE D).
+    For a pixel with probability p and target t, the gradient w.r.t. its logit at the original size is
+    (p - t) / number of pixels for binary cross-entropy, and p (1 - p) (N / D - 2 t) / (DICE_SCALE D) for the dice
+    loss 1 - N / D.
     """
     numerator, denominator = (part[:, None, None] for part in fraction)
     dice = (numerator / denominator - 2 * targets).div_(DICE_SCALE * denominator).mul_(probabilities)
@@ -159,10 +161,10 @@ def _slopes_of(
 def segmentation_losses(
     cross_entropy: Tensor, bce: Tensor, dice: Tensor, weights: Mapping[str, float] = DEFAULT_WEIGHTS
 ) -> Losses:
-    """Weighted losses of a batch; the mask terms are means over all masks of the batch, 0 when there is none.
+    """Weighted losses of a batch; the mask terms are means over all masks of the batch, 0 if there are none.
 
     Args:
-        cross_entropy: scalar, the mean over the learned tokens.
+        cross_entropy: scalar, the mean over the tokens with a label.
         bce, dice: (number of masks,), as `mask_losses` returns them.
     """
     terms = {

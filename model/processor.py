@@ -1,7 +1,7 @@
-"""LasagnaProcessor: text, CLIP image and SAM image, in and out of a model's folder.
+"""LasagnaProcessor: the model's inputs from images and text, and text from token ids; saved in the model's folder.
 
-Images stay uint8: they are resized here with Pillow, as the two vision towers were trained, and scaled,
-normalised and padded in the model, on its device.
+Images stay uint8. They are resized here with Pillow, as CLIP and SAM were trained, and scaled, normalised and padded
+in the model, on its device.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ ASPECT_RATIOS = ("square", "pad")
 
 @dataclass(kw_only=True)
 class LasagnaProcessor:
-    """Images and text to the model's tensors, and its token ids back to text."""
+    """Converts images and text to the model's input tensors, and generated token ids to text."""
 
     tokenizer: PreTrainedTokenizerBase
     clip: CLIPImageProcessorPil
     sam_image_size: int  # longest side of SAM's image, pixels
-    num_image_tokens: int  # image features that one image gives to the language model
+    num_image_tokens: int  # patch features of one image in the language model's input
     prompt: str = "llava_v1"
     format: SequenceFormat
     image_aspect_ratio: str = "square"  # "square" crops for CLIP (LLaVA v1), "pad" pads first (LLaVA 1.5)
@@ -55,7 +55,7 @@ class LasagnaProcessor:
         self.token_ids: TokenIds = token_ids(self.tokenizer, self.format)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write tokenizer, CLIP settings and our own settings into a model folder."""
+        """Save tokenizer, CLIP settings and the processor's own settings in a model folder."""
         folder = Path(folder)
         save_tokenizer(self.tokenizer, folder)
         self.clip.save_pretrained(folder)
@@ -71,7 +71,7 @@ class LasagnaProcessor:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> LasagnaProcessor:
-        """Read what `save_pretrained` wrote."""
+        """Load the processor of a folder that `save_pretrained` wrote."""
         path = Path(folder) / FILE_NAME
         if not path.is_file():
             raise FileNotFoundError(f"{folder} has no {FILE_NAME}; pass a folder that save_pretrained wrote")
@@ -90,9 +90,9 @@ class LasagnaProcessor:
         return cls(tokenizer=load_tokenizer(folder), clip=clip, **settings)
 
     def clip_image(self, image: np.ndarray, *, fast: bool = False) -> np.ndarray:
-        """(height, width, 3) uint8 -> (3, size, size) uint8: resized and cropped as CLIP wants it.
+        """(height, width, 3) uint8 -> (3, size, size) uint8: resized and cropped for CLIP.
 
-        Equal to the original processor, which resizes with Pillow; `fast` is within two grey levels of it.
+        Equal to the original processor, which resizes with Pillow; with `fast`, within two grey levels of it.
         """
         _check_image(image)
         if self.image_aspect_ratio == "pad":
@@ -119,7 +119,7 @@ class LasagnaProcessor:
     def sam_image(self, image: np.ndarray, *, fast: bool = False) -> np.ndarray:
         """(height, width, 3) uint8 -> (3, h, w) uint8, longest side `sam_image_size`, not padded.
 
-        Equal to segment_anything's `ResizeLongestSide`; `fast` is within two grey levels of it.
+        Equal to segment_anything's `ResizeLongestSide`; with `fast`, within two grey levels of it.
         """
         _check_image(image)
         height, width = longest_side_size(image.shape[0], image.shape[1], self.sam_image_size)
@@ -137,7 +137,7 @@ class LasagnaProcessor:
         return decode_text(self.tokenizer, ids)
 
     def mentions(self, ids: Sequence[int] | Tensor) -> tuple[tuple[str, bool], ...]:
-        """(name, present?) for each SEG or NEG among generated ids; those present are the answer's masks."""
+        """(name, present?) for each SEG or NEG among generated ids; the masks are those of the present, in order."""
         return tuple(self.format.mentions(decode_pieces(self.tokenizer, ids)))
 
     def plan(self, classes: Sequence[str]) -> tuple[Conversation, AnswerPlan]:
@@ -158,19 +158,20 @@ class LasagnaProcessor:
         max_length: int | None = None,
         sam_needs: Collection[int] | None = None,
     ) -> ModelInputs:
-        """Images and the conversations about them as what the model reads, on the CPU.
+        """A batch of images and conversations about them, as the model's inputs on the CPU.
 
         Args:
-            images: one (height, width, 3) uint8 array for each image.
-            conversations: one for each row, encoded or not yet; `image_of_row` says about which image.
-            masks: for each image (number of its [SEG], height, width) uint8, in the order of rows and of
-                [SEG] in them; without masks there are no labels either.
-            padding_side: "right" to train, "left" to generate.
-            pack_rows: the conversations of an image share a row; see model/text/packing.py.
-            max_length: text tokens of such a row, image features not counted; what is longer takes several rows.
+            images: (height, width, 3) uint8 arrays.
+            conversations: one for each row, tokenized or not.
+            image_of_row: for each conversation the index of its image.
+            masks: for each image (number of its [SEG], height, width) uint8, in the order of the rows and of their
+                [SEG]; without masks the batch has no labels.
+            padding_side: "right" for training, "left" for generation.
+            pack_rows: pack the conversations of an image into one row; see model/text/packing.py.
+            max_length: maximum number of text tokens in a packed row, without image tokens; longer rows are split.
                 None: one row for each image.
-            sam_needs: `sam_images` holds only these images, in this order, because the embeddings of the others
-                are known; none: it is None. By default, all.
+            sam_needs: indices of the images to resize for SAM, in the order of `sam_images`; the embeddings of the
+                others are cached. If empty, `sam_images` is None. Default: all images.
         """
         check_rows(conversations, image_of_row, len(images))
         encoded = [row if isinstance(row, Encoded) else self.encode(row) for row in conversations]
@@ -186,11 +187,11 @@ class LasagnaProcessor:
         return replace(inputs, labels=None) if masks is None else with_masks(inputs, masks)
 
     def row_inputs(self, encoded: Sequence[Encoded], side: str) -> RowInputs:
-        """Ids, labels and mask (N, T) of at least one conversation, padded at the "left" or "right" side."""
+        """Ids, labels and attention mask (N, T) of one or more conversations, padded on the "left" or "right"."""
         return pad_rows(encoded, self.token_ids.pad, side)
 
     def join(self, rows: RowInputs, images: ImageInputs, image_of_row: Sequence[int]) -> ModelInputs:
-        """Rows and the images that they are about as one batch, without ground truth masks."""
+        """Rows and their images as one batch, without ground truth masks."""
         return join(rows, images, image_of_row, self.token_ids.seg)
 
     def image_inputs(
@@ -199,7 +200,7 @@ class LasagnaProcessor:
         fast_resize: bool = False,
         sam_needs: Collection[int] | None = None,
     ) -> ImageInputs:
-        """What both encoders take of at least one image, with the sizes; arguments as in `collate`."""
+        """The inputs of both image encoders for one or more images, with their sizes; arguments as in `collate`."""
         needed = range(len(images)) if sam_needs is None else sam_needs
         clip_images = np.stack([self.clip_image(image, fast=fast_resize) for image in images])
         sizes = tuple((image.shape[0], image.shape[1]) for image in images)
@@ -218,7 +219,7 @@ def longest_side_size(height: int, width: int, longest_side: int) -> tuple[int, 
 
 
 def pad_to_square(image: np.ndarray, mean: Sequence[float]) -> np.ndarray:
-    """(height, width, 3) uint8 -> centred in a square of the mean colour, as LLaVA-1.5 does."""
+    """(height, width, 3) uint8 -> centred in a square of the mean colour, as in LLaVA-1.5."""
     height, width = image.shape[:2]
     side = max(height, width)
     square = np.empty((side, side, 3), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""Whether weights fit a model: what is missing, left over or wrongly shaped, as a table."""
+"""Strict loading: missing, unexpected and wrongly shaped weights are an error that lists them in a table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from model.huggingface import from_pretrained
 
 NAMES_SHOWN = 8
 
-# Which part of the model a weight belongs to, and what is probably wrong when only weights of that part do not fit.
+# The weights of each part of the model, and the probable cause if only weights of that part do not fit.
 PROBABLE_CAUSES = (
     (
         ("vision_tower", "multi_modal_projector"),
@@ -33,7 +33,7 @@ OTHER_CAUSE = "Is --version a complete folder, with the config.json of its own w
 
 @dataclass(frozen=True)
 class Misfit:
-    """A row of the table of weights that do not fit; an empty text stands for a weight that is not there."""
+    """A row of the table of weights that do not fit; an empty string means that the weight does not exist."""
 
     name: str
     expected: str
@@ -49,10 +49,10 @@ def shape_of(value: Tensor | Sequence[int]) -> str:
 
 
 def raise_for_misfits(rows: Sequence[Misfit], *, source: str, hint: str = "") -> None:
-    """Raises a MisfitError with the table of `rows` and what is probably wrong, if there are any.
+    """Raises a MisfitError with the table of `rows` and the probable cause, if there are any rows.
 
     Args:
-        hint: what is probably wrong; derived from the names if empty.
+        hint: the probable cause; derived from the names if empty.
     """
     if not rows:
         return
@@ -74,7 +74,7 @@ def raise_for_misfits(rows: Sequence[Misfit], *, source: str, hint: str = "") ->
 
 
 def probable_cause(names: Sequence[str]) -> str:
-    """What is probably wrong when exactly the weights of these names do not fit."""
+    """The probable cause if exactly the weights of these names do not fit."""
     for parts, cause in PROBABLE_CAUSES:
         if all(any(part in name for part in parts) for name in names):
             return cause
@@ -82,7 +82,7 @@ def probable_cause(names: Sequence[str]) -> str:
 
 
 def check_keys(missing: Iterable[str], unexpected: Iterable[str], *, source: str, hint: str = "") -> None:
-    """Raises a MisfitError that lists weights missing from `source` or left over in it, if there are any."""
+    """Raises a MisfitError that lists missing and unexpected weights of `source`, if there are any."""
     rows = [Misfit(name, "a weight", "") for name in sorted(missing)]
     rows += [Misfit(name, "", "a weight") for name in sorted(unexpected)]
     raise_for_misfits(rows, source=source, hint=hint)
@@ -99,7 +99,7 @@ def check_fit(
     """Raises a MisfitError unless `weights` have the names and shapes of `expected`.
 
     Args:
-        required: names that must be there; all of `expected` if not given.
+        required: names that must exist in `weights`; all of `expected` if not given.
     """
     required = expected.keys() if required is None else required
     rows = [Misfit(name, shape_of(expected[name]), "") for name in sorted(set(required) - weights.keys())]
@@ -115,10 +115,10 @@ def check_fit(
 def load_strictly(
     module: torch.nn.Module, weights: Mapping[str, Tensor], *, source: str, hint: str = ""
 ) -> None:
-    """Copies weights into a module of the same names and shapes.
+    """Copies weights into a module with the same names and shapes.
 
     Raises:
-        MisfitError: weights are missing, left over or of another shape.
+        MisfitError: weights are missing, unexpected or of another shape.
     """
     check_fit(module.state_dict(), weights, source=source, hint=hint)
     module.load_state_dict(dict(weights))
@@ -127,10 +127,10 @@ def load_strictly(
 def load_pretrained(
     model_class: type[PreTrainedModel], folder: Path | None, *, source: str, hint: str = "", **kwargs: Any
 ) -> PreTrainedModel:
-    """`model_class.from_pretrained(folder, **kwargs)`, strictly: stock loading starts missing weights anew.
+    """`model_class.from_pretrained(folder, **kwargs)`, but strict: the stock method initializes missing weights.
 
     Raises:
-        MisfitError: weights are missing, left over or of another shape.
+        MisfitError: weights are missing, unexpected or of another shape.
     """
     model, info = from_pretrained(
         model_class, folder, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
@@ -140,7 +140,7 @@ def load_pretrained(
 
 
 def check_loading_info(info: Mapping[str, Any], *, source: str, hint: str = "") -> None:
-    """Raises a MisfitError if Hugging Face's `output_loading_info` says that anything did not fit."""
+    """Raises a MisfitError if Hugging Face's `output_loading_info` lists weights that do not fit."""
     rows = [Misfit(name, "a weight", "") for name in sorted(info["missing_keys"])]
     rows += [Misfit(name, "", "a weight") for name in sorted(info["unexpected_keys"])]
     rows += [
