@@ -50,7 +50,7 @@ def test_each_picture_is_encoded_once_and_the_losses_stay_the_same(train, precis
     filling, encoded = train("filling", f"--precision={precision}", cache)
     assert filling == plain
     assert encoded == len(entries(tmp_path / "cache")) < 8
-    assert "embeddings of 0 pictures" in capsys.readouterr().out
+    assert "embeddings of 0 images" in capsys.readouterr().out
     filled, encoded = train(
         "filled", f"--precision={precision}", cache, "--workers=2"
     )  # keys of other processes

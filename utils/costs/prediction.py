@@ -1,4 +1,4 @@
-"""What a training step should take: arithmetic and communication of a sample's work on so many GPUs.
+"""Predicted time of a training step: arithmetic and communication for a given number of GPUs.
 
 `python -m utils.costs.flops` prints it for a configuration.
 """
@@ -13,37 +13,37 @@ from utils.config.training import TrainConfig
 from utils.costs.cost_model import ImageShape, Work
 from utils.costs.memory import IMAGE_SIZE, Count
 
-# An A100 multiplies bfloat16 matrices at 312 TFLOP/s (data sheet). Trainings of large language models keep 40 to 55 %
-# of that (Narayanan et al., "Efficient Large-Scale Language Model Training on GPU Clusters Using Megatron-LM", 2021,
-# table 1; Chowdhery et al., "PaLM", 2022, table 3); rows of a thousand tokens are on the low side.
+# Peak of an A100 for bfloat16 matrix products: 312 TFLOP/s (data sheet). Training of large language models reaches an
+# MFU of 40 to 55 % (Narayanan et al., "Efficient Large-Scale Language Model Training on GPU Clusters Using
+# Megatron-LM", 2021, table 1; Chowdhery et al., "PaLM", 2022, table 3); rows of 1,000 tokens are at the lower end.
 PEAK_TFLOPS, SUSTAINED = 312.0, 0.40
-# GB/s of one GPU, each way: NVLink inside a node of eight A100 (300 by the data sheet), one 200 Gb/s InfiniBand port
-# for each GPU between nodes (25); collectives reach about 80 %.
+# GB/s per GPU and direction: NVLink within a node of eight A100 (300 by the data sheet), one 200 Gb/s InfiniBand port
+# per GPU between nodes (25); collectives reach about 80 % of these.
 GPUS_PER_NODE, NVLINK, NETWORK = 8, 240.0, 20.0
 MEMORY_BANDWIDTH = 2.0e12  # bytes/s of an A100 with 80 GB
-# Tokens, roughly, with LLaMA's tokenizer: the template up to the image; a question with its answer; a class name with
-# its comma in the query, and with [SEG] or [NEG] and the comma in the answer.
+# Approximate token counts with LLaMA's tokenizer: the template up to the image; a question; its answer; a class name
+# and comma in the query; a class name, [SEG] or [NEG], and comma in the answer.
 PREFIX_TOKENS, QUESTION_TOKENS, ANSWER_TOKENS = 45, 20, 10
 QUERY_TOKENS_PER_CLASS, ANSWER_TOKENS_PER_CLASS = 3, 4
-# COCO's train2017: 18 GB of JPEG, 118,287 images. Annotations add little, except label images: 10 to 40 kB.
+# COCO train2017: 118,287 JPEG images, 18 GB. Annotations add little, except label images (10 to 40 kB).
 DISK_BYTES = 155_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """The samples and machines that are asked about."""
+    """The samples and the hardware of a prediction."""
 
-    images: int  # of a micro-batch
-    conversations: int  # of an image
-    classes: int  # that a conversation asks for; 0: a referring or reasoning question
-    masks: int  # [SEG] of an image
+    images: int  # per micro-batch
+    conversations: int  # per image
+    classes: int  # per conversation; 0: a referring or reasoning question
+    masks: int  # [SEG] tokens per image
     gpus: int
-    tflops: float
-    bandwidth: float | None  # GB/s; None: NVLINK or NETWORK
-    disk_bytes: int  # of a sample
+    tflops: float  # sustained, per GPU
+    bandwidth: float | None  # GB/s per GPU; None: NVLINK or NETWORK
+    disk_bytes: int  # per sample
 
     def work(self, num_features: int) -> Work:
-        """A micro-batch of packed rows, each with `num_features` image features."""
+        """The work of a micro-batch of packed rows, each with `num_features` patch features."""
         learned = self.classes * ANSWER_TOKENS_PER_CLASS or ANSWER_TOKENS
         own = QUESTION_TOKENS + self.classes * QUERY_TOKENS_PER_CLASS + learned
         num_text = PREFIX_TOKENS + self.conversations * own
@@ -65,24 +65,24 @@ class Prediction:
 
     stage: int
     gpus: int
-    images: int  # of all GPUs
+    images: int  # per step, all GPUs together
     compute: float  # seconds
-    communication: float  # seconds, if nothing of it is hidden
+    communication: float  # seconds, without overlap
     sent: float  # bytes
 
     @property
     def fastest(self) -> float:
-        """Seconds when all communication is hidden behind arithmetic."""
+        """Seconds if communication and arithmetic overlap fully."""
         return max(self.compute, self.communication)
 
     @property
     def slowest(self) -> float:
-        """Seconds when none is."""
+        """Seconds without any overlap."""
         return self.compute + self.communication
 
 
 def encoder_parameters(model: Any) -> int:
-    """Weights that only forward reads: CLIP, its projector and SAM's image encoder."""
+    """Number of parameters used in forward only: CLIP, its projector and SAM's image encoder."""
     parts = (model.llava.model.vision_tower, model.llava.model.multi_modal_projector, model.sam.image_encoder)
     return sum(parameter.numel() for part in parts for parameter in part.parameters())
 
@@ -92,9 +92,10 @@ def bytes_sent(
 ) -> float:
     """Bytes that each GPU sends (and receives) in one optimizer step.
 
-    A ring all-gather or reduce-scatter of n bytes sends (G - 1) / G n. Gradients of what trains are reduced after
-    each micro-batch, the trained weights gathered after the step. Stage 3 also gathers all weights, frozen ones too,
-    in forward and, encoders aside, in backward: Rajbhandari et al., "ZeRO", 2020, section 7.
+    With G GPUs, a ring all-gather or reduce-scatter of n bytes sends (G - 1) / G n. Gradients of trainable weights
+    are reduced after each micro-batch, the updated weights gathered after the step. Stage 3 also gathers all weights,
+    frozen ones included, in forward and, except for the encoders, in backward: Rajbhandari et al., "ZeRO", 2020,
+    section 7.
     """
     ring = (num_gpus - 1) / num_gpus
     gradients = micro_batches * count.trainable
@@ -111,7 +112,7 @@ def predict(
     setting: Setting,
     config: TrainConfig,
 ) -> Prediction:
-    """A step of `flops` on each of `gpus` GPUs."""
+    """The prediction for an optimizer step with `flops` on each of `gpus` GPUs."""
     micro_batches = config.grad_accumulation_steps
     sent = bytes_sent(count, encoders, stage, gpus, dtype_of(config.precision).itemsize, micro_batches)
     bandwidth = setting.bandwidth or (NVLINK if gpus <= GPUS_PER_NODE else NETWORK)

@@ -1,14 +1,14 @@
-"""SAM's image embeddings on disk: the encoder is frozen, so one picture is encoded once, not once an epoch.
+"""Disk cache of SAM's image embeddings: the encoder is frozen, so each image is encoded once, not once an epoch.
 
     DIR/2f6c01.../a7/a7c4....safetensors     DIR / image encoder / first byte of the key / key
 
-An entry can never be stale. Its folder is named after the encoder (weights, settings, number format), its file after
-the picture (decoded pixels, how they are resized): whatever changes, changes the name. A folder of an encoder that is
+Entries are never stale. The folder's name is a hash of the encoder (weights, settings, dtype), the file's name a hash
+of the image (decoded pixels, resizing method), so any change leads to another name. The folder of an encoder that is
 no longer used can be removed at any time.
 
-Any number of processes and nodes may share DIR: an entry is written under a temporary name and renamed, which is
-atomic, and those who meet write the same. Nothing is evicted when DIR is full: an epoch visits every picture once, so
-the entry that was used longest ago is the one needed next.
+Any number of processes and nodes may share DIR: an entry is written to a temporary file and renamed, which is atomic,
+and concurrent writers of an entry write the same content. When DIR is full, nothing is evicted: an epoch visits every
+image once, so the least recently used entry is the one needed next.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ logger = logging.getLogger(__name__)
 NAME = "embedding"
 SUFFIX = ".safetensors"
 GIGABYTE = 10**9
-# The folder is counted again after so many own additions at the latest, because others add to it too.
+# Maximum number of writes between two measurements of the folder, because other processes write to it too.
 COUNT_EVERY = 1000
 
 
 class SamCache:
-    """Embeddings of one image encoder in a folder; workers `load`, the training process `complete`s batches.
+    """The cached embeddings of one image encoder; workers `load`, the training process `complete`s batches.
 
     Args:
-        folder: DIR; made if it is not there.
-        encoder_key: names the encoder, see `encoder_key`.
+        folder: DIR; created if it does not exist.
+        encoder_key: hash of the encoder, see `utils.data.sam_keys.encoder_key`.
         shape, dtype: of one embedding, (prompt_embed_dim, grid, grid).
-        max_gb: nothing is added to a folder of this size, in 10^9 bytes; None: no limit. The limit is soft: each
-            process counts the folder now and then, not at every addition, and may pass it by its share.
-        num_writers: processes that add at the same time.
-        together: every process has to encode when one does; ZeRO-3 needs it, see `complete`.
+        max_gb: cache size limit in GB (10^9 bytes); when full, nothing is written; None: no limit. The limit is soft:
+            processes measure the folder only now and then, so together they may exceed it by about an entry each.
+        num_writers: number of processes that write at the same time.
+        together: all processes must encode if one does, as ZeRO-3 requires; see `complete`.
 
     Raises:
         ValueError: the folder cannot be written.
@@ -73,8 +73,8 @@ class SamCache:
         self.max_bytes = None if max_gb is None else int(max_gb * GIGABYTE)
         self.num_writers = num_writers
         self.together = together
-        self._allowance = 0  # bytes that may be added before the folder is counted again
-        self._closed = False  # full, or not writable any more: said once, then nothing is added
+        self._allowance = 0  # bytes that may be written before the folder is measured again
+        self._closed = False  # full or no longer writable: logged once, then nothing is written
         writable_folder(self.folder / encoder_key, "--sam_cache")
 
     @classmethod
@@ -87,7 +87,7 @@ class SamCache:
         num_writers: int = 1,
         together: bool = False,
     ) -> SamCache:
-        """The cache of this SAM; its weights must be whole, as they are before `deepspeed.initialize`."""
+        """The cache for this SAM; call it before `deepspeed.initialize`, while the weights are not sharded."""
         return cls(
             folder,
             encoder_key(sam),
@@ -102,9 +102,9 @@ class SamCache:
         return self.folder / self.encoder_key / key[:2] / f"{key}{SUFFIX}"
 
     def load(self, key: str) -> Tensor | None:
-        """The embedding (prompt_embed_dim, grid, grid), mapped from its file; None when it has to be computed.
+        """The embedding (prompt_embed_dim, grid, grid), memory-mapped; None if it is not in the cache.
 
-        A file that is damaged, or not the one that belongs here, is named in the log and counts as missing.
+        A damaged or wrong file is logged and treated as missing.
         """
         path = self.path(key)
         try:
@@ -112,18 +112,18 @@ class SamCache:
         except FileNotFoundError:
             return None
         except (ValueError, OSError, SafetensorError) as problem:
-            logger.warning("%s is not the embedding it should be (%s); encoded again", path, problem)
+            logger.warning("%s is not a valid cache entry (%s); the image is encoded again", path, problem)
             return None
 
     def store(self, key: str, embedding: Tensor) -> bool:
-        """Write an entry unless it is there or the folder is full; returns whether it was written.
+        """Write an entry unless it exists or the folder is full; returns whether it was written.
 
-        A damaged file is replaced, also in a full folder. What the file system refuses is said once, and nothing
-        is added any more: training goes on without.
+        A damaged file is replaced, even in a full folder. An error of the file system is logged once; after it
+        nothing is written, and training continues.
         """
         path = self.path(key)
         replaces = path.exists()
-        if self._is_good(path, key) if replaces else self._closed:  # there, when another process was quicker
+        if self._is_good(path, key) if replaces else self._closed:  # it exists if another process was faster
             return False
         embedding = embedding.detach().cpu().contiguous()
         content = save({NAME: embedding}, {"key": key, "crc32": str(checksum(embedding))})
@@ -133,24 +133,24 @@ class SamCache:
                 return False
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_bytes(content)
-            # No fsync: after a crash the checksum tells a file whose content never reached the disk.
+            # No fsync: after a crash the checksum detects a file whose content was not written to the disk.
             temporary.replace(path)
         except OSError as problem:
             temporary.unlink(missing_ok=True)
-            self._close(f"{self.folder} takes no more SAM embeddings ({problem.strerror})")
+            self._close(f"SAM embeddings can no longer be written to {self.folder} ({problem.strerror})")
             return False
         return True
 
     def complete(self, batch: Batch, sam: SamSegmenter) -> Batch:
-        """The batch with `sam_embeddings` of all its images, on the device of its tensors, and no `sam_images`.
+        """The batch with `sam_embeddings` for all its images, on the device of its tensors, instead of `sam_images`.
 
-        Images that Collate did not find here are encoded in one call and stored. Under ZeRO-3 the encoder's weights
-        are divided among the processes, which gather them layer by layer: when one process encodes, all must.
+        Images that were not in the cache are encoded in one call and stored. ZeRO-3 shards the encoder's weights and
+        gathers them layer by layer, a collective operation: if one process encodes, all must.
         """
         inputs = batch.inputs
         pixels, known = inputs.sam_images, inputs.sam_embeddings
         if self.together and pixels is None and _any_process(False, inputs.clip_images.device):
-            sam.encode(inputs.clip_images.new_zeros(1, 3, 1, 1), [(1, 1)])  # only to take part
+            sam.encode(inputs.clip_images.new_zeros(1, 3, 1, 1), [(1, 1)])  # only to join the collective
         elif self.together and pixels is not None:
             _any_process(True, pixels.device)
         if pixels is None:
@@ -167,20 +167,20 @@ class SamCache:
         return replace(batch, inputs=replace(inputs, sam_images=None, sam_embeddings=fresh))
 
     def describe(self) -> str:
-        """What the folder holds, for the log."""
-        pictures, _ = _measure(self.folder / self.encoder_key)
+        """Number of entries and size of the cache, for the log."""
+        num_images, _ = _measure(self.folder / self.encoder_key)
         limit = f", of {self.max_bytes / GIGABYTE:g} allowed" if self.max_bytes is not None else ""
         return (
-            f"SAM's embeddings of {pictures} pictures are in {self.folder} "
-            f"({self._num_bytes() / GIGABYTE:.2f} GB with those of other weights{limit})"
+            f"SAM's embeddings of {num_images} images are in {self.folder} "
+            f"({self._num_bytes() / GIGABYTE:.2f} GB including other encoders{limit})"
         )
 
     def _read(self, path: Path, key: str) -> Tensor:
-        """The embedding as a memory map of the file; ValueError where it is another's or damaged."""
+        """The embedding as a memory map of the file; raises ValueError if it is damaged or belongs to another key."""
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if list(file.keys()) != [NAME] or metadata.get("key") != key:
-                raise ValueError("it was written for something else")
+                raise ValueError("it was written for another key")
             embedding = file.get_tensor(NAME)
         if tuple(embedding.shape) != self.shape or embedding.dtype != self.dtype:
             raise ValueError(f"it holds {embedding.dtype} {tuple(embedding.shape)}")
@@ -196,10 +196,10 @@ class SamCache:
         return True
 
     def _has_room(self, size: int) -> bool:
-        """Whether `size` bytes may be added.
+        """Whether `size` bytes may be written.
 
-        A process may add its part of half of what is left, then counts again: with n processes of the same pace,
-        the limit is passed by less than n entries, and the folder is counted a few dozen times in all.
+        With n writers, a process may write 1 / (2 n) of the remaining space before it measures the folder again. If
+        all write at the same rate, the limit is exceeded by fewer than n entries, after a few dozen measurements.
         """
         if self.max_bytes is not None and self._allowance < size:
             left = self.max_bytes - self._num_bytes()
@@ -207,13 +207,13 @@ class SamCache:
             if left < size:
                 self._close(
                     f"{self.folder} is full (--sam_cache_gb {self.max_bytes / GIGABYTE:g}); "
-                    "pictures that are not in it are encoded every time"
+                    "images that are not in it are encoded every time"
                 )
         self._allowance -= size
         return not self._closed
 
     def _num_bytes(self) -> int:
-        """What the entries of all encoders take."""
+        """Total size of the entries of all encoders."""
         return sum(_measure(encoder)[1] for encoder in _subfolders(self.folder))
 
     def _close(self, reason: str) -> None:
@@ -234,13 +234,16 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def _measure(encoder: Path) -> tuple[int, int]:
-    """Number of entries of one encoder, and their bytes; few of them are looked at, because they are alike."""
+    """Number of entries of one encoder, and their total bytes, estimated from a few files as all have one size."""
     count = size = 0
     try:
         for folder in _subfolders(encoder):
             names = [name for name in os.listdir(folder) if name.endswith(SUFFIX)]
             count += len(names)
             size = max([size, *(folder.joinpath(name).stat().st_size for name in names[:1])])
-    except (FileNotFoundError, PermissionError):  # somebody is removing it, or it is none of ours
+    except (
+        FileNotFoundError,
+        PermissionError,
+    ):  # being removed by another process, or not a folder of the cache
         pass
     return count, count * size
