@@ -1,4 +1,4 @@
-"""train_ds.py with --sam_cache on the toy world: every picture is encoded once, and nothing else changes."""
+"""train_ds.py with --sam_cache on the toy world: every image is encoded once, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import pytest
 from model.decoders.sam import SamSegmenter
 from tests.commands import BASE, REPOSITORY, SMALL_RUN, complaint, losses_of, run
 
-# Eight draws of as many pictures, so that some come twice.
+# Eight draws of as many images, so that some come twice.
 FLAGS = (*BASE, *SMALL_RUN, "--no_eval", "--dataset=sem_seg", "--sem_seg_data=ade20k", "--num_all_classes=4",
          "--batch_size=1", "--epochs=1", "--steps_per_epoch=8")  # fmt: skip
 
 
 @pytest.fixture
 def train(at_work, tmp_path) -> Callable[..., tuple[list[dict[str, float]], int]]:
-    """Starts a run; gives the losses of its steps and how many pictures SAM encoded."""
+    """Starts a run; gives the losses of its steps and how many images SAM encoded."""
 
     def start(name: str, *flags: str) -> tuple[list[dict[str, float]], int]:
         encoded = []
@@ -43,7 +43,7 @@ def entries(folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_each_picture_is_encoded_once_and_the_losses_stay_the_same(train, precision, tmp_path, capsys):
+def test_each_image_is_encoded_once_and_the_losses_stay_the_same(train, precision, tmp_path, capsys):
     cache = f"--sam_cache={tmp_path / 'cache'}"
     plain, encoded = train("plain", f"--precision={precision}")
     assert encoded == 8

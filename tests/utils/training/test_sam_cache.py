@@ -33,12 +33,12 @@ def embedding(seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def picture(seed: int = 0) -> np.ndarray:
+def random_image(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
 
 def key_of(number: int) -> str:
-    return image_key(picture(number), 64)
+    return image_key(random_image(number), 64)
 
 
 def files_of(folder: Path) -> list[str]:
@@ -241,10 +241,10 @@ def test_without_a_limit_nothing_is_counted(tmp_path, monkeypatch):
     assert all(cache.store(key_of(number), embedding()) for number in range(5))
 
 
-def test_the_description_tells_pictures_and_bytes(tmp_path):
+def test_the_description_tells_images_and_bytes(tmp_path):
     cache = open_cache(tmp_path, max_gb=3)
     cache.store(key_of(0), embedding())
-    assert "embeddings of 1 pictures" in cache.describe()
+    assert "embeddings of 1 images" in cache.describe()
     assert "of 3 allowed" in cache.describe()
 
 
@@ -289,8 +289,8 @@ def test_an_encoder_that_trains_or_is_divided_is_refused(sam):
         encoder_key(sam)
 
 
-def test_the_picture_s_name_changes_with_each_pixel_the_shape_and_how_it_is_resized():
-    image = picture()
+def test_the_image_s_name_changes_with_each_pixel_the_shape_and_how_it_is_resized():
+    image = random_image()
     other = image.copy()
     other[-1, -1, -1] ^= 1
     keys = [
@@ -309,7 +309,7 @@ def test_the_picture_s_name_changes_with_each_pixel_the_shape_and_how_it_is_resi
 
 
 def batch_of(sam: SamSegmenter, cache: SamCache, images: list[Tensor]) -> Batch:
-    """What Collate makes of square pictures of SAM's size."""
+    """What Collate makes of square images of SAM's size."""
     keys = tuple(image_key(image.permute(1, 2, 0).numpy(), SAM.image_size) for image in images)
     known = [cache.load(key) for key in keys]
     missing = tuple(index for index, found in enumerate(known) if found is None)
