@@ -38,6 +38,7 @@ from utils.common.distributed import device_of
 from utils.common.logs import start_logging
 from utils.common.paths import check_writable, resolve, shortened, writable_folder
 from utils.common.settings import parse_config
+from utils.common.terminal import printable
 from utils.config.inference import ChatConfig
 from utils.data.files import names_in
 from utils.data.images import IMAGE_SUFFIXES, read_image
@@ -180,16 +181,16 @@ def tell(answer: Answer, image: np.ndarray, stem: str, config: ChatConfig) -> No
     """Print the text; write an image of each mask and the overlay of all."""
     for text in (answer.text, answer.remark):
         if text:
-            print(wrapped(text))
+            print(wrapped(printable(text)))
     folder = writable_folder(config.vis_save_path, "--vis_save_path")
     stem = shortened(stem, MAX_STEM_BYTES)
     for number, (name, logits) in enumerate(zip(answer.names, answer.masks, strict=True), start=1):
         path = folder / f"{stem}_mask_{number}{file_suffix(name)}.png"
         Image.fromarray((logits > 0).cpu().numpy().astype(np.uint8) * 255).save(path)
-        print(f"  mask {number}{f', {name}' if name else ''}: {path}")
+        print(printable(f"  mask {number}{f', {name}' if name else ''}: {path}"))
     path = folder / f"{stem}_overlay.png"
     draw(answer, image).save(path)
-    print(f"  overlay: {path}")
+    print(printable(f"  overlay: {path}"))
 
 
 def file_suffix(name: str) -> str:

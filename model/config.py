@@ -72,8 +72,8 @@ class LasagnaConfig(PreTrainedConfig):
         if prompt not in PROMPTS:
             raise UserError(f"unknown prompt {prompt!r} in config.json; known: {', '.join(sorted(PROMPTS))}")
         self.prompt = prompt
-        if num_all_classes < 1:
-            raise UserError(f"num_all_classes must be at least 1, got {num_all_classes}")
+        if type(num_all_classes) is not int or num_all_classes < 1:
+            raise UserError(f"num_all_classes must be at least 1, got {num_all_classes!r}")
         self.num_all_classes = num_all_classes
         self.image_token_id = image_token_id
         self.seg_token_id = seg_token_id

@@ -6,11 +6,17 @@ A folder of weights may name Python files of its own (`auto_map` in config.json 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from model.errors import UserError
+from model.plausible import check_plausible
+
+MAX_REASON = 300  # characters of what transformers says
 
 
 def from_pretrained(kind: Any, source: str | Path | None, **options: Any) -> Any:
@@ -21,9 +27,35 @@ def from_pretrained(kind: Any, source: str | Path | None, **options: Any) -> Any
         source: folder; None for a model made of `state_dict` and `config`.
 
     Raises:
-        UserError: transformers cannot read the folder without running the folder's code.
+        UserError: transformers cannot read the folder's settings, or not without running the folder's code.
     """
-    return _without_remote_code(kind.from_pretrained, source, source, **options)
+    if source is not None and Path(source).is_dir():
+        check_plausible(Path(source))
+    if not isinstance(kind, type) or issubclass(kind, PreTrainedModel):
+        return _without_remote_code(kind.from_pretrained, source, source, **options)
+    with _readable(kind, source):
+        return _without_remote_code(kind.from_pretrained, source, source, **options)
+
+
+def configuration(kind: Callable[..., Any], source: str | Path, **fields: Any) -> Any:
+    """`kind(**fields)` of a configuration class; UserError naming `source` for values that it does not take."""
+    with _readable(kind, source):
+        return kind(**fields)
+
+
+@contextmanager
+def _readable(kind: Callable[..., Any], source: str | Path | None) -> Iterator[None]:
+    """Settings of the wrong type or size make the classes of transformers raise anything: UserError for all of it."""
+    try:
+        yield
+    except (UserError, OSError):
+        raise
+    except Exception as problem:
+        reason = " ".join(str(problem).split())[:MAX_REASON]
+        raise UserError(
+            f"{source}: its settings cannot be read as {kind.__name__} ({type(problem).__name__}: {reason}); copy "
+            "or download the folder's .json files again"
+        ) from problem
 
 
 def from_config(kind: Any, config: Any, **options: Any) -> Any:

@@ -31,6 +31,8 @@ from model.text.tokens import TokenIds, decode_pieces, decode_text, token_ids
 
 FILE_NAME = "processor_config.json"
 ASPECT_RATIOS = ("square", "pad")
+MAX_SIDE = 8192  # pixels of an image for SAM or CLIP; the published ones have 1024 and 336
+MAX_IMAGE_TOKENS = 65_536
 
 
 @dataclass(kw_only=True)
@@ -46,7 +48,11 @@ class LasagnaProcessor:
     image_aspect_ratio: str = "square"  # "square" crops for CLIP (LLaVA v1), "pad" pads first (LLaVA 1.5)
 
     def __post_init__(self) -> None:
-        if self.prompt not in PROMPTS:
+        for name, most in (("sam_image_size", MAX_SIDE), ("num_image_tokens", MAX_IMAGE_TOKENS)):
+            value = getattr(self, name)
+            if type(value) is not int or not 1 <= value <= most:
+                raise UserError(f"{name} is {value!r}; it is a number from 1 to {most}")
+        if not isinstance(self.prompt, str) or self.prompt not in PROMPTS:
             raise UserError(f"unknown prompt {self.prompt!r}; known: {', '.join(sorted(PROMPTS))}")
         if self.image_aspect_ratio not in ASPECT_RATIOS:
             raise UserError(
@@ -87,6 +93,7 @@ class LasagnaProcessor:
             )
         settings["format"] = SequenceFormat.from_dict(settings["format"])
         clip = from_pretrained(CLIPImageProcessorPil, folder)
+        check_clip(clip, folder)
         return cls(tokenizer=load_tokenizer(folder), clip=clip, **settings)
 
     def clip_image(self, image: np.ndarray, *, fast: bool = False) -> np.ndarray:
@@ -234,3 +241,28 @@ def _check_image(image: np.ndarray) -> None:
         raise ValueError(f"expected a (height, width, 3) uint8 array, got {type(image).__name__}")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ValueError(f"expected a (height, width, 3) uint8 image, got {image.shape} {image.dtype}")
+
+
+def check_clip(clip: CLIPImageProcessorPil, folder: str | Path) -> None:
+    """UserError unless the settings of a CLIP image processor say how an image is resized, within `MAX_SIDE`."""
+    for name in ("size", "crop_size"):
+        try:
+            sides = [side for side in dict(getattr(clip, name)).values() if side is not None]
+        except (TypeError, ValueError):
+            sides = [getattr(clip, name)]
+        if not all(type(side) is int and 1 <= side <= MAX_SIDE for side in sides):
+            raise UserError(
+                f"{folder}/preprocessor_config.json: {name} is {sides}; its sides are numbers from 1 to {MAX_SIDE}"
+            )
+    try:
+        Image.Resampling(clip.resample)
+    except ValueError:
+        raise UserError(
+            f"{folder}/preprocessor_config.json: resample {clip.resample!r} is none of Pillow's, 0 to 5"
+        ) from None
+    for name in ("image_mean", "image_std"):
+        values = getattr(clip, name)
+        if not isinstance(values, list | tuple) or not all(
+            isinstance(value, int | float) for value in values
+        ):
+            raise UserError(f"{folder}/preprocessor_config.json: {name} is {values!r}; it is three numbers")

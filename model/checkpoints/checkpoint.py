@@ -20,6 +20,7 @@ from model.checkpoints.weights import weight_files
 from model.errors import UserError
 from model.files import read_json
 from model.folders import local_folder
+from model.plausible import check_plausible
 
 # In the order in which they are tried.
 WHOLE_LAYOUTS: tuple[Layout, ...] = (ours, hf_llava, released, llava_v1)
@@ -112,6 +113,8 @@ def open_checkpoint(path: str | Path, tag: str | None = None) -> Checkpoint:
             f"--version {place} is a SAM; pass it as --vision_pretrained, and a LLaVA as --version"
         )
     config = read_json(place / "config.json")
+    if config:
+        check_plausible(place)
     # A PEFT folder of LLaVA's authors has the config.json of its base.
     if not config or adapter.is_adapter(place):
         if trained := _trained(place, tag):

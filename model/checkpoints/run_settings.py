@@ -10,8 +10,13 @@ import torch
 
 from model.checkpoints.layouts import adapter
 from model.checkpoints.layouts.base import CHECKPOINT_FOLDER, DTYPES, SETTINGS_FOLDER, named_dtype
+from model.errors import UserError
 from model.files import read_json, read_yaml
 from model.text.format import SequenceFormat
+
+# Settings of a run that are read, by what they are.
+TEXTS = ("version", "vision_tower", "vision_pretrained", "started_in", "precision", "prompt")
+NUMBERS = ("lora_alpha", "lora_r", "num_all_classes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +26,15 @@ class RunSettings:
     run: dict[str, Any] = field(default_factory=dict)  # run.yaml: the flags of train_ds.py
     config: dict[str, Any] = field(default_factory=dict)  # config.json of the model
     source: Path | None = None  # the file of `run`
+
+    def __post_init__(self) -> None:
+        for names, kind, what in ((TEXTS, str, "a text"), (NUMBERS, int | float, "a number")):
+            for name in names:
+                if not isinstance(value := self.run.get(name), kind | None):
+                    raise UserError(
+                        f"{self.source}: {name} is a {type(value).__name__}, not {what}; copy the run's "
+                        "settings again"
+                    )
 
     @property
     def dtype(self) -> torch.dtype | None:

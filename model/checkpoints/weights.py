@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import struct
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,10 @@ INDEX_FILES = tuple(f"{name}.index.json" for name in WEIGHT_FILES)
 WRAPPERS = ("state_dict", "module", "model", "model_state_dict", "model_state", "net", "network", "weights", "params",
             "sam", "sam_model", "ema", "model_ema")  # fmt: skip
 # What torch.load raises for files that are truncated, of another kind, or hold code.
-READ_ERRORS = (pickle.UnpicklingError, struct.error, RuntimeError, EOFError, OSError, LookupError, ValueError)
+READ_ERRORS = (pickle.UnpicklingError, struct.error, RuntimeError, EOFError, OSError, LookupError, ValueError,
+               TypeError, AttributeError, AssertionError, MemoryError, RecursionError)  # fmt: skip
+# torch.load's advice to run the file's code.
+ADVICE = "weights_only"
 
 
 def read_torch_file(path: str | Path) -> dict[str, Any]:
@@ -40,15 +44,36 @@ def read_torch_file(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
     check_download(path)
+    check_stored(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip(path))
     except READ_ERRORS as error:
         # Torch's message begins with the advice to trust the file; what was refused stands at its end.
         refused = str(error).rpartition("WeightsUnpickler error:")[2].strip()
         reason = next(iter(refused.splitlines()), type(error).__name__)
+        if ADVICE in reason:
+            reason = "it holds more than tensors"
         raise UserError(
             f"{path} is not a readable checkpoint of tensors (cut off, or it holds code): {reason}"
         ) from error
+
+
+def check_stored(path: Path) -> None:
+    """UserError for an archive with compressed entries: torch.save writes none, and 8 MB can inflate to 8 GB."""
+    if not is_zip(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            inflated = [
+                info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED
+            ]
+    except (zipfile.BadZipFile, ValueError, OSError):
+        return  # torch.load says what is wrong
+    if inflated:
+        raise UserError(
+            f"{path} is not a readable checkpoint of tensors: {inflated[0]!r} in it is compressed, which torch.save "
+            "never does; save it again with torch.save"
+        )
 
 
 def is_zip(path: Path) -> bool:
@@ -131,6 +156,11 @@ def weight_files(folder: str | Path) -> list[Path]:
             index = read_json(folder / name).get("weight_map")
             if not isinstance(index, dict):
                 raise UserError(f"{folder / name} has no 'weight_map'; copy or download it again")
+            for shard in index.values():
+                if not isinstance(shard, str) or Path(shard).name != shard:
+                    raise UserError(
+                        f"{folder / name} names {shard!r}, which is no file of this folder; copy or download it again"
+                    )
             paths = [folder / shard for shard in sorted(set(index.values()))]
             for path in paths:
                 if not path.is_file():

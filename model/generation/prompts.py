@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from model.batching import check_rows
+from model.errors import UserError
 from model.outputs import EncodedImage, EncodedImages
 from model.processor import LasagnaProcessor
 from model.text.conversation import Conversation
@@ -24,6 +25,9 @@ from model.text.packing import shared_prefix
 
 if TYPE_CHECKING:
     from model.lasagna import LasagnaForConditionalGeneration
+
+# Of one question. No model of this family was trained on longer ones, and attention grows with the square.
+MAX_PROMPT_TOKENS = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +60,12 @@ def read_prompts(
                 f"a conversation to be answered ends with the user, got {conversation.turns[-1]}"
             )
     encoded = [processor.encode(conversation) for conversation in conversations]
+    longest = max(len(row.input_ids) - row.num_image_tokens for row in encoded)
+    if longest > MAX_PROMPT_TOKENS:
+        raise UserError(
+            f"the question has {longest:,} tokens, of at most {MAX_PROMPT_TOKENS:,}; ask something shorter, or fewer "
+            "classes at a time"
+        )
     found = encode_batch(model, processor, images)
     rows = processor.row_inputs(encoded, "left").to(model.device)
     ids, mask = rows.input_ids, rows.attention_mask

@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
 from model.errors import UserError
+from model.text.chat_template import TemplateError, rendered
 from model.text.special_tokens import (
     CHOICE_TOKENS,
     IM_END,
@@ -23,6 +25,7 @@ from model.text.special_tokens import (
     Special,
     Text,
     as_text,
+    check_encodable,
 )
 from model.text.tokens import encode_segments
 
@@ -158,32 +161,39 @@ class OwnChatTemplate:
             yield after[end + 1 :], False
 
 
-def _chat_template_literals(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[str]:
+def _chat_template_literals(
+    tokenizer: PreTrainedTokenizerBase, conversation: Conversation
+) -> tuple[str, ...]:
     """The text that the tokenizer's template writes before, between and after the turns."""
     if tokenizer.chat_template is None:
         raise UserError("prompt 'chat_template' needs a tokenizer that has one; use prompt 'llava_v1'")
-    marks = [f"\ufdd2{index}\ufdd3" for index in range(len(conversation.turns))]
+    return _literals_between(
+        tokenizer, str(tokenizer.chat_template), tuple(turn.role for turn in conversation.turns)
+    )
+
+
+@lru_cache(maxsize=64)
+def _literals_between(
+    tokenizer: PreTrainedTokenizerBase, template: str, roles: tuple[str, ...]
+) -> tuple[str, ...]:
+    """What `template`, the tokenizer's, writes around turns of these roles, whatever their texts."""
+    marks = [f"\ufdd2{index}\ufdd3" for index in range(len(roles))]
     # Templates of image models take lists of parts, those of text-only models take strings.
     failures = []
     for content in (_image_and_text, _only_text, str):
-        messages = [
-            {"role": turn.role, "content": content(mark)}
-            for turn, mark in zip(conversation.turns, marks, strict=True)
-        ]
+        messages = [{"role": role, "content": content(mark)} for role, mark in zip(roles, marks, strict=True)]
         if content is _image_and_text:
             messages[1:] = [{**message, "content": message["content"][1:]} for message in messages[1:]]
         try:
-            text = tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=conversation.turns[-1].role == "user"
-            )
-        except Exception as error:  # a template may raise anything; reported below if all attempts fail
+            text = rendered(tokenizer, messages, add_generation_prompt=roles[-1] == "user")
+        except TemplateError as error:  # reported below if all attempts fail
             failures.append(str(error))
             continue
         literals = re.split("\ufdd2\\d+\ufdd3", text)
         as_python_list = any("'type'" in literal for literal in literals)
         wrong_image = content is _image_and_text and literals[0].count(IMAGE) != 1
         if re.findall("\ufdd2\\d+\ufdd3", text) == marks and not as_python_list and not wrong_image:
-            return literals
+            return tuple(literals)
         failures.append("it does not write every turn once, in order")
     raise UserError(f"the tokenizer's chat template cannot be used ({failures[-1]}); use prompt 'llava_v1'")
 
@@ -241,6 +251,8 @@ def encode_conversation(
     tokenizer: PreTrainedTokenizerBase, conversation: Conversation, *, prompt: str, num_image_tokens: int
 ) -> Encoded:
     """Ids and labels of a conversation; a conversation ending with the user gives a generation prompt."""
+    for turn in conversation.turns:
+        check_encodable("".join(turn.text))
     segments = render(tokenizer, conversation, prompt)
     before, after = _split_at_image(segments)
     ids_before, _ = encode_segments(tokenizer, [pieces for pieces, _ in before])

@@ -9,7 +9,18 @@ from typing import Any
 
 from model.errors import UserError
 from model.text.phrases import phrases, with_token
-from model.text.special_tokens import CAT_END, CAT_START, INS, NEG, NO_INS, SEG, SEMANTIC, Special, Text
+from model.text.special_tokens import (
+    CAT_END,
+    CAT_START,
+    INS,
+    NEG,
+    NO_INS,
+    SEG,
+    SEMANTIC,
+    Special,
+    Text,
+    check_encodable,
+)
 
 DEFAULT_NUM_ALL_CLASSES = 80
 NOTHING_FOUND = "None of them is in this image."
@@ -27,8 +38,12 @@ class SequenceFormat:
     random_classes_list: bool = True  # a query names a random subset of the data set's classes
 
     def __post_init__(self) -> None:
-        if self.name not in TOKENS_OF_FORMAT:
+        if not isinstance(self.name, str) or self.name not in TOKENS_OF_FORMAT:
             raise UserError(f"unknown format {self.name!r}; known: {', '.join(sorted(TOKENS_OF_FORMAT))}")
+        if not isinstance(self.seg, str) or not isinstance(self.neg, str | None):
+            raise UserError(
+                f"the tokens of a format are texts, got {self.seg!r} and {self.neg!r}; copy the folder again"
+            )
         if self.neg is None and self.sequence_augmentation:
             raise UserError(
                 f"format {self.name!r} has no token for absent classes; set sequence_augmentation to False"
@@ -136,6 +151,7 @@ def class_names(classes: Sequence[str]) -> tuple[str, ...]:
     for name in names:
         if not isinstance(name, str):
             raise UserError(f"a class name is a string, got {name!r}")
+        check_encodable(name)
     return names
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from model.errors import UserError
+
 IMAGE = "<image>"
 IM_START = "<im_start>"
 IM_END = "<im_end>"
@@ -32,6 +34,17 @@ class Special(str):
 
 
 Text = tuple["str | Special", ...]
+
+
+def check_encodable(text: str) -> None:
+    """UserError for half of a character, as a wrong byte on a command line becomes: no tokenizer takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as problem:
+        half = ascii(text[problem.start])
+        raise UserError(
+            f"{half} at position {problem.start} of a text is half of a character; write it in UTF-8"
+        ) from None
 
 
 def as_text(text: str | Iterable[str]) -> Text:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from model.errors import UserError
 from model.strict_loading import MisfitError
+from utils.common.terminal import printable
 
 USER_MISTAKE = 2  # exit code
 
@@ -55,14 +56,14 @@ def one_line(problem: Exception) -> str:
     """What went wrong, in one line: libraries write several, and a data loading worker sends its whole traceback."""
     text = str(problem).strip()
     if isinstance(problem, MisfitError):
-        return text  # a table of weights, which stays one
+        return printable(text)  # a table of weights, which stays one
     if isinstance(problem, OSError) and problem.strerror and problem.filename is not None:
-        return f"{os.fspath(problem.filename)}: {problem.strerror}"
+        return printable(f"{os.fsdecode(problem.filename)}: {problem.strerror}")
     if "Traceback (most recent call last)" in text:
         kind = type(problem)
         last = text.split("\n")[-1]
         text = last.removeprefix(f"{kind.__module__}.").removeprefix(f"{kind.__name__}: ")
-    return " ".join(text.split())
+    return printable(" ".join(text.split()))
 
 
 def _is_first_to_say(text: str) -> bool:

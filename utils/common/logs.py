@@ -8,13 +8,18 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from PIL import Image
 from transformers.utils import logging as transformers_logging
+
+from utils.common.terminal import PrintableFormatter
 
 
 def start_logging() -> None:
     """One line per message, on the first process only; of libraries only warnings and errors."""
     is_first = os.environ.get("RANK", "0") == "0"
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("model").setLevel(logging.INFO if is_first else logging.ERROR)
     logging.getLogger("utils").setLevel(logging.INFO if is_first else logging.ERROR)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -22,6 +27,7 @@ def start_logging() -> None:
     # PyTorch's scheduler counts DeepSpeed's steps wrongly and says so at every start.
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
     # Pillow's warnings about damaged metadata; files that cannot be read are reported with their path.
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # refused with its path
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 

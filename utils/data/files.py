@@ -65,18 +65,28 @@ def log_skipped(folder: Path, paths: Sequence[Path], wanted: str = "image files"
         )
 
 
+def leaves_folder(name: str) -> bool:
+    """Whether a name in an annotation file may lead out of the data's folder: it is absolute, or has `..` in it."""
+    path = PurePosixPath(name)
+    return path.is_absolute() or ".." in path.parts
+
+
 class FolderListing:
     """The files below a folder: `"00/images/12.jpg" in listing`.
 
-    Each folder is listed once: testing the existence of every file takes minutes on a network file system.
+    Each folder is listed once: testing the existence of every file takes minutes on a network file system. Names that
+    lead out of the folder are not in it unless `anywhere`.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, anywhere: bool = False) -> None:
         self.folder = folder
+        self.anywhere = anywhere
         self._names: dict[PurePosixPath, frozenset[str]] = {}
 
     def __contains__(self, relative_path: str) -> bool:
         path = PurePosixPath(relative_path)
+        if not self.anywhere and leaves_folder(relative_path):
+            return False
         return path.name in self.names(path.parent)
 
     def names(self, relative_path: str | PurePosixPath) -> frozenset[str]:

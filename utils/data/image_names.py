@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from utils.data.files import FolderListing, is_hidden
+from utils.data.files import FolderListing, is_hidden, leaves_folder
 from utils.data.images import IMAGE_SUFFIXES
 
 # Label Studio puts eight hexadecimal digits before the name of an uploaded file, other servers a UUID.
@@ -31,9 +31,10 @@ FORMS: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")
 class ImageFiles:
     """The files of one folder that a set of names resolves to: `name in files`, `files.path(name)`."""
 
-    def __init__(self, folder: Path, names: Collection[str]) -> None:
+    def __init__(self, folder: Path, names: Collection[str], *, anywhere: bool = False) -> None:
         self.folder = folder
-        listing = FolderListing(folder)
+        self.anywhere = anywhere
+        listing = FolderListing(folder, anywhere=anywhere)
         self.as_written = {name for name in names if is_in(name, listing)}
         self._files = {name: name for name in self.as_written}
         rest = [name for name in dict.fromkeys(names) if name not in self.as_written]
@@ -63,6 +64,8 @@ class ImageFiles:
         if name in self.ambiguous:
             file = self.ambiguous[name]
             return f"could be {file}, but so could another name; write the names as the files have them"
+        if not self.anywhere and leaves_folder(name):
+            return f"leads out of {self.folder}; copy the image there, or allow such names: |anywhere=true"
         return "is not there"
 
 

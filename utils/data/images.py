@@ -49,6 +49,8 @@ TO_UPRIGHT = {  # EXIF orientation -> how to turn the stored pixels; 1 and unkno
 UPRIGHT, AS_STORED = "upright", "as stored"  # how a turned image was taken
 BACKGROUND = (255, 255, 255)  # colour behind transparent pixels, as in an image viewer
 LARGEST = 65535  # largest number of a label, or of an image of integers
+# A PNG of 164 kB can hold 13,000 x 13,000 pixels, and would take several GB in all steps from here to the model.
+MAX_PIXELS = 100_000_000
 MAX_REASON = 200  # characters of a decoder's own message
 
 
@@ -134,6 +136,15 @@ def images_in(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
     return images, others
 
 
+def check_num_pixels(image: Image.Image, path: str | Path) -> None:
+    """UserError for an opened image, not yet decoded, of more than `MAX_PIXELS`."""
+    if image.width * image.height > MAX_PIXELS:
+        raise UserError(
+            f"{path}: {image.width} x {image.height} pixels, of at most {MAX_PIXELS:,}; make it smaller, or "
+            "cut it into tiles"
+        )
+
+
 def unfit_label(kind: str, reason: str) -> str:
     """For messages: why a label image of a format is refused."""
     return f"a label as {kind} cannot hold class numbers, as {reason}; save labels as PNG"
@@ -156,6 +167,7 @@ def _decode(path: str | Path, convert: Callable[[Image.Image, str, BinaryIO], np
     with open_regular(path) as file:
         try:
             image = Image.open(file, formats=FORMATS)
+            check_num_pixels(image, path)
             stored = _stored_mode(image)
             image.load()
             return convert(image, stored, file)

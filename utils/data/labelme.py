@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from model.errors import UserError
+from utils.data.images import check_num_pixels
 from utils.data.polygons import NUMBERS, check_coordinates, check_pixels, pair_of, short
 
 TARGET, IGNORED = 1, 255  # what draw_shapes writes; 0 for the rest
@@ -96,6 +97,7 @@ def _decode_mask(code: Any, where: str) -> np.ndarray:
     if not isinstance(code, str):
         raise UserError(f"{where}: 'mask' is an image in base64, got {short(code)}")
     with Image.open(io.BytesIO(base64.b64decode(code, validate=True))) as image:
+        check_num_pixels(image, "a mask in it")
         return (np.asarray(image.convert("L")) > 0).astype(np.uint8)
 
 

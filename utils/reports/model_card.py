@@ -12,9 +12,11 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from model.config import LasagnaConfig
+from utils.reports.markdown import code, escaped
 from utils.reports.report import Report
 from utils.reports.tables import results_table, shown_metrics
 
+UNESCAPED_BAR, BAR = re.compile(r"(?<!\\)\|"), r"\\|"
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 TASK = "image-segmentation"  # as the hub calls it
 TAGS = ["lasagna", "llava", "segment-anything", "referring-segmentation", "semantic-segmentation"]
@@ -52,7 +54,7 @@ def model_card(
     text, format = config.vlm_config.text_config, config.sequence_format
     assert format is not None, "a merged model knows its sequence format"
     facts = {
-        "Base model": last_part(base),
+        "Base model": escaped(last_part(base)),
         "Language model": f"hidden size {text.hidden_size}, {text.num_hidden_layers} layers",
         "Mask decoder": f"SAM, {config.sam_settings.image_size} px",
         "Prompt": f"`{config.prompt}`",
@@ -107,13 +109,15 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table. Data set entries hold "|", which would end a cell, and is escaped."""
     lines = [headings, ["---"] * len(headings), *rows]
     return "\n".join(
-        f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines
+        f"| {' | '.join(UNESCAPED_BAR.sub(BAR, str(cell)) for cell in line)} |" for line in lines
     )
 
 
 def settings_table(run: Mapping[str, Any], names: Sequence[str]) -> str:
     """A Markdown table of those of `names` that the run has set."""
-    rows = [(name, f"`{without_folders(run[name])}`") for name in names if run.get(name) not in (None, "")]
+    rows = [
+        (name, code(str(without_folders(run[name])))) for name in names if run.get(name) not in (None, "")
+    ]
     return table(("setting", "value"), rows) if rows else UNKNOWN
 
 
@@ -134,5 +138,6 @@ def results_of(report: Report | None) -> str:
     if report is None:
         return "No evaluation came with the weights; `test_sem.py --report_dir` makes one."
     shown = results_table(report)
-    protocol = ", ".join(f"{name}: {value}" for name, value in report.protocol.items())
-    return f"{table(shown.headings, shown.rows)}\n\nProtocol: {protocol}."
+    protocol = ", ".join(f"{escaped(name)}: {escaped(str(value))}" for name, value in report.protocol.items())
+    rows = [[escaped(cell) for cell in row] for row in shown.rows]
+    return f"{table(shown.headings, rows)}\n\nProtocol: {protocol}."

@@ -13,8 +13,9 @@ from pathlib import Path
 from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
-from rich.text import Text
 
+from utils.common.terminal import PrintableText as Text
+from utils.reports.markdown import code, escaped
 from utils.reports.report import SHOWN, Report, Result
 
 MARKDOWN_ONLY = re.compile(r"^p@|_50px$|_all$|_accuracy$")  # metrics that the terminal does not show
@@ -186,7 +187,7 @@ def to_markdown(
 
     images, links: files relative to the report; a link is its text and its file.
     """
-    parts = ["# Evaluation", f"Model: `{report.model}`", _markdown(results_table(report))]
+    parts = ["# Evaluation", f"Model: {code(report.model)}", _markdown(results_table(report))]
     if targets:
         parts += ["## Targets", _markdown(targets_table(report, targets))]
     parts += [f"[{text}]({file})" for text, file in links]
@@ -200,9 +201,9 @@ def to_markdown(
         parts += ["## Facts", _bullets(report.facts)]
     for result in report.results:
         if names := result.sections.get("hallucinated_names"):
-            parts += [f"## Hallucinated names on `{result.dataset}`", _bullets(names)]
+            parts += [f"## Hallucinated names on {code(result.dataset)}", _bullets(names)]
         if result.per_class:
-            parts += [f"## Classes of `{result.dataset}`", _markdown(classes_table(result))]
+            parts += [f"## Classes of {code(result.dataset)}", _markdown(classes_table(result))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -211,8 +212,8 @@ def data_lines(report: Report) -> list[str]:
     lines = []
     for result in report.results:
         if about := _about_data(result, brief=False):
-            lines.append(f"- `{result.dataset}`: {about}")
-            lines += [f"  - left out: `{example}`" for example in result.data.get("examples", ())]
+            lines.append(f"- {code(result.dataset)}: {escaped(about)}")
+            lines += [f"  - left out: {code(example)}" for example in result.data.get("examples", ())]
     return lines
 
 
@@ -226,13 +227,12 @@ def _about_data(result: Result, *, brief: bool) -> str:
 
 def _markdown(table: Table) -> str:
     rule = tuple("---" if index < table.num_left else "---:" for index in range(len(table.headings)))
-    # A data set entry holds "|", which would end a cell.
-    rows = [tuple(cell.replace("|", "\\|") for cell in row) for row in table.rows]
+    rows = [tuple(escaped(cell) for cell in row) for row in table.rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in (table.headings, rule, *rows))
 
 
 def _bullets(values: Mapping[str, object]) -> str:
-    return "\n".join(f"- {name}: {_bullet(value)}" for name, value in values.items())
+    return "\n".join(f"- {escaped(name)}: {escaped(_bullet(value))}" for name, value in values.items())
 
 
 def _bullet(value: object) -> str:

@@ -22,6 +22,7 @@ SETTINGS_FOLDER = "lasagna"
 CHECKPOINT_FOLDER = "ckpt_model"  # of a run, the newest; train_ds.py keeps the best one in ckpt_best
 # A model that its config.json makes larger than its weights by this factor is not allocated.
 LARGEST_EXCESS = 2
+KNOWN_DTYPES = ("float32", "bfloat16", "float16")  # in a config.json
 # What --precision calls them.
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -108,8 +109,17 @@ def check_size(
     Raises:
         UserError: the model would have more than `LARGEST_EXCESS` times as many values.
     """
-    with torch.device("meta"):
-        described = sum(parameter.numel() for parameter in kind(config).parameters())
+    try:
+        with torch.device("meta"):
+            described = sum(parameter.numel() for parameter in kind(config).parameters())
+    except UserError:
+        raise
+    except Exception as problem:  # the classes of a model raise whatever a wrong value leads to
+        raise UserError(
+            f"{folder}/config.json describes no model that can be built ({type(problem).__name__}: {problem}); copy "
+            "config.json from where the weights come from"
+        ) from problem
+    check_feature_layer(getattr(config, "vlm_config", config), folder)
     if described > LARGEST_EXCESS * num_stored:
         raise UserError(
             f"{folder}/config.json describes a model of {described:,} parameters, but the weights have "
@@ -117,6 +127,23 @@ def check_size(
         )
 
 
+def check_feature_layer(config: PreTrainedConfig, folder: Path) -> None:
+    """UserError unless the layer of the vision tower whose features are taken is one that the tower has."""
+    chosen = config.vision_feature_layer
+    num_states = config.vision_config.num_hidden_layers + 1
+    for layer in chosen if isinstance(chosen, list) else [chosen]:
+        if not -num_states <= layer < num_states:
+            raise UserError(
+                f"{folder}/config.json takes the features of layer {layer} of a vision tower of {num_states - 1} "
+                "layers; copy config.json from where the weights come from"
+            )
+
+
 def named_dtype(name: str | torch.dtype | None) -> torch.dtype | None:
-    """The `torch_dtype` or `dtype` entry of a config.json as a dtype."""
-    return getattr(torch, name.removeprefix("torch.")) if isinstance(name, str) else name
+    """The `torch_dtype` or `dtype` entry of a config.json as a dtype; UserError for what is none of weights."""
+    if name is None or isinstance(name, torch.dtype):
+        return name
+    dtype = getattr(torch, name.removeprefix("torch."), None) if isinstance(name, str) else None
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise UserError(f"dtype {name!r} in config.json is none of weights; known: {', '.join(KNOWN_DTYPES)}")
+    return dtype

@@ -19,6 +19,7 @@ from model.checkpoints.layouts.clip import TOWER_PREFIX, read_tower
 from model.checkpoints.weights import read_folder
 from model.errors import UserError
 from model.files import read_json
+from model.huggingface import configuration
 from model.strict_loading import load_pretrained
 
 NAME = "original LLaVA"
@@ -85,7 +86,9 @@ def read_llava(
     add_identity_layer(folder, projector, mapped)
     if "model.embed_tokens.weight" not in weights:
         raise UserError(f"{folder} has no model.embed_tokens.weight; pass the folder of a whole LLaVA")
-    llava_config = LlavaConfig(
+    llava_config = configuration(
+        LlavaConfig,
+        folder,
         vision_config=vision_config,
         text_config=text_config(config, vocab_size=len(weights["model.embed_tokens.weight"])),
         projector_hidden_act=PROJECTOR_ACT[projector],
@@ -172,4 +175,4 @@ def add_identity_layer(folder: Path, kind: str, mapped: dict[str, Tensor]) -> No
 def text_config(config: dict[str, Any], *, vocab_size: int) -> LlamaConfig:
     """LlamaConfig from the flat config.json of an original LLaVA."""
     fields = {name: config[name] for name in LLAMA_FIELDS if config.get(name) is not None}
-    return LlamaConfig(**fields, vocab_size=vocab_size)
+    return configuration(LlamaConfig, "config.json", **fields, vocab_size=vocab_size)

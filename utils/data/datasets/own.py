@@ -20,7 +20,7 @@ import numpy as np
 from model.errors import UserError
 from utils.common.paths import resolve
 from utils.data.base import FlagError
-from utils.data.files import names_in
+from utils.data.files import leaves_folder, names_in
 from utils.data.image_names import ImageFiles
 from utils.data.masks import decode_segmentation
 from utils.data.polygons import (
@@ -73,11 +73,19 @@ class OwnFlag:
 
     def is_exhaustive(self, default: bool) -> bool:
         """Whether a class without annotation in an image is known to be absent from it."""
-        text = self.options.get("exhaustive")
+        return self._is_on("exhaustive", default)
+
+    @property
+    def anywhere(self) -> bool:
+        """Whether names in the annotation file may lead out of the data's folder."""
+        return self._is_on("anywhere", False)
+
+    def _is_on(self, option: str, default: bool) -> bool:
+        text = self.options.get(option)
         if text is None:
             return default
         if text.lower() not in TRUTH:
-            raise FlagError(f"{self.name}: exhaustive is true or false, got {text!r}")
+            raise FlagError(f"{self.name}: {option} is true or false, got {text!r}")
         return TRUTH[text.lower()]
 
 
@@ -142,7 +150,7 @@ def find_images(
         ]
     found: list[ImageFiles] = []
     for candidate in candidates:
-        found.append(ImageFiles(candidate, names))
+        found.append(ImageFiles(candidate, names, anywhere=flag.anywhere))
         if len(found[-1].as_written) == len(set(names)):
             break
     best = max(found, key=lambda files: (len(files), len(files.as_written)))
@@ -151,6 +159,8 @@ def find_images(
             (f"; {name!r} {files.why_not(name)}" for files in found for name in files.ambiguous), ""
         )
         example = next(iter(names), "")
+        if not ambiguous and leaves_folder(example) and not flag.anywhere:
+            ambiguous = ", or allow names that lead out of the folder: |anywhere=true"
         held = next((folder for folder in candidates if folder.is_dir()), None)
         holds = f" ({held} holds {names_in(held)})" if held else ""
         raise FileNotFoundError(

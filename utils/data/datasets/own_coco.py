@@ -107,7 +107,11 @@ class OwnCoco(ClassMaskDataset):
     @classmethod
     def open(cls, dataset_dir: str | Path, fields: Sequence[str], *, training: bool = False) -> OwnCoco:
         """From the path and the fields after it: ("./boats.json", "exhaustive=true")."""
-        return cls(dataset_dir, OwnFlag.parse(cls.name, fields, ("exhaustive", "images")), training=training)
+        return cls(
+            dataset_dir,
+            OwnFlag.parse(cls.name, fields, ("exhaustive", "images", "anywhere")),
+            training=training,
+        )
 
     def __len__(self) -> int:
         return len(self.items)

@@ -30,7 +30,7 @@ from model.text.special_tokens import NEG, SEG, Special, Text
 from utils.data.base import MISSING, Dataset, well_formed
 from utils.data.datasets.llava_instruct import dialogue_texts
 from utils.data.datasets.own import OwnFlag, decode_own_mask, find_images, find_split_file
-from utils.data.files import FolderListing, parse_json
+from utils.data.files import FolderListing, leaves_folder, parse_json
 from utils.data.frames import Drawn
 from utils.data.image_names import Alike, find_file
 from utils.data.images import read_label
@@ -77,6 +77,7 @@ class OwnJsonl(Dataset):
 
     def __init__(self, dataset_dir: str | Path, flag: OwnFlag, *, training: bool = False) -> None:
         self.name = flag.name
+        self.anywhere = flag.anywhere
         default = self.default_split(training=training)
         self.file, split = find_split_file(flag, dataset_dir, default, ".jsonl")
         self.splits = (split,)
@@ -101,10 +102,10 @@ class OwnJsonl(Dataset):
             if line.image in self.images:
                 self.lines.append(line)
             else:
-                ambiguous = (
-                    f"; {self.images.why_not(line.image)}" if line.image in self.images.ambiguous else ""
-                )
-                self.drop(self.where(line), f"no image {self.images.path(line.image)}{ambiguous}", MISSING)
+                why = f"no image {self.images.path(line.image)}"
+                if line.image in self.images.ambiguous or leaves_folder(line.image):
+                    why += f"; {self.images.why_not(line.image)}"
+                self.drop(self.where(line), why, MISSING)
         self.check_index(len(self.lines), self.file)
         self.questions = [line for line in self.lines if line.is_question]
         self.has_no_target = any(not line.masks for line in self.questions)
@@ -119,7 +120,7 @@ class OwnJsonl(Dataset):
     @classmethod
     def open(cls, dataset_dir: str | Path, fields: Sequence[str], *, training: bool = False) -> OwnJsonl:
         """From the path and the fields after it: ("./talk.jsonl", "images=./photos")."""
-        return cls(dataset_dir, OwnFlag.parse(cls.name, fields, ("images",)), training=training)
+        return cls(dataset_dir, OwnFlag.parse(cls.name, fields, ("images", "anywhere")), training=training)
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -173,9 +174,15 @@ class OwnJsonl(Dataset):
     def mask_path(self, name: str) -> Path:
         """The file of a mask, whose name is relative to the folder of the jsonl file."""
         path = self.file.parent / name
-        if path.is_file():
+        leaves = leaves_folder(name) and not self.anywhere
+        if path.is_file() and not leaves:
             return path
-        return self.file.parent / (find_file(name, self.beside, Alike(self.beside)) or name)
+        found = find_file(name, self.beside, Alike(self.beside))
+        if found is None and leaves:
+            raise UserError(
+                f"{name!r} leads out of {self.file.parent}; copy the mask there, or allow such names: |anywhere=true"
+            )
+        return self.file.parent / (found or name)
 
     def read(self, line: Line) -> tuple[np.ndarray, np.ndarray]:
         """Image (height, width, 3) and masks (num_masks, height, width), uint8.

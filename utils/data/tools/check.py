@@ -22,11 +22,11 @@ from rich import box
 from rich.console import Console, Group
 from rich.padding import Padding
 from rich.table import Table
-from rich.text import Text
 
 from utils.common.commands import command
 from utils.common.logs import quiet, start_logging
 from utils.common.settings import parse_config, setting
+from utils.common.terminal import PrintableText as Text
 from utils.config.training import DATA, MODEL, OUTPUT, TrainConfig
 from utils.data.mixture import recipe_of
 from utils.data.registry import Entry, parse_entry, parse_val_list, split_list
