@@ -146,7 +146,8 @@ def leaked_into(path: Path) -> str:
     text = path.read_bytes().decode("utf-8", errors="replace")
     if SECRET in text:
         return "holds a file from outside"
-    if path.suffix in (".html", ".md") and (found := MARKUP.search(text) or REMOTE.search(text)):
+    found = MARKUP.search(text) or (REMOTE.search(text) if path.suffix == ".md" else None)
+    if found and path.suffix in (".html", ".md"):
         return f"holds {found[0]!r} as markup"
     if path.suffix in (".html", ".md", ".csv") and (found := CONTROL.search(text)):
         return f"holds the control character {found[0]!a}"

@@ -71,6 +71,12 @@ def read(path: Path, tag: str | None = None) -> dict[str, Tensor]:
         ]
     if not models:
         raise FileNotFoundError(f"{folder} has no *_model_states.pt; was the checkpoint copied completely?")
+    if not all(
+        isinstance(models[0].get(name), kind) for name, kind in (("module", dict), ("buffer_names", list))
+    ):
+        raise UserError(
+            f"{folder}: its *_model_states.pt are not DeepSpeed's; pass the folder that train_ds.py wrote"
+        )
     module, buffer_names = models[0]["module"], set(models[0]["buffer_names"])
     weights = {name: value for name, value in module.items() if name in buffer_names}
     if not optimizers:
