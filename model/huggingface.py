@@ -31,10 +31,11 @@ def from_pretrained(kind: Any, source: str | Path | None, **options: Any) -> Any
     """
     if source is not None and Path(source).is_dir():
         check_plausible(Path(source))
+    load: Callable[..., Any] = kind.from_pretrained
     if not isinstance(kind, type) or issubclass(kind, PreTrainedModel):
-        return _without_remote_code(kind.from_pretrained, source, source, **options)
+        return _without_remote_code(load, source, source, **options)
     with _readable(kind, source):
-        return _without_remote_code(kind.from_pretrained, source, source, **options)
+        return _without_remote_code(load, source, source, **options)
 
 
 def configuration(kind: Callable[..., Any], source: str | Path, **fields: Any) -> Any:
