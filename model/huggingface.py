@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from model.errors import UserError
 from model.plausible import check_plausible
@@ -32,7 +32,12 @@ def from_pretrained(kind: Any, source: str | Path | None, **options: Any) -> Any
     if source is not None and Path(source).is_dir():
         check_plausible(Path(source))
     load: Callable[..., Any] = kind.from_pretrained
-    if not isinstance(kind, type) or issubclass(kind, PreTrainedModel):
+    # `super()` and models: what they raise says which weights; tokenizers: `load_tokenizer` names the file.
+    if (
+        not isinstance(kind, type)
+        or issubclass(kind, (PreTrainedModel, PreTrainedTokenizerBase))
+        or kind is AutoTokenizer
+    ):
         return _without_remote_code(load, source, source, **options)
     with _readable(kind, source):
         return _without_remote_code(load, source, source, **options)
