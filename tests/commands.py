@@ -120,8 +120,9 @@ class Command:
 
 
 def main_of(script: str):
-    """`main(argv)` of one of our scripts or modules."""
-    return importlib.import_module(script).main
+    """`main(argv)` of one of our scripts, modules, or packages that `python -m` runs."""
+    module = importlib.import_module(script)
+    return (importlib.import_module(f"{script}.__main__") if hasattr(module, "__path__") else module).main
 
 
 def run(script: str, *arguments: object) -> int:

@@ -32,10 +32,10 @@ def stop_before(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """As if somebody pressed Ctrl-C in this step."""
     log_step = loop.log_step
 
-    def log_or_stop(at: int, *arguments):
+    def log_or_stop(at: int, *arguments, **named):
         if at == step:
             raise KeyboardInterrupt
-        log_step(at, *arguments)
+        return log_step(at, *arguments, **named)
 
     monkeypatch.setattr(loop, "log_step", log_or_stop)
 

@@ -45,7 +45,7 @@ from tests.commands import BASE, QUICK, SMALL_RUN, complaint, losses_of, run
         (["--config=nowhere.yaml"], ["--config nowhere.yaml does not exist", "configs/"]),
         (["--log_base_dir=FILE"], ["--log_base_dir", "cannot be written to", "name another folder"]),
         (["--log_base_dir=FILE/x"], ["--log_base_dir", "cannot be written to"]),
-        (["--exp_name=" + "long" * 70], ["--log_base_dir", "File name too long"]),
+        (["--exp_name=" + "long" * 70], ["--exp_name", "of at most 100 characters"]),
         (["--config=BAD_KEY"], ["unknown setting 'batchsize'", "did you mean 'batch_size'?"]),
         (["--config=BAD_VALUE"], ["--batch_size", "two"]),
         (["--config=NOT_YAML"], ["is not YAML"]),
