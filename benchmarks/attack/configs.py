@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.attack.desk import BASE, TOY, Attack, Desk, chat, check, edit_json, merge, train
+from benchmarks.attack.desk import TOY, Attack, Desk, chat, check, edit_json, load, merge, train
 from benchmarks.attack.pickles import in_deepspeed
 
 CODE, YAML, TYPES, TEMPLATES, OUTSIDE = (
@@ -47,7 +47,7 @@ def _in_llava(file: str, changes: tuple[Change, ...], desk: Desk) -> int:
     desk.evil_module(folder)
     for change in changes:
         edit_json(folder / file, change)
-    return chat(folder, *BASE)
+    return load(folder)
 
 
 def _in_clip(file: str, changes: tuple[Change, ...], desk: Desk) -> int:
@@ -58,7 +58,7 @@ def _in_clip(file: str, changes: tuple[Change, ...], desk: Desk) -> int:
     desk.evil_module(folder)
     for change in changes:
         edit_json(folder / file, change)
-    return chat(TOY / "llava", f"--vision_tower={folder}", BASE[1])
+    return load(TOY / "llava", tower=folder)
 
 
 def _as_text(file: str, text: str, desk: Desk) -> int:

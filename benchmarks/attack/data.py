@@ -13,7 +13,19 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.attack.desk import Attack, Desk, chat, check, coco, evaluate, preview, train, write_image
+from benchmarks.attack.desk import (
+    TOY,
+    Attack,
+    Desk,
+    chat,
+    check,
+    coco,
+    evaluate,
+    load,
+    preview,
+    train,
+    write_image,
+)
 from benchmarks.attack.pickles import refer_data
 
 OUTSIDE, SPECIAL, TYPES = "data that lead outside", "files that are none", "annotations of wrong types"
@@ -162,10 +174,8 @@ def _refs_file(make: Callable[[Path], None], desk: Desk) -> int:
 
 
 def _sam_file(make: Callable[[Path], None], desk: Desk) -> int:
-    from benchmarks.attack.desk import TOY
-
     make(desk.here / "sam.pth")
-    return chat(TOY / "llava", f"--vision_tower={TOY}/clip", "--vision_pretrained=sam.pth")
+    return load(TOY / "llava", sam="sam.pth")
 
 
 def _classes_file(make: Callable[[Path], None], desk: Desk) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,6 +132,21 @@ def chat(model: Path | str, *more: str, image: str = "a.png") -> int:
 
     question = [] if any(flag.startswith(("--prompt", "--classes")) for flag in more) else ["--classes=dog"]
     return script.main([f"--version={model}", f"--image={image}", *question, *more])
+
+
+def load(
+    version: Path | str, *, tower: Path | str = TOY / "clip", sam: Path | str = TOY / "sam_toy.pth"
+) -> int:
+    """`load_model`, of a model that needs a CLIP tower and a SAM beside it; ends as the commands do."""
+    from model.checkpoints.load import load_model
+    from utils.common.commands import command
+
+    @command("load_model")
+    def main(argv: Sequence[str] | None = None) -> int:
+        load_model(version, vision_tower=str(tower), sam=str(sam))
+        return 0
+
+    return main([])
 
 
 def merge(weight: Path | str, *more: str) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from benchmarks.attack.desk import TOY, Attack, Desk, chat, check, merge, write_image
+from benchmarks.attack.desk import TOY, Attack, Desk, chat, check, load, merge, write_image
 
 KIND = "pickles"
 Payload = Callable[[str], bytes]  # shell command -> pickle
@@ -104,13 +104,13 @@ def in_llava(content: bytes, desk: Desk) -> int:
     folder = desk.copy_llava()
     desk.evil_module(desk.here)
     (folder / "pytorch_model.bin").write_bytes(content)
-    return chat(folder, f"--vision_tower={TOY}/clip", f"--vision_pretrained={TOY}/sam_toy.pth")
+    return load(folder)
 
 
 def in_sam(content: bytes, desk: Desk) -> int:
     """sam_vit_h.pth."""
     (desk.here / "sam_vit_h.pth").write_bytes(content)
-    return chat(TOY / "llava", f"--vision_tower={TOY}/clip", "--vision_pretrained=sam_vit_h.pth")
+    return load(TOY / "llava", sam="sam_vit_h.pth")
 
 
 def in_weight(content: bytes, desk: Desk) -> int:

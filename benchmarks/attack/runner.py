@@ -113,6 +113,8 @@ def judge(desk: Desk, status: int | None) -> tuple[str, str]:
         return "crashed", f"signal {os.WTERMSIG(status)}; {last}"
     if "Traceback (most recent call last)" in text:
         return "crashed", last
+    if "unknown flag" in text:
+        raise AssertionError(f"the attack did not arrive: {last}")
     if any(len(line) > LONGEST_LINE for line in text.splitlines()):
         return "crashed", f"a message of {max(map(len, text.splitlines()))} characters"
     return ("refused" if os.waitstatus_to_exitcode(status) else "harmless"), last
@@ -149,7 +151,7 @@ def leaked_into(path: Path) -> str:
     found = MARKUP.search(text) or (REMOTE.search(text) if path.suffix == ".md" else None)
     if found and path.suffix in (".html", ".md"):
         return f"holds {found[0]!r} as markup"
-    if path.suffix in (".html", ".md", ".csv") and (found := CONTROL.search(text)):
+    if path.suffix in (".html", ".md") and (found := CONTROL.search(text)):
         return f"holds the control character {found[0]!a}"
     return ""
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from benchmarks.attack.desk import TOY, Attack, Desk, chat, check, coco
+from benchmarks.attack.desk import TOY, Attack, Desk, chat, check, coco, load
 from benchmarks.attack.pickles import in_llava, in_sam, in_weight
 
 KIND = "endless work"
@@ -50,7 +50,7 @@ def _image(content: bytes, command: str, desk: Desk) -> int:
     return check("own_coco:.") if command == "check" else chat(desk.model, image="bomb.png")
 
 
-def bomb(entry: str, size: int = 2**33) -> bytes:
+def bomb(entry: str, size: int = 5 * 2**30) -> bytes:
     """A zip archive of which one entry inflates to `size` zeros."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -76,7 +76,7 @@ def _storage_bomb(desk: Desk) -> int:
         for info in small.infolist():
             if info.filename.endswith("/data/0"):
                 with archive.open(info.filename, "w", force_zip64=True) as inside:
-                    for _ in range(2**9):
+                    for _ in range(5 * 2**6):
                         inside.write(bytes(2**24))
             else:
                 archive.writestr(info.filename, small.read(info))
@@ -112,7 +112,7 @@ def _npz(name: str, desk: Desk) -> int:
     (desk.here / name).write_bytes(bomb("arr_0.npy", 2**30))
     if name.endswith(".npz"):
         return chat(desk.model, image=name)
-    return chat(TOY / "llava", f"--vision_tower={TOY}/clip", f"--vision_pretrained={name}")
+    return load(TOY / "llava", sam=name)
 
 
 def attacks() -> Iterator[Attack]:
@@ -132,8 +132,8 @@ def attacks() -> Iterator[Attack]:
             partial(_image, png(30, 40, text=_chunk_of_text()), command),
         )
     for place in ("LLaVA", "SAM", "weights"):
-        yield Attack(KIND, f"archive of 8 GB as {place}", partial(_bomb, place))
-    yield Attack(KIND, "archive with a storage of 8 GB", _storage_bomb)
+        yield Attack(KIND, f"archive of 5 GB as {place}", partial(_bomb, place))
+    yield Attack(KIND, "archive with a storage of 5 GB", _storage_bomb)
     yield Attack(KIND, "archive as an image", partial(_npz, "bomb.npz"))
     yield Attack(KIND, "archive as SAM", partial(_npz, "bomb.pth"))
     yield Attack(KIND, "prompt of 20,000 words", partial(_prompt, "dog " * 20_000), True)

@@ -11,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from model.processor import LasagnaProcessor
+from utils.common.terminal import printable
 from utils.data.base import Dataset
 from utils.data.types import EvalSample
 from utils.evaluation.batches import in_batches, load, spread
@@ -104,7 +105,7 @@ class DatasetRun:
         with tqdm(
             total=len(self.chosen),
             initial=len(self.chosen) - sum(map(len, todo)),
-            desc=self.entry,
+            desc=printable(self.entry),
             unit="image",
             disable=not show_progress or self.rank > 0,
         ) as bar:

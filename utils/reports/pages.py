@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from PIL import Image
+
+from utils.common.terminal import printable
 
 BASE = Path(__file__).parent  # of page.html.jinja
 
@@ -23,11 +26,17 @@ def render(template: Path, **values: object) -> str:
         loader=FileSystemLoader([template.parent, BASE]),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_without_control,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
     return environment.get_template(template.name).render(values)
+
+
+def _without_control(value: object) -> object:
+    """Text of the data without control characters, which also turn the direction of what is written around them."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def data_url(image: Image.Image, format: str = "JPEG", **options: Any) -> str:

@@ -8,6 +8,7 @@ from benchmarks.attack.names import NAMES
 from benchmarks.attack.runner import CONTROL, MARKUP, REMOTE
 from utils.reports.markdown import code, escaped
 from utils.reports.model_card import settings_table
+from utils.reports.pages import render
 from utils.reports.report import Report, Result
 from utils.reports.tables import to_markdown
 
@@ -22,6 +23,12 @@ def test_names_are_no_markup(name):
     assert is_harmless(escaped(name))
     assert is_harmless(code(name))
     assert is_harmless(settings_table({"dataset": name}, ("dataset",)))
+
+
+def test_control_characters_of_names_do_not_reach_a_page(tmp_path):
+    (tmp_path / "a.jinja").write_text("<p>{{ name }}</p>\n")
+    page = render(tmp_path / "a.jinja", name="<b>\x1b[2J \u202ecat")
+    assert page == "<p>&lt;b&gt;\\x1b[2J \\u202ecat</p>\n"
 
 
 def test_plain_names_stay_as_they_are():

@@ -18,6 +18,7 @@ from model.errors import UserError
 from model.files import read_text
 from utils.common.commands import Parser, command
 from utils.common.paths import path_flag
+from utils.common.terminal import printable
 from utils.data.datasets.openimages import CATEGORIES, INDEX_FILE, NEGATIVES_FILE, ROOT, class_list
 from utils.data.files import what_is_there
 
@@ -115,7 +116,11 @@ def read_rows(
     with (
         path.open("rb") as raw,
         tqdm(
-            total=path.stat().st_size, desc=path.name, unit="B", unit_scale=True, disable=not show_progress
+            total=path.stat().st_size,
+            desc=printable(path.name),
+            unit="B",
+            unit_scale=True,
+            disable=not show_progress,
         ) as bar,
     ):
 

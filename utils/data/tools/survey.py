@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from model.processor import LasagnaProcessor
+from utils.common.terminal import printable
 from utils.data.base import Dataset, FlagError, NothingUsableError
 from utils.data.collate import LengthLimit
 from utils.data.mixture import Mixture
@@ -172,7 +173,7 @@ class Surveyor:
         start = time.perf_counter()
         hide = None if self.read_all else True  # None hides it unless stderr is a terminal
         for problem in tqdm(
-            problems, total=num_items, desc=finding.name, unit="item", leave=False, disable=hide
+            problems, total=num_items, desc=printable(finding.name), unit="item", leave=False, disable=hide
         ):
             finding.num_read += 1
             finding.num_bad += bool(problem)
