@@ -23,6 +23,7 @@ NAMES = {
     "a heading": "# dog <script>alert(1)</script>",
     "a template": "{{ 7 * 7 }} {% for a in b %}",
     "an entity": "&lt;script&gt;alert(1)&lt;/script&gt;",
+    "a formula": "$\\frac{$ dog $x^{$",
     "rich's markup": "[red]dog[/red] [link=http://evil/]x[/link]",
     "a terminal's colour": "\x1b[31mred\x1b[0m",
     "a terminal's title": "\x1b]0;title\x07",

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.common.terminal import printable
+
 MOST_CLASSES = 32  # as many rows as one can read; of longer lists those with the most wrong pixels are drawn
 NO_CLASS = "(no mask)"
 OTHERS = "(others)"
@@ -32,8 +34,8 @@ def draw_confusion(
     figure = Figure(figsize=(size + 3.2, size + 2.6), layout="constrained")
     panel = figure.subplots()
     drawn = panel.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
-    panel.set_yticks(range(len(shown)), [_short(classes[k]) for k in shown], fontsize=8)
-    panel.set_xticks(range(len(columns)), [_short(name) for name in columns], fontsize=8, rotation=90)
+    panel.set_yticks(range(len(shown)), [_plain(_short(classes[k])) for k in shown], fontsize=8)
+    panel.set_xticks(range(len(columns)), [_plain(_short(name)) for name in columns], fontsize=8, rotation=90)
     panel.set_ylabel("true class")
     panel.set_xlabel("predicted class")
     if len(shown) <= 16:
@@ -46,7 +48,9 @@ def draw_confusion(
     num_left_out = int(np.count_nonzero(counts[:-1].sum(axis=1))) - len(shown)
     left_out = f"; the {len(shown)} with most wrong pixels" if num_left_out else ""
     panel.set_title(
-        f"{title}: percent of each true class's pixels{left_out}".removeprefix(": "), loc="left", fontsize=10
+        f"{_plain(title)}: percent of each true class's pixels{left_out}".removeprefix(": "),
+        loc="left",
+        fontsize=10,
     )
     figure.colorbar(drawn, ax=panel, shrink=0.6)
     figure.savefig(path, dpi=130)
@@ -78,3 +82,8 @@ def shares_of(counts: np.ndarray, shown: Sequence[int]) -> tuple[np.ndarray, int
 
 def _short(name: str) -> str:
     return name if len(name) <= 22 else name[:21] + "…"
+
+
+def _plain(text: str) -> str:
+    """Text that Matplotlib draws as it is: "$" begins a formula, and its warnings print control characters."""
+    return printable(text).replace("$", r"\$")
