@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from model.exports import Exportable
 from model.inputs import Size
 from model.losses import Losses
 
@@ -74,8 +75,8 @@ class LasagnaOutput(ModelOutput):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Segmentation:
-    """Answer to one complex query."""
+class Segmentation(Exportable):
+    """Answer to one complex query. `to_coco` and other forms for other programs: model/exports.py."""
 
     names: tuple[str, ...]  # the classes asked for, in order
     present: list[bool]  # one for each name
@@ -91,10 +92,18 @@ class Segmentation:
         """The names that `masks` belong to."""
         return tuple(name for name, present in zip(self.names, self.present, strict=True) if present)
 
+    def labels_and_probabilities(self) -> list[tuple[str, float | None]]:
+        """For each mask its class and the probability that the class is present."""
+        rows = zip(self.names, self.present, self.probabilities, strict=True)
+        return [(name, probability) for name, present, probability in rows if present]
+
+    def _categories(self) -> Sequence[str]:
+        return list(dict.fromkeys(self.names))
+
 
 @dataclass(frozen=True, kw_only=True)
-class ChatAnswer:
-    """Answer in words, with a mask for each of its [SEG]."""
+class ChatAnswer(Exportable):
+    """Answer in words, with a mask for each of its [SEG]. `to_coco` and other forms: model/exports.py."""
 
     text: str
     masks: Tensor  # (num_seg, height, width) float32 logits
@@ -102,3 +111,7 @@ class ChatAnswer:
     mentions: tuple[
         tuple[str, bool], ...
     ] = ()  # (name, present?) of each SEG and NEG; those present have masks
+
+    def labels_and_probabilities(self) -> list[tuple[str, float | None]]:
+        """For each mask the words before it, such as "the red car" or "it is"; the probability is unknown."""
+        return [(name, None) for name, present in self.mentions if present]

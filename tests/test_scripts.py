@@ -90,6 +90,13 @@ def test_the_python_example_of_the_readme_runs(workspace, merged_model, capsys):
     assert len(capsys.readouterr().out.splitlines()) >= 2
 
 
+def test_the_python_examples_about_results_run(workspace, merged_model, capsys):
+    names = {}
+    for example in blocks(REPOSITORY / "docs" / "results.md", "python"):
+        exec(compile(fill_in(example, workspace), "results.md", "exec"), names)
+    assert len(names["masks"]) == len(names["entries"]) == len(names["answer"].masks)
+
+
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_configuration_is_valid_and_its_data_sets_are_known(path):
     from utils.data.registry import parse_dataset_flags, parse_val_list
