@@ -23,6 +23,10 @@ LAUNCHER_FLAGS = (
     "--num_nodes",
     "--hostfile",
     "--include",
+    "--standalone",
+    "--nnodes",
+    "--nproc_per_node",
+    "--rdzv",
 )
 
 # Reduces the README's training command to seconds: four steps on the toy world's data sets.
@@ -96,10 +100,10 @@ class Command:
         while re.fullmatch(r"[A-Z_]+=.*", words[0]):  # an environment variable
             words.pop(0)
         starter = words.pop(0)
-        if starter == "deepspeed":
+        if starter in ("deepspeed", "torchrun"):
             while words[0].startswith(LAUNCHER_FLAGS):
                 flag = words.pop(0)
-                if "=" not in flag:
+                if "=" not in flag and flag != "--standalone":
                     words.pop(0)
         elif starter not in ("python", "python3"):
             return cls(folder=folder[3:].strip(), script=starter, arguments=tuple(words))

@@ -113,7 +113,7 @@ def files_in_the_tree() -> set[str]:
         files |= {
             str(path)
             for path in paths
-            if path.suffix in (".py", ".yaml", ".md", ".jinja")
+            if path.suffix in (".py", ".yaml", ".sbatch", ".md", ".jinja")
             and path.name != "__init__.py"
             and not str(path).startswith(NOT_LISTED)
         }
