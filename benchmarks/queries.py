@@ -33,7 +33,7 @@ class Asker:
         self.model, self.processor = model, processor
         self.seg_id, self.neg_id = processor.token_ids.seg, processor.token_ids.neg
         settings = model.config.sam_settings
-        embeddings = torch.randn(1, settings.prompt_embed_dim, *settings.grid_size)
+        embeddings = tuple(torch.randn(1, *shape) for shape in settings.embedding_shapes)
         self.encode = model.image_features  # by CLIP
         self.features = torch.empty(0)  # (1, num_image_tokens, hidden_dim) of the current image
         self.shift = 0.0  # added to the logit of [SEG]

@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from model.decoders.transform import longest_side_size
 from model.inputs import ModelInputs
-from model.processor import LasagnaProcessor, longest_side_size
+from model.processor import LasagnaProcessor
 from model.text.conversation import IGNORE_INDEX, Conversation
 from model.text.sequence import complex_conversation, referring_conversation
 from utils.data.base import sample_up_to

@@ -28,7 +28,7 @@ from benchmarks.measure import Claim, Runs, claims_table, take_turns, write_resu
 from benchmarks.models import SIZES, build
 from benchmarks.reference_model import PlainModel, plain_batch
 from model.decoders.sam import SamSegmenter
-from model.inputs import ModelInputs
+from model.inputs import Levels, ModelInputs
 from model.losses import learned_positions, text_cross_entropy
 from model.processor import LasagnaProcessor
 from model.text.conversation import Conversation
@@ -102,7 +102,7 @@ class Bench:
         self.optimizer.zero_grad(set_to_none=True)
         return loss.item()
 
-    def our_loss(self, inputs: ModelInputs, embeddings: Tensor | None = None) -> Tensor:
+    def our_loss(self, inputs: ModelInputs, embeddings: Levels | None = None) -> Tensor:
         """The loss of the model's forward pass, from SAM's pixels or from its embeddings."""
         if embeddings is not None:
             inputs = replace(inputs, sam_images=None, sam_embeddings=embeddings)
@@ -120,7 +120,7 @@ class Bench:
 
 
 def compare_steps(
-    bench: Bench, scene: Scene, embeddings: Tensor, rounds: int, warm_up: int
+    bench: Bench, scene: Scene, embeddings: Levels, rounds: int, warm_up: int
 ) -> dict[str, Runs]:
     """The whole step: the reference's, ours, and ours with SAM's embeddings from files."""
     packed = bench.inputs(scene, packed=True)
@@ -161,12 +161,12 @@ def compare(ways: Mapping[str, Callable[[], float]], rounds: int, warm_up: int) 
 
 
 def compare_growth(
-    bench: Bench, counts: Sequence[int], embeddings: Tensor, rounds: int, warm_up: int
+    bench: Bench, counts: Sequence[int], embeddings: Levels, rounds: int, warm_up: int
 ) -> dict[str, Runs]:
     """Our step for one image with different numbers of conversations, with and without SAM's encoder.
 
     Args:
-        embeddings: (1, prompt_embed_dim, grid, grid), of any image: its values do not change the time.
+        embeddings: of any one image: their values do not change the time.
     """
     ways = {}
     for count in counts:
@@ -180,19 +180,19 @@ def growth_name(count: int, *, encoded: bool = False) -> str:
     return f"conversations: {count}{', image encoded before' if encoded else ''}"
 
 
-def encode(bench: Bench, scene: Scene) -> Tensor:
-    """(B, prompt_embed_dim, grid, grid) of SAM's encoder."""
+def encode(bench: Bench, scene: Scene) -> Levels:
+    """What SAM's encoder gives."""
     inputs = bench.inputs(scene, packed=True)
     return bench.model.sam.encode(inputs.sam_images, inputs.resized_sizes)
 
 
-def stored_embeddings(sam: SamSegmenter, folder: str, embeddings: Tensor) -> Callable[[], Tensor]:
+def stored_embeddings(sam: SamSegmenter, folder: str, embeddings: Levels) -> Callable[[], Levels]:
     """Stores embeddings in a training cache; returns a function that reads them from its files and checks them."""
     cache = SamCache.of(sam, folder)
-    keys = [f"{index:040x}" for index in range(len(embeddings))]
-    for key, embedding in zip(keys, embeddings, strict=True):
-        cache.store(key, embedding)
-    return lambda: torch.stack([cache.load(key) for key in keys])
+    keys = [f"{index:040x}" for index in range(len(embeddings[0]))]
+    for key, *embedding in zip(keys, *embeddings, strict=True):
+        cache.store(key, tuple(embedding))
+    return lambda: tuple(map(torch.stack, zip(*(cache.load(key) for key in keys), strict=True)))
 
 
 # ---------------------------------------------------------------------------------------------- output
@@ -275,7 +275,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     measured: dict[str, Callable[[], dict[str, Runs]]] = {
         "step": lambda: compare_steps(bench, scene, embeddings, *turns),
         "language": lambda: compare_language(bench, scene, *turns),
-        "growth": lambda: compare_growth(bench, arguments.growth, embeddings[:1], *turns),
+        "growth": lambda: compare_growth(
+            bench, arguments.growth, tuple(level[:1] for level in embeddings), *turns
+        ),
     }
     parts = {part: measured[part]() for part in wanted}
     shape = f"{arguments.num_images} images x {arguments.num_conversations} referring conversations"

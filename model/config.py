@@ -8,7 +8,8 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from model.decoders.sam import SamSettings
+from model.decoders.base import DecoderSettings
+from model.decoders.build import decoder_settings
 from model.errors import UserError
 from model.files import read_json
 from model.losses import DEFAULT_WEIGHTS
@@ -29,7 +30,7 @@ class LasagnaConfig(PreTrainedConfig):
 
     Args:
         vlm_config: configuration of the vision-language model; its `model_type` says which (LLaVA if none).
-        sam_config: fields of `SamSettings`; those left out are ViT-H's.
+        sam_config: the mask decoder: its `kind` (SAM if none) and the fields of its settings.
         sequence_format: `SequenceFormat.to_dict()`: how complex queries are written, and with which tokens.
         prompt: name of the prompt template.
         num_all_classes: most classes that one complex query names, in training and whenever the model is asked.
@@ -67,7 +68,7 @@ class LasagnaConfig(PreTrainedConfig):
         for part in (vlm, vlm.text_config, vlm.vision_config):
             part._name_or_path = ""  # the folder that it was read from says nothing on another machine
         self.vlm_config = vlm
-        self.sam_config = SamSettings(**(sam_config or {})).to_dict()
+        self.sam_config = decoder_settings(sam_config).to_dict()
         self.sequence_format = sequence_format
         if prompt not in PROMPTS:
             raise UserError(f"unknown prompt {prompt!r} in config.json; known: {', '.join(sorted(PROMPTS))}")
@@ -100,8 +101,9 @@ class LasagnaConfig(PreTrainedConfig):
         return self.image_token_id
 
     @property
-    def sam_settings(self) -> SamSettings:
-        return SamSettings(**self.sam_config)
+    def sam_settings(self) -> DecoderSettings:
+        """The sizes of the mask decoder."""
+        return decoder_settings(self.sam_config)
 
 
 def check_stored(folder: Path) -> None:

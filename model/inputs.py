@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 
 Size = tuple[int, int]  # (height, width) in pixels
+Levels = tuple[
+    Tensor, ...
+]  # features of B images by a mask decoder: (B, channels, height, width), finest first
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,12 +67,8 @@ class ImageInputs(TensorFields):
     """
 
     clip_images: Tensor  # (B, 3, S, S) uint8
-    sam_images: Tensor | None = (
-        None  # (B, 3, h, w) uint8, longest side resized, zeros at the right and the bottom
-    )
-    sam_embeddings: Tensor | None = (
-        None  # (B, prompt_embed_dim, grid, grid), as SAM's image encoder gives them
-    )
+    sam_images: Tensor | None = None  # (B, 3, h, w) uint8, resized, zeros at the right and the bottom
+    sam_embeddings: Levels | None = None  # as the mask decoder's `encode` gives them
     resized_sizes: tuple[Size, ...]  # B, of each image within `sam_images`
     original_sizes: tuple[Size, ...]  # B, of each image as it was
 

@@ -24,11 +24,11 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 from model.backbones.llava import LlavaBackbone
 from model.buffers import ExactBuffers
 from model.config import LasagnaConfig, check_stored
-from model.decoders.sam import SamSegmenter
+from model.decoders.build import build_decoder
 from model.folders import local_folder
 from model.generation.inference import InferenceMixin
 from model.huggingface import from_config, from_pretrained
-from model.inputs import Size
+from model.inputs import Levels, Size
 from model.losses import (
     LOGITS_PER_CHUNK,
     learned_positions,
@@ -46,7 +46,7 @@ CHUNKS_OF_DIVIDED_HEAD = 8  # pieces of the text loss under ZeRO-3, however long
 
 
 class LasagnaForConditionalGeneration(LlavaBackbone, InferenceMixin, ExactBuffers, PreTrainedModel):
-    """The whole model. `vlm` is a Hugging Face LLaVA (PEFT may wrap it), `sam` a `SamSegmenter`."""
+    """The whole model. `vlm` is a Hugging Face LLaVA (PEFT may wrap it), `sam` a `MaskDecoder`."""
 
     config: LasagnaConfig
     config_class = LasagnaConfig
@@ -62,7 +62,7 @@ class LasagnaForConditionalGeneration(LlavaBackbone, InferenceMixin, ExactBuffer
     def __init__(self, config: LasagnaConfig) -> None:
         super().__init__(config)
         self.vlm = from_config(AutoModelForImageTextToText, config.vlm_config)
-        self.sam = SamSegmenter(config.sam_settings)
+        self.sam = build_decoder(config.sam_settings)
         self.seg_projector = build_seg_projector(config)
         self._processor: LasagnaProcessor | None = None
         self.post_init()
@@ -123,7 +123,7 @@ class LasagnaForConditionalGeneration(LlavaBackbone, InferenceMixin, ExactBuffer
         resized_sizes: Sequence[Size],
         original_sizes: Sequence[Size],
         sam_images: Tensor | None = None,
-        sam_embeddings: Tensor | None = None,
+        sam_embeddings: Levels | None = None,
     ) -> EncodedImages:
         """Both encoders on a batch of images; arguments as in `forward`.
 
@@ -163,7 +163,7 @@ class LasagnaForConditionalGeneration(LlavaBackbone, InferenceMixin, ExactBuffer
     def _decode_low_res(
         self, states: Sequence[Tensor], images: EncodedImages, owners: Sequence[int]
     ) -> Sequence[Tensor]:
-        """As `decode_masks`, but (n_i, 4 * grid, 4 * grid) as SAM's decoder gives them."""
+        """As `decode_masks`, but (n_i, mask_side, mask_side) as the mask decoder gives them."""
         if not states:
             return []
         counts = [len(group) for group in states]
@@ -171,7 +171,7 @@ class LasagnaForConditionalGeneration(LlavaBackbone, InferenceMixin, ExactBuffer
         prompts = torch.cat(list(states))
         if image_of_mask:
             prompts = self.seg_projector(prompts)
-        return self.sam.decode(prompts, images.embeddings, image_of_mask).split(counts)
+        return self.sam.decode(prompts.unsqueeze(1), images.embeddings, image_of_mask).split(counts)
 
     def _at_original_size(
         self, low_res: Sequence[Tensor], images: EncodedImages, owners: Sequence[int]
@@ -194,7 +194,7 @@ class LasagnaForConditionalGeneration(LlavaBackbone, InferenceMixin, ExactBuffer
         seg_columns: Tensor,
         seg_images: Sequence[int],
         sam_images: Tensor | None = None,
-        sam_embeddings: Tensor | None = None,
+        sam_embeddings: Levels | None = None,
         labels: Tensor | None = None,
         gt_masks: Sequence[Tensor] | None = None,
         learned_rows: Tensor | None = None,
@@ -257,10 +257,10 @@ class LasagnaForConditionalGeneration(LlavaBackbone, InferenceMixin, ExactBuffer
         self, low_res: Sequence[Tensor], images: EncodedImages, gt_masks: Sequence[Tensor] | None
     ) -> tuple[Tensor, Tensor]:
         if gt_masks is None:
-            nothing = torch.zeros(0, device=images.embeddings.device)
+            nothing = torch.zeros(0, device=images.device)
             return nothing, nothing
         sizes = zip(images.resized_sizes, images.original_sizes, strict=True)
-        resizes = [self.sam.mask_resize(*size, images.embeddings.device) for size in sizes]
+        resizes = [self.sam.mask_resize(*size, images.device) for size in sizes]
         return mask_losses(low_res, resizes, gt_masks)
 
     def _untouched_parts(self, states: Tensor, images: EncodedImages) -> Tensor:
@@ -268,7 +268,8 @@ class LasagnaForConditionalGeneration(LlavaBackbone, InferenceMixin, ExactBuffer
 
         ZeRO-2 and 3 wait for every rank's gradients: a rank whose batch has no [SEG] must use the parts too.
         """
-        low_res = self.sam.decode(self.seg_projector(states[:1, 0]), images.embeddings, [0])
+        prompt = self.seg_projector(states[:1, 0]).unsqueeze(1)
+        low_res = self.sam.decode(prompt, images.embeddings, [0])
         return 0.0 * low_res.sum()
 
 

@@ -16,14 +16,9 @@ from model.errors import UserError
 # A pattern over full names: bare "q_proj" would also adapt CLIP's attention.
 TARGET_PATTERN = r".*language_model.*\.(q_proj|v_proj)"
 
-# Everything that trains; the rest is frozen. SAM's guess of a mask's quality is not used: its head would
-# never get a gradient.
-TRAINABLE_PATTERN = re.compile(
-    r"vlm\..*\.lora_[AB]\..*"
-    r"|vlm\..*\.embed_tokens\..*"
-    r"|vlm\.(.*\.)?lm_head\..*"
-    r"|seg_projector\..*"
-    r"|sam\.mask_decoder\.(?!iou_prediction_head\.).*"
+# Everything that trains besides the mask decoder, which says itself what does; the rest is frozen.
+TRAINABLE_PATTERN = (
+    r"vlm\..*\.lora_[AB]\..*|vlm\..*\.embed_tokens\..*|vlm\.(.*\.)?lm_head\..*|seg_projector\..*"
 )
 
 
@@ -56,11 +51,16 @@ def add_lora(
         return get_peft_model(vlm, config, autocast_adapter_dtype=False)
 
 
+def trainable_pattern(model: PreTrainedModel) -> re.Pattern[str]:
+    """Matches the full names of the parameters of a LaSagnA model that train."""
+    return re.compile(rf"{TRAINABLE_PATTERN}|sam\.(?:{model.sam.trainable_pattern})")
+
+
 def mark_trainable(model: PreTrainedModel) -> list[str]:
     """Sets `requires_grad` on every parameter of a LaSagnA model; returns the names of those that train."""
-    names = []
+    pattern, names = trainable_pattern(model), []
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(TRAINABLE_PATTERN.fullmatch(name) is not None)
+        parameter.requires_grad_(pattern.fullmatch(name) is not None)
         if parameter.requires_grad:
             names.append(name)
     return names

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from model.exports import Exportable
-from model.inputs import Size
+from model.inputs import Levels, Size
 from model.losses import Losses
 
 
@@ -23,7 +23,7 @@ class EncodedImage:
     """
 
     features: Tensor  # (num_image_tokens, hidden_dim) for the language model
-    embedding: Tensor  # (prompt_embed_dim, grid, grid) for SAM's mask decoder
+    embedding: tuple[Tensor, ...]  # each level (channels, height, width) for the mask decoder
     resized_size: Size
     original_size: Size
 
@@ -33,18 +33,23 @@ class EncodedImages:
     """What both encoders make of a batch of B images. Computed once, for all conversations about them."""
 
     features: Tensor  # (B, num_image_tokens, hidden_dim) for the language model
-    embeddings: Tensor  # (B, prompt_embed_dim, grid, grid) for SAM's mask decoder
+    embeddings: Levels  # for the mask decoder
     resized_sizes: tuple[Size, ...]
     original_sizes: tuple[Size, ...]
 
     def __len__(self) -> int:
         return len(self.original_sizes)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the embeddings are."""
+        return self.embeddings[0].device
+
     def __getitem__(self, index: int) -> EncodedImage:
         """One image of the batch; IndexError behind the last."""
         return EncodedImage(
             features=self.features[index],
-            embedding=self.embeddings[index],
+            embedding=tuple(level[index] for level in self.embeddings),
             resized_size=self.resized_sizes[index],
             original_size=self.original_sizes[index],
         )
@@ -54,7 +59,9 @@ class EncodedImages:
         """A batch of images that were encoded before, wherever that was."""
         return cls(
             features=torch.stack([image.features for image in images]),
-            embeddings=torch.stack([image.embedding for image in images]),
+            embeddings=tuple(
+                torch.stack(levels) for levels in zip(*(image.embedding for image in images), strict=True)
+            ),
             resized_sizes=tuple(image.resized_size for image in images),
             original_sizes=tuple(image.original_size for image in images),
         )

@@ -18,10 +18,11 @@ from torch import Tensor
 from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase
 
 from model.batching import check_rows, join, pack_images, pad_images, pad_packed, pad_rows, with_masks
+from model.decoders.transform import LONGEST_SIDE, ImageTransform
 from model.errors import UserError
 from model.files import read_json
 from model.huggingface import from_pretrained
-from model.image_resize import channels_first, resize_bilinear, resize_fast
+from model.image_resize import resize_fast
 from model.inputs import ImageInputs, ModelInputs, RowInputs
 from model.text.answer_plan import AnswerPlan, plan_answer
 from model.text.conversation import PROMPTS, Conversation, Encoded, encode_conversation
@@ -41,10 +42,11 @@ class LasagnaProcessor:
 
     tokenizer: PreTrainedTokenizerBase
     clip: CLIPImageProcessorPil
-    sam_image_size: int  # longest side of SAM's image, pixels
+    sam_image_size: int  # side of the mask decoder's input, pixels
     num_image_tokens: int  # patch features of one image in the language model's input
     prompt: str = "llava_v1"
     format: SequenceFormat
+    sam_resize: str = LONGEST_SIDE  # how an image is resized for the mask decoder, see `ImageTransform`
     image_aspect_ratio: str = "square"  # "square" crops for CLIP (LLaVA v1), "pad" pads first (LLaVA 1.5)
 
     def __post_init__(self) -> None:
@@ -58,7 +60,13 @@ class LasagnaProcessor:
             raise UserError(
                 f"unknown image_aspect_ratio {self.image_aspect_ratio!r}; known: {', '.join(ASPECT_RATIOS)}"
             )
+        _ = self.sam_transform  # checks its settings
         self.token_ids: TokenIds = token_ids(self.tokenizer, self.format)
+
+    @property
+    def sam_transform(self) -> ImageTransform:
+        """How an image becomes the mask decoder's input."""
+        return ImageTransform(self.sam_image_size, self.sam_resize)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Save tokenizer, CLIP settings and the processor's own settings in a model folder."""
@@ -68,6 +76,7 @@ class LasagnaProcessor:
         settings = {
             "processor_class": type(self).__name__,
             "sam_image_size": self.sam_image_size,
+            "sam_resize": self.sam_resize,
             "num_image_tokens": self.num_image_tokens,
             "prompt": self.prompt,
             "format": self.format.to_dict(),
@@ -124,14 +133,13 @@ class LasagnaProcessor:
         return pixels
 
     def sam_image(self, image: np.ndarray, *, fast: bool = False) -> np.ndarray:
-        """(height, width, 3) uint8 -> (3, h, w) uint8, longest side `sam_image_size`, not padded.
+        """(height, width, 3) uint8 -> (3, h, w) uint8 for the mask decoder, not padded.
 
-        Equal to segment_anything's `ResizeLongestSide`; with `fast`, within two grey levels of it.
+        Equal to segment_anything's `ResizeLongestSide`, or the square of SAM 2's image processor; with `fast`, within
+        two grey levels of it.
         """
         _check_image(image)
-        height, width = longest_side_size(image.shape[0], image.shape[1], self.sam_image_size)
-        resize = resize_fast if fast else resize_bilinear
-        return channels_first(resize(image, (height, width)))
+        return self.sam_transform(image, fast=fast)
 
     def encode(self, conversation: Conversation) -> Encoded:
         """Ids and labels of a conversation in this model's prompt template."""
@@ -214,15 +222,9 @@ class LasagnaProcessor:
         return ImageInputs(
             clip_images=torch.from_numpy(clip_images),
             sam_images=pad_images([self.sam_image(images[index], fast=fast_resize) for index in needed]),
-            resized_sizes=tuple(longest_side_size(*size, self.sam_image_size) for size in sizes),
+            resized_sizes=tuple(self.sam_transform.size(*size) for size in sizes),
             original_sizes=sizes,
         )
-
-
-def longest_side_size(height: int, width: int, longest_side: int) -> tuple[int, int]:
-    """(height, width) after resizing to `longest_side`, rounded as segment_anything does."""
-    scale = longest_side * 1.0 / max(height, width)
-    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
 def pad_to_square(image: np.ndarray, mean: Sequence[float]) -> np.ndarray:

@@ -96,7 +96,8 @@ def test_an_image_that_another_model_encoded_is_refused(model):
     image = model.encode(IMAGES[0])
     for other in (
         replace(image, features=image.features[:, :-1]),
-        replace(image, embedding=image.embedding[:-1]),
+        replace(image, embedding=tuple(level[:-1] for level in image.embedding)),
+        replace(image, embedding=image.embedding * 2),
         replace(image, features=image.features[:-1]),
     ):
         with pytest.raises(ValueError, match="encoded by another model"):

@@ -72,7 +72,7 @@ def test_what_the_model_computes_on_the_way_equals_the_released_code(shared_mode
     with torch.no_grad():
         features = model.image_features(batch.clip_images)
         close(features[batch.image_of_row][:, ::9], numbers["mm_proj_s"], "projected CLIP features")
-        embeddings = model.sam.encode(batch.sam_images, batch.resized_sizes)
+        [embeddings] = model.sam.encode(batch.sam_images, batch.resized_sizes)
         close(embeddings[:, ::8, ::8, ::8], numbers["sam_emb_s"], "SAM embeddings")
         deciding = output.last_hidden_state[batch.seg_rows, batch.seg_columns - 1]
         close(model.seg_projector(deciding), numbers["text_fc_at_ins"], "projected [SEG] states")

@@ -65,7 +65,7 @@ def everything(
     terms = output.losses
     found = {
         "CLIP features": images.features,
-        "SAM embeddings": images.embeddings,
+        "SAM embeddings": images.embeddings[0],
         "states before [SEG]": at_seg,
         "mask logits": torch.cat([masks.flatten() for masks in output.masks]),
         "losses": torch.stack([terms.total, terms.cross_entropy, terms.mask_bce, terms.dice]),

@@ -14,14 +14,13 @@ from typing import Any
 
 import deepspeed
 import torch
-from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.results import Results
 from benchmarks.train_step import make_scene
-from model.inputs import ModelInputs
+from model.inputs import Levels, ModelInputs
 from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import add_lora, mark_trainable
 from utils.common.distributed import set_launch_environment
@@ -67,7 +66,7 @@ class TrainingStep:
         )
         return inputs.to(self.machine.device)
 
-    def learn(self, batch: ModelInputs, embeddings: Tensor | None = None) -> None:
+    def learn(self, batch: ModelInputs, embeddings: Levels | None = None) -> None:
         """Forward and backward; gradients are dropped."""
         if embeddings is not None:
             batch = replace(batch, sam_images=None, sam_embeddings=embeddings)

@@ -13,7 +13,7 @@ from transformers.models.clip import CLIPImageProcessorPil
 from model.checkpoints.layouts.base import Parts
 from model.checkpoints.layouts.sam import read_sam
 from model.config import CLIP_MEAN, CLIP_STD, LasagnaConfig
-from model.decoders.sam import SamSegmenter
+from model.decoders.build import build_decoder
 from model.errors import UserError
 from model.lasagna import LasagnaForConditionalGeneration, build_seg_projector
 from model.processor import LasagnaProcessor
@@ -103,7 +103,7 @@ def from_parts(
     with torch.device("meta"):
         model = LasagnaForConditionalGeneration(config)
     model.vlm = vlm
-    model.sam = SamSegmenter(config.sam_settings)
+    model.sam = build_decoder(config.sam_settings)
     load_strictly(model.sam, sam_weights, source="SAM", hint="Is --vision_pretrained a whole SAM file?")
     model.seg_projector = build_seg_projector(config)
     if projector_weights is not None:
@@ -162,7 +162,6 @@ def check_agreement(model: LasagnaForConditionalGeneration) -> None:
     num_rows = len(model.get_input_embeddings().weight)
     num_patches = len(model.llava.model.vision_tower.embeddings.position_embedding.weight) - 1
     has_class_token = config.vlm_config.vision_feature_select_strategy == "full"
-    grid = model.sam.image_encoder.pos_embed.shape[1]
     facts = (
         ("rows of embed_tokens", num_rows, "tokens in the tokenizer", len(processor.tokenizer)),
         ("rows of lm_head", len(model.get_output_embeddings().weight), "rows of embed_tokens", num_rows),
@@ -187,7 +186,13 @@ def check_agreement(model: LasagnaForConditionalGeneration) -> None:
             "sam_image_size of processor_config.json",
             processor.sam_image_size,
             "image size of the SAM weights",
-            grid * config.sam_settings.patch_size,
+            model.sam.input_side,
+        ),
+        (
+            "sam_resize of processor_config.json",
+            processor.sam_resize,
+            "that of the mask decoder",
+            config.sam_settings.resize,
         ),
     )
     facts += tuple(
@@ -250,6 +255,7 @@ def build_processor(
         tokenizer=tokenizer,
         clip=image_processor,
         sam_image_size=config.sam_settings.image_size,
+        sam_resize=config.sam_settings.resize,
         num_image_tokens=patches_of(vision) + has_class_token,
         prompt=config.prompt,
         format=config.format,

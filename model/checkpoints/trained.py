@@ -14,7 +14,7 @@ from model.checkpoints.checkpoint import TrainedWeights
 from model.checkpoints.layouts import released
 from model.errors import UserError
 from model.lasagna import LasagnaForConditionalGeneration
-from model.lora import TRAINABLE_PATTERN, add_lora, merge
+from model.lora import add_lora, merge, trainable_pattern
 from model.strict_loading import check_fit
 
 logger = logging.getLogger(__name__)
@@ -110,7 +110,8 @@ def copy_trained(
             pattern = "|".join(re.escape(layer) for layer in known)
             model.vlm = add_lora(model.vlm, lora.rank, lora.alpha, 0.0, pattern)
     own = model.state_dict()
-    required = {name for name in own if TRAINABLE_PATTERN.fullmatch(name)}
+    trainable = trainable_pattern(model)
+    required = {name for name in own if trainable.fullmatch(name)}
     if trained.holds_adapters_only:
         required = {name for name in required if ".lora_" in name}
     check_fit(

@@ -19,13 +19,11 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from model.buffers import ExactBuffers
-from model.decoders.geometry import MaskResize
+from model.decoders.base import BatchedDecoder
 from model.decoders.sam_attention import use_fused_attention
+from model.decoders.transform import LONGEST_SIDE
 from model.errors import UserError
-
-# Masks decoded in one call: with ViT-H's 64 x 64 grid, each activation of 64 prompts takes 256 MB in bfloat16.
-MASKS_PER_CALL = 64
+from model.inputs import Levels, Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +60,32 @@ class SamSettings:
             )
 
     @property
+    def kind(self) -> str:
+        return "sam"
+
+    @property
+    def title(self) -> str:
+        return "SAM"
+
+    @property
+    def resize(self) -> str:
+        return LONGEST_SIDE
+
+    @property
     def grid_size(self) -> tuple[int, int]:
         """Height and width of the image embedding, in patches."""
         return (self.image_size // self.patch_size,) * 2
 
+    @property
+    def mask_side(self) -> int:
+        return 4 * self.grid_size[0]
+
+    @property
+    def embedding_shapes(self) -> tuple[tuple[int, int, int], ...]:
+        return ((self.prompt_embed_dim, *self.grid_size),)
+
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self)  # without a kind: folders of before there were several
 
 
 def build_sam(settings: SamSettings) -> Sam:
@@ -165,23 +183,26 @@ def sam_settings_from_state_dict(weights: Mapping[str, Tensor]) -> SamSettings:
     )
 
 
-class SamSegmenter(ExactBuffers):
+class SamSegmenter(BatchedDecoder):
     """The three parts of a SAM, named as in a SAM checkpoint, without the buffers of `Sam`.
 
     Non-persistent buffers are uninitialized after `from_pretrained`, so pixel mean and std come from the settings.
     """
 
+    # SAM's prediction of a mask's quality is not used: its head would never get a gradient.
+    trainable_pattern = r"mask_decoder\.(?!iou_prediction_head\.).*"
+
     def __init__(self, settings: SamSettings) -> None:
         super().__init__()
         sam = build_sam(settings)
         use_fused_attention(sam.image_encoder)
-        self.settings = settings
+        self.settings: SamSettings = settings
         self.image_encoder = sam.image_encoder
         self.prompt_encoder = sam.prompt_encoder
         self.mask_decoder = sam.mask_decoder
 
     @torch.no_grad()
-    def encode(self, images: Tensor, resized_sizes: Sequence[tuple[int, int]]) -> Tensor:
+    def encode(self, images: Tensor, resized_sizes: Sequence[Size]) -> Levels:
         """Image embeddings of images resized to SAM's longest side. The encoder is frozen: no gradients.
 
         Args:
@@ -189,7 +210,7 @@ class SamSegmenter(ExactBuffers):
             resized_sizes: (height, width) of each image without padding.
 
         Returns:
-            (B, prompt_embed_dim, grid, grid) in the dtype of the weights.
+            One level (B, prompt_embed_dim, grid, grid) in the dtype of the weights.
         """
         side = self.settings.image_size
         if max(images.shape[-2:]) > side:
@@ -204,7 +225,7 @@ class SamSegmenter(ExactBuffers):
             image[:, height:] = 0
             image[:, :, width:] = 0
         normalized = F.pad(normalized, (0, side - images.shape[-1], 0, side - images.shape[-2]))
-        return self.image_encoder(normalized.to(self.image_encoder.pos_embed.dtype))
+        return (self.image_encoder(normalized.to(self.image_encoder.pos_embed.dtype)),)
 
     def dense_positions(self, like: Tensor) -> Tensor:
         """Dense positional encoding (1, prompt_embed_dim, grid, grid), dtype and device as `like`."""
@@ -214,51 +235,37 @@ class SamSegmenter(ExactBuffers):
         buffers = {name: value.float() for name, value in layer.named_buffers()}
         return functional_call(layer, buffers, (self.settings.grid_size,)).unsqueeze(0).to(like)
 
-    def decode(self, prompts: Tensor, image_embeddings: Tensor, image_of_mask: Sequence[int]) -> Tensor:
-        """Low-resolution mask logits, one mask for each prompt; each prompt is the only sparse prompt of its mask.
-
-        Args:
-            prompts: (n, prompt_embed_dim); n may be 0, where segment_anything's decoder raises.
-            image_embeddings: (B, prompt_embed_dim, grid, grid) from `encode`.
-            image_of_mask: for each prompt the index of its image.
-
-        Returns:
-            (n, 4 * grid, 4 * grid) float32 logits.
-        """
-        if not len(prompts):
-            sides = (4 * side for side in self.settings.grid_size)
-            return image_embeddings.new_zeros((0, *sides), dtype=torch.float32)
-        # Non-blocking: otherwise the copy would synchronize the host with the device.
-        owners = torch.tensor(list(image_of_mask)).to(image_embeddings.device, non_blocking=True)
-        positions = self.dense_positions(image_embeddings)
-        no_mask = self.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1).expand_as(positions)
-        # One call when gradients are computed: chunks would save no memory, because all activations are kept for
-        # backward, and under ZeRO-3 all processes must call the decoder equally often.
-        per_call = len(prompts) if torch.is_grad_enabled() else MASKS_PER_CALL
-        masks = []
-        for start in range(0, len(prompts), per_call):
-            chunk = slice(start, start + per_call)
-            # The decoder adds one image embedding to the dense prompt of each mask. With the two arguments swapped
-            # the sum is the same, and one call can decode masks of several images.
-            logits, _ = self.mask_decoder(
-                image_embeddings=no_mask.to(image_embeddings.dtype),
-                image_pe=positions,
-                sparse_prompt_embeddings=prompts[chunk].unsqueeze(1).to(image_embeddings.dtype),
-                dense_prompt_embeddings=image_embeddings[owners[chunk]],
-                multimask_output=False,
-            )
-            masks.append(logits.squeeze(1).float())
-        return torch.cat(masks)
-
-    def resize_masks(
-        self, low_res: Tensor, resized_size: tuple[int, int], original_size: tuple[int, int]
+    def low_res_masks(
+        self, prompts: Tensor, levels: Levels, positions: Tensor, dense: Tensor | None
     ) -> Tensor:
-        """Logits (n, 4 * grid, 4 * grid) -> (n, height, width) of the original image, float32."""
-        return self.mask_resize(resized_size, original_size, low_res.device).enlarge(low_res.float())
+        """See `BatchedDecoder`."""
+        [image_embeddings] = levels
+        # The decoder adds one image embedding to the dense prompt of each mask. With the two arguments swapped the
+        # sum is the same, and one call can decode masks of several images.
+        if dense is None:
+            shared = self.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1).expand_as(positions)
+        else:
+            shared = torch.zeros_like(positions)
+            image_embeddings = image_embeddings + self.prompt_encoder.mask_downscaling(dense)
+        logits, _ = self.mask_decoder(
+            image_embeddings=shared.to(image_embeddings.dtype),
+            image_pe=positions,
+            sparse_prompt_embeddings=prompts,
+            dense_prompt_embeddings=image_embeddings,
+            multimask_output=False,
+        )
+        return logits.squeeze(1)
 
-    def mask_resize(
-        self, resized_size: tuple[int, int], original_size: tuple[int, int], device: torch.device
-    ) -> MaskResize:
-        """The resize of one image's masks to its original size; both sizes are (height, width)."""
-        side = self.settings.image_size
-        return MaskResize.between(4 * self.settings.grid_size[0], side, resized_size, original_size, device)
+    def encoder_tensors(self) -> dict[str, Tensor]:
+        """See `MaskDecoder`."""
+        return {**dict(self.image_encoder.named_parameters()), **dict(self.image_encoder.named_buffers())}
+
+    @property
+    def encoder_blocks(self) -> list[nn.Module]:
+        """See `MaskDecoder`."""
+        return list(self.image_encoder.blocks)
+
+    @property
+    def input_side(self) -> int:
+        """See `MaskDecoder`."""
+        return self.image_encoder.pos_embed.shape[1] * self.settings.patch_size

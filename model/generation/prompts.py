@@ -119,12 +119,14 @@ def _at_home(
     """An encoded image on the model's device."""
     settings = model.config.sam_settings
     features = processor.num_image_tokens, model.config.vlm_config.text_config.hidden_size
-    embedding = settings.prompt_embed_dim, *settings.grid_size
-    found = tuple(image.features.shape), tuple(image.embedding.shape)
-    if found != (features, embedding):
+    here = features, *settings.embedding_shapes
+    found = tuple(tuple(part.shape) for part in (image.features, *image.embedding))
+    if found != here:
         raise ValueError(
-            f"the image was encoded by another model (shapes {found}, here {(features, embedding)}); encode it again"
+            f"the image was encoded by another model (shapes {found}, here {here}); encode it again"
         )
     return replace(
-        image, features=image.features.to(model.device), embedding=image.embedding.to(model.device)
+        image,
+        features=image.features.to(model.device),
+        embedding=tuple(level.to(model.device) for level in image.embedding),
     )

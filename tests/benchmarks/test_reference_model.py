@@ -80,7 +80,7 @@ def test_sam_of_the_reference_is_the_package_s_own_with_our_weights(built, batch
     assert all(type(block.attn) is Attention for block in reference.sam.image_encoder.blocks)
     theirs = dict(reference.sam.named_parameters())
     assert all(theirs[name] is parameter for name, parameter in model.sam.named_parameters())
-    ours = model.sam.encode(packed.sam_images, packed.resized_sizes)
+    [ours] = model.sam.encode(packed.sam_images, packed.resized_sizes)
     torch.testing.assert_close(reference.encode(plain.images), ours, rtol=1e-4, atol=1e-4)
 
 

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from model.config import LasagnaConfig
+from model.decoders.sam import SamSettings
 from model.inputs import ModelInputs, Size
 from model.text.conversation import IGNORE_INDEX
 from utils.config.training import TrainConfig
@@ -112,7 +114,9 @@ class CostModel:
     def training(self, work: Work) -> dict[str, Flops]:
         """FLOPs of each part for one micro-batch: forward, backward, and extra."""
         text = self.shape.vlm_config.text_config
-        hidden, dim = text.hidden_size, self.shape.sam_settings.prompt_embed_dim
+        sam = self.shape.sam_settings
+        assert isinstance(sam, SamSettings)
+        hidden, dim = text.hidden_size, sam.prompt_embed_dim
         # Without a [SEG], projection and decoder still compute one mask, with weight 0.
         num_masks = max(work.num_masks, 1)
         head = linear(work.num_learned, hidden, text.vocab_size)
@@ -122,12 +126,11 @@ class CostModel:
             "language model": self._layer(work.row_length) * (work.num_rows * text.num_hidden_layers),
             # The logits of a chunk are recomputed in backward.
             "lm_head": learned(head) + Flops(extra=head),
-            "SAM encoder": sam_encoder_flops(self.shape.sam_settings, folded=self.on_gpu) * work.num_encoded,
+            "SAM encoder": sam_encoder_flops(sam, folded=self.on_gpu) * work.num_encoded,
             "seg_projector": learned(linear(num_masks, hidden, hidden) + linear(num_masks, hidden, dim)),
-            "mask decoder": mask_decoder_flops(self.shape.sam_settings) * num_masks,
+            "mask decoder": mask_decoder_flops(sam) * num_masks,
             "mask resize": total(
-                mask_resize_flops(self.shape.sam_settings, one.resized_size, one.original_size)
-                * one.num_masks
+                mask_resize_flops(sam, one.resized_size, one.original_size) * one.num_masks
                 for one in work.images
             ),
         }
@@ -151,9 +154,8 @@ class CostModel:
         return pixels + masks + 5 * 8 * work.num_rows * work.row_length
 
     def embedding_bytes(self, itemsize: int) -> int:
-        """SAM's embedding of one image, as the cache keeps it."""
-        sam = self.shape.sam_settings
-        return itemsize * sam.prompt_embed_dim * sam.grid_size[0] * sam.grid_size[1]
+        """The mask decoder's embedding of one image, as the cache keeps it."""
+        return itemsize * sum(math.prod(shape) for shape in self.shape.sam_settings.embedding_shapes)
 
     def weight_bytes(self, itemsize: int) -> int:
         """The language model's matrices, read once in every pass: its layers and lm_head."""

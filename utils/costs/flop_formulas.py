@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from model.decoders.base import DecoderSettings, enlarged
 from model.decoders.geometry import column_bands
 from model.decoders.sam import SamSettings
 from model.decoders.sam_attention import HEAD_DIM_MULTIPLE, MAX_MASKED_TOKENS
@@ -210,10 +211,11 @@ def mask_decoder_flops(sam: SamSettings) -> Flops:
     return Flops(forward=trained + iou_prediction, backward=2 * trained - 3 * to_pixels)
 
 
-def mask_resize_flops(sam: SamSettings, resized_size: Size, original_size: Size) -> Flops:
+def mask_resize_flops(sam: DecoderSettings, resized_size: Size, original_size: Size) -> Flops:
     """One mask to its image's original size, as matrix products; two gradients come back, one of each loss."""
-    (height, width), grid = original_size, 4 * sam.grid_size[0]
-    bands = column_bands(grid, sam.image_size, resized_size[1], width)
+    (height, width), grid = original_size, sam.mask_side
+    side, inside = enlarged(sam, resized_size)
+    bands = column_bands(grid, side, inside[1], width)
     columns = sum((outer.stop - outer.start) * (inner.stop - inner.start) for outer, inner in bands)
     once = linear(height, grid, grid) + 2 * height * columns
     return Flops(forward=once, backward=2 * once)

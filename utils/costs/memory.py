@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from model.config import LasagnaConfig
+from model.decoders.transform import ImageTransform
 from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import add_lora, mark_trainable
 from model.losses import LOGITS_PER_CHUNK, PIXELS_PER_CHUNK, mask_losses
@@ -202,20 +203,20 @@ def layer_bytes(model: LasagnaForConditionalGeneration, num_tokens: int) -> int:
 def mask_bytes(model: LasagnaForConditionalGeneration) -> int:
     """What one [SEG] keeps: projection, mask decoder, gradients of the losses for an image of 480 x 640."""
     settings = model.config.sam_settings
-    height, width = (round(side * settings.image_size / max(IMAGE_SIZE)) for side in IMAGE_SIZE)
+    resized = ImageTransform(settings.image_size, settings.resize).size(*IMAGE_SIZE)
     parts = nn.ModuleList((model.seg_projector, model.sam))
     with FakeTensorMode():
         dtype = give_values(parts)
         state = torch.empty(1, model.seg_projector[0].in_features, dtype=dtype)
-        embedding = torch.empty(1, settings.prompt_embed_dim, *settings.grid_size, dtype=dtype)
+        levels = tuple(torch.empty(1, *shape, dtype=dtype) for shape in settings.embedding_shapes)
 
         def draw() -> Tensor:
-            low_res = model.sam.decode(model.seg_projector(state), embedding, [0])
-            resize = model.sam.mask_resize((height, width), IMAGE_SIZE, low_res.device)
+            low_res = model.sam.decode(model.seg_projector(state).unsqueeze(1), levels, [0])
+            resize = model.sam.mask_resize(resized, IMAGE_SIZE, low_res.device)
             target = torch.zeros(1, *IMAGE_SIZE, dtype=torch.uint8)
             return mask_losses([low_res], [resize], [target])[0].sum()
 
-        return saved_bytes(parts, draw) - embedding.nbytes
+        return saved_bytes(parts, draw) - sum(level.nbytes for level in levels)
 
 
 def give_values(module: nn.Module) -> torch.dtype:

@@ -83,8 +83,9 @@ class Prediction:
 
 def encoder_parameters(model: Any) -> int:
     """Number of parameters used in forward only: CLIP, its projector and SAM's image encoder."""
-    parts = (model.llava.model.vision_tower, model.llava.model.multi_modal_projector, model.sam.image_encoder)
-    return sum(parameter.numel() for part in parts for parameter in part.parameters())
+    parts = (model.llava.model.vision_tower, model.llava.model.multi_modal_projector)
+    num_clip = sum(parameter.numel() for part in parts for parameter in part.parameters())
+    return num_clip + sum(tensor.numel() for tensor in model.sam.encoder_tensors().values())
 
 
 def bytes_sent(

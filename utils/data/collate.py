@@ -9,9 +9,9 @@ from typing import Protocol
 import cv2
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
+from model.inputs import Levels
 from model.processor import LasagnaProcessor
 from model.text.conversation import Conversation, Encoded
 from model.text.sequence import ComplexQuery
@@ -23,8 +23,8 @@ from utils.data.types import Batch, Sample, UnusableItemError
 class Embeddings(Protocol):
     """A cache of SAM's image embeddings, indexed by image key."""
 
-    def load(self, key: str) -> Tensor | None:
-        """The embedding (prompt_embed_dim, grid, grid); None if it is not in the cache."""
+    def load(self, key: str) -> Levels | None:
+        """The embedding, each level (channels, height, width); None if it is not in the cache."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,9 @@ class Collate:
         )
         if len(missing) < len(samples):
             # Copies from the memory-mapped files, in the worker instead of the training process.
-            found = torch.stack([embedding for embedding in known if embedding is not None])
-            inputs = replace(inputs, sam_embeddings=found)
+            found = [embedding for embedding in known if embedding is not None]
+            levels = tuple(torch.stack(level) for level in zip(*found, strict=True))
+            inputs = replace(inputs, sam_embeddings=levels)
         return Batch(
             inputs=inputs,
             sources=tuple(sample.source for sample in samples),
@@ -70,12 +71,12 @@ class Collate:
             sam_missing=missing if keys else (),
         )
 
-    def look_up(self, images: Sequence[np.ndarray]) -> tuple[tuple[str, ...], list[Tensor | None]]:
+    def look_up(self, images: Sequence[np.ndarray]) -> tuple[tuple[str, ...], list[Levels | None]]:
         """The images' keys in the SAM cache, and their cached embeddings, None where there is none."""
         if self.sam_cache is None:
             return (), [None] * len(images)
-        size = self.processor.sam_image_size
-        keys = tuple(image_key(image, size, fast_resize=self.fast_resize) for image in images)
+        transform = self.processor.sam_transform
+        keys = tuple(image_key(image, transform, fast_resize=self.fast_resize) for image in images)
         return keys, [self.sam_cache.load(key) for key in keys]
 
 

@@ -11,44 +11,49 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.decoders.sam import SamSegmenter
+from model.decoders.base import MaskDecoder
+from model.decoders.transform import LONGEST_SIDE, ImageTransform
+from model.inputs import Levels
 
 VERSION = 1  # of the cache format; entries of another version are not found
 DIGEST_SIZE = 20  # bytes; 40 hexadecimal digits in a file name
 
 
-def encoder_key(sam: SamSegmenter) -> str:
+def encoder_key(sam: MaskDecoder) -> str:
     """The key of everything that an embedding depends on besides the image: weights, sizes and number format.
 
     Takes about a second per gigabyte, in every process.
     """
     digest = blake2b(digest_size=DIGEST_SIZE)
     _add(digest, VERSION, sam.settings.to_dict())
-    for name, value in sorted(sam.image_encoder.state_dict().items()):
+    for name, value in sorted(sam.encoder_tensors().items()):
+        assert not value.requires_grad, "a training encoder"
+        assert value.numel(), "weights are not whole"  # a parameter that ZeRO-3 has divided is empty
         _add(digest, name, str(value.dtype), list(value.shape))
         digest.update(_bytes_of(value))
-    assert not any(value.requires_grad for value in sam.image_encoder.parameters()), "a training encoder"
-    # A parameter that ZeRO-3 has divided is empty.
-    assert all(value.numel() for value in sam.image_encoder.parameters()), "weights are not whole"
     return digest.hexdigest()
 
 
-def image_key(image: np.ndarray, image_size: int, *, fast_resize: bool = False) -> str:
-    """The key of SAM's input: the decoded image and how it is resized.
+def image_key(image: np.ndarray, transform: ImageTransform, *, fast_resize: bool = False) -> str:
+    """The key of the mask decoder's input: the decoded image and how it is resized.
 
-    image: (height, width, 3) uint8 RGB, original size; `image_size` is SAM's longest side. The result of a fast
-    resize differs by a grey level between releases of its libraries, so that their versions are part of the key.
+    image: (height, width, 3) uint8 RGB, original size. The result of a fast resize differs by a grey level between
+    releases of its libraries, so that their versions are part of the key.
     """
     resize = [cv2.__version__, torch.__version__] if fast_resize else "exact"
+    kind = [] if transform.resize == LONGEST_SIDE else [transform.resize]
     digest = blake2b(digest_size=DIGEST_SIZE)
-    _add(digest, VERSION, image_size, resize, list(image.shape))
+    _add(digest, VERSION, transform.side, *kind, resize, list(image.shape))
     digest.update(np.ascontiguousarray(image).data)
     return digest.hexdigest()
 
 
-def checksum(tensor: Tensor) -> int:
-    """The CRC-32 of a tensor's bytes."""
-    return zlib.crc32(_bytes_of(tensor))
+def checksum(levels: Levels) -> int:
+    """The CRC-32 of the bytes of one or more tensors, one after the other."""
+    value = 0
+    for level in levels:
+        value = zlib.crc32(_bytes_of(level), value)
+    return value
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

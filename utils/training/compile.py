@@ -36,11 +36,11 @@ def check_compiler() -> None:
 
 
 def compiled_blocks(model: LasagnaForConditionalGeneration) -> list[nn.Module]:
-    """The layers of the language model, the blocks of SAM's image encoder, and its mask decoder.
+    """The layers of the language model, the blocks of the mask decoder's image encoder, and its decoding part.
 
     Not CLIP's layers: so few kernels run in each that a compiled call costs the host more than it saves the GPU.
     """
-    return [*model.llava.model.language_model.layers, *model.sam.image_encoder.blocks, model.sam.mask_decoder]
+    return [*model.llava.model.language_model.layers, *model.sam.encoder_blocks, model.sam.mask_decoder]
 
 
 def compile_blocks(model: LasagnaForConditionalGeneration, backend: str = "inductor") -> None:

@@ -1,4 +1,4 @@
-"""Disk cache of SAM's image embeddings: the encoder is frozen, so each image is encoded once, not once an epoch.
+"""Disk cache of image embeddings for the mask decoder: its encoder is frozen, so each image is encoded once.
 
     DIR/2f6c01.../a7/a7c4....safetensors     DIR / image encoder / first byte of the key / key
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,14 +26,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from model.decoders.sam import SamSegmenter
+from model.decoders.base import BatchedDecoder
+from model.inputs import Levels
 from utils.common.paths import writable_folder
 from utils.data.sam_keys import checksum, encoder_key
 from utils.data.types import Batch
 
 logger = logging.getLogger(__name__)
 
-NAME = "embedding"
 SUFFIX = ".safetensors"
 GIGABYTE = 10**9
 # Maximum number of writes between two measurements of the folder, because other processes write to it too.
@@ -45,7 +46,7 @@ class SamCache:
     Args:
         folder: DIR; created if it does not exist.
         encoder_key: hash of the encoder, see `utils.data.sam_keys.encoder_key`.
-        shape, dtype: of one embedding, (prompt_embed_dim, grid, grid).
+        shapes, dtype: of one embedding, (channels, height, width) of each level.
         max_gb: cache size limit in GB (10^9 bytes); when full, nothing is written; None: no limit. The limit is soft:
             processes measure the folder only now and then, so together they may exceed it by about an entry each.
         num_writers: number of processes that write at the same time.
@@ -60,7 +61,7 @@ class SamCache:
         folder: str | Path,
         encoder_key: str,
         *,
-        shape: tuple[int, int, int],
+        shapes: Sequence[tuple[int, int, int]],
         dtype: torch.dtype,
         max_gb: float | None = None,
         num_writers: int = 1,
@@ -68,7 +69,9 @@ class SamCache:
     ) -> None:
         self.folder = Path(folder)
         self.encoder_key = encoder_key
-        self.shape = tuple(shape)
+        self.shapes = {
+            name: tuple(shape) for name, shape in zip(level_names(len(shapes)), shapes, strict=True)
+        }
         self.dtype = dtype
         self.max_bytes = None if max_gb is None else int(max_gb * GIGABYTE)
         self.num_writers = num_writers
@@ -80,19 +83,19 @@ class SamCache:
     @classmethod
     def of(
         cls,
-        sam: SamSegmenter,
+        sam: BatchedDecoder,
         folder: str | Path,
         *,
         max_gb: float | None = None,
         num_writers: int = 1,
         together: bool = False,
     ) -> SamCache:
-        """The cache for this SAM; call it before `deepspeed.initialize`, while the weights are not sharded."""
+        """The cache for this decoder; call it before `deepspeed.initialize`, while the weights are not sharded."""
         return cls(
             folder,
             encoder_key(sam),
-            shape=(sam.settings.prompt_embed_dim, *sam.settings.grid_size),
-            dtype=sam.image_encoder.pos_embed.dtype,
+            shapes=sam.settings.embedding_shapes,
+            dtype=next(sam.parameters()).dtype,
             max_gb=max_gb,
             num_writers=num_writers,
             together=together,
@@ -101,8 +104,8 @@ class SamCache:
     def path(self, key: str) -> Path:
         return self.folder / self.encoder_key / key[:2] / f"{key}{SUFFIX}"
 
-    def load(self, key: str) -> Tensor | None:
-        """The embedding (prompt_embed_dim, grid, grid), memory-mapped; None if it is not in the cache.
+    def load(self, key: str) -> Levels | None:
+        """The embedding, each level (channels, height, width), memory-mapped; None if it is not in the cache.
 
         A damaged or wrong file is logged and treated as missing.
         """
@@ -115,7 +118,7 @@ class SamCache:
             logger.warning("%s is not a valid cache entry (%s); the image is encoded again", path, problem)
             return None
 
-    def store(self, key: str, embedding: Tensor) -> bool:
+    def store(self, key: str, embedding: Levels) -> bool:
         """Write an entry unless it exists or the folder is full; returns whether it was written.
 
         A damaged file is replaced, even in a full folder. An error of the file system is logged once; after it
@@ -125,8 +128,10 @@ class SamCache:
         replaces = path.exists()
         if self._is_good(path, key) if replaces else self._closed:  # it exists if another process was faster
             return False
-        embedding = embedding.detach().cpu().contiguous()
-        content = save({NAME: embedding}, {"key": key, "crc32": str(checksum(embedding))})
+        levels = dict(
+            zip(self.shapes, (level.detach().cpu().contiguous() for level in embedding), strict=True)
+        )
+        content = save(levels, {"key": key, "crc32": str(checksum(tuple(levels.values())))})
         temporary = path.with_name(f".{key}.{socket.gethostname()}.{os.getpid()}")
         try:
             if not replaces and not self._has_room(len(content)):
@@ -141,7 +146,7 @@ class SamCache:
             return False
         return True
 
-    def complete(self, batch: Batch, sam: SamSegmenter) -> Batch:
+    def complete(self, batch: Batch, sam: BatchedDecoder) -> Batch:
         """The batch with `sam_embeddings` for all its images, on the device of its tensors, instead of `sam_images`.
 
         Images that were not in the cache are encoded in one call and stored. ZeRO-3 shards the encoder's weights and
@@ -150,20 +155,21 @@ class SamCache:
         inputs = batch.inputs
         pixels, known = inputs.sam_images, inputs.sam_embeddings
         if self.together and pixels is None and _any_process(False, inputs.clip_images.device):
-            sam.encode(inputs.clip_images.new_zeros(1, 3, 1, 1), [(1, 1)])  # only to join the collective
+            side = sam.settings.image_size
+            sam.encode(
+                inputs.clip_images.new_zeros(1, 3, side, side), [(side, side)]
+            )  # to join the collective
         elif self.together and pixels is not None:
             _any_process(True, pixels.device)
         if pixels is None:
             return batch
         missing = batch.sam_missing
         fresh = sam.encode(pixels, [inputs.resized_sizes[index] for index in missing])
-        for index, embedding in zip(missing, fresh, strict=True):
-            self.store(batch.sam_keys[index], embedding)
+        for index, *embedding in zip(missing, *fresh, strict=True):
+            self.store(batch.sam_keys[index], tuple(embedding))
         if known is not None:
-            of_missing, of_known = iter(fresh), iter(known)
-            fresh = torch.stack(
-                [next(of_missing if index in missing else of_known) for index in range(len(batch.sam_keys))]
-            )
+            is_missing = [index in missing for index in range(len(batch.sam_keys))]
+            fresh = tuple(_in_order(is_missing, *levels) for levels in zip(fresh, known, strict=True))
         return replace(batch, inputs=replace(inputs, sam_images=None, sam_embeddings=fresh))
 
     def describe(self) -> str:
@@ -175,15 +181,16 @@ class SamCache:
             f"({self._num_bytes() / GIGABYTE:.2f} GB including other encoders{limit})"
         )
 
-    def _read(self, path: Path, key: str) -> Tensor:
+    def _read(self, path: Path, key: str) -> Levels:
         """The embedding as a memory map of the file; raises ValueError if it is damaged or belongs to another key."""
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if list(file.keys()) != [NAME] or metadata.get("key") != key:
+            if set(file.keys()) != set(self.shapes) or metadata.get("key") != key:
                 raise ValueError("it was written for another key")
-            embedding = file.get_tensor(NAME)
-        if tuple(embedding.shape) != self.shape or embedding.dtype != self.dtype:
-            raise ValueError(f"it holds {embedding.dtype} {tuple(embedding.shape)}")
+            embedding = tuple(file.get_tensor(name) for name in self.shapes)
+        for level, shape in zip(embedding, self.shapes.values(), strict=True):
+            if tuple(level.shape) != shape or level.dtype != self.dtype:
+                raise ValueError(f"it holds {level.dtype} {tuple(level.shape)}")
         if metadata.get("crc32") != str(checksum(embedding)):
             raise ValueError("its checksum is wrong")
         return embedding
@@ -220,6 +227,17 @@ class SamCache:
         if not self._closed:
             logger.warning("%s", reason)
         self._closed = True
+
+
+def level_names(number: int) -> tuple[str, ...]:
+    """Names of the tensors in an entry: one for each level."""
+    return ("embedding",) if number == 1 else tuple(f"level_{index}" for index in range(number))
+
+
+def _in_order(is_missing: Sequence[bool], fresh: Tensor, known: Tensor) -> Tensor:
+    """One level of a batch, from the images that were encoded now and those that were in the cache."""
+    of_missing, of_known = iter(fresh), iter(known)
+    return torch.stack([next(of_missing if missing else of_known) for missing in is_missing])
 
 
 def _any_process(encodes: bool, device: torch.device) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
-from model.decoders.sam import SamSettings
+from model.decoders.base import DecoderSettings
 from model.errors import UserError
 from model.text.format import SequenceFormat
 
@@ -53,7 +53,7 @@ class Parts:
     vlm: PreTrainedModel  # a Hugging Face LLaVA with its weights
     clip_processor: dict[str, Any] = field(default_factory=dict)  # preprocessor_config.json of the CLIP tower
     image_aspect_ratio: str = "square"
-    sam: tuple[SamSettings, dict[str, Tensor]] | None = None
+    sam: tuple[DecoderSettings, dict[str, Tensor]] | None = None
     seg_projector: dict[str, Tensor] | None = None  # named 0.weight, 0.bias, 2.weight, 2.bias
     format: SequenceFormat | None = None  # that the weights were trained with
     prompt: str | None = None  # template that the weights were trained with

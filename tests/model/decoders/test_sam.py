@@ -78,17 +78,19 @@ def test_encoding_equals_segment_anything(sam):
         expected = torch.cat(
             [reference.image_encoder(reference.preprocess(image.unsqueeze(0))) for image in resized]
         )
-    torch.testing.assert_close(ours.encode(padded, sizes), expected, rtol=1e-5, atol=1e-5)
+    [embeddings] = ours.encode(padded, sizes)
+    assert embeddings.shape[1:] == NARROW.embedding_shapes[0]
+    torch.testing.assert_close(embeddings, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_masks_of_several_images_in_one_call_equal_segment_anything(sam):
     reference, ours = sam
     _, padded, sizes = batch()
     owners = [0, 1, 1, 0, 1]
-    prompts = torch.randn(len(owners), NARROW.prompt_embed_dim)
+    prompts = torch.randn(len(owners), 1, NARROW.prompt_embed_dim)
     with torch.no_grad():
-        embeddings = ours.encode(padded, sizes)
-        low_res = ours.decode(prompts, embeddings, owners)
+        [embeddings] = ours.encode(padded, sizes)
+        low_res = ours.decode(prompts, (embeddings,), owners)
         dense = reference.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1).expand(-1, -1, 16, 16)
         for index, owner in enumerate(owners):
             expected, _ = reference.mask_decoder(
@@ -104,14 +106,34 @@ def test_masks_of_several_images_in_one_call_equal_segment_anything(sam):
             torch.testing.assert_close(actual, expected[0], rtol=1e-5, atol=1e-5)
 
 
+def test_several_prompt_tokens_and_a_mask_prompt_equal_segment_anything(sam):
+    reference, ours = sam
+    _, padded, sizes = batch()
+    owners, prompts = [1, 0, 1], torch.randn(3, 2, NARROW.prompt_embed_dim)
+    dense = torch.randn(3, 1, NARROW.mask_side, NARROW.mask_side)
+    with torch.no_grad():
+        [embeddings] = ours.encode(padded, sizes)
+        low_res = ours.decode(prompts, (embeddings,), owners, dense)
+        for index, owner in enumerate(owners):
+            _, mask_prompt = reference.prompt_encoder(None, None, dense[index : index + 1])
+            expected, _ = reference.mask_decoder(
+                embeddings[owner : owner + 1],
+                reference.prompt_encoder.get_dense_pe(),
+                prompts[index : index + 1],
+                mask_prompt,
+                multimask_output=False,
+            )
+            torch.testing.assert_close(low_res[index], expected[0, 0], rtol=1e-5, atol=1e-5)
+
+
 def test_many_masks_are_decoded_in_chunks_with_the_same_result(sam, monkeypatch):
     _, ours = sam
     _, padded, sizes = batch()
-    prompts, owners = torch.randn(5, NARROW.prompt_embed_dim), [0, 0, 1, 1, 1]
+    prompts, owners = torch.randn(5, 1, NARROW.prompt_embed_dim), [0, 0, 1, 1, 1]
     with torch.no_grad():
         embeddings = ours.encode(padded, sizes)
         whole = ours.decode(prompts, embeddings, owners)
-        monkeypatch.setattr("model.decoders.sam.MASKS_PER_CALL", 2)
+        monkeypatch.setattr("model.decoders.base.MASKS_PER_CALL", 2)
         torch.testing.assert_close(ours.decode(prompts, embeddings, owners), whole, rtol=1e-5, atol=1e-6)
 
 
@@ -121,8 +143,8 @@ def test_training_calls_the_mask_decoder_once_however_many_masks_there_are(sam, 
     _, padded, sizes = batch()
     calls = []
     hook = ours.mask_decoder.register_forward_pre_hook(lambda *_: calls.append(1))
-    monkeypatch.setattr("model.decoders.sam.MASKS_PER_CALL", 2)
-    ours.decode(torch.randn(5, NARROW.prompt_embed_dim), ours.encode(padded, sizes), [0, 0, 1, 1, 1])
+    monkeypatch.setattr("model.decoders.base.MASKS_PER_CALL", 2)
+    ours.decode(torch.randn(5, 1, NARROW.prompt_embed_dim), ours.encode(padded, sizes), [0, 0, 1, 1, 1])
     hook.remove()
     assert len(calls) == 1
 
@@ -130,7 +152,7 @@ def test_training_calls_the_mask_decoder_once_however_many_masks_there_are(sam, 
 def test_bfloat16_gives_float32_masks_close_to_float32(sam):
     _, ours = sam
     _, padded, sizes = batch()
-    prompts = torch.randn(2, NARROW.prompt_embed_dim)
+    prompts = torch.randn(2, 1, NARROW.prompt_embed_dim)
     with torch.no_grad():
         exact = ours.decode(prompts, ours.encode(padded, sizes), [0, 1])
         ours.to(torch.bfloat16)

@@ -170,7 +170,7 @@ def test_the_7b_with_backward_is_what_the_counter_counts(seven_b):
     with FakeTensorMode():
         memory.give_values(model)
         inputs = batch(256, 100, (224, 1024), shape.image_token_id)
-        embeddings = torch.zeros(2, 256, 64, 64, dtype=torch.bfloat16)
+        embeddings = (torch.zeros(2, 256, 64, 64, dtype=torch.bfloat16),)
         inputs = replace(inputs, sam_images=None, sam_embeddings=embeddings)
         counter = count(lambda: model(**inputs.fields()).loss.backward())
     parts = CostModel.of(config, shape).training(work)

@@ -15,22 +15,30 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.decoders.sam import SamSegmenter
-from model.inputs import ModelInputs
+from model.decoders.transform import ImageTransform
+from model.inputs import Levels, ModelInputs
 from tests.tiny_weights import SAM
 from utils.data.sam_keys import checksum, encoder_key, image_key
 from utils.data.types import Batch
 from utils.training import sam_cache
 from utils.training.sam_cache import SamCache
 
-SHAPE = (4, 3, 3)
+SHAPES = ((4, 3, 3),)  # of SAM
+THREE = ((2, 12, 12), (4, 6, 6), (8, 3, 3))  # of SAM 2
+TRANSFORM = ImageTransform(64)
 
 
 def open_cache(folder: Path, **changes: object) -> SamCache:
-    return SamCache(folder, "encoder", **({"shape": SHAPE, "dtype": torch.bfloat16} | changes))
+    return SamCache(folder, "encoder", **({"shapes": SHAPES, "dtype": torch.bfloat16} | changes))
 
 
-def embedding(seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed)).to(dtype)
+def embedding(seed: int = 0, dtype: torch.dtype = torch.bfloat16, shapes=SHAPES) -> Levels:
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
+
+
+def same(found: Levels, expected: Levels) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def random_image(seed: int = 0) -> np.ndarray:
@@ -38,7 +46,7 @@ def random_image(seed: int = 0) -> np.ndarray:
 
 
 def key_of(number: int) -> str:
-    return image_key(random_image(number), 64)
+    return image_key(random_image(number), TRANSFORM)
 
 
 def files_of(folder: Path) -> list[str]:
@@ -48,14 +56,16 @@ def files_of(folder: Path) -> list[str]:
 # --------------------------------------------------------------------------------------- files
 
 
+@pytest.mark.parametrize("shapes", [SHAPES, THREE])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_what_is_stored_comes_back_bit_for_bit_in_its_number_format(tmp_path, dtype):
-    cache = open_cache(tmp_path, dtype=dtype)
+def test_what_is_stored_comes_back_bit_for_bit_in_its_number_format(tmp_path, dtype, shapes):
+    cache = open_cache(tmp_path, dtype=dtype, shapes=shapes)
+    expected = embedding(dtype=dtype, shapes=shapes)
     assert cache.load(key_of(0)) is None
-    assert cache.store(key_of(0), embedding(dtype=dtype))
-    found = open_cache(tmp_path, dtype=dtype).load(key_of(0))
-    assert found.dtype == dtype
-    assert torch.equal(found, embedding(dtype=dtype))
+    assert cache.store(key_of(0), expected)
+    found = open_cache(tmp_path, dtype=dtype, shapes=shapes).load(key_of(0))
+    assert {level.dtype for level in found} == {dtype}
+    assert same(found, expected)
     assert files_of(tmp_path) == [f"{key_of(0)}.safetensors"]
 
 
@@ -75,7 +85,7 @@ def test_the_entry_is_memory_mapped_and_outlives_its_replacement(tmp_path):
     if mapped.exists():
         assert key_of(0) in mapped.read_text()
     cache.path(key_of(0)).unlink()
-    assert torch.equal(found, embedding())
+    assert same(found, embedding())
 
 
 def truncate(path: Path, cache: SamCache) -> None:
@@ -98,18 +108,23 @@ def rename_another(path: Path, cache: SamCache) -> None:
 
 
 def write_without_metadata(path: Path, cache: SamCache) -> None:
-    save_file({"embedding": embedding()}, path)
+    save_file({"embedding": embedding()[0]}, path)
 
 
 def write_another_shape(path: Path, cache: SamCache) -> None:
-    small = embedding()[:2].contiguous()
-    metadata = {"key": path.stem, "crc32": str(checksum(small))}
+    small = embedding()[0][:2].contiguous()
+    metadata = {"key": path.stem, "crc32": str(checksum((small,)))}
     save_file({"embedding": small}, path, metadata)
 
 
 def write_another_number_format(path: Path, cache: SamCache) -> None:
-    wide = embedding().float()
-    save_file({"embedding": wide}, path, {"key": path.stem, "crc32": str(checksum(wide))})
+    wide = embedding()[0].float()
+    save_file({"embedding": wide}, path, {"key": path.stem, "crc32": str(checksum((wide,)))})
+
+
+def write_another_kind_of_decoder(path: Path, cache: SamCache) -> None:
+    levels = {f"level_{i}": level for i, level in enumerate(embedding(shapes=THREE))}
+    save_file(levels, path, {"key": path.stem, "crc32": str(checksum(tuple(levels.values())))})
 
 
 def write_a_pickle(path: Path, cache: SamCache) -> None:
@@ -126,6 +141,7 @@ def write_a_pickle(path: Path, cache: SamCache) -> None:
         write_without_metadata,
         write_another_shape,
         write_another_number_format,
+        write_another_kind_of_decoder,
         write_a_pickle,
     ],
 )
@@ -138,7 +154,7 @@ def test_a_damaged_or_foreign_file_is_named_and_replaced(damage, tmp_path, caplo
     assert [str(path) in record.getMessage() for record in caplog.records] == [True]
     assert "encoded again" in caplog.text
     assert cache.store(key_of(0), embedding())
-    assert torch.equal(cache.load(key_of(0)), embedding())
+    assert same(cache.load(key_of(0)), embedding())
     assert len(caplog.records) == 1
 
 
@@ -160,7 +176,7 @@ def test_two_processes_that_write_the_same_entries_leave_one_good_file_of_each(t
     assert [writer.exitcode for writer in writers] == [0, 0]
     assert files_of(tmp_path) == sorted(f"{key}.safetensors" for key in keys)
     cache = open_cache(tmp_path)
-    assert all(torch.equal(cache.load(key), embedding(number)) for number, key in enumerate(keys))
+    assert all(same(cache.load(key), embedding(number)) for number, key in enumerate(keys))
 
 
 def test_what_the_file_system_refuses_is_said_once_and_training_goes_on(tmp_path, caplog, monkeypatch):
@@ -205,7 +221,7 @@ def test_nothing_is_added_to_a_full_folder_and_nothing_is_lost(tmp_path, caplog)
     stored = [cache.store(key_of(number), embedding(number)) for number in range(20)]
     assert stored == [True] * 5 + [False] * 15
     assert [("--sam_cache_gb" in record.getMessage()) for record in caplog.records] == [True]
-    assert torch.equal(cache.load(key_of(0)), embedding(0))
+    assert same(cache.load(key_of(0)), embedding(0))
     flip_a_bit(cache.path(key_of(0)), cache)
     assert cache.store(key_of(0), embedding(0))  # takes no more room than before
 
@@ -214,7 +230,7 @@ def test_what_another_run_or_another_encoder_left_counts(tmp_path):
     size = size_of_an_entry(tmp_path)
     for number in range(3):
         open_cache(tmp_path / "cache").store(key_of(number), embedding())
-    other = SamCache(tmp_path / "cache", "other", shape=SHAPE, dtype=torch.bfloat16)
+    other = SamCache(tmp_path / "cache", "other", shapes=SHAPES, dtype=torch.bfloat16)
     other.store(key_of(0), embedding())
     cache = limited(tmp_path / "cache", 6.5, size)
     assert [cache.store(key_of(number), embedding()) for number in range(9)] == [
@@ -294,15 +310,16 @@ def test_the_image_s_name_changes_with_each_pixel_the_shape_and_how_it_is_resize
     other = image.copy()
     other[-1, -1, -1] ^= 1
     keys = [
-        image_key(image, 64),
-        image_key(other, 64),
-        image_key(image.reshape(30, 20, 3), 64),
-        image_key(image, 128),
-        image_key(image, 64, fast_resize=True),
+        image_key(image, TRANSFORM),
+        image_key(other, TRANSFORM),
+        image_key(image.reshape(30, 20, 3), TRANSFORM),
+        image_key(image, ImageTransform(128)),
+        image_key(image, ImageTransform(64, "square")),
+        image_key(image, TRANSFORM, fast_resize=True),
     ]
-    assert len(set(keys)) == 5
-    assert image_key(np.asfortranarray(image), 64) == keys[0]
-    assert image_key(np.flip(np.flip(image, 1).copy(), 1), 64) == keys[0]
+    assert len(set(keys)) == 6
+    assert image_key(np.asfortranarray(image), TRANSFORM) == keys[0]
+    assert image_key(np.flip(np.flip(image, 1).copy(), 1), TRANSFORM) == keys[0]
 
 
 # ------------------------------------------------------------------------------------- batches
@@ -310,7 +327,7 @@ def test_the_image_s_name_changes_with_each_pixel_the_shape_and_how_it_is_resize
 
 def batch_of(sam: SamSegmenter, cache: SamCache, images: list[Tensor]) -> Batch:
     """What Collate makes of square images of SAM's size."""
-    keys = tuple(image_key(image.permute(1, 2, 0).numpy(), SAM.image_size) for image in images)
+    keys = tuple(image_key(image.permute(1, 2, 0).numpy(), TRANSFORM) for image in images)
     known = [cache.load(key) for key in keys]
     missing = tuple(index for index, found in enumerate(known) if found is None)
     found = [embedding for embedding in known if embedding is not None]
@@ -321,7 +338,7 @@ def batch_of(sam: SamSegmenter, cache: SamCache, images: list[Tensor]) -> Batch:
         attention_mask=nothing,
         clip_images=torch.zeros(len(images), 3, 4, 4, dtype=torch.uint8),
         sam_images=torch.stack([images[index] for index in missing]) if missing else None,
-        sam_embeddings=torch.stack(found) if found else None,
+        sam_embeddings=tuple(map(torch.stack, zip(*found, strict=True))) if found else None,
         resized_sizes=sizes,
         original_sizes=sizes,
         image_of_row=torch.arange(len(images)),
@@ -337,21 +354,22 @@ def test_a_batch_is_completed_in_its_order_whatever_is_known_of_it(sam, tmp_path
     side = SAM.image_size
     images = list(torch.randint(0, 256, (4, 3, side, side), dtype=torch.uint8))
     sizes = [(side - 8 * index, side) for index in range(4)]
-    expected = sam.encode(torch.stack(images), sizes)
-    keys = [image_key(image.permute(1, 2, 0).numpy(), side) for image in images]
+    [expected] = sam.encode(torch.stack(images), sizes)
+    keys = [image_key(image.permute(1, 2, 0).numpy(), TRANSFORM) for image in images]
     encoded = []
     encode = sam.encode
     monkeypatch.setattr(sam, "encode", lambda *args: encoded.append(len(args[0])) or encode(*args))
     for number, known in enumerate([(), (1,), (0, 3), (0, 1, 2, 3)]):
         cache = SamCache.of(sam, tmp_path / str(number))
         for index in known:
-            cache.store(keys[index], expected[index])
+            cache.store(keys[index], (expected[index],))
         done = cache.complete(batch_of(sam, cache, images), sam)
-        torch.testing.assert_close(done.inputs.sam_embeddings, expected, rtol=1e-5, atol=1e-5)
+        [embeddings] = done.inputs.sam_embeddings
+        torch.testing.assert_close(embeddings, expected, rtol=1e-5, atol=1e-5)
         assert done.inputs.sam_images is None
-        assert all(torch.equal(done.inputs.sam_embeddings[index], expected[index]) for index in known)
+        assert all(torch.equal(embeddings[index], expected[index]) for index in known)
         again = cache.complete(batch_of(sam, cache, images), sam)
-        assert torch.equal(again.inputs.sam_embeddings, done.inputs.sam_embeddings)
+        assert same(again.inputs.sam_embeddings, done.inputs.sam_embeddings)
     assert encoded == [4, 3, 2]
 
 
@@ -374,6 +392,6 @@ def test_when_one_process_must_encode_all_do(sam, tmp_path, monkeypatch):
     for expected in ([2], [2, 1]):
         done = cache.complete(batch_of(sam, cache, images), sam)
         assert encoded == expected
-        assert torch.equal(done.inputs.sam_embeddings, first.inputs.sam_embeddings)
+        assert same(done.inputs.sam_embeddings, first.inputs.sam_embeddings)
         elsewhere[0] = True
     assert asked == [True, False, False]

@@ -107,7 +107,7 @@ class SamStudent(Student):
         with torch.autocast("cpu", torch.bfloat16):
             # `encode` has no gradient, because the assistant's encoder is frozen. Here it is trained.
             encode = type(self.sam).encode.__wrapped__
-            embedding = encode(self.sam, prepared["images"], prepared["sizes"])
+            [embedding] = encode(self.sam, prepared["images"], prepared["sizes"])
             classes, colours = _per_pixel(self.classes, embedding), _per_pixel(self.colours, embedding)
             *prompts, targets = prepared["prompts"]
             logits, quality = self._masks(embedding, *prompts)
