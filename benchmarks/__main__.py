@@ -91,7 +91,7 @@ def loader_claims(results: list[dict[str, Any]]) -> list[Claim]:
     exact, fast = loader.WAYS[1:]
     claims = []
     for result in results:
-        about, ways = f"{result['dataset']}, pictures of {result['size']}", result["ways"]
+        about, ways = f"{result['dataset']}, images of {result['size']}", result["ways"]
         is_promised = result["size"] == loader.GOAL_SIZE
         for way, bar in ((exact, loader.GOAL_EXACT), (fast, loader.GOAL_FAST)):
             name = f"samples a second, {about}, {way}, times faster"

@@ -16,7 +16,7 @@ from model.checkpoints.load import load_model
 from model.generation.inference import DEFAULT_NEW_TOKENS
 from model.lora import merge
 from model.processor import LasagnaProcessor
-from tests.tiny_weights import picture, write_base
+from tests.tiny_weights import noise_image, write_base
 from tests.utils.evaluation.told_model import ListDataset
 from utils.config.inference import ChatConfig, TestConfig
 from utils.config.training import TrainConfig
@@ -49,7 +49,7 @@ def folder(in_training, tmp_path_factory):
 
 @pytest.fixture
 def samples():
-    image = picture(40, 60)
+    image = noise_image(40, 60)
     return [SemanticSample(image=image, label=np.zeros((40, 60), np.uint16), classes=CLASSES, source="a")]
 
 
@@ -83,8 +83,8 @@ def test_an_evaluation_asks_as_training_did_unless_told_otherwise(
     assert queries == ([CLASSES] if told else EXPECTED)
 
 
-def test_pictures_without_ground_truth_are_asked_as_in_training(folder, queries, tmp_path):
-    Image.fromarray(picture(40, 60)).save(tmp_path / "a.png")
+def test_images_without_ground_truth_are_asked_as_in_training(folder, queries, tmp_path):
+    Image.fromarray(noise_image(40, 60)).save(tmp_path / "a.png")
     (tmp_path / "classes.txt").write_text("\n".join(CLASSES))
     flags = [f"--images={tmp_path / 'a.png'}", f"--classes={tmp_path / 'classes.txt'}"]
     assert (
@@ -94,7 +94,7 @@ def test_pictures_without_ground_truth_are_asked_as_in_training(folder, queries,
 
 
 def test_chat_asks_as_training_did(folder, queries, tmp_path):
-    Image.fromarray(picture(40, 60)).save(tmp_path / "a.png")
+    Image.fromarray(noise_image(40, 60)).save(tmp_path / "a.png")
     flags = [f"--image={tmp_path / 'a.png'}", f"--classes={', '.join(CLASSES)}"]
     assert chat.main([f"--version={folder}", *flags, f"--vis_save_path={tmp_path / 'o'}"]) == 0
     assert queries == EXPECTED
@@ -102,7 +102,7 @@ def test_chat_asks_as_training_did(folder, queries, tmp_path):
 
 def test_the_api_asks_as_training_did_and_a_folder_that_does_not_say_it_means_80(folder, queries):
     model, _ = load_model(folder)
-    model.segment(picture(), CLASSES)
+    model.segment(noise_image(), CLASSES)
     assert queries == EXPECTED
     content = model.config.to_dict()
     del content["num_all_classes"]
@@ -115,7 +115,7 @@ def test_answers_are_cut_at_one_length_everywhere(folder, monkeypatch):
     lengths = [config(version="any").max_new_tokens for config in (TestConfig, ChatConfig)]
     lengths.append(EvaluationSettings().max_new_tokens)
     model, _ = load_model(folder)
-    answer = model.chat(picture(), "Where is the dog?")  # untrained: it never ends by itself
+    answer = model.chat(noise_image(), "Where is the dog?")  # untrained: it never ends by itself
     lengths.append(len(answer.token_ids))
     assert set(lengths) == {DEFAULT_NEW_TOKENS}
 

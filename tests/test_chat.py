@@ -9,7 +9,7 @@ import pytest
 
 import chat
 from model.errors import UserError
-from tests.test_evaluation_scripts import KnowingModel, complaint, picture  # noqa: F401
+from tests.test_evaluation_scripts import KnowingModel, complaint, street  # noqa: F401
 
 
 @pytest.fixture
@@ -26,11 +26,11 @@ def no_model(monkeypatch):
 
 
 @pytest.fixture
-def home(picture, tmp_path, monkeypatch):  # noqa: F811
+def home(street, tmp_path, monkeypatch):  # noqa: F811
     home = tmp_path / "home"
     home.mkdir()
-    shutil.copy(picture, home / "my photo.png")
-    shutil.copy(picture, home / "p.png")
+    shutil.copy(street, home / "my photo.png")
+    shutil.copy(street, home / "p.png")
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.chdir(tmp_path)
     return home
@@ -124,7 +124,7 @@ def test_a_folder_that_is_lost_later_does_not_end_a_conversation(knowing, home, 
     assert "p_2_mask_1_sky.png" in out
 
 
-def test_names_of_classes_and_images_are_cut_to_what_a_file_name_holds(home, picture, monkeypatch, capsys):  # noqa: F811
+def test_names_of_classes_and_images_are_cut_to_what_a_file_name_holds(home, street, monkeypatch, capsys):  # noqa: F811
     model = KnowingModel()
     name = "é" * 250
     found = model.segment(SimpleNamespace(shape=(20, 30, 3)), ["sky"])
@@ -132,7 +132,7 @@ def test_names_of_classes_and_images_are_cut_to_what_a_file_name_holds(home, pic
     answer = chat.Answer(text="", names=(name, name), masks=found.masks.repeat(2, 1, 1))
     monkeypatch.setattr(chat, "ask", lambda *_, **__: answer)
     long = home / f"{'ü' * 120}.png"
-    shutil.copy(picture, long)
+    shutil.copy(street, long)
     assert chat.main(["--version=any", f"--image={long}", f"--classes={name}", "--vis_save_path=out"]) == 0
     names = [path.name for path in (home.parent / "out").iterdir()]
     assert len(names) == 3

@@ -32,9 +32,9 @@ def test_the_demo_learns_merges_evaluates_chats_and_skips_what_is_done(
     assert not [metric for metric, value in values.items() if math.isnan(value)]
     assert report["minutes_train"] > 0
     assert report["baseline"]["semantic"]["num_samples"] == 2
-    for picture in ("sheet.png", "losses.png"):
-        assert Image.open(out / picture).width > 100
-        assert picture in (out / "report.md").read_text()
+    for image in ("sheet.png", "losses.png"):
+        assert Image.open(out / image).width > 100
+        assert image in (out / "report.md").read_text()
     answers = sorted(path.parent.name for path in out.glob("chat/*/*_overlay.png"))
     assert answers == ["1", "2", "3"]
     assert load_model(out / "lasagna-toy")[1].format.name == "paper"

@@ -11,12 +11,12 @@ from PIL import Image
 import chat
 from model.checkpoints.load import load_model
 from model.text.conversation import Conversation
-from tests.tiny_weights import picture, write_base
+from tests.tiny_weights import noise_image, write_base
 from utils.config.inference import ChatConfig
 from utils.evaluation.predict import predict_batch
 from utils.evaluation.prompting import ROWS_PER_IMAGE, EvaluationSettings, ask_for_masks, ask_freely
 
-IMAGES = [picture(40, 60, seed=1), picture(50, 30, seed=2)]
+IMAGES = [noise_image(40, 60, seed=1), noise_image(50, 30, seed=2)]
 NAMES = ["dog", "tree", "pool table", "sky", "road"]
 QUESTION = "Where is the dog next to the tree?"
 

@@ -70,7 +70,7 @@ def knowing(monkeypatch):
 
 
 @pytest.fixture
-def picture(tmp_path):
+def street(tmp_path):
     path = tmp_path / "street.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(path)
     return path
@@ -102,11 +102,11 @@ def scenes(monkeypatch):
 def test_an_evaluation_prints_a_table_and_writes_report_sheet_and_predictions(
     knowing, scenes, tmp_path, capsys
 ):
-    report_dir, pictures = tmp_path / "report", tmp_path / "pictures"
+    report_dir, images = tmp_path / "report", tmp_path / "images"
     flags = ["--version", "any", "--eval_only", "--val_dataset_list", "ade20k", "--val_batch_size", "2"]
     folders = [
         f"--report_dir={report_dir}",
-        f"--vis_save_path={pictures}",
+        f"--vis_save_path={images}",
         f"--save_predictions={tmp_path / 'p'}",
     ]
     assert evaluation_script.main([*flags, *folders]) == 0
@@ -114,9 +114,9 @@ def test_an_evaluation_prints_a_table_and_writes_report_sheet_and_predictions(
     content = json.loads((report_dir / "report.json").read_text())
     assert content["semantic"]["miou"] == 1.0
     assert content["model"] == "any"
-    with Image.open(pictures / "sheet_ade20k.png") as sheet:
+    with Image.open(images / "sheet_ade20k.png") as sheet:
         assert sheet.width > 500
-    assert "(../pictures/sheet_ade20k.png)" in (report_dir / "report.md").read_text()
+    assert "(../images/sheet_ade20k.png)" in (report_dir / "report.md").read_text()
     names = {path.name for path in report_dir.iterdir()}
     assert names == {
         "report.json",
@@ -160,9 +160,9 @@ def test_every_setting_of_an_evaluation_has_a_flag_that_reaches_it():
         assert [getattr(changed, other) for other in flags] == [other == name for other in flags]
 
 
-def test_pictures_without_ground_truth_are_predicted(knowing, picture, tmp_path, capsys):
+def test_images_without_ground_truth_are_predicted(knowing, street, tmp_path, capsys):
     (tmp_path / "classes.txt").write_text("grass\ndog\nsky\n")
-    flags = ["--version=any", f"--images={picture}", f"--classes={tmp_path / 'classes.txt'}"]
+    flags = ["--version=any", f"--images={street}", f"--classes={tmp_path / 'classes.txt'}"]
     assert evaluation_script.main([*flags, f"--save_predictions={tmp_path / 'out'}"]) == 0
     assert str(tmp_path / "out" / "predictions.json") in capsys.readouterr().out
     [entry] = json.loads((tmp_path / "out" / "predictions.json").read_text())["images"]
@@ -214,7 +214,7 @@ def test_two_processes_write_the_report_and_the_predictions_of_one(workspace, me
     ],
 )
 def test_bad_input_of_a_prediction_is_one_line_and_nothing_is_written(
-    picture, tmp_path, monkeypatch, capsys, flags, message
+    street, tmp_path, monkeypatch, capsys, flags, message
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "twice.txt").write_text("dog\ncat\ndog\n")
@@ -246,11 +246,11 @@ def test_bad_input_of_an_evaluation_is_one_line_and_nothing_is_written(flags, me
 
 @pytest.mark.parametrize("flag", ["--report_dir", "--vis_save_path", "--save_predictions"])
 def test_a_folder_that_cannot_be_written_is_said_before_the_model_is_loaded(
-    scenes, picture, monkeypatch, capsys, flag
+    scenes, street, monkeypatch, capsys, flag
 ):
     monkeypatch.setattr(evaluation_script, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
-    assert evaluation_script.main(["--version=any", f"{flag}={picture}/below"]) == 2
-    assert f"{flag} {picture}/below cannot be written to" in complaint(capsys)
+    assert evaluation_script.main(["--version=any", f"{flag}={street}/below"]) == 2
+    assert f"{flag} {street}/below cannot be written to" in complaint(capsys)
 
 
 def test_a_threshold_for_a_model_without_a_token_for_absent_classes_is_refused(
@@ -272,9 +272,9 @@ def test_a_missing_model_folder_is_said_in_one_line(monkeypatch, tmp_path, capsy
 
 
 def test_one_complex_question_prints_the_answer_and_writes_masks_and_overlay(
-    knowing, picture, tmp_path, capsys
+    knowing, street, tmp_path, capsys
 ):
-    flags = ["--version=any", f"--image={picture}", f"--vis_save_path={tmp_path / 'out'}"]
+    flags = ["--version=any", f"--image={street}", f"--vis_save_path={tmp_path / 'out'}"]
     assert chat.main([*flags, "--classes", "grass, sky ,dog, Sky"]) == 0
     assert capsys.readouterr().out.splitlines()[0] == "grass [SEG], sky [SEG], dog [NEG]."
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
@@ -285,8 +285,8 @@ def test_one_complex_question_prints_the_answer_and_writes_masks_and_overlay(
     assert (mask[10:] == 0).all()
 
 
-def test_a_question_in_words_is_answered_with_a_mask_or_without(knowing, picture, tmp_path, capsys):
-    flags = ["--version=any", f"--image={picture}", f"--vis_save_path={tmp_path / 'out'}"]
+def test_a_question_in_words_is_answered_with_a_mask_or_without(knowing, street, tmp_path, capsys):
+    flags = ["--version=any", f"--image={street}", f"--vis_save_path={tmp_path / 'out'}"]
     assert chat.main([*flags, "--prompt", "Where is the sky?"]) == 0
     assert capsys.readouterr().out.startswith("Sure, it is [SEG].")
     assert (tmp_path / "out" / "street_mask_1.png").is_file()
@@ -296,7 +296,7 @@ def test_a_question_in_words_is_answered_with_a_mask_or_without(knowing, picture
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["street_overlay.png"]
 
 
-def test_masks_of_a_generated_answer_have_the_names_that_the_user_used(knowing, picture, monkeypatch):
+def test_masks_of_a_generated_answer_have_the_names_that_the_user_used(knowing, street, monkeypatch):
     masks = torch.ones(2, 20, 30)
     monkeypatch.setattr(
         KnowingModel,
@@ -330,9 +330,9 @@ def test_a_format_without_a_token_for_absent_classes_names_only_what_is_there(kn
         (["--prompt=hi"], "--prompt needs --image"),
     ],
 )
-def test_bad_input_of_chat_is_one_line(knowing, picture, tmp_path, monkeypatch, capsys, flags, message):
+def test_bad_input_of_chat_is_one_line(knowing, street, tmp_path, monkeypatch, capsys, flags, message):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "broken.png").write_bytes(b"no street")
     assert chat.main(["--version=any", "--vis_save_path=out", *flags]) == 2
     assert message in complaint(capsys)
     assert not (tmp_path / "out").exists()
@@ -344,10 +344,10 @@ def test_a_missing_model_for_chat_is_said_in_one_line(tmp_path, capsys):
 
 
 def test_a_conversation_goes_on_after_a_mistake_and_numbers_its_answers(
-    knowing, picture, tmp_path, monkeypatch, capsys
+    knowing, street, tmp_path, monkeypatch, capsys
 ):
     lines = iter(
-        ["missing.png", str(picture), "Where is the sky?", ":classes sky, dog", ":image no.png", "", ":quit"]
+        ["missing.png", str(street), "Where is the sky?", ":classes sky, dog", ":image no.png", "", ":quit"]
     )
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
     assert chat.main(["--version=any", f"--vis_save_path={tmp_path / 'out'}"]) == 0

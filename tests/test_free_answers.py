@@ -11,12 +11,12 @@ from model.checkpoints.load import load_model
 from model.text.conversation import Conversation
 from model.text.special_tokens import SEG, Special
 from model.text.tokens import encode_text
-from tests.tiny_weights import picture, write_base
+from tests.tiny_weights import noise_image, write_base
 from utils.config.inference import ChatConfig
 from utils.evaluation.predict import predict_batch
 from utils.evaluation.prompting import EvaluationSettings, ask_freely
 
-IMAGE = picture(40, 60)
+IMAGE = noise_image(40, 60)
 MARK = Special(SEG)
 
 

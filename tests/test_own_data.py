@@ -56,10 +56,10 @@ def desk(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_command_of_the_page_works_one_after_the_other(desk, monkeypatch, capsys):
     monkeypatch.chdir(desk)
-    picture = min((desk / "my_data/val/images").iterdir())
+    image = min((desk / "my_data/val/images").iterdir())
     for line in shell_commands(PAGE):
         command = Command.parse(
-            line.replace("PATH_TO_LaSagnA_MODEL", "start").replace("PATH_TO_IMAGE", str(picture))
+            line.replace("PATH_TO_LaSagnA_MODEL", "start").replace("PATH_TO_IMAGE", str(image))
         )
         assert command.run(*MORE.get(command.script, ())) == 0, (line, capsys.readouterr().err)
     assert json.loads(Path("my_model/config.json").read_text())["model_type"] == "lasagna"

@@ -76,7 +76,7 @@ def broken_world(toy_world, tmp_path):
 
     def spoil(split: str, number: int) -> None:
         for path in sorted((world / "ade20k" / "images" / split).iterdir())[:number]:
-            path.write_bytes(b"not a picture")
+            path.write_bytes(b"not an image")
 
     return world, spoil
 
@@ -84,7 +84,7 @@ def broken_world(toy_world, tmp_path):
 ONLY_ADE = ("--dataset=sem_seg", "--sem_seg_data=ade20k", "--steps_per_epoch=4", "--epochs=1")
 
 
-def test_pictures_that_do_not_decode_are_replaced_and_counted(broken_world, at_work, tmp_path):
+def test_images_that_do_not_decode_are_replaced_and_counted(broken_world, at_work, tmp_path):
     world, spoil = broken_world
     spoil("training", 4)
     flags = [*QUICK, *ONLY_ADE, f"--dataset_dir={world}", f"--log_base_dir={tmp_path}", "--exp_name=skips"]
@@ -93,7 +93,7 @@ def test_pictures_that_do_not_decode_are_replaced_and_counted(broken_world, at_w
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_data_set_without_a_readable_picture_is_one_line(workers, broken_world, at_work, tmp_path, capsys):
+def test_a_data_set_without_a_readable_image_is_one_line(workers, broken_world, at_work, tmp_path, capsys):
     world, spoil = broken_world
     spoil("training", 8)
     flags = [*QUICK, *ONLY_ADE, f"--dataset_dir={world}", f"--log_base_dir={tmp_path / 'runs'}"]

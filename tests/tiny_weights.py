@@ -134,6 +134,6 @@ def write_shards(folder: Path, weights: dict[str, Tensor], num_shards: int, *, s
     (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps({"weight_map": place}))
 
 
-def picture(height: int = 40, width: int = 60, seed: int = 0) -> np.ndarray:
+def noise_image(height: int = 40, width: int = 60, seed: int = 0) -> np.ndarray:
     """(height, width, 3) uint8 noise."""
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)

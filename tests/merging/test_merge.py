@@ -14,7 +14,7 @@ from model.checkpoints.load import load_model
 from model.checkpoints.trained import apply_trained
 from model.checkpoints.weights import read_torch_file
 from model.lora import add_lora, mark_trainable, merge
-from tests.tiny_weights import edit_json, picture, write_shards
+from tests.tiny_weights import edit_json, noise_image, write_shards
 from tests.training_runs import save_settings, trainable, write_run, write_zero_checkpoint
 
 CLASSES = ["dog", "tree", "sky", "pool table"]
@@ -122,7 +122,7 @@ def test_the_merged_folder_stands_alone_and_answers_as_the_trained_model(folders
     expected = merged_by_hand(trained)
     for name, value in expected.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], value, rtol=0, atol=1e-6)
-    ours, theirs = model.segment(picture(), CLASSES), expected.segment(picture(), CLASSES)
+    ours, theirs = model.segment(noise_image(), CLASSES), expected.segment(noise_image(), CLASSES)
     assert ours.present == theirs.present
     torch.testing.assert_close(ours.masks, theirs.masks, rtol=1e-4, atol=1e-4)
     assert processor.format == trained.processor.format

@@ -76,7 +76,7 @@ def model():
 
 
 def batch_on(device="cuda"):
-    """Two pictures, three rows, four [SEG]; what the host knows stays on the host."""
+    """Two images, three rows, four [SEG]; what the host knows stays on the host."""
     length = NUM_PATCHES + TEXT_LENGTH
     return ModelInputs(
         input_ids=torch.zeros(3, length, dtype=torch.long, device=device),
@@ -130,7 +130,7 @@ def test_a_batch_without_seg_fits_together_on_a_gpu(model):
 
 @pytest.fixture
 def prompts(model):
-    """The model and what both encoders make of two pictures, with the prompts of three rows."""
+    """The model and what both encoders make of two images, with the prompts of three rows."""
     model.eval()
     with FAKE, torch.no_grad():
         batch = batch_on()

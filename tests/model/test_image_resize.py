@@ -12,7 +12,7 @@ from model.image_resize import (
     resize_with_torch,
 )
 
-# (height, width) of pictures, common ones and odd ones.
+# (height, width) of images, common ones and odd ones.
 SIZES = (
     (480, 640),
     (640, 480),
@@ -59,21 +59,21 @@ def test_every_enlargement_with_short_weights_is_exact():
     assert checked > 150
 
 
-def test_weights_are_long_when_a_picture_shrinks_or_the_ratio_is_odd():
+def test_weights_are_long_when_an_image_shrinks_or_the_ratio_is_odd():
     assert has_short_weights(480, 768)
     assert has_short_weights(640, 1024)
     assert not has_short_weights(427, 683)
     assert not has_short_weights(1600, 1024)
 
 
-def test_a_picture_that_may_not_be_written_to_is_no_trouble(recwarn):
+def test_an_image_that_may_not_be_written_to_is_no_trouble(recwarn):
     image = np.zeros((3, 4, 3), dtype=np.uint8)
     image.flags.writeable = False
     assert resize_fast(image, (6, 8)).shape == resize_bilinear(image, (6, 8)).shape == (6, 8, 3)
     assert not recwarn.list
 
 
-def test_channels_first_is_the_transposed_picture():
+def test_channels_first_is_the_transposed_image():
     rng = np.random.default_rng(0)
     for image in (
         rng.integers(0, 256, (5, 7, 3), dtype=np.uint8),

@@ -12,7 +12,7 @@ from model.inputs import ImageInputs, ModelInputs
 from model.lasagna import LasagnaForConditionalGeneration
 from model.text.conversation import Conversation
 from model.text.special_tokens import SEG, Special
-from tests.tiny_weights import picture
+from tests.tiny_weights import noise_image
 
 ROW = Conversation.of("Where is the dog?", ("It is ", Special(SEG), "."))
 
@@ -29,7 +29,7 @@ def test_the_fields_are_the_arguments_of_the_model():
 
 def test_every_tensor_moves_and_nothing_else_changes(tiny_model):
     masks = [np.ones((1, 40, 60), dtype=np.uint8)]
-    inputs = tiny_model.processor.collate([picture()], [ROW], [0], masks=masks, pack_rows=True)
+    inputs = tiny_model.processor.collate([noise_image()], [ROW], [0], masks=masks, pack_rows=True)
     moved = inputs.to("meta")
     assert type(moved) is ModelInputs
     for name, value in inputs.fields().items():
@@ -44,5 +44,5 @@ def test_every_tensor_moves_and_nothing_else_changes(tiny_model):
 
 
 def test_without_masks_nothing_is_learned(tiny_model):
-    inputs = tiny_model.processor.collate([picture()], [ROW], [0])
+    inputs = tiny_model.processor.collate([noise_image()], [ROW], [0])
     assert (inputs.labels, inputs.gt_masks, inputs.learned_rows, inputs.learned_columns) == (None,) * 4

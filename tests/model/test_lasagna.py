@@ -9,11 +9,11 @@ from model.lora import add_lora, mark_trainable
 from model.text.conversation import Conversation
 from model.text.format import SequenceFormat
 from model.text.special_tokens import SEG, Special
-from tests.tiny_weights import picture
+from tests.tiny_weights import noise_image
 from utils.evaluation.predict import predict_batch
 from utils.evaluation.prompting import EvaluationSettings, ask_for_masks, ask_for_text, ask_freely
 
-IMAGES = [picture(40, 60, seed=1), picture(50, 30, seed=2)]
+IMAGES = [noise_image(40, 60, seed=1), noise_image(50, 30, seed=2)]
 
 
 def referring(*words):
@@ -23,7 +23,7 @@ def referring(*words):
 
 
 PLAIN = Conversation.of("What is it?", "A house and a river.")
-# Two pictures, rows of both mixed; the second row of picture 0 has two [SEG].
+# Two images, rows of both mixed; the second row of image 0 has two [SEG].
 ROWS = [referring("dog"), referring("tree"), referring("cat", "sky"), PLAIN]
 OWNERS = [1, 0, 0, 1]
 
@@ -182,7 +182,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny_model):
         torch.testing.assert_close(checkpointed[name], gradient, rtol=1e-5, atol=1e-7)
 
 
-def test_finished_sam_embeddings_give_the_same_loss_and_gradients_as_pictures(tiny_model):
+def test_finished_sam_embeddings_give_the_same_loss_and_gradients_as_images(tiny_model):
     mark_trainable(tiny_model)
     batch = mixed_batch(tiny_model)
     embeddings = tiny_model.sam.encode(batch.sam_images, batch.resized_sizes)
@@ -193,14 +193,14 @@ def test_finished_sam_embeddings_give_the_same_loss_and_gradients_as_pictures(ti
         output.loss.backward()
         return output, {n: p.grad.clone() for n, p in tiny_model.named_parameters() if p.requires_grad}
 
-    from_pictures, expected = run()
+    from_images, expected = run()
     from_embeddings, gradients = run(sam_images=None, sam_embeddings=embeddings)
-    torch.testing.assert_close(vars(from_embeddings.losses), vars(from_pictures.losses), rtol=0, atol=0)
-    torch.testing.assert_close(from_embeddings.masks, from_pictures.masks, rtol=0, atol=0)
+    torch.testing.assert_close(vars(from_embeddings.losses), vars(from_images.losses), rtol=0, atol=0)
+    torch.testing.assert_close(from_embeddings.masks, from_images.masks, rtol=0, atol=0)
     torch.testing.assert_close(gradients, expected, rtol=0, atol=0)
 
 
-def test_pictures_and_their_embeddings_are_not_given_together_nor_both_left_out(tiny_model):
+def test_images_and_their_embeddings_are_not_given_together_nor_both_left_out(tiny_model):
     batch = mixed_batch(tiny_model)
     embeddings = tiny_model.sam.encode(batch.sam_images, batch.resized_sizes)
     with pytest.raises(ValueError, match=r"exactly one of them; got both"):

@@ -17,7 +17,7 @@ SIZES = [((40, 64), (25, 40)), ((64, 31), (80, 39))]  # resized for SAM (64 pixe
 
 
 def as_they_are(height: int, width: int) -> MaskResize:
-    """Masks of the picture's size already."""
+    """Masks of the image's size already."""
     whole = ((slice(0, width), slice(0, width)),)
     return MaskResize(rows=torch.eye(height), columns=torch.eye(width), bands=whole)
 
@@ -127,7 +127,7 @@ def test_mask_losses_equal_plain_ones_with_their_gradients(dtype, pixels_at_once
 def test_the_derivatives_of_the_mask_losses_are_those_of_small_differences(monkeypatch):
     monkeypatch.setattr(
         losses_module, "DICE_SCALE", 1.0
-    )  # so that the dice term bends at the size of this picture
+    )  # so that the dice term bends at the size of this image
     torch.manual_seed(0)
     resize = MaskResize(
         rows=torch.rand(5, 3, dtype=torch.float64),

@@ -22,7 +22,7 @@ SIZES = ((96, 128), (150, 100), (64, 64), (3, 50), (401, 57), (37, 3))
 CLIP_SIZE = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
 
 
-def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+def smooth_image(height: int, width: int, seed: int = 0) -> np.ndarray:
     """Smooth shapes with noise: what separates one resizing from another."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (max(1, height // 8), max(1, width // 8), 3), dtype=np.uint8)
@@ -42,14 +42,14 @@ def processor(llama_tokenizer_folder: Path) -> LasagnaProcessor:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_sam_image_equals_resize_longest_side(processor: LasagnaProcessor, size: tuple[int, int]):
-    image = picture(*size)
+    image = smooth_image(*size)
     expected = ResizeLongestSide(64).apply_image(image).transpose(2, 0, 1)
     np.testing.assert_array_equal(processor.sam_image(image), expected)
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_fast_resize_is_within_two_grey_levels(processor: LasagnaProcessor, size: tuple[int, int]):
-    image = picture(*size)
+    image = smooth_image(*size)
     exact, fast = processor.sam_image(image), processor.sam_image(image, fast=True)
     assert fast.dtype == np.uint8
     assert np.abs(exact.astype(int) - fast).max() <= 2
@@ -57,7 +57,7 @@ def test_fast_resize_is_within_two_grey_levels(processor: LasagnaProcessor, size
 
 @pytest.mark.parametrize("size", SIZES)
 def test_clip_image_is_the_clip_processors_before_scaling(processor: LasagnaProcessor, size: tuple[int, int]):
-    image = picture(*size)
+    image = smooth_image(*size)
     pixels = processor.clip_image(image)
     assert (pixels.shape, pixels.dtype) == ((3, 28, 28), np.uint8)
     mean, std = (
@@ -67,7 +67,7 @@ def test_clip_image_is_the_clip_processors_before_scaling(processor: LasagnaProc
     np.testing.assert_allclose((pixels / 255 - mean) / std, expected, atol=1e-5)
 
 
-def test_pictures_are_prepared_as_in_the_released_code(golden_part: Path, llama_tokenizer_folder: Path):
+def test_images_are_prepared_as_in_the_released_code(golden_part: Path, llama_tokenizer_folder: Path):
     tokenizer = load_tokenizer(llama_tokenizer_folder)
     add_special_tokens(tokenizer, PAPER)
     clip = CLIPImageProcessorPil.from_pretrained(golden_part / "checkpoints" / "clip-vit-tiny-patch14")
@@ -85,8 +85,8 @@ def test_pictures_are_prepared_as_in_the_released_code(golden_part: Path, llama_
         np.testing.assert_array_equal(resized[::8, ::8], arrays[f"img{index}_sam_resized_s8"])
 
 
-def test_pad_puts_the_picture_in_the_middle_of_a_square_of_the_mean_colour(processor: LasagnaProcessor):
-    image = picture(20, 51)
+def test_pad_puts_the_image_in_the_middle_of_a_square_of_the_mean_colour(processor: LasagnaProcessor):
+    image = smooth_image(20, 51)
     square = pad_to_square(image, processor.clip.image_mean)
     mean = tuple(int(value * 255) for value in processor.clip.image_mean)
     expected = Image.new("RGB", (51, 51), mean)
@@ -105,7 +105,7 @@ def test_saved_processor_is_the_same_after_reload(processor: LasagnaProcessor, t
     assert reloaded.token_ids == processor.token_ids
     assert (reloaded.format, reloaded.prompt, reloaded.image_aspect_ratio) == (PAPER, "llava_llama_2", "pad")
     assert (reloaded.sam_image_size, reloaded.num_image_tokens) == (64, 4)
-    image = picture(60, 91)
+    image = smooth_image(60, 91)
     np.testing.assert_array_equal(reloaded.clip_image(image), processor.clip_image(image))
     conversation = Conversation.of("Where is the dog?", ("It is ", SEG, "."))
     assert reloaded.encode(conversation) == processor.encode(conversation)
@@ -125,7 +125,7 @@ def test_settings_that_do_not_exist_are_errors(processor: LasagnaProcessor):
 
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_collate_finds_every_seg_by_image_then_row_then_position(processor: LasagnaProcessor, side: str):
-    images = [picture(30, 64), picture(80, 40)]
+    images = [smooth_image(30, 64), smooth_image(80, 40)]
     conversations = [
         Conversation.of("Where is the cat in this picture?", ("It is ", SEG, " and ", SEG, ".")),
         Conversation.of("What does [SEG] mean?", "It is a word."),
@@ -156,14 +156,14 @@ def test_collate_finds_every_seg_by_image_then_row_then_position(processor: Lasa
 
 
 def test_collate_without_masks_is_for_inference(processor: LasagnaProcessor):
-    batch = processor.collate([picture(8, 8)], [Conversation.of("hello")], [0], padding_side="left")
+    batch = processor.collate([smooth_image(8, 8)], [Conversation.of("hello")], [0], padding_side="left")
     assert batch.labels is None
     assert batch.gt_masks is None
     assert batch.seg_rows.shape == batch.seg_columns.shape == (0,)
 
 
 def test_collate_refuses_what_does_not_fit(processor: LasagnaProcessor):
-    images, conversations = [picture(8, 8)], [Conversation.of("where", ("It is ", SEG))]
+    images, conversations = [smooth_image(8, 8)], [Conversation.of("where", ("It is ", SEG))]
     none = np.zeros((0, 8, 8), dtype=np.uint8)
     with pytest.raises(ValueError, match="masks of image 0"):
         processor.collate(images, conversations, [0], masks=[none])

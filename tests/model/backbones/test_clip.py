@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from model.backbones.clip import clip_patches, states_after
-from tests.tiny_weights import picture
+from tests.tiny_weights import noise_image
 
-IMAGES = [picture(40, 60, seed=1), picture(50, 30, seed=2)]
+IMAGES = [noise_image(40, 60, seed=1), noise_image(50, 30, seed=2)]
 
 
-def pictures(model):
+def images(model):
     return torch.from_numpy(np.stack([model.processor.clip_image(image) for image in IMAGES]))
 
 
@@ -23,7 +23,7 @@ def test_patches_equal_those_of_a_tower_that_runs_to_the_end(tiny_model, layers,
     config.vlm_config.vision_feature_layer = layers
     config.vlm_config.vision_feature_select_strategy = strategy
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.clip_mean, config.clip_std))
-    clip_images = pictures(tiny_model)
+    clip_images = images(tiny_model)
     with torch.no_grad():
         states = tower((clip_images / 255 - mean) / std, output_hidden_states=True).hidden_states
     chosen = [states[layer] for layer in np.atleast_1d(layers)]

@@ -21,7 +21,7 @@ from model.errors import UserError
 from model.lasagna import LasagnaForConditionalGeneration
 from model.processor import LasagnaProcessor
 from model.text.conversation import Conversation
-from tests.tiny_weights import HIDDEN_DIM, edit_json, picture, write_shards
+from tests.tiny_weights import HIDDEN_DIM, edit_json, noise_image, write_shards
 
 
 def copy_of(folder, tmp_path):
@@ -33,7 +33,7 @@ def load(folder, folders, **kwargs):
 
 
 def states_of(model):
-    image = picture()
+    image = noise_image()
     batch = model.processor.collate([image], [Conversation.of("What is it?", "A dog.")], [0])
     with torch.no_grad():
         return model(**batch.fields()).last_hidden_state
@@ -42,9 +42,9 @@ def states_of(model):
 def test_an_original_llava_computes_what_its_parts_compute(tiny_folders, tiny_model):
     weights = read_folder(tiny_folders.llava)
     tower = CLIPVisionModel.from_pretrained(tiny_folders.clip)
-    image = torch.from_numpy(tiny_model.processor.clip_image(picture())).unsqueeze(0)
+    image = torch.from_numpy(tiny_model.processor.clip_image(noise_image())).unsqueeze(0)
     clip = tiny_model.processor.clip
-    pixels = torch.from_numpy(clip(picture(), return_tensors="np")["pixel_values"])
+    pixels = torch.from_numpy(clip(noise_image(), return_tensors="np")["pixel_values"])
     with torch.no_grad():
         patches = tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
         expected = patches @ weights["model.mm_projector.weight"].T + weights["model.mm_projector.bias"]
@@ -131,7 +131,7 @@ def test_our_folder_needs_nothing_else_and_gives_the_same_answers(tiny_model, tm
         for name, value in tiny_model.named_buffers():
             assert torch.equal(buffers[name], value), name
         classes = ["dog", "tree", "sky"]
-        before, after = tiny_model.segment(picture(), classes), reloaded.segment(picture(), classes)
+        before, after = tiny_model.segment(noise_image(), classes), reloaded.segment(noise_image(), classes)
         assert before.present == after.present
         torch.testing.assert_close(after.masks, before.masks)
         assert reloaded.processor.token_ids == tiny_model.processor.token_ids
@@ -221,7 +221,7 @@ def test_other_formats_get_their_tokens(tiny_folders, name):
     model, processor = load(tiny_folders.llava, tiny_folders, format=name)
     assert processor.format.name == name
     assert model.config.neg_token_id == processor.token_ids.neg
-    found = model.segment(picture(), ["dog", "tree"])
+    found = model.segment(noise_image(), ["dog", "tree"])
     assert found.names == ("dog", "tree")
     assert len(found.masks) == sum(found.present)
 

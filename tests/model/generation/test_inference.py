@@ -8,10 +8,10 @@ import torch
 from model.generation.greedy import greedy
 from model.generation.prompts import read_prompts
 from model.text.conversation import Conversation
-from tests.tiny_weights import picture
+from tests.tiny_weights import noise_image
 from tests.watching import passes_of
 
-IMAGES = [picture(40, 60, seed=1), picture(50, 30, seed=2)]
+IMAGES = [noise_image(40, 60, seed=1), noise_image(50, 30, seed=2)]
 QUESTIONS = [
     Conversation.of("Where is the dog?"),
     Conversation.of("What is on the left side of the tall tree in the middle?"),

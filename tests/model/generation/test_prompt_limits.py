@@ -5,7 +5,7 @@ import pytest
 from benchmarks.attack.desk import TOY
 from model.checkpoints.load import load_model
 from model.errors import UserError
-from tests.tiny_weights import picture
+from tests.tiny_weights import noise_image
 
 
 @pytest.fixture(scope="module")
@@ -15,14 +15,14 @@ def model():
 
 def test_a_question_of_20000_words_is_refused(model):
     with pytest.raises(UserError, match=r"the question has \d\d,\d{3} tokens, of at most 8,192"):
-        model.chat(picture(), "dog " * 20_000)
+        model.chat(noise_image(), "dog " * 20_000)
     with pytest.raises(UserError, match="tokens, of at most 8,192"):
-        model.segment(picture(), ["dog", "x" * 100_000])
+        model.segment(noise_image(), ["dog", "x" * 100_000])
 
 
 @pytest.mark.parametrize("text", ["dog \ud83d", "\udcff"])
 def test_half_of_a_character_is_refused(model, text):
     with pytest.raises(UserError, match="half of a character"):
-        model.chat(picture(), text)
+        model.chat(noise_image(), text)
     with pytest.raises(UserError, match="half of a character"):
-        model.segment(picture(), ["dog", text])
+        model.segment(noise_image(), ["dog", text])

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tests.utils.data.layouts import HEIGHT, WIDTH, box_polygon, picture, save, save_json
+from tests.utils.data.layouts import HEIGHT, WIDTH, box_polygon, save, save_json, seeded_image
 from utils.data.registry import parse_entry
 
 BOX = box_polygon(2, 3, 10, 8)
@@ -30,7 +30,7 @@ def content(*annotations, num_images=1, **of_image):
 def write(root, annotations, name="boats.json", image_dir=""):
     path = save_json(root / name, annotations)
     for image in annotations["images"]:
-        save(root / image_dir / image["file_name"], picture(image["id"]))
+        save(root / image_dir / image["file_name"], seeded_image(image["id"]))
     return path
 
 

@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 HEIGHT, WIDTH = 24, 32
 
 
-def picture(seed: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
+def seeded_image(seed: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
     """(height, width, 3) uint8 noise: different for each seed."""
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
@@ -39,13 +39,13 @@ def blocks(values: list[int], height: int = HEIGHT, width: int = WIDTH) -> np.nd
 def write_ade20k(root: Path, labels: list[np.ndarray], split: str = "training") -> None:
     for index, label in enumerate(labels):
         name = f"ADE_{split}_{index:08d}"
-        save(root / f"ade20k/images/{split}/{name}.jpg", picture(index, *label.shape))
+        save(root / f"ade20k/images/{split}/{name}.jpg", seeded_image(index, *label.shape))
         save(root / f"ade20k/annotations/{split}/{name}.png", label)
 
 
 def write_cocostuff(root: Path, labels: list[np.ndarray], split: str = "train2017") -> None:
     for index, label in enumerate(labels):
-        save(root / f"coco/{split}/{index:012d}.jpg", picture(index, *label.shape))
+        save(root / f"coco/{split}/{index:012d}.jpg", seeded_image(index, *label.shape))
         save(root / f"cocostuff/{split}/{index:012d}.png", label)
 
 
@@ -53,10 +53,11 @@ def write_cityscapes(root: Path, labels: list[np.ndarray], split: str = "train")
     for index, label in enumerate(labels):
         name = f"ulm_{index:06d}_000019"
         save(
-            root / f"cityscapes/leftImg8bit/{split}/ulm/{name}_leftImg8bit.png", picture(index, *label.shape)
+            root / f"cityscapes/leftImg8bit/{split}/ulm/{name}_leftImg8bit.png",
+            seeded_image(index, *label.shape),
         )
         save(root / f"cityscapes/gtFine/{split}/ulm/{name}_gtFine_labelIds.png", label)
-        save(root / f"cityscapes/gtFine/{split}/ulm/{name}_gtFine_color.png", picture(0, *label.shape))
+        save(root / f"cityscapes/gtFine/{split}/ulm/{name}_gtFine_color.png", seeded_image(0, *label.shape))
 
 
 def box_polygon(x: int, y: int, width: int, height: int) -> list[float]:
@@ -105,7 +106,7 @@ def write_refer(
     image_dir: str = "mscoco/images/train2014",
     file_name: str = "COCO_train2014_{:012d}.jpg",
 ) -> None:
-    """References, COCO instances (all annotations on the first image), and the pictures."""
+    """References, COCO instances (all annotations on the first image), and the images."""
     images = [
         {"id": i, "file_name": file_name.format(i), "height": HEIGHT, "width": WIDTH} for i in image_ids
     ]
@@ -123,12 +124,12 @@ def write_refer(
     else:
         (folder / refs_file).write_bytes(pickle.dumps(refs))
     for image in images:
-        save(root / "refer_seg/images" / image_dir / image["file_name"], picture(image["id"]))
+        save(root / "refer_seg/images" / image_dir / image["file_name"], seeded_image(image["id"]))
 
 
 def write_reason_seg(root: Path, split: str, name: str, annotation: Any) -> None:
     folder = root / "reason_seg/ReasonSeg" / split
-    save(folder / f"{name}.jpg", picture(len(name)))
+    save(folder / f"{name}.jpg", seeded_image(len(name)))
     save_json(folder / f"{name}.json", annotation)
 
 
@@ -144,7 +145,7 @@ def write_llava(root: Path, entries: list[dict[str, Any]], split: str = "train")
     suffix = "" if split == "train" else f"_{split}"
     save_json(root / f"llava_dataset/llava_instruct_150k{suffix}.json", entries)
     for entry in entries:
-        save(root / f"coco/{split}2017" / entry["image"], picture(0))
+        save(root / f"coco/{split}2017" / entry["image"], seeded_image(0))
 
 
 def dialogue(image: str, *texts: str) -> dict[str, Any]:

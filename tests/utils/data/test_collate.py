@@ -235,9 +235,9 @@ def test_moving_a_batch_moves_every_tensor_in_it(stream, processor):
     assert batch.inputs.original_sizes[0] in ((HEIGHT, WIDTH), (30, 20))
 
 
-@pytest.mark.parametrize("pictures", ["sam_images", "clip_images"])
-def test_fast_resize_changes_pictures_by_two_grey_levels_at_most(stream, processor, pictures):
+@pytest.mark.parametrize("images", ["sam_images", "clip_images"])
+def test_fast_resize_changes_images_by_two_grey_levels_at_most(stream, processor, images):
     samples = [stream[index] for index in range(8)]
-    exact = getattr(Collate(processor)(samples).inputs, pictures).int()
-    fast = getattr(Collate(processor, fast_resize=True)(samples).inputs, pictures).int()
+    exact = getattr(Collate(processor)(samples).inputs, images).int()
+    fast = getattr(Collate(processor, fast_resize=True)(samples).inputs, images).int()
     assert (exact - fast).abs().max() <= 2

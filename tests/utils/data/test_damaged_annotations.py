@@ -20,9 +20,9 @@ from tests.utils.data.layouts import (
     WIDTH,
     box_polygon,
     compressed_rle,
-    picture,
     reference,
     save,
+    seeded_image,
     uncompressed_rle,
 )
 from utils.data.registry import Entry
@@ -176,7 +176,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folders = ("", "reason_seg/ReasonSeg/train", "refer_seg/images/mscoco/images/train2014", "coco/train2017")
     for folder in folders:
         for seed in (1, 2)[: 1 if "ReasonSeg" in folder else 2]:
-            save(root / folder / f"{seed}.{'jpg' if 'ReasonSeg' in folder else 'png'}", picture(seed))
+            save(root / folder / f"{seed}.{'jpg' if 'ReasonSeg' in folder else 'png'}", seeded_image(seed))
     return root
 
 

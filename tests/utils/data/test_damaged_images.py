@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from model.errors import UserError
-from tests.utils.data.layouts import picture, save
+from tests.utils.data.layouts import save, seeded_image
 from tests.utils.data.test_image_depths import write_png
 from utils.data.images import read_image, read_label
 
@@ -37,7 +37,7 @@ EXIF[0x0112], EXIF[0x010E] = 6, "a description " * 5
 def whole(format, seed=0):
     file = io.BytesIO()
     options = {"exif": EXIF} if format in ("PNG", "JPEG", "WEBP", "TIFF") else {}
-    Image.fromarray(picture(seed)).save(file, format=format, **options)
+    Image.fromarray(seeded_image(seed)).save(file, format=format, **options)
     return file.getvalue()
 
 
@@ -89,7 +89,7 @@ def test_a_damaged_exif_block_is_an_error_that_names_the_file(tmp_path, format):
         read_or_refuse(path)
     if format in ("PNG", "WEBP"):  # the case that was seen: no TIFF header in the block
         file = io.BytesIO()
-        Image.fromarray(picture(0)).save(file, format=format, exif=b"Exif\0\0not a TIFF header")
+        Image.fromarray(seeded_image(0)).save(file, format=format, exif=b"Exif\0\0not a TIFF header")
         path.write_bytes(file.getvalue())
         with pytest.raises(UserError, match=r"a\.img: cannot be decoded \(not a TIFF file"):
             read_image(path)
@@ -147,6 +147,6 @@ def test_pipes_devices_and_folders_are_no_images(tmp_path):
         for read in (read_image, read_label):
             with pytest.raises(UserError, match="not a file"):
                 read(path)
-    save(tmp_path / "c.png", picture(0))
+    save(tmp_path / "c.png", seeded_image(0))
     (tmp_path / "d.png").symlink_to(tmp_path / "c.png")
-    assert np.array_equal(read_image(tmp_path / "d.png"), picture(0))
+    assert np.array_equal(read_image(tmp_path / "d.png"), seeded_image(0))

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from model.errors import UserError
-from tests.utils.data.layouts import picture, save
+from tests.utils.data.layouts import save, seeded_image
 from utils.data.images import read_image, read_label, to_eight_bits
 
 GREY, PALETTE = 0, 3  # colour types of PNG
@@ -96,17 +96,17 @@ def test_numbers_that_no_label_holds_are_refused_not_wrapped(tmp_path, dtype, od
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif"])
 def test_labels_may_be_any_kind_without_loss(tmp_path, suffix):
-    values = (picture(1)[..., 0] % 7).astype(np.uint8)
+    values = (seeded_image(1)[..., 0] % 7).astype(np.uint8)
     assert np.array_equal(read_label(save(tmp_path / f"a{suffix}", values)), values)
 
 
 @pytest.mark.parametrize("channels", ["RGB", "RGBA", "LA"])
 def test_grey_that_is_stored_as_colour_is_a_label(tmp_path, channels):
-    values = picture(1)[..., 0] % 7
+    values = seeded_image(1)[..., 0] % 7
     opaque = np.full_like(values, 255)
     bands = {"RGB": [values] * 3, "RGBA": [*[values] * 3, opaque], "LA": [values, opaque]}[channels]
     assert np.array_equal(read_label(save(tmp_path / "a.png", np.dstack(bands))), values)
-    bands[-1] = picture(2)[..., 0]
+    bands[-1] = seeded_image(2)[..., 0]
     with pytest.raises(UserError, match=f"holds one number a pixel, this one is {channels}"):
         read_label(save(tmp_path / "b.png", np.dstack(bands)))
 
@@ -122,7 +122,7 @@ def test_grey_that_is_stored_as_colour_is_a_label(tmp_path, channels):
     ],
 )
 def test_labels_of_kinds_that_cannot_hold_class_numbers_are_refused(tmp_path, name, format, options):
-    Image.fromarray(picture(1)[..., 0]).save(tmp_path / name, format=format, **options)
+    Image.fromarray(seeded_image(1)[..., 0]).save(tmp_path / name, format=format, **options)
     with pytest.raises(UserError, match=f"a label as {format}.* cannot hold class numbers"):
         read_label(tmp_path / name)
 

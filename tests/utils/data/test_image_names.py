@@ -4,14 +4,14 @@ import unicodedata
 
 import pytest
 
-from tests.utils.data.layouts import box_polygon, dialogue, picture, save, save_json
+from tests.utils.data.layouts import box_polygon, dialogue, save, save_json, seeded_image
 from utils.data.image_names import ImageFiles
 from utils.data.registry import parse_entry
 
 
 def folder_with(root, *names):
     for name in names:
-        save(root / name, picture(1))
+        save(root / name, seeded_image(1))
     return root
 
 
@@ -115,7 +115,7 @@ def test_the_folder_that_holds_most_images_is_taken(tmp_path, annotations, image
     names = [f"{k}.jpg" for k in range(6)]
     folder_with(tmp_path / images, *names)
     path = save_json(tmp_path / annotations, coco(*names))
-    save(path.parent / "0.jpg", picture(9))  # a copy of one beside the file
+    save(path.parent / "0.jpg", seeded_image(9))  # a copy of one beside the file
     data = opened(path)
     assert {item.path for item in data.items} == {tmp_path / images / name for name in names}
     assert not data.dropped
@@ -139,7 +139,7 @@ def test_names_that_were_respelled_are_noted_and_missing_images_counted(tmp_path
 
 def test_lines_with_questions_name_images_and_masks_alike(tmp_path, recipe):
     folder_with(tmp_path, "images/a b.jpg")
-    mask = picture(0)[..., 0] * 0
+    mask = seeded_image(0)[..., 0] * 0
     mask[3:9, 4:20] = 255
     save(tmp_path / "masks/a.png", mask)
     line = dialogue("C:\\data\\a%20b.jpg", "Where?", "[SEG].") | {"masks": ["masks\\a.png"]}

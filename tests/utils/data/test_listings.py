@@ -10,7 +10,7 @@ from PIL import Image
 
 from model.errors import UserError
 from tests.utils.data.datasets.test_own_sem import training, write
-from tests.utils.data.layouts import blocks, picture, save, write_ade20k, write_cityscapes
+from tests.utils.data.layouts import blocks, save, seeded_image, write_ade20k, write_cityscapes
 from utils.data.datasets.cityscapes import Cityscapes
 from utils.data.datasets.reason_seg import ReasonSeg
 from utils.data.images import IMAGE_SUFFIXES, LABEL_SUFFIXES, images_in
@@ -48,7 +48,7 @@ def test_hidden_files_of_published_data_are_no_data(tmp_path):
     write_cityscapes(tmp_path, [blocks([7, 8])] * 2)
     folder = tmp_path / "reason_seg/ReasonSeg/val"
     for number in range(2):
-        save(folder / f"{number}.jpg", picture(number))
+        save(folder / f"{number}.jpg", seeded_image(number))
         shape = {"label": "target", "points": [[1, 1], [9, 1], [9, 9]]}
         (folder / f"{number}.json").write_text(
             json.dumps({"text": ["where?"], "is_sentence": True, "shapes": [shape]})
@@ -74,7 +74,7 @@ def test_hidden_files_of_published_data_are_no_data(tmp_path):
 
 def test_hidden_files_of_a_folder_to_predict_are_no_data(tmp_path):
     folder = tmp_path / "photos"
-    save(folder / "a.png", picture(0))
+    save(folder / "a.png", seeded_image(0))
     litter(folder)
     for pattern in (folder, f"{folder}/*", f"{folder}/*.png", f"{folder}/**/*", f"{folder}/**"):
         assert find_images(str(pattern)) == [folder / "a.png"]
@@ -88,7 +88,7 @@ SUFFIXES = ".jpg .JPG .jpeg .jpe .jfif .gif .bmp .webp .TIF .tiff .ppm .avif .jp
 def test_images_of_every_usual_suffix_are_read(tmp_path, suffix):
     data = write(tmp_path, [blocks([1, 2])], classes=CLASSES)
     file = io.BytesIO()
-    Image.fromarray(picture(0)).save(file, format=Image.registered_extensions()[suffix.lower()])
+    Image.fromarray(seeded_image(0)).save(file, format=Image.registered_extensions()[suffix.lower()])
     (data / "images/0.png").unlink()
     (data / f"images/0{suffix}").write_bytes(file.getvalue())
     assert training(data)[0].image.shape == (24, 32, 3)
@@ -143,7 +143,7 @@ def test_labels_without_loss_are_read(tmp_path, suffix):
 
 def test_two_images_of_one_label_are_an_error(tmp_path):
     data = write(tmp_path, [blocks([1, 2])], classes=CLASSES)
-    save(data / "images/0.jpg", picture(1))
+    save(data / "images/0.jpg", seeded_image(1))
     with pytest.raises(
         UserError, match=r"0\.jpg and .*0\.png both belong to the label .*0\.png; remove or rename"
     ):
@@ -173,6 +173,6 @@ def test_images_and_labels_pair_in_any_form_of_unicode(tmp_path):
 
 def test_a_lossy_copy_beside_a_label_is_named(tmp_path, caplog):
     data = write(tmp_path, [blocks([1, 2])], classes=CLASSES)
-    save(data / "labels/0.jpg", picture(0))
+    save(data / "labels/0.jpg", seeded_image(0))
     assert len(training(data)) == 1
     assert f"{data}/labels: 1 entries are not labels and are skipped: 0.jpg" in caplog.text

@@ -7,7 +7,7 @@ from PIL import Image
 from tests.utils.data.datasets.test_own_coco import BOX, annotation, content
 from tests.utils.data.datasets.test_own_coco import write as write_coco
 from tests.utils.data.datasets.test_own_sem import write
-from tests.utils.data.layouts import blocks, picture, save, write_reason_seg
+from tests.utils.data.layouts import blocks, save, seeded_image, write_reason_seg
 from utils.data.remarks import is_line
 from utils.data.tools import check
 
@@ -94,7 +94,7 @@ def test_palettes_that_differ_are_named(tmp_path, run):
 
 def test_dark_images_are_named(tmp_path, run):
     data = write(tmp_path, [blocks([1, 2])] * 2)
-    save(data / "images/1.png", picture(1) // 11)
+    save(data / "images/1.png", seeded_image(1) // 11)
     printed = run(f"own_sem:{data}", "--all")[1]
     assert "1 of 2 images are darker than a tenth of their range" in printed
     assert joined(f"{data}/images/1.png") in joined(printed)

@@ -7,8 +7,8 @@ from tests.utils.data.layouts import (
     HEIGHT,
     WIDTH,
     blocks,
-    picture,
     save,
+    seeded_image,
     write_ade20k,
     write_cityscapes,
     write_cocostuff,
@@ -180,16 +180,16 @@ def test_a_broken_image_is_named_once(tmp_path, recipe):
     assert "cannot be decoded" in caught.value.reason
 
 
-def test_masks_line_up_with_a_rotated_picture(tmp_path, recipe):
-    """A label of the upright picture goes with the upright picture, one of the stored pixels with those."""
+def test_masks_line_up_with_a_rotated_image(tmp_path, recipe):
+    """A label of the upright image goes with the upright image, one of the stored pixels with those."""
     exif = Image.Exif()
     exif[0x0112] = 6
     for name, label in (("upright", blocks([1, 2], 32, 24)), ("stored", blocks([1, 2], 24, 32))):
-        save(tmp_path / f"ade20k/images/training/{name}.png", picture(1), exif=exif)
+        save(tmp_path / f"ade20k/images/training/{name}.png", seeded_image(1), exif=exif)
         save(tmp_path / f"ade20k/annotations/training/{name}.png", label)
     stored, upright = Ade20k(tmp_path, "train")
-    assert np.array_equal(stored.image, picture(1))
-    assert np.array_equal(upright.image, np.rot90(picture(1), -1))
+    assert np.array_equal(stored.image, seeded_image(1))
+    assert np.array_equal(upright.image, np.rot90(seeded_image(1), -1))
 
 
 def test_unknown_splits_are_refused(tmp_path):

@@ -282,7 +282,7 @@ def test_the_best_and_the_worst_samples_are_shown_in_order(datasets):
     assert result.best[0].score == 1.0
 
 
-def test_max_samples_and_pictures_are_spread_over_the_data_set(datasets):
+def test_max_samples_and_images_are_spread_over_the_data_set(datasets):
     assert spread(10, None) == list(range(10))
     assert spread(10, 4) == [0, 2, 5, 7]
     assert spread(3, 8) == [0, 1, 2]

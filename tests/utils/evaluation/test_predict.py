@@ -1,4 +1,4 @@
-"""Pictures without ground truth, with a model that finds what their colours say."""
+"""Images without ground truth, with a model that finds what their colours say."""
 
 from __future__ import annotations
 
@@ -72,19 +72,19 @@ def things(count: int) -> ClassList:
 
 @pytest.fixture
 def photos(tmp_path):
-    """Three pictures in two folders, one file that is none: left half one thing, right half another or nothing."""
+    """Three images in two folders, one file that is none: left half one thing, right half another or nothing."""
     folder = tmp_path / "photos"
     for name, left, right in (("a/1.png", 0, 2), ("a/2.png", 2, 255), ("b/1.png", 1, 1)):
-        picture = np.zeros((6, 10, 3), dtype=np.uint8)
-        picture[:, :5, 0], picture[:, 5:, 0] = left, right
+        image = np.zeros((6, 10, 3), dtype=np.uint8)
+        image[:, :5, 0], image[:, 5:, 0] = left, right
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(folder / name)
-    (folder / "b" / "broken.png").write_bytes(b"no picture")
+        Image.fromarray(image).save(folder / name)
+    (folder / "b" / "broken.png").write_bytes(b"no image")
     return folder
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_pictures_get_labels_an_overlay_and_their_classes_with_probabilities(
+def test_images_get_labels_an_overlay_and_their_classes_with_probabilities(
     photos, tmp_path, caplog, batch_size
 ):
     images = find_images(f"{photos}/**/*.png")
@@ -150,7 +150,7 @@ def test_two_thousand_classes_are_asked_in_several_passes_and_found_by_their_pla
     assert labels[0].tolist() == [1999] * 5 + [700] * 5
 
 
-def test_a_picture_without_any_of_the_classes_is_all_no_class(photos, tmp_path):
+def test_an_image_without_any_of_the_classes_is_all_no_class(photos, tmp_path):
     classes = ClassList(["unicorn"], ["unicorn"], "test")
     path = predict_images(
         RedModel(),
@@ -173,7 +173,7 @@ def test_a_threshold_needs_a_model_that_answers_absent_classes(photos, tmp_path)
         predict_images(RedModel(), processor, [photos / "a" / "1.png"], things(2), tmp_path, settings)
 
 
-def test_pictures_are_a_file_a_folder_or_a_pattern(photos):
+def test_images_are_a_file_a_folder_or_a_pattern(photos):
     assert find_images(str(photos / "a")) == [photos / "a" / "1.png", photos / "a" / "2.png"]
     assert find_images(f"{photos}/*/1.png") == [photos / "a" / "1.png", photos / "b" / "1.png"]
     assert find_images(str(photos / "a" / "2.png")) == [photos / "a" / "2.png"]
@@ -182,7 +182,7 @@ def test_pictures_are_a_file_a_folder_or_a_pattern(photos):
             find_images(nothing)
 
 
-def test_no_two_pictures_write_the_same_file(tmp_path):
+def test_no_two_images_write_the_same_file(tmp_path):
     images = [tmp_path / name for name in ("a/1.jpg", "a/1.png", "b/1.jpg", "b/2.JPG")]
     assert output_names(images) == ["a/1.jpg", "a/1.png", "b/1", "b/2"]
     assert output_names([tmp_path / "only.jpg"]) == ["only"]

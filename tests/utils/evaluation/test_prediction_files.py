@@ -83,7 +83,7 @@ def SemanticDataset_() -> type:
     return type("Own", (SemanticDataset,), {"find_pairs": lambda self: iter(())})
 
 
-def test_data_without_label_pictures_gets_class_indices():
+def test_data_without_label_images_gets_class_indices():
     assert label_values(None, 3).tolist() == [0, 1, 2, 255]
     assert label_values(None, 255).dtype == np.uint8
     assert label_values(None, 256)[-1] == 65535
@@ -91,17 +91,17 @@ def test_data_without_label_pictures_gets_class_indices():
 
 
 @pytest.mark.parametrize("kind", [Ade20k, Pc459])
-def test_a_label_picture_read_by_the_data_set_is_the_prediction(kind, tmp_path):
+def test_a_label_image_read_by_the_data_set_is_the_prediction(kind, tmp_path):
     dataset = opened(kind)
     predicted = np.arange(24, dtype=np.int16).reshape(4, 6) % len(kind.classes)
     predicted[1, 2] = UNCLAIMED
     sample = SemanticSample(
-        image=IMAGE, label=np.zeros((4, 6), np.uint16), classes=kind.classes, source="/data/val/picture_7.jpg"
+        image=IMAGE, label=np.zeros((4, 6), np.uint16), classes=kind.classes, source="/data/val/image_7.jpg"
     )
     writer = PredictionWriter(tmp_path, "stem", dataset)
     assert writer.add(sample, SimpleNamespace(labels=predicted)) == ()
     writer.finish([])
-    path = tmp_path / "stem" / "picture_7.png"
+    path = tmp_path / "stem" / "image_7.png"
     values = dataset.class_ids(SemanticDataset.read_values(dataset, path), path)
     np.testing.assert_array_equal(np.where(values == IGNORE, UNCLAIMED, values.astype(int)), predicted)
     ids = (tmp_path / "stem_ids.txt").read_text().splitlines()
@@ -225,7 +225,7 @@ def test_each_entry_has_a_file_name_of_its_own():
     assert not any("/" in stem or stem.startswith(".") for stem in stems.values())
 
 
-def test_pictures_of_own_data_keep_their_folders(tmp_path):
+def test_images_of_own_data_keep_their_folders(tmp_path):
     dataset = SimpleNamespace(name="own_coco:x", dataset_dir=tmp_path / "data")
     writer = PredictionWriter(tmp_path / "out", "own", dataset)
     for source in ("data/a/1.jpg", "data/b/1.jpg", "elsewhere/1.jpg"):

@@ -178,9 +178,9 @@ def referring_world(model: ToldModel) -> list[ReferringSample]:
     left[:, :5], right[:, 5:] = 1, 1
     both = left | right
 
-    def tell(picture, expression, text, masks):
+    def tell(image, expression, text, masks):
         stacked = torch.stack([mask_logits(m) for m in masks]) if masks else torch.zeros(0, 4, 10)
-        model.answers[picture.tobytes(), str(referring_query(expression)[0])] = (text, stacked)
+        model.answers[image.tobytes(), str(referring_query(expression)[0])] = (text, stacked)
 
     tell(image, "both balls", "They are [SEG] and [SEG].", [left, right])
     tell(image, "the left ball", "It is not in this image [NEG].", [])

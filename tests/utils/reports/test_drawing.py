@@ -22,14 +22,14 @@ def test_a_class_has_the_same_colour_in_every_list():
 def test_overlay_tints_known_classes_and_darkens_the_rest():
     image, truth, _ = scene()
     colours = palette(CLASSES)
-    picture = overlay(image, truth, colours, alpha=0.6)
-    assert picture.shape == image.shape
-    assert picture.dtype == np.uint8
+    drawn = overlay(image, truth, colours, alpha=0.6)
+    assert drawn.shape == image.shape
+    assert drawn.dtype == np.uint8
     inside = (truth == 1) & ~outline(truth)
     expected = 0.4 * image[inside] + 0.6 * colours[1]
-    assert np.abs(picture[inside] - expected).max() <= 0.5 + 1e-9
+    assert np.abs(drawn[inside] - expected).max() <= 0.5 + 1e-9
     ignored = (truth == IGNORE) & ~outline(truth)
-    assert picture[ignored].mean() < 0.6 * image[ignored].mean()
+    assert drawn[ignored].mean() < 0.6 * image[ignored].mean()
     assert (overlay(image, np.full((40, 60), UNCLAIMED), colours) <= image.max(axis=2, keepdims=True)).all()
 
 
@@ -50,13 +50,13 @@ def test_resized_labels_hold_only_ids_that_were_there():
     np.testing.assert_array_equal(resize_labels(np.repeat(truth, 3, axis=0), (40, 60)), truth)
 
 
-def test_an_annotated_picture_has_its_legend_at_the_right():
+def test_an_annotated_image_has_its_legend_at_the_right():
     image, truth, _ = scene()
     entries = [LegendEntry(name=name, colour=class_colour(name)) for name in CLASSES]
-    picture = annotate(
+    drawn = annotate(
         image, truth, palette(CLASSES), [*entries, LegendEntry(name="not in the image: dog", pale=True)]
     )
-    assert isinstance(picture, Image.Image)
-    assert picture.size == (480 + 200, 320)
-    right = np.asarray(picture)[:, 480:]
+    assert isinstance(drawn, Image.Image)
+    assert drawn.size == (480 + 200, 320)
+    right = np.asarray(drawn)[:, 480:]
     assert (right == class_colour("sky")).all(axis=2).any()

@@ -206,7 +206,7 @@ def test_names_that_are_no_class_are_listed_apart_from_the_metrics(tmp_path):
     assert "| ade20k | 3 | 7 | 25.0 |" in text
 
 
-def picture_row(score: float, source: str, question: str = "the left one") -> SheetRow:
+def image_row(score: float, source: str, question: str = "the left one") -> SheetRow:
     image = np.full((20, 30, 3), round(255 * score), dtype=np.uint8)
     truth, predicted = np.zeros((20, 30), np.uint8), np.zeros((20, 30), np.uint8)
     truth[5:15], predicted[8:15] = 1, 1
@@ -221,8 +221,8 @@ def test_the_page_of_samples_is_whole_and_runs_nothing_whatever_names_hold(tmp_p
         task="referring",
         num_samples=2,
         sections={"referring": {"giou": 0.5}},
-        worst=(picture_row(0.125, f"/data/{evil}.png", evil),),
-        best=(picture_row(0.875, "/data/good.png"),),
+        worst=(image_row(0.125, f"/data/{evil}.png", evil),),
+        best=(image_row(0.875, "/data/good.png"),),
     )
     write_report(Report(model=evil, protocol={}, results=(result,)), tmp_path)
     page = (tmp_path / "samples.html").read_text()
@@ -241,7 +241,7 @@ def test_the_page_of_samples_is_whole_and_runs_nothing_whatever_names_hold(tmp_p
 
 
 class PageTags(HTMLParser):
-    """The tags of a page and where its pictures come from."""
+    """The tags of a page and where its images come from."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -254,12 +254,12 @@ class PageTags(HTMLParser):
         assert not any(name.startswith("on") for name, _ in attrs)
 
 
-def test_the_confusion_of_a_semantic_data_set_is_a_picture_in_the_report(tmp_path):
+def test_the_confusion_of_a_semantic_data_set_is_an_image_in_the_report(tmp_path):
     counts = np.array([[8, 2, 0, 0], [0, 4, 0, 4], [0, 0, 0, 0], [0, 1, 0, 0]])
     result = replace(semantic_result(0.5), confusion=counts)
     write_report(Report(model="m", protocol={}, results=(result,)), tmp_path)
-    with Image.open(tmp_path / "confusion_ade20k.png") as picture:
-        assert min(picture.size) > 300
+    with Image.open(tmp_path / "confusion_ade20k.png") as image:
+        assert min(image.size) > 300
     assert "![confusion_ade20k](confusion_ade20k.png)" in (tmp_path / "report.md").read_text()
 
 

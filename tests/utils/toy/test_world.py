@@ -137,7 +137,7 @@ def test_reason_polygons_give_the_target_back(world):
             assert (wrong | lost).mean() < 1e-4  # polygons that touch at a corner can claim a pixel too many
 
 
-def test_dialogues_are_about_pictures_of_their_split(world):
+def test_dialogues_are_about_images_of_their_split(world):
     for split, folder in (("train", "train2017"), ("val", "val2017")):
         data = LlavaInstruct(world, split)
         assert data.dropped == []

@@ -18,11 +18,11 @@ from model.checkpoints.quantize import KEPT
 from model.checkpoints.weights import read_folder
 from model.decoders.sam import SamSegmenter, build_sam, sam_settings_from_state_dict
 from model.text.conversation import Conversation
-from tests.tiny_weights import HIDDEN_DIM, edit_json, picture
+from tests.tiny_weights import HIDDEN_DIM, edit_json, noise_image
 
-# Of ViT-B's twelve blocks one with windows and one that sees the whole picture, each in its full width.
+# Of ViT-B's twelve blocks one with windows and one that sees the whole image, each in its full width.
 NUM_BLOCKS = 2
-SIZE = (1024, 700)  # of the picture, its longest side resized
+SIZE = (1024, 700)  # of the image, its longest side resized
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def vit_b(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def encoded(vit_b):
-    """Our embedding of a picture, and theirs."""
+    """Our embedding of an image, and theirs."""
     reference, ours = vit_b
     pixels = np.random.default_rng(0).integers(0, 256, (1, 3, *SIZE), dtype=np.uint8)
     images = torch.from_numpy(pixels)
@@ -119,9 +119,9 @@ def test_text_logits_equal_hugging_face_s_llava(tiny_folders, tmp_path, projecto
     model, processor = load_model(folder, dtype=torch.float32, **tiny_folders.parts)
     stock = LlavaForConditionalGeneration(model.config.vlm_config).eval()
     stock.load_state_dict(model.vlm.state_dict(), strict=True)
-    pictures = [picture(40, 60, seed=1), picture(50, 30, seed=2)]
+    images = [noise_image(40, 60, seed=1), noise_image(50, 30, seed=2)]
     rows = [Conversation.of("What is it?", "A dog."), Conversation.of("Where is the red house?", "Left.")]
-    batch = processor.collate(pictures, rows, [0, 1])
+    batch = processor.collate(images, rows, [0, 1])
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.config.clip_mean, model.config.clip_std))
     with torch.no_grad():
         output = model(**batch.fields())

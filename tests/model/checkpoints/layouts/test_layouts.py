@@ -17,7 +17,7 @@ from model.checkpoints.load import load_model
 from model.checkpoints.weights import read_folder
 from model.lasagna import LasagnaForConditionalGeneration
 from model.text.conversation import Conversation
-from tests.tiny_weights import CLIP_DIM, HIDDEN_DIM, edit_json, picture, write_shards
+from tests.tiny_weights import CLIP_DIM, HIDDEN_DIM, edit_json, noise_image, write_shards
 
 ROW_OF_IMAGE = ("vlm.model.language_model.embed_tokens.weight", "vlm.lm_head.weight")
 
@@ -121,7 +121,7 @@ def assert_the_same(model, expected):
             assert torch.equal(value, buffers[name]), name
     with torch.no_grad():
         batch = model.processor.collate(
-            [picture()], [Conversation.of("Where is the dog?", "It is [SEG].")], [0]
+            [noise_image()], [Conversation.of("Where is the dog?", "It is [SEG].")], [0]
         )
         outputs = [each(**batch.fields()) for each in (model, expected)]
     torch.testing.assert_close(outputs[0].logits, outputs[1].logits, rtol=0, atol=0)
@@ -143,7 +143,7 @@ def test_every_layout_gives_every_parameter_and_buffer(write, tiny_folders, tiny
 
 @pytest.mark.parametrize("projector", ["linear", "mlp2x_gelu"])
 @pytest.mark.parametrize("side", [224, 336])
-def test_both_projectors_and_both_picture_sizes_of_llava(tiny_folders, tmp_path, projector, side):
+def test_both_projectors_and_both_image_sizes_of_llava(tiny_folders, tmp_path, projector, side):
     """LLaVA v1: 224 px and a linear projector; v1.5: 336 px and two layers; and what lies between."""
     tower = CLIPVisionModel(
         CLIPVisionConfig(
@@ -170,9 +170,9 @@ def test_both_projectors_and_both_picture_sizes_of_llava(tiny_folders, tmp_path,
     told = {**tiny_folders.parts, "vision_tower": str(tmp_path / "clip")}
     model, processor = load_model(folder, dtype=torch.float32, **told)
     assert processor.num_image_tokens == (side // 14) ** 2
-    pixels = torch.from_numpy(processor.clip_image(picture())).unsqueeze(0)
+    pixels = torch.from_numpy(processor.clip_image(noise_image())).unsqueeze(0)
     assert pixels.shape[-2:] == (side, side)
-    inputs = torch.from_numpy(processor.clip(picture(), return_tensors="np")["pixel_values"])
+    inputs = torch.from_numpy(processor.clip(noise_image(), return_tensors="np")["pixel_values"])
     with torch.no_grad():
         patches = tower(inputs, output_hidden_states=True).hidden_states[-2][:, 1:]
         expected = first(patches)

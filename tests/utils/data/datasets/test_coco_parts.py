@@ -6,9 +6,9 @@ from tests.utils.data.layouts import (
     WIDTH,
     box_polygon,
     compressed_rle,
-    picture,
     save,
     save_json,
+    seeded_image,
     uncompressed_rle,
 )
 from utils.data.datasets.coco_parts import read_categories, speakable
@@ -40,7 +40,7 @@ def write_paco(root, images, annotations, categories=CATEGORIES):
     path = save_json(root / "vlpart/paco/annotations/paco_lvis_v1_train.json", content)
     for entry in images:
         if isinstance(entry, dict) and "file_name" in entry:
-            save(root / "coco" / entry["file_name"], picture(1))
+            save(root / "coco" / entry["file_name"], seeded_image(1))
     return path
 
 
@@ -119,7 +119,7 @@ def test_the_whole_list_can_be_asked(tmp_path):
     assert choices == [("drum", True), ("dog", False)]
 
 
-def test_pascal_part_reads_its_own_pictures(tmp_path):
+def test_pascal_part_reads_its_own_images(tmp_path):
     entry = {"id": 1, "file_name": "2008_1.jpg", "height": HEIGHT, "width": WIDTH}
     content = {
         "images": [entry],
@@ -129,7 +129,7 @@ def test_pascal_part_reads_its_own_pictures(tmp_path):
     save_json(tmp_path / "vlpart/pascal_part/train.json", content)
     with pytest.raises(FileNotFoundError, match=r"pascal_part needs .*VOC2010/JPEGImages"):
         PascalPart(tmp_path, "train")
-    save(tmp_path / "vlpart/pascal_part/VOCdevkit/VOC2010/JPEGImages/2008_1.jpg", picture(1))
+    save(tmp_path / "vlpart/pascal_part/VOCdevkit/VOC2010/JPEGImages/2008_1.jpg", seeded_image(1))
     data = PascalPart(tmp_path, "train")
     assert data.absent_classes(0) == []
     assert np.array_equal(data.read(0)[1][0], BOX)
@@ -173,9 +173,9 @@ def test_segmentations_that_are_none_are_named(tmp_path, recipe, segmentation, m
         PacoLvis(tmp_path, "train").draw(np.random.default_rng(0), recipe)
 
 
-def test_a_picture_of_another_size_is_named(tmp_path, recipe):
+def test_an_image_of_another_size_is_named(tmp_path, recipe):
     write_paco(tmp_path, [image(1)], [annotation(1, 5, compressed_rle(BLOB))])
-    save(tmp_path / "coco/train2017/1.jpg", picture(1, 8, 8))
+    save(tmp_path / "coco/train2017/1.jpg", seeded_image(1, 8, 8))
     with pytest.raises(UnusableItemError, match=r"1.jpg: is \(8, 8\), annotated as \(24, 32\)"):
         PacoLvis(tmp_path, "train").draw(np.random.default_rng(0), recipe)
     (tmp_path / "coco/train2017/1.jpg").write_bytes(b"")

@@ -62,7 +62,7 @@ def test_unusable_entries_are_dropped_with_a_reason(tmp_path):
         assert f"entry {position}" in dropped
 
 
-def test_a_picture_that_does_not_decode_is_unusable(tmp_path, recipe):
+def test_an_image_that_does_not_decode_is_unusable(tmp_path, recipe):
     write_llava(tmp_path, ENTRIES[:1])
     (tmp_path / "coco/train2017/000000000009.jpg").write_bytes(b"JFIF")
     with pytest.raises(UnusableItemError, match=r"000000000009\.jpg: cannot be decoded"):

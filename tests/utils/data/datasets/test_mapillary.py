@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.utils.data.layouts import blocks, picture, save, save_json
+from tests.utils.data.layouts import blocks, save, save_json, seeded_image
 from utils.common.label_values import IGNORE
 from utils.data.datasets.mapillary import Mapillary, read_config
 from utils.data.types import UnusableItemError
@@ -20,7 +20,7 @@ LABELS = [
 def write_mapillary(root, labels, *, config="config_v2.0.json", folder="v2.0/labels", entries=LABELS):
     save_json(root / "mapillary" / config, {"labels": entries})
     for index, label in enumerate(labels):
-        save(root / f"mapillary/training/images/{index}.jpg", picture(index, *label.shape))
+        save(root / f"mapillary/training/images/{index}.jpg", seeded_image(index, *label.shape))
         save(root / f"mapillary/training/{folder}/{index}.png", label)
 
 
@@ -75,8 +75,8 @@ def test_bad_labels_are_named(tmp_path, recipe):
     write_mapillary(tmp_path, [blocks([0, 5]), blocks([0]), blocks([0], 9, 9), blocks([2])])
     root = tmp_path / "mapillary/training"
     (root / "v2.0/labels/1.png").write_bytes(b"")
-    save(root / "images/2.jpg", picture(2))
-    save(root / "images/extra.jpg", picture(2))
+    save(root / "images/2.jpg", seeded_image(2))
+    save(root / "images/extra.jpg", seeded_image(2))
     data = Mapillary(tmp_path, "train")
     assert data.dropped == [f"{root}/images/extra.jpg: no label extra.png in {root}/v2.0/labels"]
     for index, message in enumerate(

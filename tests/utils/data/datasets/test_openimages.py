@@ -4,7 +4,7 @@ import re
 import numpy as np
 import pytest
 
-from tests.utils.data.layouts import HEIGHT, WIDTH, picture, save, save_json
+from tests.utils.data.layouts import HEIGHT, WIDTH, save, save_json, seeded_image
 from utils.data.datasets.openimages import OpenImages
 from utils.data.tools.openimages_index import build_index, main
 from utils.data.types import UnusableItemError
@@ -26,7 +26,7 @@ def write(root, index=INDEX, negatives=None, masks=(LEFT, TOP, LEFT)):
         save_json(folder / "train_negatives.json", negatives)
     for letter, mask in zip("abc", masks, strict=True):
         save(folder / f"train-masks/d/d0ed_{letter}.png", mask)
-    save(folder / "folder_train/d0/d0ed.jpg", picture(0))
+    save(folder / "folder_train/d0/d0ed.jpg", seeded_image(0))
     return folder
 
 

@@ -17,9 +17,9 @@ from tests.utils.data.layouts import (
     WIDTH,
     box_polygon,
     compressed_rle,
-    picture,
     save,
     save_json,
+    seeded_image,
     uncompressed_rle,
 )
 from utils.common.label_values import IGNORE, NOTHING
@@ -82,7 +82,7 @@ def test_evaluation_is_semantic_small_objects_on_top(tmp_path):
         assert np.array_equal(dataset[0].label, expected)
         assert (dataset[1].label == outside).all()
         assert list(dataset[0].classes) == list(SPOKEN)
-        assert np.array_equal(dataset[0].image, picture(1))
+        assert np.array_equal(dataset[0].image, seeded_image(1))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_evaluation_is_semantic_small_objects_on_top(tmp_path):
         ("boats.json", "photos/2024", ("images=photos/2024",)),
     ],
 )
-def test_pictures_are_found_beside_the_file_in_images_or_where_told(
+def test_images_are_found_beside_the_file_in_images_or_where_told(
     tmp_path, monkeypatch, name, image_dir, fields
 ):
     write(tmp_path, content(annotation(5, [BOX])), name, image_dir)
@@ -102,7 +102,7 @@ def test_pictures_are_found_beside_the_file_in_images_or_where_told(
     assert len(training(name, *fields)) == 1
 
 
-def test_pictures_that_are_nowhere_are_an_error_that_says_where_it_looked(tmp_path):
+def test_images_that_are_nowhere_are_an_error_that_says_where_it_looked(tmp_path):
     path = save_json(tmp_path / "boats.json", content(annotation(5, [BOX])))
     with pytest.raises(
         FileNotFoundError,
@@ -156,12 +156,12 @@ def test_a_folder_has_a_file_for_each_split(tmp_path):
 )
 def test_files_that_do_not_hold_together_are_refused(tmp_path, made, message):
     path = save_json(tmp_path / "boats.json", made)
-    save(tmp_path / "1.png", picture(1))
+    save(tmp_path / "1.png", seeded_image(1))
     with pytest.raises(ValueError, match=message):
         training(path)
 
 
-def test_a_missing_picture_and_a_box_without_mask_are_dropped_and_counted(tmp_path):
+def test_a_missing_image_and_a_box_without_mask_are_dropped_and_counted(tmp_path):
     made = content(*(annotation(5, [BOX], image_id) for image_id in (1, 2, 3)), num_images=3)
     del made["annotations"][1]["segmentation"]
     path = write(tmp_path, made)
@@ -210,7 +210,7 @@ def test_a_polygon_that_sticks_out_is_cut_at_the_border(tmp_path, recipe):
     assert np.array_equal(masks["boat"], box(0, 20, 5, 4))
 
 
-def test_a_picture_of_another_size_than_annotated_is_named(tmp_path, recipe):
+def test_an_image_of_another_size_than_annotated_is_named(tmp_path, recipe):
     path = write(tmp_path, content(annotation(5, [BOX]), height=48))
     with pytest.raises(UnusableItemError, match=r"1.png: is \(24, 32\), annotated as \(48, 32\)"):
         training(path).draw(np.random.default_rng(0), recipe)

@@ -124,7 +124,7 @@ def test_two_folders_are_counted_apart(tmp_path):
     assert first.name == f"own_sem:{tmp_path}/a/my_data"
 
 
-def test_pictures_may_have_any_usual_suffix(tmp_path):
+def test_images_may_have_any_usual_suffix(tmp_path):
     data = write(tmp_path, [blocks([1])])
     for suffix in ("JPG", "jpeg", "webp", "bmp", "tif"):
         save(data / f"images/{suffix}.{suffix}", blocks([1]))

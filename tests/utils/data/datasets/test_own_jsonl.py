@@ -14,8 +14,8 @@ from tests.utils.data.layouts import (
     WIDTH,
     box_polygon,
     compressed_rle,
-    picture,
     save,
+    seeded_image,
     uncompressed_rle,
 )
 from utils.data.datasets.own_jsonl import OwnJsonl, with_tokens
@@ -37,7 +37,7 @@ def line(*texts, masks=(), image="a.png"):
 
 
 def write(root, *lines, name="talk.jsonl"):
-    save(root / "a.png", picture(0))
+    save(root / "a.png", seeded_image(0))
     path = root / name
     text = [entry if isinstance(entry, str) else json.dumps(entry) for entry in lines]
     path.write_text("\n".join(text) + "\n", encoding="utf-8")
@@ -147,14 +147,14 @@ def test_a_folder_has_a_file_for_each_split(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["png", "code"])
-def test_masks_line_up_with_a_picture_as_the_camera_stored_it(tmp_path, recipe, form):
+def test_masks_line_up_with_an_image_as_the_camera_stored_it(tmp_path, recipe, form):
     path = write(tmp_path, line("a?", "[SEG]", masks=["left.png" if form == "png" else compressed_rle(LEFT)]))
     save(tmp_path / "left.png", LEFT)
     exif = Image.Exif()
     exif[0x0112] = 6
-    save(tmp_path / "a.png", picture(0), exif=exif)
+    save(tmp_path / "a.png", seeded_image(0), exif=exif)
     sample = drawn(path, recipe)
-    assert np.array_equal(sample.image, picture(0))
+    assert np.array_equal(sample.image, seeded_image(0))
     assert np.array_equal(sample.masks[0], LEFT)
 
 
@@ -197,7 +197,7 @@ def test_lines_that_make_no_sense_are_refused_by_number(tmp_path, entry, message
         training(path)
 
 
-def test_lines_without_their_picture_are_dropped_and_counted(tmp_path):
+def test_lines_without_their_image_are_dropped_and_counted(tmp_path):
     dataset = training(write(tmp_path, line("a?", "b"), line("a?", "b", image="gone.png")))
     assert len(dataset.lines) == 1
     assert dataset.dropped == [f"{tmp_path}/talk.jsonl, line 2: no image {tmp_path}/gone.png"]
@@ -225,7 +225,7 @@ def test_masks_that_cannot_be_right_are_named_with_their_line(tmp_path, recipe, 
     save(tmp_path / "three.png", np.resize(np.arange(3, dtype=np.uint8), (HEIGHT, WIDTH)))
     save(tmp_path / "empty.png", LEFT * 0)
     save(tmp_path / "small.png", np.ones((5, 6), dtype=np.uint8))
-    save(tmp_path / "colours.png", picture(1))
+    save(tmp_path / "colours.png", seeded_image(1))
     path = write(tmp_path, line("a?", "[SEG] [SEG]", masks=[BOX, mask]))
     with pytest.raises(UnusableItemError, match=message) as caught:
         drawn(path, recipe)
@@ -243,7 +243,7 @@ def test_a_line_ends_at_a_newline_and_not_at_a_separator_of_unicode(tmp_path):
         }
         for text in (asked, "And here?")
     ]
-    save(tmp_path / "a.png", picture(0))
+    save(tmp_path / "a.png", seeded_image(0))
     for encoding, end in (("utf-8", "\n"), ("utf-8-sig", "\r\n"), ("utf-16", "\r\n")):
         text = "".join(json.dumps(line, ensure_ascii=False) + end for line in lines)
         (tmp_path / "train.jsonl").write_bytes(text.encode(encoding))

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from model.errors import UserError
-from tests.utils.data.layouts import HEIGHT, WIDTH, blocks, picture, save
+from tests.utils.data.layouts import HEIGHT, WIDTH, blocks, save, seeded_image
 from utils.common.label_values import IGNORE, NOTHING
 from utils.data.registry import build_val_dataset, parse_entry
 from utils.data.types import UnusableItemError
@@ -18,7 +18,7 @@ def write(root, labels, *, classes=CLASSES, folder=""):
     """my_data under `root`: one image and one label PNG for each of `labels`."""
     data = root / "my_data"
     for index, label in enumerate(labels):
-        save(data / folder / f"images/{index}.png", picture(index, *label.shape))
+        save(data / folder / f"images/{index}.png", seeded_image(index, *label.shape))
         save(data / folder / f"labels/{index}.png", label)
     data.mkdir(exist_ok=True)
     (data / "classes.txt").write_text(classes, encoding="utf-8")
@@ -42,7 +42,7 @@ def test_label_values_are_the_lines_of_the_class_list(tmp_path):
     assert np.array_equal(np.unique(sample.label), [0, 1, 2, NOTHING, IGNORE])
     stripes = [sample.label[0, x] for x in (0, 6, 12, 18, 24, 30)]
     assert stripes == [IGNORE, 0, 1, NOTHING, 2, IGNORE]
-    assert np.array_equal(sample.image, picture(0))
+    assert np.array_equal(sample.image, seeded_image(0))
 
 
 def test_a_sample_asks_for_the_classes_of_the_label_and_rules_out_the_others(tmp_path, recipe):
@@ -121,18 +121,18 @@ def test_training_data_without_a_held_out_part_is_not_evaluated_by_mistake(tmp_p
         build_val_dataset(f"own_sem:{data}", ".")
 
 
-# ----------------------------------------------------------------------------------------- pictures
+# ----------------------------------------------------------------------------------------- images
 
 
 @pytest.mark.parametrize(
     ("pixels", "options"),
     [
-        (picture(1)[..., 0], {}),  # grey
-        (picture(1)[..., 0].astype(np.uint16) * 257, {}),  # 16 bits
-        (np.dstack([picture(1), picture(2)[..., :1]]), {}),  # transparent
+        (seeded_image(1)[..., 0], {}),  # grey
+        (seeded_image(1)[..., 0].astype(np.uint16) * 257, {}),  # 16 bits
+        (np.dstack([seeded_image(1), seeded_image(2)[..., :1]]), {}),  # transparent
     ],
 )
-def test_masks_line_up_with_any_kind_of_picture(tmp_path, recipe, pixels, options):
+def test_masks_line_up_with_any_kind_of_image(tmp_path, recipe, pixels, options):
     data = write(tmp_path, [blocks([1, 2])])
     save(data / "images/0.png", pixels, **options)
     sample = training(data).draw(np.random.default_rng(0), recipe)
@@ -142,7 +142,7 @@ def test_masks_line_up_with_any_kind_of_picture(tmp_path, recipe, pixels, option
         assert np.array_equal(mask, blocks([1, 2]) == {"bolt": 1, "hex nut": 2}[name])
 
 
-def test_masks_line_up_with_a_cmyk_picture(tmp_path):
+def test_masks_line_up_with_a_cmyk_image(tmp_path):
     data = write(tmp_path, [blocks([1, 2])])
     red = Image.new("RGB", (WIDTH, HEIGHT), (200, 30, 30))
     red.paste((30, 30, 200), (WIDTH // 2, 0, WIDTH, HEIGHT))
@@ -154,8 +154,8 @@ def test_masks_line_up_with_a_cmyk_picture(tmp_path):
 
 
 @pytest.mark.parametrize("orientation", [3, 6, 8])
-def test_masks_line_up_with_a_picture_that_the_camera_turned(tmp_path, orientation):
-    """The label is that of the upright picture: dark where the class is, light elsewhere."""
+def test_masks_line_up_with_an_image_that_the_camera_turned(tmp_path, orientation):
+    """The label is that of the upright image: dark where the class is, light elsewhere."""
     upright = np.full((30, 20, 3), 220, dtype=np.uint8)
     upright[3:12, 2:9] = 10
     label = (upright[..., 0] < 100).astype(np.uint8)
@@ -246,7 +246,10 @@ def test_a_missing_class_list_says_how_to_write_one(tmp_path):
             r"label values \[9\] are not in .*; value n is line n, .*classes.txt; add lines, or correct",
         ),
         (blocks([1], 10, 12), r"label is \(10, 12\), its image \(24, 32\)"),
-        (picture(0), "a label holds one number a pixel, this one is RGB; save class numbers, not colours"),
+        (
+            seeded_image(0),
+            "a label holds one number a pixel, this one is RGB; save class numbers, not colours",
+        ),
     ],
 )
 def test_labels_that_cannot_be_used_are_named(tmp_path, recipe, label, message):
@@ -284,7 +287,7 @@ def test_missing_folders_are_named(tmp_path):
     ):
         training(tmp_path / "my_data")
     data = write(tmp_path, [])
-    save(data / "images/1.png", picture(1))
+    save(data / "images/1.png", seeded_image(1))
     with pytest.raises(
         FileNotFoundError, match=r"needs the folder .*my_data/labels; .*holds classes.txt, images"
     ):

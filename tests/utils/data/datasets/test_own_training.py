@@ -40,7 +40,7 @@ def mixture(root, entry, **settings):
 
 
 def scene_of(sample, scenes):
-    """Pictures are called SPLIT_NUMBER.jpg or NUMBER.jpg."""
+    """Images are called SPLIT_NUMBER.jpg or NUMBER.jpg."""
     return scenes["train"][int(sample.source.removesuffix(".jpg")[-4:])]
 
 

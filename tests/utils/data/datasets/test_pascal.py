@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from tests.utils.data.layouts import blocks, picture, save
+from tests.utils.data.layouts import blocks, save, seeded_image
 from utils.common.label_values import IGNORE
 from utils.data.datasets.pascal_context import Pc59, Pc459, read_label_map
 from utils.data.datasets.pascal_voc import Pas20
@@ -18,7 +18,7 @@ def write_list(root, path, names):
 
 def write_voc(root, labels):
     for index, label in enumerate(labels):
-        save(root / f"VOCdevkit/VOC2012/JPEGImages/{index}.jpg", picture(index, *label.shape))
+        save(root / f"VOCdevkit/VOC2012/JPEGImages/{index}.jpg", seeded_image(index, *label.shape))
         path = root / f"VOCdevkit/VOC2012/SegmentationClass/{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         palette = Image.fromarray(label)
@@ -29,7 +29,7 @@ def write_voc(root, labels):
 
 
 def write_context(root, name, label, year="VOCdevkit/VOC2010"):
-    save(root / year / f"JPEGImages/{name}.jpg", picture(1, *label.shape))
+    save(root / year / f"JPEGImages/{name}.jpg", seeded_image(1, *label.shape))
     write_list(root / year, "ImageSets/SegmentationContext/val.txt", [name])
 
 
@@ -48,7 +48,7 @@ def test_values_of_pascal_context(tmp_path):
 
 
 def test_all_459_classes_fit_into_a_label_map(tmp_path):
-    """459 stripes, from a MATLAB file and from a 16-bit picture of numbers that are one less."""
+    """459 stripes, from a MATLAB file and from a 16-bit image of numbers that are one less."""
     values = np.arange(460, dtype=np.uint16)[None].repeat(3, 0)
     expected = np.where(values == 0, IGNORE, values.astype(int) - 1)
     write_context(tmp_path, "a", values)
@@ -74,7 +74,7 @@ def test_all_459_classes_fit_into_a_label_map(tmp_path):
 
 
 @pytest.mark.parametrize("year", ["VOC2010", "vlpart/pascal_part/VOCdevkit/VOC2010"])
-def test_the_pictures_of_pascal_part_will_do(tmp_path, year):
+def test_the_images_of_pascal_part_will_do(tmp_path, year):
     write_context(tmp_path, "a", blocks([1]), year)
     save(tmp_path / year / "SegmentationClassContext/a.png", blocks([1]))
     assert Pc59(tmp_path, "val").pairs[0][0] == tmp_path / year / "JPEGImages/a.jpg"

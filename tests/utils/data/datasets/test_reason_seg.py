@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from model.text.special_tokens import SEG
-from tests.utils.data.layouts import HEIGHT, WIDTH, drawn, picture, save, save_json, write_reason_seg
+from tests.utils.data.layouts import HEIGHT, WIDTH, drawn, save, save_json, seeded_image, write_reason_seg
 from utils.data.datasets.reason_seg import ReasonSeg
 from utils.data.labelme import IGNORED, draw_shapes, read_shapes
 from utils.data.types import Recipe, UnusableItemError
@@ -46,7 +46,7 @@ def test_small_polygons_lie_on_top_whatever_their_order(order):
     assert np.array_equal(label, expected)
 
 
-def test_outlines_belong_to_the_mask_and_polygons_may_leave_the_picture():
+def test_outlines_belong_to_the_mask_and_polygons_may_leave_the_image():
     label = draw_shapes(
         read_shapes([shape("target", [[-10, -10], [5, -10], [5, 5], [-10, 5]])]), HEIGHT, WIDTH
     )
@@ -122,7 +122,7 @@ def test_unusable_annotations_are_named(tmp_path, recipe, content, message):
 
 
 def test_images_without_annotation_are_dropped_and_no_image_is_an_error(tmp_path):
-    save(tmp_path / "reason_seg/ReasonSeg/val/a.jpg", picture(0))
+    save(tmp_path / "reason_seg/ReasonSeg/val/a.jpg", seeded_image(0))
     with pytest.raises(FileNotFoundError, match=r"ReasonSeg\|val: no usable item.*1 dropped.*no a\.json"):
         ReasonSeg(tmp_path, "val")
     with pytest.raises(FileNotFoundError, match=r"ReasonSeg needs .*ReasonSeg/test.*holds val"):

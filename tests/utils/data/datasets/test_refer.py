@@ -13,9 +13,9 @@ from tests.utils.data.layouts import (
     WIDTH,
     box_polygon,
     compressed_rle,
-    picture,
     reference,
     save,
+    seeded_image,
     uncompressed_rle,
     write_refer,
 )
@@ -62,7 +62,7 @@ def test_evaluation_gives_each_image_with_all_its_expressions(tmp_path, reader, 
 
 
 def test_an_image_without_references_is_neither_drawn_nor_evaluated(tmp_path, recipe):
-    """instances.json lists all pictures of COCO; most of them nobody refers to, which is no fault."""
+    """instances.json lists all images of COCO; most of them nobody refers to, which is no fault."""
     write_refer(tmp_path, "refcoco", [reference(0, 11, 1, "train", "the left box")], SEGMENTATIONS, [1, 2])
     dataset = RefCoco(tmp_path, "train")
     assert len(dataset) == 1
@@ -196,15 +196,15 @@ def test_masks_of_another_size_or_without_area_make_the_item_unusable(tmp_path, 
         RefCoco(tmp_path, "val").draw(np.random.default_rng(0), recipe)
 
 
-def test_a_picture_of_another_size_than_its_annotations_is_unusable(tmp_path, recipe):
+def test_an_image_of_another_size_than_its_annotations_is_unusable(tmp_path, recipe):
     write_refer(tmp_path, "refcoco", [reference(0, 11, 1, "train", "x")], SEGMENTATIONS, [1])
     path = next((tmp_path / "refer_seg/images/mscoco/images/train2014").iterdir())
-    save(path, picture(1, 48, 64))
+    save(path, seeded_image(1, 48, 64))
     with pytest.raises(UnusableItemError, match=r"is \(48, 64\), annotated as \(24, 32\)"):
         RefCoco(tmp_path, "train").draw(np.random.default_rng(0), recipe)
 
 
-def test_a_broken_picture_makes_the_item_unusable(tmp_path, recipe):
+def test_a_broken_image_makes_the_item_unusable(tmp_path, recipe):
     write_refer(tmp_path, "refcoco", [reference(0, 11, 1, "train", "x")], SEGMENTATIONS, [1])
     path = next((tmp_path / "refer_seg/images/mscoco/images/train2014").iterdir())
     path.write_bytes(b"")
@@ -226,11 +226,11 @@ def test_missing_files_are_named(tmp_path):
         RefCoco(tmp_path, "train")
 
 
-def test_pictures_are_read_unchanged_from_lossless_files(tmp_path):
+def test_images_are_read_unchanged_from_lossless_files(tmp_path):
     write_refer(
         tmp_path, "refcoco", [reference(0, 11, 1, "val", "x")], SEGMENTATIONS, [1], file_name="{}.png"
     )
-    assert np.array_equal(RefCoco(tmp_path, "val")[0].image, picture(1))
+    assert np.array_equal(RefCoco(tmp_path, "val")[0].image, seeded_image(1))
 
 
 class Payload:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from model.checkpoints.load import load_model
-from tests.tiny_weights import picture, write_base
+from tests.tiny_weights import noise_image, write_base
 from tests.utils.evaluation.told_model import absent_from
 from utils.data.types import ReasonSample, ReferringSample, SemanticSample, VqaSample
 from utils.evaluation.prompting import EvaluationSettings
@@ -30,7 +30,7 @@ def samples_of(kind: str) -> list:
     samples = []
     for number, (height, width) in enumerate(SIZES):
         rng = np.random.default_rng(number)
-        about = {"image": picture(height, width, seed=number), "source": f"{number}.png"}
+        about = {"image": noise_image(height, width, seed=number), "source": f"{number}.png"}
         masks = rng.integers(0, 2, (number % 3 + 1, height, width)).astype(np.uint8)
         if kind == "semantic":
             label = rng.integers(0, len(CLASSES), (height, width)).astype(np.uint16)
@@ -112,7 +112,7 @@ def test_a_threshold_for_a_model_that_answers_freely_is_refused(model_and_proces
     model, processor = model_and_processor
     free = replace(processor, format=replace(processor.format, sequence_augmentation=False))
     with pytest.raises(ValueError, match="answers every class with SEG or NEG"):
-        model.segment(picture(), ["tree"], processor=free, rethreshold=0.5)
+        model.segment(noise_image(), ["tree"], processor=free, rethreshold=0.5)
 
 
 def _predict(model, processor, sample, **settings):
