@@ -23,12 +23,13 @@ from pathlib import Path
 
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
-from benchmarks.attack import configs, data, names, pickles, work
+from benchmarks.attack import configs, data, names, outside, pickles, special_files, texts, work
 from benchmarks.attack.desk import BASE, TOY, Attack, Desk
 from benchmarks.attack.runner import BAD, TIME_LIMIT, VERDICTS, Outcome, clear, in_child, run
 
 ATTACKS: tuple[Attack, ...] = (
-    *pickles.attacks(), *configs.attacks(), *names.attacks(), *data.attacks(), *work.attacks(),
+    *pickles.attacks(), *configs.attacks(), *texts.attacks(), *names.attacks(), *outside.attacks(),
+    *special_files.attacks(), *data.attacks(), *work.attacks(),
 )  # fmt: skip
 
 COMMANDS = ("chat", "merge_lora_weights_and_save_hf_model", "test_sem", "train_ds", "utils.data.tools.check",

@@ -1,199 +1,23 @@
-"""Data that lead outside, block or crash: links, pipes, sockets, devices, absurd numbers, wrong types."""
+"""Annotations of wrong types and absurd numbers; pickles that announce more than they hold."""
 
 from __future__ import annotations
 
 import json
-import os
 import pickle
-import socket
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from benchmarks.attack.desk import (
-    TOY,
-    Attack,
-    Desk,
-    chat,
-    check,
-    coco,
-    evaluate,
-    load,
-    preview,
-    train,
-    write_image,
-)
+from benchmarks.attack.desk import Attack, Desk, check, coco, preview, write_image
 from benchmarks.attack.pickles import refer_data
 
-OUTSIDE, SPECIAL, TYPES = "data that lead outside", "files that are none", "annotations of wrong types"
-
-
-def _named(name: str, kind: str, command: str, desk: Desk) -> int:
-    """An entry of own data that names a file outside of its folder."""
-    name = name.replace("OUTSIDE", str(desk.outside))
-    folder = desk.here / "mine"
-    folder.mkdir()
-    write_image(folder / "b.png")
-    line = {
-        "image": "b.png",
-        "conversations": [{"from": "human", "value": "Where?"}, {"from": "gpt", "value": "[SEG]"}],
-        "masks": [[[2, 2, 20, 2, 20, 20]]],
-    }
-    for split in ("train", "val"):
-        if kind == "own_coco":
-            (folder / f"{split}.json").write_text(json.dumps(coco(["dog"], ["b.png", name])))
-        else:
-            other = line | ({"image": name} if kind == "own_jsonl" else {"masks": [name]})
-            (folder / f"{split}.jsonl").write_text(f"{json.dumps(line)}\n{json.dumps(other)}\n")
-    entry = "own_coco:./mine" if kind == "own_coco" else "own_jsonl:./mine"
-    return preview(entry) if command == "preview" else evaluate(desk.model, entry)
-
-
-def outside_attacks() -> Iterator[Attack]:
-    names = {
-        "..": "../../outside/secret.png", "absolute": "OUTSIDE/secret.png", "file URL": "file://OUTSIDE/secret.png",
-        "encoded": "..%2f..%2foutside%2fsecret.png", "backslashes": "..\\..\\outside\\secret.png",
-        "through a folder": "x/../../../outside/secret.png", "home": "~/../OUTSIDE/secret.png",
-        "not an image": "../../outside/secret.txt",
-    }  # fmt: skip
-    for what, name in names.items():
-        for kind in ("own_coco", "own_jsonl", "a mask of own_jsonl"):
-            for command in ("preview", "test_sem"):
-                quick = what == ".." and command == "preview"
-                yield Attack(
-                    OUTSIDE, f"{kind}, {what}, {command}", partial(_named, name, kind, command), quick
-                )
-    for name in ("../../../../outside/secret.png", "OUTSIDE/secret.png"):
-        yield Attack(OUTSIDE, f"refcoco, {name}", partial(_refcoco_name, name))
-
-
-def _refcoco_name(name: str, desk: Desk) -> int:
-    name = name.replace("OUTSIDE", str(desk.outside))
-    return _refcoco(
-        lambda instances: instances["images"][0].update(file_name=name), None, desk, command="preview"
-    )
-
-
-def _special(make: Callable[[Path], None], place: str, command: str, desk: Desk) -> int:
-    """A pipe, socket, device or folder in the place of a file of the data."""
-    (desk.here / "mine").mkdir()
-    folder = desk.here / "mine"
-    for part in ("images", "labels"):
-        (folder / part).mkdir()
-    write_image(folder / "images/a.png")
-    write_image(folder / "images/b.png")
-    for name in ("a", "b"):
-        Image.new("L", (40, 30), 1).save(folder / f"labels/{name}.png")
-    (folder / "classes.txt").write_text("dog\ncat\n")
-    for split in ("train", "val"):
-        (folder / f"{split}.json").write_text(json.dumps(coco(["dog"], ["images/a.png", "images/b.png"])))
-        line = {
-            "image": "images/a.png",
-            "conversations": [{"from": "human", "value": "Where?"}, {"from": "gpt", "value": "[SEG]"}],
-            "masks": ["labels/a.png"],
-        }
-        (folder / f"{split}.jsonl").write_text(json.dumps(line) + "\n")
-    victim = folder / place
-    victim.unlink()
-    make(victim)
-    if command == "chat":
-        return chat(desk.model, image=str(victim))
-    entry = {"json": "own_coco:./mine", "jsonl": "own_jsonl:./mine"}.get(
-        place.split(".")[-1], "own_sem:./mine"
-    )
-    if place == "val.json":
-        return evaluate(desk.model, entry)
-    return check(entry) if command == "check" else evaluate(desk.model, entry)
-
-
-def _socket(path: Path) -> None:
-    here = os.getcwd()
-    os.chdir(path.parent)
-    socket.socket(socket.AF_UNIX).bind(path.name)
-    os.chdir(here)
-
-
-MAKERS: dict[str, Callable[[Path], None]] = {
-    "a pipe": os.mkfifo,
-    "a socket": _socket,
-    "a link to /dev/zero": lambda path: path.symlink_to("/dev/zero"),
-    "a link to /dev/stdin": lambda path: path.symlink_to("/dev/stdin"),
-    "a link to itself": lambda path: path.symlink_to(path.name),
-    "a link to nothing": lambda path: path.symlink_to("nothing"),
-    "a folder": lambda path: path.mkdir(),
-}
-
-
-def special_attacks() -> Iterator[Attack]:
-    for what, make in MAKERS.items():
-        quick = what == "a pipe"
-        places = ("images/a.png", "labels/a.png", "classes.txt", "train.json", "val.json", "train.jsonl")
-        for place in places:
-            command = "test_sem" if place == "val.json" else "check"
-            yield Attack(SPECIAL, f"{what} as {place}, {command}", partial(_special, make, place, command),
-                         quick and place != "val.json")  # fmt: skip
-        yield Attack(
-            SPECIAL, f"{what} as images/a.png, test_sem", partial(_special, make, "images/a.png", "test_sem")
-        )
-        yield Attack(SPECIAL, f"{what} as --image", partial(_special, make, "images/a.png", "chat"))
-        yield Attack(SPECIAL, f"{what} as a model's file", partial(_model_file, make))
-        yield Attack(SPECIAL, f"{what} as --config", partial(_config, make))
-        yield Attack(SPECIAL, f"{what} as refs(unc).p", partial(_refs_file, make), quick)
-        yield Attack(SPECIAL, f"{what} as SAM's file", partial(_sam_file, make))
-        yield Attack(SPECIAL, f"{what} as --classes", partial(_classes_file, make))
-
-
-def _model_file(make: Callable[[Path], None], desk: Desk) -> int:
-    folder = desk.copy_model()
-    code = 0
-    for name in ("tokenizer.json", "preprocessor_config.json", "model.safetensors", "config.json"):
-        kept = folder.parent / f"kept_{name}"
-        (folder / name).rename(kept)
-        make(folder / name)
-        code = chat(folder)
-        if (folder / name).is_dir() and not (folder / name).is_symlink():
-            (folder / name).rmdir()
-        else:
-            (folder / name).unlink()
-        kept.rename(folder / name)
-    return code
-
-
-def _config(make: Callable[[Path], None], desk: Desk) -> int:
-    make(desk.here / "config.yaml")
-    return train("--config=config.yaml")
-
-
-def _refs_file(make: Callable[[Path], None], desk: Desk) -> int:
-    refer_data(desk.here)
-    make(desk.here / "refer_seg/refcoco/refs(unc).p")
-    return check("refer_seg", "--refer_seg_data=refcoco")
-
-
-def _sam_file(make: Callable[[Path], None], desk: Desk) -> int:
-    make(desk.here / "sam.pth")
-    return load(TOY / "llava", sam="sam.pth")
-
-
-def _classes_file(make: Callable[[Path], None], desk: Desk) -> int:
-    import test_sem
-
-    make(desk.here / "classes.txt")
-    return test_sem.main([f"--version={desk.model}", "--images=a.png", "--classes=classes.txt",
-                          "--save_predictions=report"])  # fmt: skip
-
-
-# ------------------------------------------------------------------------- annotations
-
+TYPES = "annotations of wrong types"
 Change = Callable[[dict[str, Any]], Any]
 REFERENCE = {"ref_id": 1, "ann_id": 101, "image_id": 1, "split": "train", "category_id": 1,
              "sentences": [{"sent": "the dog", "raw": "the dog"}]}  # fmt: skip
 
 
-def _refcoco(
+def refcoco(
     change: Change | None, references: Any, desk: Desk, *, name: str = "refcoco", command: str = "check"
 ) -> int:
     refer_data(desk.here)
@@ -294,7 +118,7 @@ def _reference(keys: tuple[Any, ...], value: Any, desk: Desk) -> int:
 
     refs = copy.deepcopy([REFERENCE, REFERENCE])
     _put(*keys, value=value)(refs)
-    return _refcoco(None, refs, desk)
+    return refcoco(None, refs, desk)
 
 
 def _reason(text: str, desk: Desk) -> int:
@@ -312,19 +136,20 @@ def _reason(text: str, desk: Desk) -> int:
     return check("reason_seg")
 
 
-def type_attacks() -> Iterator[Attack]:
+def attacks() -> Iterator[Attack]:
+    """A wrong value in each field, masks and pickles that announce too much."""
     for field, keys in FIELDS.items():
         for what, value in VALUES.items():
             first = (field, what) == ("annotations[0]", "1e9")
             yield Attack(TYPES, f"own_coco, {field} is {what}", partial(_own_coco, _put(*keys, value=value)))
             yield Attack(
-                TYPES, f"refcoco, {field} is {what}", partial(_refcoco, _put(*keys, value=value), None), first
+                TYPES, f"refcoco, {field} is {what}", partial(refcoco, _put(*keys, value=value), None), first
             )
     for field in ("annotations[0]", "images[0]", "image_id"):
         for what in ("1e9", "true", "a list"):
             change = _put(*FIELDS[field], value=VALUES[what])
             yield Attack(
-                TYPES, f"grefcoco, {field} is {what}", partial(_refcoco, change, None, name="grefcoco")
+                TYPES, f"grefcoco, {field} is {what}", partial(refcoco, change, None, name="grefcoco")
             )
     for field, keys in REFERENCES.items():
         for what, value in VALUES.items():
@@ -332,7 +157,7 @@ def type_attacks() -> Iterator[Attack]:
     for what, code in CODES.items():
         change = _put(*FIELDS["segmentation"], value=code)
         yield Attack(TYPES, f"own_coco, {what}", partial(_own_coco, change))
-        yield Attack(TYPES, f"refcoco, {what}", partial(_refcoco, change, None, command="preview"))
+        yield Attack(TYPES, f"refcoco, {what}", partial(refcoco, change, None, command="preview"))
     for what, content in HUGE_PICKLES.items():
         quick = what in ("bytearray of 8 GB", "memo index 2^31")
         yield Attack(TYPES, f"refs(unc).p, {what}", partial(_pickle, content), quick)
@@ -345,9 +170,3 @@ def type_attacks() -> Iterator[Attack]:
         "deep": "[" * 100_000,
     }.items():  # fmt: skip
         yield Attack(TYPES, f"ReasonSeg, {what}", partial(_reason, text))
-
-
-def attacks() -> Iterator[Attack]:
-    yield from outside_attacks()
-    yield from special_attacks()
-    yield from type_attacks()
