@@ -1,8 +1,8 @@
 """Settings classes as command lines: a field is a flag is a YAML key.
 
-A setting without a value is one that nobody gave: None for numbers, "" for text. It then means what its `unset` says
-("all", "as the run says"). `none` takes the value of a number back on the command line, an empty value does in a
-file. 0 is never another word for that: it is the number.
+A setting that was not given has the value None (numbers) or "" (text); its `unset` says what that means ("all", "as
+the run says"). `--flag none` on the command line, or an empty value in a file, sets a number back to None. 0 is
+always the number, never "not given".
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from __future__ import annotations
 import argparse
 import difflib
 import inspect
-import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import NoneType
@@ -47,6 +46,7 @@ def setting(
     group: str = "settings",
     unset: str = "",
     alias: str = "",
+    misnomer: str = "",
     alone: Any = None,
     path: bool = False,
 ) -> Any:
@@ -57,19 +57,22 @@ def setting(
         group: the heading below which --help lists it.
         unset: what the default means, where it is no value or says too little.
         alias: another name of the flag and of the key.
+        misnomer: a name that it does not have and that people may try; the error says the right one.
         alone: the value of a flag that is given without one.
         path: it names a file or folder, or a pattern or a repository of the hub; `utils.common.paths.resolve` reads
             it.
     """
-    told = {
+    metadata = {
+        "help": help,
         "choices": tuple(choices),
         "group": group,
         "unset": unset,
         "alias": alias,
+        "misnomer": misnomer,
         "alone": alone,
         "path": path,
     }
-    return field(default=default, metadata={"help": help, **told})
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +88,7 @@ class Setting:
     group: str
     unset: str
     alias: str
+    misnomer: str
     alone: Any
     path: bool
 
@@ -193,10 +197,12 @@ def parse_config(
         argv = [*_flags_of(resolve(known.config, "--config"), kind, passed_over), *argv]
     values, unknown = parser.parse_known_args(argv)
     if unknown:
-        flags = [flag for one in parser.settings for flag in one.flags]
-        close = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
-        hint = f"; did you mean {close[0]}?" if close else "; --help lists them"
-        raise UserError(f"unknown flag {unknown[0]}{hint}")
+        flags = {flag: flag for one in parser.settings for flag in one.flags}
+        flags |= {f"--{one.misnomer}": f"--{one.name}" for one in parser.settings if one.misnomer}
+        meant = _closest(unknown[0].split("=")[0], flags)
+        raise UserError(
+            f"unknown flag {unknown[0]}; {f'did you mean {meant}?' if meant else '--help lists them'}"
+        )
     return kind(**{one.name: resolve_paths(one, getattr(values, one.name)) for one in parser.settings})
 
 
@@ -210,6 +216,12 @@ def _canonical(argv: Sequence[str], settings: Sequence[Setting]) -> list[str]:
         spelled = "--" + head[2:].replace("-", "_") if head.startswith("--") else head
         written.append(f"{names.get(spelled, head)}{equals}{value}")
     return written
+
+
+def _closest(text: str, names: Mapping[str, str]) -> str:
+    """What the name most like `text` stands for; "" if none is like it."""
+    close = difflib.get_close_matches(text, names, n=1)
+    return names[close[0]] if close else ""
 
 
 def _truth(text: str) -> bool:
@@ -253,8 +265,9 @@ def _flags_of(path: str, kind: type, passed_over: type | None) -> list[str]:
         if key in ignored:
             continue
         if key not in names:
-            close = difflib.get_close_matches(str(key), names, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            spellings = names | {one.misnomer: one.name for one in declared(kind) if one.misnomer}
+            meant = _closest(str(key), spellings)
+            hint = f"; did you mean {meant!r}?" if meant else ""
             raise UserError(f"{path}: unknown setting {key!r} of {kind.__name__}{hint}")
         if value is None or (key != names[key] and value == ""):
             continue
@@ -277,38 +290,3 @@ def save_config(config: Any, path: Path) -> None:
         if content[name] and os.path.exists(content[name]):
             content[name] = os.path.abspath(content[name])
     path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
-
-
-# ------------------------------------------------------------------------------------------- checks
-
-
-def check_choices(config: Any) -> None:
-    """UserError for a value that is not among the choices of its setting."""
-    for one in declared(config):
-        value = getattr(config, one.name)
-        if one.choices and value not in one.choices:
-            known = ", ".join(map(str, one.choices))
-            raise UserError(f"--{one.name} {value!r} is not known; choose one of: {known}")
-
-
-def require_positive(config: Any, *names: str) -> None:
-    """UserError for a number that is not above 0; None, no value, is no number."""
-    _require(config, names, lambda value: 0 < value < math.inf, "must be > 0")  # NaN is neither
-
-
-def require_not_negative(config: Any, *names: str) -> None:
-    """UserError for a number below 0."""
-    _require(config, names, lambda value: 0 <= value < math.inf, "must be >= 0")
-
-
-def require_fraction(config: Any, *names: str) -> None:
-    """UserError for a number that is not within 0 to 1."""
-    _require(config, names, lambda value: 0 <= value <= 1, "must be a fraction, 0 to 1")
-
-
-def _require(config: Any, names: Sequence[str], holds: Callable[[float], bool], rule: str) -> None:
-    for one in declared(config):
-        value = getattr(config, one.name)
-        if one.name in names and value is not None and not holds(value):
-            cure = f"; leave it out for {one.unset}" if one.unset else ""
-            raise UserError(f"--{one.name} {rule}, got {value}{cure}")

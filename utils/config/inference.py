@@ -8,14 +8,9 @@ from typing import Any
 from model.errors import UserError
 from model.generation.answers import DEFAULT_MATCH_DISTANCE
 from model.generation.inference import DEFAULT_NEW_TOKENS
+from utils.common.checks import check_choices, require_fraction, require_not_negative, require_positive
 from utils.common.distributed import dtype_unless_stored
-from utils.common.settings import (
-    check_choices,
-    require_fraction,
-    require_not_negative,
-    require_positive,
-    setting,
-)
+from utils.common.settings import setting
 from utils.config.training import ATTENTION, DATA, MACHINE, MODEL, OUTPUT, PRECISIONS
 
 MERGE_LAYOUTS = ("lasagna", "lisa")
@@ -215,7 +210,7 @@ class MergeConfig:
         "files to write: lasagna for ours, lisa for those of the released code",
         MERGE_LAYOUTS,
         group=OUTPUT,
-        alias="format",
+        misnomer="format",
     )
     precision: str = setting(
         STORED,

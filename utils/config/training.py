@@ -13,14 +13,9 @@ from pathlib import Path
 from model.errors import UserError
 from model.text.conversation import PROMPTS
 from model.text.format import DEFAULT_NUM_ALL_CLASSES, TOKENS_OF_FORMAT, SequenceFormat
+from utils.common.checks import check_choices, require_fraction, require_not_negative, require_positive
 from utils.common.paths import MAX_NAME_BYTES
-from utils.common.settings import (
-    check_choices,
-    require_fraction,
-    require_not_negative,
-    require_positive,
-    setting,
-)
+from utils.common.settings import setting
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 MAX_RUN_NAME = 100  # characters

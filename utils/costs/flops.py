@@ -21,9 +21,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from utils.common.checks import require_not_negative, require_positive
 from utils.common.commands import command
 from utils.common.distributed import dtype_of
-from utils.common.settings import parse_config, require_not_negative, require_positive
+from utils.common.settings import parse_config
 from utils.common.settings import setting as declare
 from utils.config.training import TrainConfig
 from utils.costs.cost_model import CostModel, Work

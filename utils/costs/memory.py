@@ -31,9 +31,10 @@ from model.decoders.transform import ImageTransform
 from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import add_lora, mark_trainable
 from model.losses import LOGITS_PER_CHUNK, PIXELS_PER_CHUNK, mask_losses
+from utils.common.checks import require_positive
 from utils.common.commands import command
 from utils.common.distributed import dtype_of
-from utils.common.settings import parse_config, require_positive, setting
+from utils.common.settings import parse_config, setting
 from utils.config.training import TrainConfig
 from utils.costs.model_sizes import model_config
 

@@ -125,6 +125,14 @@ def test_of_both_names_of_a_setting_the_later_flag_wins_and_a_file_may_use_one(y
         train("--config", yaml_file("val_dataset: ade20k\nval_dataset_list: cityscapes"))
 
 
+def test_a_name_that_people_may_try_is_an_error_that_says_the_right_one(yaml_file):
+    """`format` is how complex queries are written; the merge script writes a layout."""
+    with pytest.raises(UserError, match=r"unknown flag --format=lisa; did you mean --layout\?"):
+        parse_config(MergeConfig, ["--weight=a", "--format=lisa"])
+    with pytest.raises(UserError, match=r"unknown setting 'format' of MergeConfig; did you mean 'layout'\?"):
+        parse_config(MergeConfig, ["--weight=a", "--config", yaml_file("format: lisa")])
+
+
 def test_hyphens_are_read_as_underscores():
     config = train("--exp-name=a-b", "--no-pack", "--max-val-samples", "3", "--fast-resize")
     assert (config.exp_name, config.pack, config.max_val_samples, config.fast_resize) == (

@@ -12,7 +12,8 @@ from model.processor import FILE_NAME, LasagnaProcessor
 from model.text.format import SequenceFormat
 from model.text.tokenizer_files import load_tokenizer
 from model.text.tokens import add_special_tokens
-from utils.common.settings import require_positive, setting
+from utils.common.checks import require_positive
+from utils.common.settings import setting
 from utils.config.training import DATA, OUTPUT, DataConfig
 from utils.data.registry import DATASETS, SOURCE_RATES, Entry, parse_dataset_flags
 

@@ -1,0 +1,42 @@
+"""Rules for the values of settings: a value that breaks one is a UserError with the value, the rule and the cure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from model.errors import UserError
+from utils.common.settings import declared
+
+
+def check_choices(config: Any) -> None:
+    """UserError for a value that is not among the choices of its setting."""
+    for one in declared(config):
+        value = getattr(config, one.name)
+        if one.choices and value not in one.choices:
+            known = ", ".join(map(str, one.choices))
+            raise UserError(f"--{one.name} {value!r} is not known; choose one of: {known}")
+
+
+def require_positive(config: Any, *names: str) -> None:
+    """UserError for a number that is not above 0; None, no value, is no number."""
+    _require(config, names, lambda value: 0 < value < math.inf, "must be > 0")  # NaN is neither
+
+
+def require_not_negative(config: Any, *names: str) -> None:
+    """UserError for a number below 0."""
+    _require(config, names, lambda value: 0 <= value < math.inf, "must be >= 0")
+
+
+def require_fraction(config: Any, *names: str) -> None:
+    """UserError for a number that is not within 0 to 1."""
+    _require(config, names, lambda value: 0 <= value <= 1, "must be a fraction, 0 to 1")
+
+
+def _require(config: Any, names: Sequence[str], holds: Callable[[float], bool], rule: str) -> None:
+    for one in declared(config):
+        value = getattr(config, one.name)
+        if one.name in names and value is not None and not holds(value):
+            cure = f"; leave it out for {one.unset}" if one.unset else ""
+            raise UserError(f"--{one.name} {rule}, got {value}{cure}")
