@@ -33,7 +33,7 @@ class LasagnaConfig(PreTrainedConfig):
         sam_config: the mask decoder: its `kind` (SAM if none) and the fields of its settings.
         sequence_format: `SequenceFormat.to_dict()`: how complex queries are written, and with which tokens.
         prompt: name of the prompt template.
-        num_all_classes: most classes that one complex query names, in training and whenever the model is asked.
+        num_all_classes: maximum number of classes of one complex query, in training and inference.
         image_token_id, seg_token_id, neg_token_id: rows of the vocabulary; LISA has no `neg_token_id`.
         image_aspect_ratio: "square" crops the image for CLIP, "pad" pads it to a square first.
         clip_mean, clip_std: pixel statistics for CLIP, for values in 0..1.

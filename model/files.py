@@ -1,4 +1,4 @@
-"""Text files that somebody else wrote: one reader of their encoding and their lines, with one-line errors."""
+"""Reads text, JSON and YAML files of other tools: encodings, line ends, one-line errors."""
 
 from __future__ import annotations
 

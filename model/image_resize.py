@@ -33,13 +33,13 @@ def resize_fast(image: np.ndarray, size: tuple[int, int], mode: str = "bilinear"
     mode: "bilinear" or "bicubic".
     """
     if mode == "bilinear" and all(b <= a for b, a in zip(image.shape[:2], size, strict=True)):
-        # OpenCV is the fastest, but it takes every n-th pixel when a image shrinks.
+        # OpenCV is the fastest, but it takes every n-th pixel when an image shrinks.
         return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
     return resize_with_torch(image, size, mode)
 
 
 def resize_with_torch(image: np.ndarray, size: tuple[int, int], mode: str) -> np.ndarray:
-    # PyTorch warns about memory that it may not write to, such as a image of Pillow's.
+    # PyTorch warns about memory that it may not write to, such as an image of Pillow's.
     image = np.require(image, requirements=("C", "W"))
     pixels = torch.from_numpy(image).permute(2, 0, 1).unsqueeze(0)
     resized = F.interpolate(pixels, size, mode=mode, antialias=True)  # (1, 3, height, width)

@@ -1,8 +1,8 @@
-"""What the model reads: named tensors, a shape beside each; B images, and N rows of T tokens about them.
+"""The model's inputs as named tensors with their shapes: B images, and N rows of T tokens about them.
 
-The model is called as Hugging Face models are, `model(**inputs.fields())`; everybody else reads the fields by name.
-Positions of [SEG] and of learned tokens, sizes and owners are found on the CPU when the batch is made: searched for
-on a GPU, each would make the host wait.
+The model is called as Hugging Face models are, `model(**inputs.fields())`; other code reads the fields by name.
+Positions of [SEG] and of labels, sizes, and the image of each row are computed on the CPU when the batch is made:
+computed on a GPU, each would synchronize the host with the device.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ Levels = tuple[
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TensorFields:
-    """A dataclass of tensors and tuples of tensors, which travel together; numbers stay on the CPU."""
+    """Base of dataclasses of tensors and tuples of tensors; plain numbers stay on the CPU."""
 
     def fields(self) -> dict[str, Any]:
-        """The fields by name, the tensors themselves: keyword arguments of what takes them."""
+        """The fields by name, tensors not copied, as keyword arguments."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def to(self, device: torch.device | str) -> Self:
-        """The same with its tensors on `device`; out of pinned memory the host does not wait for the copy."""
+        """A copy with the tensors on `device`; copies from pinned memory are asynchronous."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Self:
-        """The same in page-locked memory."""
+        """A copy in pinned (page-locked) memory."""
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
@@ -48,11 +48,11 @@ class TensorFields:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RowInputs(TensorFields):
-    """What the language model reads."""
+    """Inputs of the language model."""
 
     input_ids: Tensor  # (N, T) int64, one `<image>` token for each image feature
     attention_mask: Tensor  # (N, T) int64, 0 at padding
-    labels: Tensor | None = None  # (N, T) int64, -100 where nothing is learned
+    labels: Tensor | None = None  # (N, T) int64, -100 where there is no loss
     # Where rows hold several conversations; see model/text/packing.py.
     position_ids: Tensor | None = None  # (N, T) int64
     segment_ids: Tensor | None = None  # (N, T) int64
@@ -60,7 +60,7 @@ class RowInputs(TensorFields):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageInputs(TensorFields):
-    """What the two vision encoders read: the arguments of `encode_images`.
+    """Inputs of both image encoders: the arguments of `encode_images`.
 
     The model takes either `sam_images` or `sam_embeddings`, of all images. With a cache of SAM's embeddings a batch
     of the loader holds some images in the one and the rest in the other, until `SamCache.complete`.
@@ -90,6 +90,6 @@ class ModelInputs(RowInputs, ImageInputs):
     gt_masks: tuple[Tensor, ...] | None = (
         None  # B of (n_i, height, width), in the order of the image's [SEG]s
     )
-    # Where `labels` are learned; without them the model searches.
+    # Positions of the tokens with a label; without them the model searches `labels`.
     learned_rows: Tensor | None = None  # (num_learned,) int64
     learned_columns: Tensor | None = None  # (num_learned,) int64

@@ -1,4 +1,4 @@
-"""LasagnaForConditionalGeneration: LLaVA reads a image and answers, SAM draws every [SEG] of the answer.
+"""LasagnaForConditionalGeneration: LLaVA answers a question about an image, SAM decodes a mask for each [SEG].
 
     clip_images -> CLIP -> projector --+
     input_ids -> embeddings -----------+-> LLaMA -> logits
@@ -42,7 +42,7 @@ from model.processor import LasagnaProcessor
 from model.strict_loading import check_loading_info
 from model.text.packing import packed_attention, packed_blocks
 
-CHUNKS_OF_DIVIDED_HEAD = 8  # pieces of the text loss under ZeRO-3, however long it is
+CHUNKS_OF_DIVIDED_HEAD = 8  # chunks of the text loss under ZeRO-3, whatever its length
 
 
 class LasagnaForConditionalGeneration(LlavaBackbone, InferenceMixin, ExactBuffers, PreTrainedModel):
@@ -89,7 +89,7 @@ class LasagnaForConditionalGeneration(LlavaBackbone, InferenceMixin, ExactBuffer
         """Writes the folder that `from_pretrained` reads: config, weights and, when attached, the processor.
 
         Raises:
-            ValueError: adapters are still beside the weights.
+            ValueError: there are adapters that are not merged.
         """
         if self.llava is not self.vlm:
             raise ValueError(
@@ -148,7 +148,7 @@ class LasagnaForConditionalGeneration(LlavaBackbone, InferenceMixin, ExactBuffer
     def decode_masks(
         self, states: Sequence[Tensor], images: EncodedImages, owners: Sequence[int]
     ) -> list[Tensor]:
-        """Draws one mask for each state that decided on a [SEG].
+        """Decodes one mask for each hidden state that predicted a [SEG].
 
         Args:
             states: groups (n_i, hidden_dim) of hidden states one position before a [SEG]; n_i may be 0.

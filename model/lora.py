@@ -1,4 +1,4 @@
-"""Where the adapters go, what else trains, and how adapters become part of the weights."""
+"""LoRA: the target layers, the other trainable parameters, and merging adapters into the weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from model.errors import UserError
 # A pattern over full names: bare "q_proj" would also adapt CLIP's attention.
 TARGET_PATTERN = r".*language_model.*\.(q_proj|v_proj)"
 
-# Everything that trains besides the mask decoder, which says itself what does; the rest is frozen.
+# Trainable parameters besides those of the mask decoder, which lists its own; the rest is frozen.
 TRAINABLE_PATTERN = (
     r"vlm\..*\.lora_[AB]\..*|vlm\..*\.embed_tokens\..*|vlm\.(.*\.)?lm_head\..*|seg_projector\..*"
 )
@@ -29,7 +29,7 @@ def add_lora(
     dropout: float = 0.05,
     target_pattern: str = TARGET_PATTERN,
 ) -> PreTrainedModel | PeftModel:
-    """Puts adapters on the layers of `vlm` whose name matches; rank 0 returns it as it is.
+    """Adds adapters to the layers of `vlm` whose name matches; with rank 0 it is returned unchanged.
 
     The adapters have the dtype of the layers that they adapt.
 

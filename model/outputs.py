@@ -1,4 +1,4 @@
-"""What the model takes apart and gives back: named tensors, shapes beside them."""
+"""Outputs of the model and of its image encoders, as named tensors with their shapes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from model.losses import Losses
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EncodedImage:
-    """What both encoders make of one image: `model.encode` gives it, and every question may take it for the image.
+    """An image encoded by both encoders: the result of `model.encode`, accepted wherever an image is.
 
     The language model's keys and values of the image are not part of it: they would be 300 MB for a 7B model, and
     answers on top of them differ in their last bits from those of one pass.
@@ -30,7 +30,7 @@ class EncodedImage:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedImages:
-    """What both encoders make of a batch of B images. Computed once, for all conversations about them."""
+    """B images encoded by both encoders, once for all conversations about them."""
 
     features: Tensor  # (B, num_image_tokens, hidden_dim) for the language model
     embeddings: Levels  # for the mask decoder
@@ -46,7 +46,7 @@ class EncodedImages:
         return self.embeddings[0].device
 
     def __getitem__(self, index: int) -> EncodedImage:
-        """One image of the batch; IndexError behind the last."""
+        """One image of the batch; IndexError past the end."""
         return EncodedImage(
             features=self.features[index],
             embedding=tuple(level[index] for level in self.embeddings),
@@ -56,7 +56,7 @@ class EncodedImages:
 
     @classmethod
     def of(cls, images: Sequence[EncodedImage]) -> EncodedImages:
-        """A batch of images that were encoded before, wherever that was."""
+        """A batch of images that were encoded before, together or separately."""
         return cls(
             features=torch.stack([image.features for image in images]),
             embeddings=tuple(

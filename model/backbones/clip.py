@@ -16,9 +16,9 @@ from model.config import LasagnaConfig
 def clip_patches(tower: CLIPVisionModel, clip_images: Tensor, config: LasagnaConfig) -> Tensor:
     """(B, 3, S, S) uint8 -> (B, num_patches, clip_dim). The tower is frozen: no gradient.
 
-    Several layers, if LLaVA reads several, are put side by side.
+    If LLaVA reads several layers, they are concatenated.
     """
-    # Without blocking: a copy from the host would wait for all that the device has still to do.
+    # Non-blocking: otherwise the copy would synchronize the host with the device.
     mean, std = (
         torch.tensor(values).to(clip_images.device, non_blocking=True).view(3, 1, 1)
         for values in (config.clip_mean, config.clip_std)
@@ -32,7 +32,7 @@ def clip_patches(tower: CLIPVisionModel, clip_images: Tensor, config: LasagnaCon
 
 
 def states_after(tower: CLIPVisionModel, pixels: Tensor, layers: Sequence[int]) -> list[Tensor]:
-    """States (B, 1 + num_patches, clip_dim) after each of `layers`; what comes behind the last of them is not run.
+    """States (B, 1 + num_patches, clip_dim) after each of `layers`; later layers are not run.
 
     Args:
         tower: a CLIP vision tower.

@@ -1,6 +1,6 @@
 """LLaVA as the backbone: images and tokens in, hidden states and logits out.
 
-The part of `LasagnaForConditionalGeneration` that knows how Hugging Face's LLaVA is built inside.
+The only part of `LasagnaForConditionalGeneration` that depends on the internals of Hugging Face's LLaVA.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ class LlavaBackbone(nn.Module):
 
     @property
     def can_pack_rows(self) -> bool:
-        """Whether the attention takes a mask of its own for each row; flash attention's kernels do not."""
+        """Whether the attention implementation takes a mask for each row, as packing needs; flash has none."""
         return self.attention in ("sdpa", "eager", "flex_attention")
 
     @property
     def attention(self) -> str:
-        """What the language model computes attention with."""
+        """The attention implementation of the language model."""
         return self.llava.config.text_config._attn_implementation
 
     def get_input_embeddings(self) -> nn.Module:
@@ -40,7 +40,7 @@ class LlavaBackbone(nn.Module):
         return self.llava.get_output_embeddings()
 
     def set_gradient_checkpointing(self, on: bool) -> None:
-        """Whether the language model's layers keep their inputs only, and run once more in backward."""
+        """Whether the language model's layers keep only their inputs and are recomputed in backward."""
         language = self.llava.model.language_model
         # transformers 5.23 calls it activation checkpointing, older ones gradient checkpointing.
         kind = "activation" if hasattr(language, "activation_checkpointing_enable") else "gradient"

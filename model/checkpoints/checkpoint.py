@@ -1,4 +1,4 @@
-"""What lies at a path, found out once: a whole model of a known layout, or the weights that a training run left."""
+"""Identifies what is at a path: a whole model in a known layout, or the weights of a training run."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ class WholeModel:
 
     @property
     def kind(self) -> str:
-        """Words for messages and the log."""
+        """Its description in messages and the log."""
         return self.layout.NAME
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """Number format of the weights; None where config.json does not say it."""
+        """The dtype of the weights; None if config.json does not state it."""
         return named_dtype(self.config.get("dtype") or self.config.get("torch_dtype"))
 
     @cached_property
@@ -60,7 +60,7 @@ class WholeModel:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedWeights:
-    """What a training run left: weights that go on top of the model that it started from."""
+    """The weights of a training run, to be applied to the model that it started from."""
 
     path: Path
     layout: TrainedLayout
@@ -70,12 +70,12 @@ class TrainedWeights:
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """Number format that the run computed in; None where nothing says it."""
+        """The dtype of the run; None if it is unknown."""
         return self.settings.dtype
 
     @property
     def holds_adapters_only(self) -> bool:
-        """Whether other weights that train may be missing: a PEFT folder needs none."""
+        """Whether trainable weights other than adapters may be missing, as in a PEFT folder."""
         return self.layout is adapter
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Weights that are not finite are refused, by name: one NaN makes all answers nonsense, and nothing else tells."""
+"""Refuses weights with NaN or infinity, by name: a single one makes every answer meaningless, without an error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def require_finite(weights: Mapping[str, Tensor], *, source: str) -> None:
     """UserError naming the weights that hold a NaN or an infinity.
 
     Args:
-        source: the file or folder they are from, or the number format that they were cast to.
+        source: the file or folder that they come from, or the dtype that they were cast to.
     """
     wrong = [
         name

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from model.checkpoints.weights import is_zip, open_safetensors, read_weight_file, weight_files
 
-# Pages of a mapped file count as this process's memory until the file is closed. It is closed and opened again after
-# so many bytes were read.
+# Pages of a mapped file count as memory of this process until the file is closed, so it is reopened after this number
+# of bytes.
 RELEASE_AFTER = 1_000_000_000
 
 

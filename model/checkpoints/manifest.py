@@ -50,7 +50,7 @@ def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal digits."""
+    """SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -71,7 +71,7 @@ def read_latest(folder: Path) -> str | None:
 
 
 def saves(folder: Path) -> list[Path]:
-    """The folders of the saves, the newest first, whole or not."""
+    """The folders of the saves, the newest first, complete or not."""
     if not folder.is_dir():
         return []
     found = [(int(match[1]), path) for path in folder.iterdir() if (match := TAG.fullmatch(path.name))]

@@ -94,7 +94,7 @@ def open_merge(
 
 @contextmanager
 def only_warnings(name: str) -> Iterator[None]:
-    """No information from the loggers below `name` inside the block."""
+    """Suppresses INFO messages of the loggers below `name` inside the block."""
     parent = logging.getLogger(name)
     before = parent.level
     parent.setLevel(max(before, logging.WARNING))

@@ -75,7 +75,7 @@ class MergedModel:
     def apply(
         self, trained: TrainedWeights, frame: LasagnaForConditionalGeneration, *, lora_alpha: float | None
     ) -> None:
-        """Puts trained weights over the base's; checks that they are all there and fit.
+        """Applies trained weights to the base's; checks names and shapes.
 
         Args:
             frame: the one that the model was made of.

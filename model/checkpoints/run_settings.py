@@ -38,7 +38,7 @@ class RunSettings:
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """Number format that the run computed in."""
+        """The dtype of the run."""
         precision = self.run.get("precision")
         return DTYPES.get(precision) if precision else named_dtype(self.config.get("dtype"))
 

@@ -1,4 +1,4 @@
-"""Weights of a training run become part of the model that the run started from: names, adapters, everything else."""
+"""Applies the weights of a training run to the model that it started from: names, adapters, all other weights."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def lora_of(
 def apply_trained(
     model: LasagnaForConditionalGeneration, trained: TrainedWeights, *, lora_alpha: float | None = None
 ) -> LasagnaForConditionalGeneration:
-    """Puts trained weights into the model that the run started from, adapters merged; in place.
+    """Applies trained weights to the model that the run started from, in place, adapters merged.
 
     Args:
         model: the base, as `load_model` gives it, with the same format as in training.

@@ -1,4 +1,4 @@
-"""Reads weight files of every kind, and runs no code in them."""
+"""Reads weight files of every kind, without running code from them."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def is_zip(path: Path) -> bool:
 def read_weight_file(path: str | Path) -> dict[str, Tensor]:
     """All weights of a .safetensors, .bin, .pt or .pth file.
 
-    What training scripts put around them is taken off: {"model": weights, "epoch": 3}, nested `WRAPPERS`, and
+    Wrappers that training scripts put around them are removed: {"model": weights, "epoch": 3}, nested `WRAPPERS`, and
     "module." before every name.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a layout on disk must offer, what its reader returns, and what the readers share."""
+"""The Protocols of checkpoint layouts, the parts that a reader returns, and what the readers share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from model.text.format import SequenceFormat
 if TYPE_CHECKING:
     from model.lasagna import LasagnaForConditionalGeneration
 
-# Beside weights that are no folder of ours (DeepSpeed's, exported ones): config.json, processor, run.yaml.
+# Holds config.json, processor and run.yaml beside weights in the layout of another tool (DeepSpeed's, exported).
 SETTINGS_FOLDER = "lasagna"
 CHECKPOINT_FOLDER = "ckpt_model"  # of a run, the newest; train_ds.py keeps the best one in ckpt_best
 # A model that its config.json makes larger than its weights by this factor is not allocated.
@@ -29,7 +29,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True, kw_only=True)
 class ReadOptions:
-    """What the caller of `load_model` wants of every reader."""
+    """Arguments of `load_model` that every reader gets."""
 
     vision_tower: str | None = None  # folder or hub name of a CLIP, where the checkpoint has none inside
     dtype: torch.dtype | None = None  # None: as stored
@@ -39,7 +39,7 @@ class ReadOptions:
 
     @property
     def placement(self) -> dict[str, Any]:
-        """What `from_pretrained` is told about quantised loading."""
+        """Keyword arguments of `from_pretrained` for quantised loading."""
         if self.quantization is None:
             return {}
         return {"quantization_config": self.quantization, "device_map": {"": self.device}}
@@ -57,7 +57,7 @@ class Parts:
     seg_projector: dict[str, Tensor] | None = None  # named 0.weight, 0.bias, 2.weight, 2.bias
     format: SequenceFormat | None = None  # that the weights were trained with
     prompt: str | None = None  # template that the weights were trained with
-    num_all_classes: int | None = None  # most classes that one query named in training
+    num_all_classes: int | None = None  # maximum number of classes of a query in training
 
 
 class Layout(Protocol):
@@ -128,7 +128,7 @@ def check_size(
 
 
 def check_feature_layer(config: PreTrainedConfig, folder: Path) -> None:
-    """UserError unless the layer of the vision tower whose features are taken is one that the tower has."""
+    """UserError unless the vision tower has the layer whose features are used."""
     chosen = config.vision_feature_layer
     num_states = config.vision_config.num_hidden_layers + 1
     for layer in chosen if isinstance(chosen, list) else [chosen]:

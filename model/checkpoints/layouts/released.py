@@ -1,7 +1,7 @@
 """LaSagnA and LISA as their authors release them: SAM and projection inside an original LLaVA.
 
 The CLIP tower is not inside. Folders that `write_released` wrote also hold the tower (`vision_tower/`) and our
-configuration and processor (`lasagna/`), which other tools ignore, so that nothing is lost on the way back.
+configuration and processor (`lasagna/`), which other tools ignore: reading them restores the exported model exactly.
 """
 
 from __future__ import annotations
