@@ -217,7 +217,7 @@ def draw(answer: Answer, image: np.ndarray) -> Image.Image:
 
 
 def wrapped(text: str) -> str:
-    """The text in lines between words on a terminal; in one line for a program that reads it."""
+    """The text, wrapped between words on a terminal; on one line otherwise."""
     if not sys.stdout.isatty():
         return text
     return textwrap.fill(text, shutil.get_terminal_size().columns, break_on_hyphens=False)

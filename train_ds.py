@@ -104,7 +104,7 @@ def start_processes(config: TrainConfig) -> None:
 
 
 def build_model(config: TrainConfig) -> tuple[LasagnaForConditionalGeneration, LasagnaProcessor]:
-    """The base with adapters; only what the recipe names will train."""
+    """The base model with adapters; only the parameters of the recipe are trainable."""
     model, processor = load_model(
         config.version,
         vision_tower=config.vision_tower or None,
@@ -130,7 +130,7 @@ def build_model(config: TrainConfig) -> tuple[LasagnaForConditionalGeneration, L
 
 
 def open_sam_cache(config: TrainConfig, model: LasagnaForConditionalGeneration) -> SamCache | None:
-    """Where SAM's embeddings are kept; asked before ZeRO-3 divides the weights that name them."""
+    """The cache of SAM's embeddings, made before ZeRO-3 shards the weights that its key is computed from."""
     if not config.sam_cache:
         return None
     cache = SamCache.of(
@@ -155,8 +155,8 @@ def start_deepspeed(config: TrainConfig, model: LasagnaForConditionalGeneration)
 
 
 def count_trainable(model: torch.nn.Module) -> str:
-    """How many parameters train, for the log."""
-    # `ds_numel` is the whole size of a parameter that ZeRO-3 has divided.
+    """The number of trainable parameters, for the log."""
+    # `ds_numel` is the size of a parameter that ZeRO-3 has sharded.
     sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]
     trainable, total = sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
     return f"{trainable / 1e6:.1f} of {total / 1e6:.1f} million parameters train ({trainable / total:.1%})"

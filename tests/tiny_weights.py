@@ -54,23 +54,35 @@ def write_base(folder: Path, tokenizer_folder: Path, *, seed: int = 0) -> TinyFo
     torch.manual_seed(seed)
     folders = TinyFolders(llava=folder / "llava", clip=folder / "clip", sam=folder / "sam.pth")
     folder.mkdir(parents=True, exist_ok=True)
-    clip = CLIPVisionModel(
-        CLIPVisionConfig(
-            hidden_size=CLIP_DIM,
-            intermediate_size=32,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            image_size=28,
-            patch_size=14,
-        )
-    )
-    clip.save_pretrained(folders.clip)
+    tiny_tower().save_pretrained(folders.clip)
     sam = build_sam(SAM)
     for parameter in sam.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     torch.save(sam.state_dict(), folders.sam)
     write_llava(folders.llava, tokenizer_folder)
     return folders
+
+
+def tiny_tower(**changes: int) -> CLIPVisionModel:
+    """A CLIP tower of three layers and four patches; `changes` are other entries of its config."""
+    entries = {
+        "hidden_size": CLIP_DIM,
+        "intermediate_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    return CLIPVisionModel(CLIPVisionConfig(**entries | changes))
+
+
+def with_tower(weights: dict[str, Tensor], tower: CLIPVisionModel) -> dict[str, Tensor]:
+    """Weights of an original LLaVA with the tower inside, as LLaVA 1.5 has it."""
+    prefix = "model.vision_tower.vision_tower.vision_model."
+    inside = {
+        prefix + name.removeprefix("vision_model."): value for name, value in tower.state_dict().items()
+    }
+    return weights | inside
 
 
 def write_llava(folder: Path, tokenizer_folder: Path) -> None:
@@ -122,7 +134,7 @@ def edit_json(path: Path, **values: object) -> None:
     path.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
 
 
-def write_shards(folder: Path, weights: dict[str, Tensor], num_shards: int, *, safetensors: bool) -> None:
+def save_in_shards(folder: Path, weights: dict[str, Tensor], num_shards: int, *, safetensors: bool) -> None:
     """Weights in several files with an index."""
     stem, suffix = ("model", "safetensors") if safetensors else ("pytorch_model", "bin")
     files = [f"{stem}-{i + 1:05d}-of-{num_shards:05d}.{suffix}" for i in range(num_shards)]

@@ -97,7 +97,7 @@ def decode_choices(
             applied during decoding, so later choices are conditioned on its decisions.
         rethreshold: a second threshold, applied to the final probabilities: a class is present from this one on,
             whatever token the later choices were conditioned on. None: as decoded.
-        piece_tokens: the answers are decoded in chunks of about so many tokens, one after the other. None:
+        piece_tokens: answers are decoded in chunks of about this number of tokens, one after the other. None:
             `CPU_PIECE_TOKENS` on a CPU, elsewhere the whole answer.
     """
     if not len(plans) == len(prompt_embeds) == len(prompt_mask):

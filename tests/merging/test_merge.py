@@ -14,7 +14,7 @@ from model.checkpoints.load import load_model
 from model.checkpoints.trained import apply_trained
 from model.checkpoints.weights import read_torch_file
 from model.lora import add_lora, mark_trainable, merge
-from tests.tiny_weights import edit_json, noise_image, write_shards
+from tests.tiny_weights import edit_json, noise_image, save_in_shards
 from tests.training_runs import save_settings, trainable, write_run, write_zero_checkpoint
 
 CLASSES = ["dog", "tree", "sky", "pool table"]
@@ -90,10 +90,10 @@ def test_every_form_of_the_same_weights_is_read(trained, tmp_path):
     weights = trainable(trained)
     torch.save(weights, tmp_path / "file.bin")
     (tmp_path / "shards").mkdir()
-    write_shards(tmp_path / "shards", weights, 3, safetensors=False)
+    save_in_shards(tmp_path / "shards", weights, 3, safetensors=False)
     # zero_to_fp32.py . FOLDER/pytorch_model.bin makes a folder of that name
     (tmp_path / "run" / "pytorch_model.bin").mkdir(parents=True)
-    write_shards(tmp_path / "run" / "pytorch_model.bin", weights, 2, safetensors=False)
+    save_in_shards(tmp_path / "run" / "pytorch_model.bin", weights, 2, safetensors=False)
     write_zero_checkpoint(tmp_path / "exp" / "ckpt_model", trained, stage=2, num_ranks=2)
     forms = ("file.bin", "shards", "run", "run/pytorch_model.bin", "exp", "exp/ckpt_model")
     for form in (*forms, "exp/ckpt_model/global_step7"):

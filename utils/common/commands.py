@@ -19,7 +19,7 @@ USER_MISTAKE = 2  # exit code
 
 
 class Parser(argparse.ArgumentParser):
-    """Flags of a small command; what it refuses is a UserError, one line as every other mistake."""
+    """A parser for the flags of small commands; its errors are UserErrors, printed as one line."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message.removeprefix('argument ')}; --help lists the flags")
@@ -67,15 +67,15 @@ def one_line(problem: Exception) -> str:
 
 
 def _is_first_to_say(text: str) -> bool:
-    """Whether no other process of the launcher has printed this message.
+    """Whether this process prints the message, so that the processes of a launcher print it once.
 
-    Processes that have met ask their common store. Before they meet all of them fail alike, on what was typed: the
-    first one of each machine speaks.
+    The processes of a process group ask its store. Before it is initialised all of them fail alike, on the command
+    line: the first one of each machine prints.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) in ("0", "-1")
     try:
         store = dist.distributed_c10d._get_default_store()
         return store.add(f"lasagna/said/{text}", 1) == 1
-    except RuntimeError:  # the first process holds the store: it has ended, and has said why
+    except RuntimeError:  # the first process, which holds the store, has printed its message and ended
         return dist.get_rank() == 0

@@ -26,7 +26,7 @@ def dtype_of(precision: str) -> torch.dtype:
 
 
 def dtype_unless_stored(precision: str) -> torch.dtype | None:
-    """As `dtype_of`; None for "auto", which keeps the number format that is stored."""
+    """As `dtype_of`; None for "auto", which keeps the stored dtype."""
     return None if precision == "auto" else dtype_of(precision)
 
 
@@ -63,7 +63,7 @@ def process_rank() -> int:
 
 
 def is_main_process() -> bool:
-    """Whether this process writes and prints for all of them."""
+    """Whether this is the main process, which writes and prints for all."""
     return process_rank() == 0
 
 
@@ -86,7 +86,7 @@ def sum_over_processes(numbers: Sequence[float]) -> list[float]:
 
 
 def gather_objects(mine: T) -> list[T]:
-    """What every process passes, in the order of ranks. A collective call; numbers go through an all_reduce."""
+    """The values of all processes, in the order of ranks. A collective call; numbers go through an all_reduce."""
     everyone = [mine] * world_size()
     if world_size() > 1:
         dist.all_gather_object(everyone, mine)

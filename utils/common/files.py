@@ -1,4 +1,4 @@
-"""Writing files so that no moment leaves half of one: written aside, synced, renamed."""
+"""Atomic writing of files: a temporary file, synced and renamed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def append_whole(path: Path, text: str) -> None:
-    """Append to a text file; what could be written of it only in part, as on a full disk, is taken back."""
+    """Append to a text file; a partial write, as on a full disk, is undone."""
     with path.open("ab", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
         data = text.encode()
@@ -35,14 +35,14 @@ def append_whole(path: Path, text: str) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to disk, where the file system can."""
+    """Sync a folder's entries to disk, where the file system supports it."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:
         return
     try:
         os.fsync(handle)
-    except OSError:  # some network file systems know no such thing
+    except OSError:  # not supported by some network file systems
         pass
     finally:
         os.close(handle)

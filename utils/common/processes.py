@@ -1,4 +1,4 @@
-"""Which processes there are: told apart by number and start, as numbers are used again."""
+"""Identifies processes by pid and start time, because pids are reused."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def start_of(pid: int) -> str | None:
 
 
 def parent_of(pid: int) -> int:
-    """The number of a process's parent; 0 if it is not known."""
+    """The pid of a process's parent; 0 if it is unknown."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
         return int(text.rpartition(")")[2].split()[1])
@@ -41,7 +41,7 @@ def parent_of(pid: int) -> int:
 
 
 def command_of(pid: int) -> str:
-    """The command line of a process; empty if it is not known."""
+    """The command line of a process; empty if it is unknown."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
     except OSError:

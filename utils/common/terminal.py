@@ -1,4 +1,4 @@
-"""Text of unknown origin on its way to a terminal: what would command the terminal is written out instead."""
+"""Untrusted text on a terminal: control characters are escaped."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ CHECKPOINT, AS_RUN = "checkpoint", "as the run says"
 
 @dataclass(frozen=True, kw_only=True)
 class LoadingConfig:
-    """Which model is asked, and how it is loaded: test_sem.py and chat.py share it."""
+    """Settings of loading a model, shared by test_sem.py and chat.py."""
 
     version: str = setting("", "model folder that the merge script wrote (required)", group=MODEL, path=True)
     precision: str = setting(
@@ -53,7 +53,7 @@ class LoadingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TestConfig(LoadingConfig):
-    """What test_sem.py can be told."""
+    """Settings of test_sem.py."""
 
     __test__ = False  # not a test class, whatever pytest thinks of its name
 
@@ -146,7 +146,7 @@ class TestConfig(LoadingConfig):
             self._check_prediction()
 
     def _check_prediction(self) -> None:
-        """Settings that mean nothing without ground truth, or without a report."""
+        """UserError for settings that need ground truth or a report."""
         if not self.save_predictions:
             raise UserError("--images needs --save_predictions: the folder that the results go to")
         unused = (
@@ -159,7 +159,7 @@ class TestConfig(LoadingConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ChatConfig(LoadingConfig):
-    """What chat.py can be told."""
+    """Settings of chat.py."""
 
     image: str = setting("", "image to ask about", group=QUESTION, unset="a conversation starts", path=True)
     prompt: str = setting("", "a question about it in words", group=QUESTION)
@@ -187,7 +187,7 @@ class ChatConfig(LoadingConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class MergeConfig:
-    """What merge_lora_weights_and_save_hf_model.py can be told."""
+    """Settings of merge_lora_weights_and_save_hf_model.py."""
 
     weight: str = setting(
         "",

@@ -28,7 +28,7 @@ RECIPE, MACHINE, VALIDATION, OUTPUT = "recipe", "machine", "validation", "output
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What is trained on, and how it is written: training and the commands `check` and `preview` share it."""
+    """Settings of the data and of the sequence format, shared by training and the commands `check` and `preview`."""
 
     version: str = setting(
         "",
@@ -112,7 +112,7 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(DataConfig):
-    """What train_ds.py can be told. The defaults are the recipe of the paper for one 7B model."""
+    """Settings of train_ds.py. The defaults are the recipe of the paper for one 7B model."""
 
     vision_tower: str = setting(
         "", "CLIP folder, for a LLaVA without a vision tower inside", group=MODEL, path=True
@@ -163,7 +163,7 @@ class TrainConfig(DataConfig):
 
     precision: str = setting("bf16", "dtype of weights and activations", PRECISIONS, group=MACHINE)
     zero_stage: int = setting(
-        2, "ZeRO stage: what DeepSpeed divides among processes", (0, 1, 2, 3), group=MACHINE
+        2, "ZeRO stage: what DeepSpeed partitions over processes", (0, 1, 2, 3), group=MACHINE
     )
     gradient_checkpointing: bool = setting(
         True,
@@ -180,7 +180,7 @@ class TrainConfig(DataConfig):
     )
     max_bad_steps: int | None = setting(
         20,
-        "stop after so many steps in a row whose loss or gradient is not finite (exit code 3); none: never",
+        "stop after this number of consecutive steps with a non-finite loss or gradient (exit code 3); none: never",
         group=MACHINE,
     )
     profile: int = setting(
@@ -210,14 +210,14 @@ class TrainConfig(DataConfig):
     exp_name: str = setting("lasagna", "name of the run; its folder holds checkpoints and logs", group=OUTPUT)
     auto_resume: bool = setting(True, "continue from the run's newest checkpoint", group=OUTPUT)
     save_every_minutes: float | None = setting(
-        20.0, "save also between epochs, after so many minutes; none: not by time", group=OUTPUT
+        20.0, "minutes after which a save is made within an epoch; none: no saves by time", group=OUTPUT
     )
     save_every_steps: int | None = setting(
-        None, "save also between epochs, after so many steps", group=OUTPUT, unset="not by steps"
+        None, "steps after which a save is made within an epoch", group=OUTPUT, unset="no saves by steps"
     )
-    keep_last: int = setting(1, "newest saves that are kept; the best is kept besides", group=OUTPUT)
+    keep_last: int = setting(1, "number of newest saves to keep, besides the best", group=OUTPUT)
     disk_patience: float = setting(
-        5.0, "minutes of trying again while the disk is full or away, before the run ends", group=OUTPUT
+        5.0, "minutes to retry while the disk is full or unavailable; then the run ends", group=OUTPUT
     )
 
     def __post_init__(self) -> None:

@@ -1,1 +1,1 @@
-"""What a configuration takes before anyone pays for it: FLOPs and memory."""
+"""Estimates of the FLOPs and the memory of a configuration."""

@@ -24,9 +24,9 @@ from model.inputs import Size
 class Flops:
     """FLOPs of one part.
 
-    The backward pass of a product with an operand that needs no gradient is one product, else two. `extra` is what
-    the machine does beyond that, which is no work of the model (Chowdhery et al., "PaLM", 2022, appendix B): what
-    checkpointing does a second time, and the width that SAM's attention has when folded.
+    The backward pass of a product with an operand that needs no gradient is one product, else two. `extra` is
+    computed beyond that and does not count as work of the model (Chowdhery et al., "PaLM", 2022, appendix B):
+    recomputation by checkpointing, and the wider heads of SAM's folded attention.
     """
 
     forward: float = 0.0
@@ -35,12 +35,12 @@ class Flops:
 
     @property
     def model(self) -> float:
-        """FLOPs that the mathematics asks for."""
+        """FLOPs of the model: forward and backward."""
         return self.forward + self.backward
 
     @property
     def total(self) -> float:
-        """FLOPs that the machine computes."""
+        """FLOPs computed, `extra` included."""
         return self.forward + self.backward + self.extra
 
     def __add__(self, other: Flops) -> Flops:

@@ -53,7 +53,7 @@ MANY_GPUS = 512  # is always shown, too
 
 @dataclass(frozen=True, kw_only=True)
 class FlopsConfig(TrainConfig):
-    """The settings of training, and what is asked about them."""
+    """The settings of training, and those of the estimate."""
 
     gpus: int = declare(8, "processes, one per GPU", group=COSTS)
     images: int | None = declare(None, "images of a micro-batch", group=COSTS, unset="--batch_size")
@@ -139,7 +139,7 @@ def show_sample(costs: CostModel, work: Work, setting: Setting, console: Console
     console.print(table, width=80)
     write(
         console,
-        "extra: recomputed by checkpointing, and the width of SAM's folded attention; no work of the model. "
+        "extra: recomputation by checkpointing and the wider heads of SAM's folded attention. "
         f"To the GPU: {costs.input_bytes(work) / setting.images / 1e6:.1f} MB a sample; from disk "
         f"{setting.disk_bytes / 1e6:.2f} MB, with --sam_cache {costs.embedding_bytes(2) / 1e6:.1f} MB more "
         "and no SAM encoder; embeddings in 16 bits.",

@@ -82,7 +82,7 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryConfig(TrainConfig):
-    """The settings of training, and what is asked about them."""
+    """The settings of training, and those of the estimate."""
 
     gpus: int = setting(8, "processes, one per GPU", group=COSTS)
     masks: int = setting(MASKS_PER_IMAGE, "number of [SEG] of one image", group=COSTS)

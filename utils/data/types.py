@@ -102,13 +102,13 @@ class Batch:
     # With a cache of SAM's embeddings, `inputs.sam_images` holds the samples in `sam_missing` and
     # `inputs.sam_embeddings` the others, until SamCache.complete makes them one.
     inputs: ModelInputs
-    sources: tuple[str, ...]  # one a sample
-    datasets: tuple[str, ...]  # one a sample
+    sources: tuple[str, ...]  # one per sample
+    datasets: tuple[str, ...]  # one per sample
     skipped: tuple[str, ...]  # of all its samples
     classes_left_out: int = 0  # of all its samples
     conversations_left_out: int = 0  # of all its samples
     num_shortened: int = 0  # samples from which something was left out
-    sam_keys: tuple[str, ...] = ()  # one a sample, where there is a cache
+    sam_keys: tuple[str, ...] = ()  # one per sample, where there is a cache
     sam_missing: tuple[int, ...] = ()  # samples that are not in it
 
     def to(self, device: torch.device | str) -> Batch:

@@ -1,4 +1,4 @@
-"""The evaluation of one data set: what is left to predict, the records of its samples, and their numbers."""
+"""The evaluation of one data set: the samples left to predict, their records, and the metrics."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NUM_SHOWN = 16  # best and worst samples of each data set in a report
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """What an evaluation leaves on disk while it runs."""
+    """The files of a running evaluation."""
 
     report_dir: Path | None = None  # finished samples are kept in it, so that --resume can continue
     resume: bool = False  # count the finished samples that are there
@@ -70,7 +70,7 @@ class DatasetRun:
             self.shard.mend()
 
     def result(self, model: SegmentationModel, processor: LasagnaProcessor, *, show_progress: bool) -> Result:
-        """Predict this process's share of what is not finished, gather the records of all, and count."""
+        """Predict the unfinished samples of this process, gather all records, and compute the metrics."""
         started = time.perf_counter()
         # Processes on different machines need not see each other's files.
         outcomes = gather(self.finished, may_repeat=True)
@@ -96,7 +96,7 @@ class DatasetRun:
         *,
         show_progress: bool,
     ) -> Iterator[dict[int, Outcome]]:
-        """This process's share of what is not finished, batch by batch; each is on disk before it is yielded."""
+        """The unfinished samples of this process, batch by batch; each batch is on disk before it is yielded."""
         todo = unfinished(in_batches(self.chosen, self.settings.val_batch_size), finished)
         mine = todo[self.rank :: self.world_size]
         extremes = Extremes(self.num_shown)
@@ -123,7 +123,7 @@ class DatasetRun:
     def _outcome(
         self, protocol: TaskProtocol, extremes: Extremes, index: int, sample: EvalSample, prediction: Any
     ) -> Outcome:
-        """What is kept of a sample; its label image is written before it counts as finished."""
+        """The outcome of a sample to store; its label image is written before it counts as finished."""
         answers = self.writer.add(sample, prediction) if self.writer else ()
         record = protocol.record(sample, prediction)
         row = protocol.row(sample, prediction) if self.num_shown or index in self.in_sheet else None
@@ -134,7 +134,7 @@ class DatasetRun:
         return Outcome(record=record, score=row.score, row=kept, answers=answers)
 
     def _count(self, protocol: TaskProtocol, outcomes: Mapping[int, Outcome], *, seconds: float) -> Result:
-        """The numbers of the data set, from the records of all its samples in their order."""
+        """The metrics of the data set, from the records of all its samples in order."""
         assert sorted(outcomes) == self.chosen, "a sample was not predicted"
         in_order = [outcomes[index] for index in self.chosen]
         records = [outcome.record for outcome in in_order]

@@ -50,8 +50,9 @@ def semantic_row(
 ) -> SheetRow:
     """A sample whose legend lists the classes of ground truth and prediction, large ones first.
 
-    Beside each class stands its IoU, or a word where it is 0: "missed" if the prediction has no pixel of it,
-    "invented" if the class is known to be absent, "not labelled" if nobody knows. The score is the mean IoU.
+    Each class has its IoU beside it or, where that is 0, a word: "missed" if the prediction has no pixel of it,
+    "invented" if the class is known to be absent, "not labelled" if its presence is unknown. The score is the mean
+    IoU.
 
     Args:
         iou: (num_classes,) of this image alone, NaN for a class in neither map.

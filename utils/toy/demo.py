@@ -77,8 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "python merge_lora_weights_and_save_hf_model.py", "--weight", out / "ckpt_model",
             "--save_path", merged, "--precision", "fp32")  # fmt: skip
     untrained = write_untrained(out / "untrained")
-    baseline = evaluate(untrained, dataset, BASELINE_DATASETS, out / "eval_untrained", args.max_samples)
-    report = evaluate(merged, dataset, VAL_DATASETS, out / "eval", args.max_samples)
+    baseline = report_of(untrained, dataset, BASELINE_DATASETS, out / "eval_untrained", args.max_samples)
+    report = report_of(merged, dataset, VAL_DATASETS, out / "eval", args.max_samples)
     ask_three_questions(merged, dataset, out / "chat")
     publish(report, baseline, out)
     return 0
@@ -131,7 +131,7 @@ def write_untrained(folder: Path) -> Path:
     return folder
 
 
-def evaluate(model: Path, dataset: Path, entries: str, out: Path, max_samples: int | None) -> Report:
+def report_of(model: Path, dataset: Path, entries: str, out: Path, max_samples: int | None) -> Report:
     """The report of a model folder; an existing report is reused."""
     if not (out / "report.json").is_file():
         limit = [] if max_samples is None else ["--max_samples", max_samples]

@@ -5,8 +5,8 @@ runs/EXP/ckpt_model/lasagna/                                     config, tokeniz
 runs/EXP/ckpt_best/                                              the same for the best validation
 runs/EXP/validation.json                                         up to which step epochs are validated, and the best
 
-Every moment may be the last. A save gets its name when it is whole; an older save goes after that. A validation is
-noted when its weights are kept, so one that was killed is made up for on resume.
+A run may be killed at any moment. A save gets its final name when it is complete; older saves are deleted after that.
+A validation is recorded when its weights are kept, so an interrupted one is repeated on resume.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ logger = logging.getLogger(__name__)
 
 BEST_FOLDER = "ckpt_best"
 VALIDATION_FILE = "validation.json"
-# What a run may continue with another value of: how long it goes on, where things are, what only costs time,
-# and what is measured. Everything else decides the weights, and stays as it was.
+# Settings that may differ on resume: duration, paths, speed, and what is measured. All others determine the weights
+# and must stay the same.
 FREE = (
     "epochs", "dataset_dir", "fast_resize", "workers", "sam_cache", "sam_cache_gb", "attn_implementation",
     "gradient_checkpointing", "compile", "num_threads", "profile", "local_rank", "max_bad_fraction", "max_bad_steps",
@@ -75,16 +75,16 @@ def save_best(engine: Engine, config: TrainConfig, step: int, score: Score | Non
 
 
 def save_validated(config: TrainConfig, validated: Validated) -> None:
-    """Note how far the run is validated."""
+    """Record up to which step the run is validated."""
     if is_main_process():
         write_whole(config.run_dir / VALIDATION_FILE, json.dumps(asdict(validated)) + "\n")
 
 
 def read_validated(config: TrainConfig, step: int) -> Validated:
-    """How far a run that stands at `step` is validated; what a kill left beside its best save is removed.
+    """Up to which step a run at `step` is validated; remains of a killed run beside its best save are removed.
 
-    The best save itself is asked too: a kill may come after it and before the note. A note of later steps is that
-    of an earlier run in this folder. A note that cannot be read is as good as none: the best save knows its score.
+    The best save is read too: the run may have been killed between saving and recording. A record of later steps
+    belongs to an earlier run in this folder. A record that cannot be read is ignored: the best save holds its score.
     """
     path = config.run_dir / VALIDATION_FILE
     try:
@@ -123,7 +123,7 @@ def _best_save(config: TrainConfig) -> Found | None:
 
 
 def check_run(config: TrainConfig, num_processes: int) -> Found | None:
-    """The save to continue from, None to start anew; asked before anything is built. A collective call.
+    """The save to continue from, None to start anew; checked before anything is built. A collective call.
 
     Raises:
         UserError: there is a run of this name that must not, or cannot, be continued like this.
@@ -266,7 +266,7 @@ def resume(engine: Engine, config: TrainConfig, found: Found | None) -> Progress
 
 
 def forget_after(log: Path, step: int) -> None:
-    """Keep the lines of a losses.jsonl up to `step`, those of a run that was stopped later are made again."""
+    """Truncate losses.jsonl after `step`: the steps after a run's last save are repeated."""
     if not log.is_file():
         return
     kept = [f"{line}\n" for line in split_lines(read_text(log)) if _is_up_to(line, step)]

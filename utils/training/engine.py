@@ -1,4 +1,4 @@
-"""What training needs of the engine that steps the model: DeepSpeed's, or one that a test puts in its place."""
+"""Protocol of the training engine: DeepSpeed's, or a fake in tests."""
 
 from __future__ import annotations
 

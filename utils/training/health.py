@@ -1,4 +1,4 @@
-"""Non-finite numbers in training: they never reach the weights, are counted and named, and stop a run that is lost.
+"""Non-finite losses and gradients: they never reach the weights, are counted and logged, and stop a diverged run.
 
 A loss that is not finite makes every gradient of its micro-batch NaN (`Watch.see`); reducing the gradients brings
 that to all processes, and the optimizer of each skips the step, as DeepSpeed's do for a gradient that is not finite
@@ -25,7 +25,7 @@ MAX_NAMED = 20  # samples or weights that a message names
 
 
 class DivergedError(UserError):
-    """The numbers of a run are not finite any more: going on would waste time, saving would ruin what is saved."""
+    """The run has diverged: its losses, gradients or weights are not finite."""
 
     exit_code = 3
 

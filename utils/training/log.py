@@ -124,7 +124,7 @@ def bar_text(losses: dict[str, float], speed: dict[str, float]) -> str:
 
 
 def rounded(value: float) -> str:
-    """Two digits at least, and nothing behind the point that does not matter."""
+    """At least two significant digits, without needless decimals."""
     return f"{value:.1f}" if value < 10 else f"{value:.0f}"
 
 
@@ -147,7 +147,7 @@ def deciding_score(report: Report | None) -> Score | None:
 
 
 def log_failed_validation(step: int, problem: Exception) -> None:
-    """Say that an epoch could not be validated; what is not the user's doing with its traceback."""
+    """Log that a validation failed; with the traceback unless it is a user's error."""
     is_mistake = isinstance(problem, UserError | OSError)
     logger.error(
         "step %d: the validation failed, and training goes on: %s",

@@ -35,7 +35,7 @@ PROFILE_FOLDER = "profile"
 SUMMARY_FILE = "data.json"  # what became of the samples
 # Averages of a step's micro-batches: the losses, and how many items were unusable and samples shortened.
 MEANS = (*(entry.name for entry in fields(Losses)), "skipped", "shortened")
-COUNT_EVERY = 10  # steps between two looks at all processes' unusable items
+COUNT_EVERY = 10  # steps between two counts of the unusable items of all processes
 
 
 def train(
@@ -62,7 +62,7 @@ def train(
     profiler = StepProfiler(config.profile if is_main_process() else 0, config.run_dir / PROFILE_FOLDER)
     with open_log(config, progress.step) as log, profiler, signals.deferred():
         if progress.owes_validation:
-            # What a kill left out: the weights of an epoch are saved before they are validated.
+            # A validation that was interrupted: the weights of an epoch are saved before they are validated.
             with signals.deferred(False):
                 validate_epoch(engine, config, datasets, progress, log)
         while progress.step < config.num_steps:
@@ -184,7 +184,7 @@ def open_loader(
 def on_device(
     loaded: Iterator[Batch], engine: Engine, sam_cache: SamCache | None, meters: Meters, costs: CostModel
 ) -> Iterator[Batch]:
-    """The loader's batches on this process's device, their work counted, with what the cache knows of SAM."""
+    """The loader's batches on this process's device, FLOPs counted, SAM's embeddings completed from the cache."""
     while True:
         with record_function("loader"):
             batch = next(loaded, None)

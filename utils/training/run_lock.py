@@ -81,7 +81,7 @@ def _locked(path: Path) -> Iterator[IO[str]]:
 
 
 def _holder(text: str) -> dict[str, object] | None:
-    """Who wrote a lock file; None where it holds nothing that was written whole."""
+    """The process that wrote a lock file; None if its content is incomplete."""
     try:
         told = json.loads(text)
     except json.JSONDecodeError:

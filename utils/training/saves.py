@@ -1,4 +1,4 @@
-"""One save of a training run: written aside, verified, then given its name; older ones go after that.
+"""One save of a training run: written under a temporary name, verified, renamed; then older ones are deleted.
 
 runs/EXP/ckpt_model/partial_global_step500/   while it is written; of no use to anybody
 runs/EXP/ckpt_model/global_step500/           whole: manifest.json was written before the folder got this name
@@ -43,7 +43,7 @@ from utils.training.health import check_weights
 logger = logging.getLogger(__name__)
 
 PARTIAL, REPLACED = "partial_", "replaced_"
-RETRY_SECONDS = 20.0  # between two tries to write on a disk that is full or away
+RETRY_SECONDS = 20.0  # between two attempts to write on a disk that is full or unavailable
 TORCH_WRITER = re.compile("PytorchStreamWriter|inline_container|write")
 Value = TypeVar("Value")
 
@@ -221,7 +221,7 @@ def _reason(problem: Exception, arguments: tuple[Any, ...]) -> str:
 
 
 def _agreed(work: Callable[[], None]) -> str | None:
-    """Do something that may fail to write on some process; the first reason on all of them. A collective call."""
+    """Run something that may fail to write on some process; all get the first reason. A collective call."""
     problem = None
     try:
         work()

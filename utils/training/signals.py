@@ -1,9 +1,9 @@
 """Signals to a training run, and the end of its launcher.
 
 SIGTERM, SIGUSR1 (what schedulers send before they take a machine away) and SIGINT (Ctrl-C) let the running step end,
-save, and exit with 128 + the signal's number; the second one ends the process at once. A launcher that dies leaves
-its processes running: they watch it, and stop as if they had got a SIGTERM, within `GRACE` seconds unless a save is
-on its way.
+save, and exit with 128 + the signal's number; the second one ends the process at once. The processes of a launcher
+that dies keep running: they watch it, and stop as after a SIGTERM, within `GRACE` seconds unless a save is in
+progress.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from model.errors import UserError
 from model.lasagna import LasagnaForConditionalGeneration
 from model.processor import LasagnaProcessor
 from model.text.conversation import Conversation
-from tests.tiny_weights import HIDDEN_DIM, edit_json, noise_image, write_shards
+from tests.tiny_weights import HIDDEN_DIM, edit_json, noise_image, save_in_shards
 
 
 def copy_of(folder, tmp_path):
@@ -80,7 +80,7 @@ def test_shards_are_read_with_their_index(tiny_folders, tiny_model, tmp_path, sa
     folder = copy_of(tiny_folders.llava, tmp_path)
     (folder / "pytorch_model.bin").unlink()
     weights = {k: v for k, v in read_folder(tiny_folders.llava).items() if "inv_freq" not in k}
-    write_shards(folder, weights, 3, safetensors=safetensors)
+    save_in_shards(folder, weights, 3, safetensors=safetensors)
     model, _ = load(folder, tiny_folders)
     torch.testing.assert_close(states_of(model), states_of(tiny_model))
     next(folder.glob("*-00002-*")).unlink()

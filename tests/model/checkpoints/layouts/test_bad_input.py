@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import CLIPConfig, CLIPVisionConfig, CLIPVisionModel, LlamaConfig
+from transformers import CLIPConfig, LlamaConfig
 
 from model.checkpoints.checkpoint import open_trained
 from model.checkpoints.layouts.write_released import write_released
@@ -14,7 +14,7 @@ from model.checkpoints.load import load_model
 from model.checkpoints.weights import read_folder
 from model.decoders.sam import SamSettings, build_sam
 from model.strict_loading import MisfitError
-from tests.tiny_weights import HIDDEN_DIM, SAM, edit_json, write_shards
+from tests.tiny_weights import HIDDEN_DIM, SAM, edit_json, save_in_shards, tiny_tower
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_the_wrong_thing_as_weight(tiny_folders, ours, tmp_path):
 def test_a_truncated_shard_is_named(tiny_folders, llava, ours, tmp_path):
     weights = {name: v for name, v in read_folder(tiny_folders.llava).items() if "inv_freq" not in name}
     (llava / "pytorch_model.bin").unlink()
-    write_shards(llava, weights, 3, safetensors=False)
+    save_in_shards(llava, weights, 3, safetensors=False)
     cut(llava / "pytorch_model-00002-of-00003.bin")
     with pytest.raises(ValueError, match=r"00002-of-00003\.bin is cut off"):
         load(llava, tiny_folders)
@@ -198,15 +198,7 @@ def test_another_sam_than_the_config_says(ours):
 
 
 def test_another_tower_than_the_llava_was_trained_with(tiny_folders, llava, tmp_path):
-    wide = CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=28,
-        patch_size=14,
-    )
-    CLIPVisionModel(wide).save_pretrained(tmp_path / "wide")
+    tiny_tower(hidden_size=32, num_hidden_layers=2).save_pretrained(tmp_path / "wide")
     with pytest.raises(MisfitError) as error:
         load(llava, tiny_folders, vision_tower=str(tmp_path / "wide"))
     assert "multi_modal_projector" in str(error.value)

@@ -9,7 +9,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import CLIPVisionConfig, CLIPVisionModel, LlavaForConditionalGeneration
+from transformers import CLIPVisionModel, LlavaForConditionalGeneration
 
 from model.checkpoints.layouts.llava_v1 import LINEAR_1, LINEAR_2, original_name
 from model.checkpoints.layouts.write_released import write_released
@@ -17,7 +17,15 @@ from model.checkpoints.load import load_model
 from model.checkpoints.weights import read_folder
 from model.lasagna import LasagnaForConditionalGeneration
 from model.text.conversation import Conversation
-from tests.tiny_weights import CLIP_DIM, HIDDEN_DIM, edit_json, noise_image, write_shards
+from tests.tiny_weights import (
+    CLIP_DIM,
+    HIDDEN_DIM,
+    edit_json,
+    noise_image,
+    save_in_shards,
+    tiny_tower,
+    with_tower,
+)
 
 ROW_OF_IMAGE = ("vlm.model.language_model.embed_tokens.weight", "vlm.lm_head.weight")
 
@@ -65,16 +73,13 @@ def write_original(model, folders, target):
 def write_original_in_shards(model, folders, target):
     shutil.copytree(folders.llava, target)
     (target / "pytorch_model.bin").unlink()
-    write_shards(target, read_folder(folders.llava), 3, safetensors=False)
+    save_in_shards(target, read_folder(folders.llava), 3, safetensors=False)
 
 
 def write_original_with_its_tower(model, folders, target):
     """LLaVA 1.5 has the tower inside, and names one that may not be here."""
     shutil.copytree(folders.llava, target)
-    weights = read_folder(folders.llava)
-    tower = CLIPVisionModel.from_pretrained(folders.clip).state_dict()
-    prefix = "model.vision_tower.vision_tower.vision_model."
-    weights |= {prefix + name.removeprefix("vision_model."): value for name, value in tower.items()}
+    weights = with_tower(read_folder(folders.llava), CLIPVisionModel.from_pretrained(folders.clip))
     torch.save(weights, target / "pytorch_model.bin")
     edit_json(target / "config.json", mm_vision_tower="openai/clip-vit-large-patch14-336")
 
@@ -87,7 +92,7 @@ def write_exported_in_safetensors(model, folders, target):
     write_released(model, target)
     weights = read_folder(target)
     (target / "pytorch_model.bin").unlink()
-    write_shards(target, weights, 2, safetensors=True)
+    save_in_shards(target, weights, 2, safetensors=True)
 
 
 WRITERS = (
@@ -145,16 +150,7 @@ def test_every_layout_gives_every_parameter_and_buffer(write, tiny_folders, tiny
 @pytest.mark.parametrize("side", [224, 336])
 def test_both_projectors_and_both_image_sizes_of_llava(tiny_folders, tmp_path, projector, side):
     """LLaVA v1: 224 px and a linear projector; v1.5: 336 px and two layers; and what lies between."""
-    tower = CLIPVisionModel(
-        CLIPVisionConfig(
-            hidden_size=CLIP_DIM,
-            intermediate_size=32,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            image_size=side,
-            patch_size=14,
-        )
-    )
+    tower = tiny_tower(image_size=side)
     tower.save_pretrained(tmp_path / "clip")
     folder = shutil.copytree(tiny_folders.llava, tmp_path / "llava")
     weights = read_folder(tiny_folders.llava)
@@ -185,31 +181,16 @@ def test_both_projectors_and_both_image_sizes_of_llava(tiny_folders, tmp_path, p
 
 def test_a_tower_inside_needs_no_folder_for_its_sizes(tiny_folders, tmp_path):
     """CLIP's heads are 64 wide; everything else is read from the weights."""
-    wide = CLIPVisionConfig(
-        hidden_size=128,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=42,
-        patch_size=14,
-    )
-    tower = CLIPVisionModel(wide).state_dict()
+    tower = tiny_tower(hidden_size=128, intermediate_size=96, num_hidden_layers=2, image_size=42)
     folder = shutil.copytree(tiny_folders.llava, tmp_path / "llava")
-    weights = read_folder(tiny_folders.llava)
-    prefix = "model.vision_tower.vision_tower.vision_model."
-    weights |= {prefix + name.removeprefix("vision_model."): value for name, value in tower.items()}
+    weights = with_tower(read_folder(tiny_folders.llava), tower)
     weights["model.mm_projector.weight"] = torch.randn(HIDDEN_DIM, 128)
     torch.save(weights, folder / "pytorch_model.bin")
     model, processor = load_model(folder, dtype=torch.float32, sam=tiny_folders.parts["sam"])
     found = model.config.vlm_config.vision_config
-    for name in (
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "image_size",
-    ):
-        assert getattr(found, name) == getattr(wide, name), name
+    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size")
+    for name in sizes:
+        assert getattr(found, name) == getattr(tower.config, name), name
     assert found.hidden_act == "quick_gelu"
     assert processor.num_image_tokens == 9
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from model.checkpoints.load import load_model
 from model.lora import TARGET_PATTERN, add_lora, mark_trainable, merge
 from model.strict_loading import MisfitError
-from tests.tiny_weights import HIDDEN_DIM, edit_json, write_shards
+from tests.tiny_weights import HIDDEN_DIM, edit_json, save_in_shards
 from tests.training_runs import save_settings, trainable, write_zero_checkpoint
 
 RANK, ALPHA = 4, 32
@@ -58,7 +58,7 @@ def test_what_zero_to_fp32_wrote_is_a_model(trained, tiny_folders, tmp_path, for
         torch.save(trainable(trained), tmp_path / form)
     else:
         (tmp_path / form).mkdir(parents=True)
-        write_shards(tmp_path / form, trainable(trained), 3, safetensors=False)
+        save_in_shards(tmp_path / form, trainable(trained), 3, safetensors=False)
     model, _ = load_model(tmp_path / form, dtype=torch.float32)
     assert_merged(model, trained)
 
