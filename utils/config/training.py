@@ -61,6 +61,9 @@ class DataConfig:
     )
     sem_seg_data: str = setting("ade20k||cocostuff||cityscapes", "semantic data sets", group=DATA)
     refer_seg_data: str = setting("refclef||refcoco||refcoco+||refcocog", "referring data sets", group=DATA)
+    neg_refer_seg_data: str = setting(
+        "R-refcoco||R-refcoco+||R-refcocog", "referring data sets with negative sentences", group=DATA
+    )
     vqa_data: str = setting("llava_instruct_150k", "data sets of questions answered in words", group=DATA)
     reason_seg_data: str = setting("ReasonSeg|train", "reasoning data sets", group=DATA)
     max_bad_fraction: float = setting(
@@ -78,6 +81,12 @@ class DataConfig:
     )
     refer_seg_rates: str = setting(
         "", "sampling rate of each referring data set", group=MIXTURE, unset="all equal"
+    )
+    neg_refer_seg_rates: str = setting(
+        "",
+        "sampling rate of each referring data set with negative sentences",
+        group=MIXTURE,
+        unset="all equal",
     )
     vqa_rates: str = setting("", "sampling rate of each VQA data set", group=MIXTURE, unset="all equal")
     reason_seg_rates: str = setting(

@@ -88,7 +88,7 @@ class Dataset(ABC):
     """
 
     name: str  # of the class; own data, which may be several, name each instance
-    source: ClassVar[str]  # the --dataset word it belongs to: sem_seg, refer_seg, vqa, reason_seg
+    source: ClassVar[str]  # the --dataset word it belongs to: sem_seg, refer_seg, neg_refer_seg, ...
     train_split: ClassVar[str | None] = "train"  # None: for evaluation only
     val_split: ClassVar[str | None] = "val"  # None: for training only
     splits: tuple[str, ...] = ("train", "val")

@@ -3,6 +3,7 @@
     --dataset "sem_seg||refer_seg||vqa||reason_seg"  --sample_rates "10,6,1,2"
     --sem_seg_data "cocostuff||ade20k||cityscapes"   --sem_seg_rates "6,3,2"
     --refer_seg_data "refclef||refcoco"  --refer_seg_rates "1,3"   (as for every source)
+    --neg_refer_seg_data "R-refcoco||fprefcoco"
     --vqa_data llava_instruct_150k  --reason_seg_data "ReasonSeg|train"
     --val_dataset_list "ReasonSeg|val,refcoco|unc|testA"
     --dataset "sem_seg||own_sem:./my_data"  --val_dataset_list "own_sem:./my_data|val"
@@ -36,6 +37,14 @@ from utils.data.datasets.pascal_part import PascalPart
 from utils.data.datasets.pascal_voc import Pas20
 from utils.data.datasets.reason_seg import ReasonSeg
 from utils.data.datasets.refer import RefClef, RefCoco, RefCocoG, RefCocoPlus
+from utils.data.datasets.refer_absent import (
+    FpRefCoco,
+    FpRefCocoG,
+    FpRefCocoPlus,
+    RRefCoco,
+    RRefCocoG,
+    RRefCocoPlus,
+)
 
 DATASETS: dict[str, type[Dataset]] = {
     dataset.name: dataset
@@ -55,6 +64,12 @@ DATASETS: dict[str, type[Dataset]] = {
         RefCocoPlus,
         RefCocoG,
         GRefCoco,
+        RRefCoco,
+        RRefCocoPlus,
+        RRefCocoG,
+        FpRefCoco,
+        FpRefCocoPlus,
+        FpRefCocoG,
         ReasonSeg,
         LlavaInstruct,
     )
@@ -66,7 +81,7 @@ OWN_DATASETS: dict[str, type[Dataset]] = {
 }
 
 # Default rates, used where a flag is empty. Own data counts as much as all semantic data sets together.
-SOURCE_RATES = {"sem_seg": 10.0, "refer_seg": 6.0, "vqa": 1.0, "reason_seg": 2.0}
+SOURCE_RATES = {"sem_seg": 10.0, "refer_seg": 6.0, "neg_refer_seg": 1.0, "vqa": 1.0, "reason_seg": 2.0}
 OWN_RATE = 10.0
 DATASET_RATES = {"cocostuff": 6.0, "ade20k": 3.0, "mapillary": 2.0, "cityscapes": 2.0, "openimage": 1.0}
 

@@ -152,6 +152,7 @@ class ReferringSample:
     source: str
     ignore: np.ndarray | None = None  # (height, width) bool: pixels left out of the metric
     as_written: bool = False  # the expressions are whole questions, to be asked as they are
+    references: tuple[int, ...] = ()  # for each expression, which reference it is a sentence of; (): unknown
 
     def __post_init__(self) -> None:
         check_image(self.image, self.source)
@@ -160,6 +161,11 @@ class ReferringSample:
             raise UserError(
                 f"{self.source}: {len(self.expressions)} expressions, {len(self.masks)} masks, "
                 f"{len(self.no_target)} no-target marks; these must be as many"
+            )
+        if len(self.references) not in (0, len(self.expressions)):
+            raise UserError(
+                f"{self.source}: {len(self.expressions)} expressions of {len(self.references)} references; "
+                "give one for each expression, or none"
             )
 
 

@@ -22,8 +22,9 @@ TASK = "image-segmentation"  # as the hub calls it
 TAGS = ["lasagna", "llava", "segment-anything", "referring-segmentation", "semantic-segmentation"]
 # The settings of a run that describe the model. Folders and machines are private.
 DATA = (
-    "dataset", "sample_rates", "sem_seg_data", "sem_seg_rates", "refer_seg_data", "refer_seg_rates", "vqa_data",
-    "vqa_rates", "reason_seg_data", "reason_seg_rates", "explanatory",
+    "dataset", "sample_rates", "sem_seg_data", "sem_seg_rates", "refer_seg_data", "refer_seg_rates",
+    "neg_refer_seg_data", "neg_refer_seg_rates", "vqa_data", "vqa_rates", "reason_seg_data", "reason_seg_rates",
+    "explanatory",
 )  # fmt: skip
 RECIPE = (
     "epochs", "steps_per_epoch", "batch_size", "grad_accumulation_steps", "lr", "warmup_steps", "beta1", "beta2",

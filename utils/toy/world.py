@@ -4,8 +4,8 @@
     python -m utils.toy.world --out ./dataset --layouts ade20k,refer
 
 Every layout gets `num_images` scenes for training and `num_val` for validation. No two layouts share scenes, except
-PACO, which annotates the images of COCO. Layouts in SECOND_CHOICE are accepted alternatives and are written only when
-named.
+those that annotate the images of another, as the published ones do: PACO those of COCO, R-RefCOCO and FP-RefCOCO
+those of RefCOCO. Layouts in SECOND_CHOICE are accepted alternatives and are written only when named.
 """
 
 import shutil
@@ -28,6 +28,7 @@ from utils.toy.layouts.own import write_own
 from utils.toy.layouts.parts import write_paco_lvis, write_pascal_part
 from utils.toy.layouts.reason import write_reason, write_reason_test
 from utils.toy.layouts.refer import write_refer
+from utils.toy.layouts.refer_absent import write_fp_refcoco, write_r_refcoco
 from utils.toy.layouts.refer_more import write_refclef, write_refcoco_plus, write_refcocog
 from utils.toy.layouts.semantic import write_ade20k, write_cityscapes
 from utils.toy.layouts.voc import write_pascal_context, write_pascal_voc
@@ -52,6 +53,8 @@ WRITERS: dict[str, Writer] = {
     "refcoco+": write_refcoco_plus,
     "refcocog": write_refcocog,
     "reason_test": write_reason_test,
+    "r_refcoco": write_r_refcoco,  # also + and g, as in the next line; both annotate the images of RefCOCO
+    "fp_refcoco": write_fp_refcoco,
     "own": write_own,  # the three kinds of own data
 }
 SECOND_CHOICE: dict[str, Writer] = {

@@ -110,4 +110,4 @@ def test_evaluation_takes_the_validation_split_and_training_the_training_split(t
 def test_every_data_set_is_known_by_its_name_and_belongs_to_a_source():
     for name, dataset in DATASETS.items():
         assert dataset.name == name
-        assert dataset.source in ("sem_seg", "refer_seg", "vqa", "reason_seg")
+        assert dataset.source in ("sem_seg", "refer_seg", "neg_refer_seg", "vqa", "reason_seg")

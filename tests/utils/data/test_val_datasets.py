@@ -12,6 +12,7 @@ from utils.data.val_datasets import known_entries, open_datasets, open_list
 KNOWN = {
     "ade20k", "cocostuff", "cityscapes", "mapillary", "pc59", "pc459", "pas20", "refcoco|unc|val",
     "refcoco|unc|testA", "refcoco|unc|testB", "refcoco+|unc|testA", "refcocog|umd|val", "refcocog|umd|test",
+    "R-refcoco|unc|val", "R-refcocog|umd|val", "fprefcoco+|berkeley_exclude_unified|val",
     "grefcoco|unc|val", "grefcoco|unc|testB", "ReasonSeg|val", "ReasonSeg|test", "llava_instruct_150k",
 }  # fmt: skip
 

@@ -7,7 +7,7 @@ split, and sentences, each with its `sent`. refer_seg/NAME/instances.json has CO
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -34,6 +34,7 @@ class Expression:
 
     text: str
     ann_ids: tuple[int, ...]
+    reference: int = 0  # position in the file of the reference that it is a sentence of
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class ReferringDataset(Dataset):
     splits_by: ClassVar[
         dict[str, tuple[str, ...]]
     ]  # author of the splits -> the splits; the first is the default
+    other_folders: ClassVar[tuple[str, ...]] = ()  # in refer_seg/, besides the data set's name
     image_dir: ClassVar[str] = "mscoco/images/train2014"
     may_have_no_target: ClassVar[bool] = (
         False  # the data set has expressions without a target, if not in this split
@@ -64,7 +66,8 @@ class ReferringDataset(Dataset):
             raise FlagError(f"{self.name} has no splits by {split_by!r}; known: {', '.join(self.splits_by)}")
         self.splits = self.splits_by[self.split_by]
         super().__init__(dataset_dir, split)
-        root = locate(self.dataset_dir, (f"refer_seg/{self.name}",), self.name)
+        folders = tuple(f"refer_seg/{folder}" for folder in (self.name, *self.other_folders))
+        root = locate(self.dataset_dir, folders, self.name)
         refs_path = locate(root, (self.refs_file(),), self.name)
         instances_path = locate(root, ("instances.json",), self.name)
         self.image_folder = locate(self.dataset_dir, (f"refer_seg/images/{self.image_dir}",), self.name)
@@ -99,6 +102,10 @@ class ReferringDataset(Dataset):
     def read_refs(self, path: Path) -> Any:
         return load_plain_pickle(path)
 
+    def is_absent(self, ref: Mapping[str, Any], sentence: Mapping[str, Any]) -> bool:
+        """Whether a sentence describes nothing in the image, although its reference may have a target."""
+        return False
+
     def __len__(self) -> int:
         return len(self.items)
 
@@ -118,6 +125,7 @@ class ReferringDataset(Dataset):
             expressions=tuple(expression.text for expression in item.expressions),
             masks=self.masks(item, item.expressions, image),
             no_target=tuple(not expression.ann_ids for expression in item.expressions),
+            references=tuple(expression.reference for expression in item.expressions),
             source=str(item.path),
         )
 
@@ -136,6 +144,15 @@ class ReferringDataset(Dataset):
             if not mask.any():
                 raise UnusableItemError(item.path, f"the mask of {expression.text!r} is empty")
         return Sample(image=image, conversations=conversations, masks=masks, source=str(item.path))
+
+    def expressions_of(self, ref: Mapping[str, Any], position: int) -> list[Expression]:
+        """The sentences of a reference that hold any text, with their targets."""
+        ann_ids = target_ids(ref["ann_id"])
+        return [
+            Expression(text, () if self.is_absent(ref, sentence) else ann_ids, position)
+            for sentence in ref["sentences"]
+            if (text := sentence["sent"].strip())
+        ]
 
     def load_item_image(self, item: ReferringItem) -> np.ndarray:
         """(height, width, 3) uint8, in the frame that the annotations of all expressions fit."""
@@ -167,8 +184,8 @@ class ReferringDataset(Dataset):
             with self.entry(label):
                 if not is_in_split(ref["split"], self.split):
                     continue
-                ann_ids, image_id = target_ids(ref["ann_id"]), id_of(ref["image_id"])
-                texts = [text for sentence in ref["sentences"] if (text := sentence["sent"].strip())]
+                found, image_id = self.expressions_of(ref, position), id_of(ref["image_id"])
+                ann_ids = dict.fromkeys(ann_id for expression in found for ann_id in expression.ann_ids)
                 missing = [ann_id for ann_id in ann_ids if segmentations.get(ann_id) is None]
                 image = images.get(image_id, {})
                 file_name = image.get("file_name")
@@ -179,10 +196,10 @@ class ReferringDataset(Dataset):
                     self.drop(label, f"no image {image_id} in {instances_path.name}", MISSING)
                 elif file_name not in files:
                     self.drop(label, f"no image {self.image_folder / file_name}", MISSING)
-                elif not texts:
+                elif not found:
                     self.drop(label, "no expression")
                 else:
-                    expressions[image_id] += [Expression(text, ann_ids) for text in texts]
+                    expressions[image_id] += found
                     self.num_references += 1
                     self.segmentations |= {ann_id: segmentations[ann_id] for ann_id in ann_ids}
         return [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from transformers import CLIPImageProcessorPil
 
@@ -25,6 +26,7 @@ class LookConfig(DataConfig):
     dataset: str = setting("", "sources to look at", group=DATA, unset="whatever is found")
     sem_seg_data: str = setting("", "semantic data sets", group=DATA)
     refer_seg_data: str = setting("", "referring data sets", group=DATA)
+    neg_refer_seg_data: str = setting("", "referring data sets with negative sentences", group=DATA)
     vqa_data: str = setting("", "data sets of questions answered in words", group=DATA)
     reason_seg_data: str = setting("", "reasoning data sets", group=DATA)
     num_samples: int = setting(50, "samples drawn from each data set", group=OUTPUT)
@@ -41,14 +43,9 @@ def entries_asked(config: LookConfig) -> tuple[Entry, ...]:
     if not dataset:
         return ()
     defaults = {entry.name: str(entry.default) for entry in fields(DataConfig)}
-    stated_or_default = replace(
-        config,
-        dataset=dataset,
-        sem_seg_data=config.sem_seg_data or defaults["sem_seg_data"],
-        refer_seg_data=config.refer_seg_data or defaults["refer_seg_data"],
-        vqa_data=config.vqa_data or defaults["vqa_data"],
-        reason_seg_data=config.reason_seg_data or defaults["reason_seg_data"],
-    )
+    flags = [f"{source}_data" for source in SOURCE_RATES]
+    data: dict[str, Any] = {flag: getattr(config, flag) or defaults[flag] for flag in flags}
+    stated_or_default = replace(config, dataset=dataset, **data)
     return parse_dataset_flags(stated_or_default)
 
 

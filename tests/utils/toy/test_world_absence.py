@@ -1,0 +1,51 @@
+"""The layouts of data with absent targets: what the readers return is true of the scenes drawn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from utils.data.datasets.refer import RefCoco, RefCocoG, RefCocoPlus
+from utils.data.registry import DATASETS
+from utils.toy.layouts.common import SceneSource
+from utils.toy.world import WorldConfig, make_world
+
+SOURCE = SceneSource(seed=5, num_train=2, num_val=2)
+LAYOUTS = "refer,refcoco+,refcocog,r_refcoco,fp_refcoco"
+BASES = {"refcoco": RefCoco, "refcoco+": RefCocoPlus, "refcocog": RefCocoG}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    out = tmp_path_factory.mktemp("toy") / "world"
+    make_world(WorldConfig(out=str(out), seed=5, num_images=2, num_val=2, layouts=LAYOUTS))
+    return out
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("prefix", ["R-", "fp"])
+def test_negative_sentences_are_added_to_the_references_of_the_data_set_that_they_extend(world, base, prefix):
+    num_absent = 0
+    for split in ("train", "val"):
+        plain, data = BASES[base](world, split), DATASETS[prefix + base](world, split)
+        assert data.dropped == []
+        assert data.notes == {}
+        assert len(data) == len(plain)
+        for ours, theirs in zip(data, plain, strict=True):
+            assert ours.source == theirs.source
+            present = [not absent for absent in ours.no_target]
+            told = [text for text, found in zip(ours.expressions, present, strict=True) if found]
+            assert told == list(theirs.expressions)
+            np.testing.assert_array_equal(ours.masks[present], theirs.masks)
+            assert not ours.masks[~np.array(present)].any()
+            assert not set(theirs.expressions) & (set(ours.expressions) - set(told))
+            num_absent += len(present) - sum(present)
+    assert num_absent
+
+
+def test_the_layouts_are_the_same_without_the_data_set_that_they_extend(world, tmp_path):
+    out = tmp_path / "world"
+    make_world(WorldConfig(out=str(out), seed=5, num_images=2, num_val=2, layouts="fp_refcoco,r_refcoco"))
+    for path in out.rglob("*.*"):
+        if path.is_file() and path.name != "world.json":
+            assert path.read_bytes() == (world / path.relative_to(out)).read_bytes()
