@@ -35,6 +35,7 @@ from model.outputs import EncodedImage
 from model.text.format import SequenceFormat, spoken
 from utils.common.commands import command, one_line
 from utils.common.distributed import device_of
+from utils.common.files import write_png
 from utils.common.logs import start_logging
 from utils.common.paths import check_writable, resolve, shortened, writable_folder
 from utils.common.settings import parse_config
@@ -186,10 +187,10 @@ def tell(answer: Answer, image: np.ndarray, stem: str, config: ChatConfig) -> No
     stem = shortened(stem, MAX_STEM_BYTES)
     for number, (name, logits) in enumerate(zip(answer.names, answer.masks, strict=True), start=1):
         path = folder / f"{stem}_mask_{number}{file_suffix(name)}.png"
-        Image.fromarray((logits > 0).cpu().numpy().astype(np.uint8) * 255).save(path)
+        write_png(path, Image.fromarray((logits > 0).cpu().numpy().astype(np.uint8) * 255))
         print(printable(f"  mask {number}{f', {name}' if name else ''}: {path}"))
     path = folder / f"{stem}_overlay.png"
-    draw(answer, image).save(path)
+    write_png(path, draw(answer, image))
     print(printable(f"  overlay: {path}"))
 
 

@@ -33,6 +33,7 @@ from model.lasagna import LasagnaForConditionalGeneration
 from model.processor import LasagnaProcessor
 from utils.common.commands import command
 from utils.common.distributed import device_of, distributed
+from utils.common.files import write_png
 from utils.common.logs import start_logging
 from utils.common.paths import file_stems, writable_folder
 from utils.common.settings import parse_config
@@ -149,7 +150,7 @@ def save_sheets(report: Report, folder: Path) -> list[Path]:
     for result in report.results:
         if result.sheet:
             path = folder / f"sheet_{stems[result.dataset]}.png"
-            draw_sheet(result.sheet, title=result.dataset).save(path)
+            write_png(path, draw_sheet(result.sheet, title=result.dataset))
             paths.append(path)
     return paths
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from model.checkpoints.checkpoint import open_trained
+from model.write_errors import WriteError
 from tests.commands import QUICK, losses_of, run
 from utils.training import saves
 
@@ -216,3 +218,37 @@ def test_a_disk_that_stays_full_ends_the_run_with_one_line_and_no_half_file(
     assert not [name for name in names if name.startswith("partial")]
     assert NEWEST in names
     assert open_trained(copied / "ckpt_model").weights
+
+
+def test_a_full_disk_is_waited_for_by_the_log_as_well(at_work, tmp_path, monkeypatch, two_saves, caplog):
+    fail_to_append(monkeypatch, 3)
+    monkeypatch.setattr("utils.training.records.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(saves, "RETRY_SECONDS", 0.01)
+    assert run("train_ds", *QUICK, f"--log_base_dir={tmp_path}", "--exp_name=full") == 0
+    assert "losses.jsonl cannot be written (No space left on device)" in caplog.text
+    assert losses_of(tmp_path / "full") == losses_of(two_saves)
+
+
+def test_a_log_that_cannot_be_written_ends_the_run_with_one_line(copied, at_work, monkeypatch, capsys):
+    before = (copied / "losses.jsonl").read_text()
+    fail_to_append(monkeypatch, 10**6)
+    assert go_on(copied, "--epochs=3", "--disk_patience=0") == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    for part in ("train_ds.py: ", "losses.jsonl cannot be written", "--disk_patience 0"):
+        assert part in line
+    assert (copied / "losses.jsonl").read_text() == before
+    assert open_trained(copied / "ckpt_model").weights
+
+
+def fail_to_append(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """The disk is full for so many tries to append to losses.jsonl."""
+    from utils.training import records
+
+    append, left = records.append_whole, iter(range(times))
+
+    def full(path, text):
+        if next(left, None) is not None:
+            raise WriteError(errno.ENOSPC, f"{path} cannot be written (No space left on device); make room")
+        append(path, text)
+
+    monkeypatch.setattr(records, "append_whole", full)

@@ -29,6 +29,7 @@ from model.folders import local_folder
 from model.lasagna import LasagnaForConditionalGeneration
 from model.processor import LasagnaProcessor
 from model.text.format import SequenceFormat
+from model.write_errors import writing
 
 logger = logging.getLogger(__name__)
 
@@ -69,9 +70,12 @@ def open_merge(
     dtype = dtype or settings.dtype
     format = format or settings.format or released.training_format(trained.weights, base.path)
     check_space(scratch, base.stored, sam, dtype)
-    with tempfile.TemporaryDirectory(prefix=".frame-", dir=scratch) as place:
+    with writing(scratch):
+        temporary = tempfile.TemporaryDirectory(prefix=".frame-", dir=scratch)
+    with temporary as place:
         copy = Path(place) / base.path.name
-        write_frame(base.path, base.stored, copy)
+        with writing(place, shown=scratch):
+            write_frame(base.path, base.stored, copy)
         try:
             with only_warnings("model"):  # what is loaded is not the model that the user gets
                 frame, processor = load_model(
@@ -122,7 +126,8 @@ def save(
         progress: called with the bytes of every weight that was written or read back.
 
     Raises:
-        ValueError: the disk is full or fails; nothing is left behind.
+        WriteError: the disk is full or fails; nothing is left behind.
+        UserError: what was written reads back differently.
     """
     sizes = merged.sizes
     require_space(target.parent, sum(sizes.values()))

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from model.checkpoints.lazy import StoredWeights
 from model.checkpoints.weights import SAFETENSORS_FILE
 from model.errors import UserError
+from model.write_errors import writing
 
 SHARD_SIZE = 2_000_000_000  # bytes, the largest file of a written folder
 
@@ -119,23 +119,29 @@ def require_space(place: Path, num_bytes: int) -> None:
 
 @contextmanager
 def finished_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder to fill, which is renamed to `target` if no error occurs and removed otherwise.
+    """A temporary folder to fill, which is synced and renamed to `target` if no error occurs and removed otherwise.
 
     Raises:
-        ValueError: it could not be written.
+        WriteError: it could not be written.
     """
     unfinished = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
     try:
-        unfinished.mkdir(parents=True)
-        yield unfinished
-        mode = (unfinished / "config.json").stat().st_mode
-        for file in unfinished.rglob("*"):  # safetensors writes files that only their owner may read
-            if file.is_file():
-                file.chmod(mode)
-        if target.exists():
-            target.rmdir()  # empty, as checked before
-        unfinished.rename(target)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{target} cannot be written: {error}; nothing is left of it") from error
+        with writing(unfinished, "; nothing is left of it", shown=target):
+            unfinished.mkdir(parents=True)
+            yield unfinished
+            _complete(unfinished, target)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _complete(unfinished: Path, target: Path) -> None:
+    """Bring all files to the disk, then give the folder its name."""
+    mode = (unfinished / "config.json").stat().st_mode
+    for file in unfinished.rglob("*"):
+        if file.is_file():
+            file.chmod(mode)  # safetensors writes files that only their owner may read
+            with file.open("rb") as content:
+                os.fsync(content.fileno())
+    if target.exists():
+        target.rmdir()  # empty, as checked before
+    unfinished.rename(target)

@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from model.errors import UserError
 from model.strict_loading import MisfitError
+from model.write_errors import writing
 from utils.common.terminal import printable
 
 USER_MISTAKE = 2  # exit code
@@ -40,7 +41,10 @@ def command(name: str) -> Callable[[Main], Callable[..., int]]:
         @wraps(main)
         def run(argv: Sequence[str] | None = None) -> int:
             try:
-                return main(argv) or 0
+                code = main(argv) or 0
+                with writing("the output"):
+                    sys.stdout.flush()  # else what hinders it would be told by Python, after everything
+                return code
             except (UserError, OSError) as problem:
                 text = one_line(problem)
                 if _is_first_to_say(text):

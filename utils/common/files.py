@@ -1,37 +1,87 @@
-"""Atomic writing of files: a temporary file, synced and renamed."""
+"""Atomic writing of files: a temporary file, synced and renamed.
+
+Every file that a command leaves is written here, or in a folder that is written aside as a whole. What hinders it - a
+full disk, a read-only folder, a missing permission - is a WriteError: one line with the place, the reason, the cure.
+"""
 
 from __future__ import annotations
 
+import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from PIL import Image
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file; whoever reads it, also after a kill or a power cut, finds the old text or the new one."""
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+from model.write_errors import writing
+from utils.common.paths import MAX_NAME_BYTES, shortened
+
+PARTIAL = ".partial"  # end of the name of a file that is being written
 
 
-def append_whole(path: Path, text: str) -> None:
-    """Append to a text file; a partial write, as on a full disk, is undone."""
-    with path.open("ab", buffering=0) as file:
-        size = file.seek(0, os.SEEK_END)
-        data = text.encode()
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """A path to write to, which becomes `path` when the block ends; after an error nothing is left of it.
+
+    Whoever reads `path`, also after a kill or a power cut, finds the old file or the new one. Its folder is made.
+
+    Raises:
+        WriteError: it cannot be written.
+    """
+    partial = path.with_name(shortened(path.name, MAX_NAME_BYTES - len(PARTIAL)) + PARTIAL)
+    with writing(path):
         try:
-            while data:
-                data = data[file.write(data) :]
-        except OSError:
-            file.truncate(size)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except BaseException:
+            with suppress(OSError):
+                partial.unlink()
             raise
+        sync_folder(path.parent)
+
+
+def write_whole(path: Path, content: str | bytes) -> Path:
+    """Write a file by `written_aside`, text as UTF-8; returns its path."""
+    with written_aside(path) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def write_png(path: Path, image: Image.Image) -> Path:
+    """Write an image by `written_aside`; returns its path."""
+    # In memory first: Pillow's own writer hides why a file cannot be written.
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return write_whole(path, stream.getvalue())
+
+
+def append_whole(path: Path, text: str, *, sync: bool = False) -> None:
+    """Append to a text file; what could be written of it only in part, as on a full disk, is taken back.
+
+    Args:
+        sync: it is on the disk when this returns.
+
+    Raises:
+        WriteError: it cannot be written.
+    """
+    with writing(path):
+        is_new = not path.exists()
+        with path.open("ab", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            data = text.encode()
+            try:
+                while data:
+                    data = data[file.write(data) :]
+                if sync:
+                    os.fsync(file.fileno())
+            except BaseException:
+                with suppress(OSError):
+                    path.unlink() if is_new else file.truncate(size)
+                raise
 
 
 def sync_folder(folder: Path) -> None:

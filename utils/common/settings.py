@@ -23,6 +23,7 @@ import yaml
 from model.errors import UserError
 from model.files import read_yaml
 from utils.common.commands import Parser
+from utils.common.files import write_whole
 from utils.common.help import HelpEntry, help_page
 from utils.common.paths import resolve
 
@@ -289,4 +290,4 @@ def save_config(config: Any, path: Path) -> None:
     for name in path_settings(config):
         if content[name] and os.path.exists(content[name]):
             content[name] = os.path.abspath(content[name])
-    path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    write_whole(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -21,11 +21,14 @@ from utils.evaluation.prediction_files import PredictionWriter
 from utils.evaluation.prompting import EvaluationSettings
 from utils.evaluation.protocols import TaskProtocol, protocol_for
 from utils.evaluation.resume import Outcome, RunIdentity, Shard, unfinished
-from utils.reports.best_and_worst import Extremes, compress, decompress, worst_and_best
+from utils.evaluation.spool import Kept, Spool
+from utils.reports.best_and_worst import CompressedRow, Extremes, compress, decompress, worst_and_best
 from utils.reports.report import Result
 from utils.reports.sheet import SheetRow
 
 NUM_SHOWN = 16  # best and worst samples of each data set in a report
+ANSWERS_AT_ONCE = 256  # samples whose answers are in memory
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,45 +66,57 @@ class DatasetRun:
         folder = outputs.predictions_dir
         self.writer = PredictionWriter(folder, stem, dataset) if folder else None
         self.shard = Shard(outputs.report_dir, stem, self.rank, identity) if outputs.report_dir else None
-        self.finished: dict[int, Outcome] = {}
+        self.kept = Spool(folder=outputs.report_dir or folder)
+        self.scores: dict[int, float] = {}
+        self.rows: dict[int, CompressedRow] = {}  # of the samples that may be shown
+        self.extremes = Extremes(self.num_shown)
         if self.shard and outputs.resume:
-            found = self.shard.read()
-            self.finished = {index: found[index] for index in self.chosen if index in found}
+            chosen = set(self.chosen)
+            for index, outcome in self.shard.read():
+                if index in chosen:
+                    self._keep(index, outcome)
             self.shard.mend()
 
     def result(self, model: SegmentationModel, processor: LasagnaProcessor, *, show_progress: bool) -> Result:
         """Predict the unfinished samples of this process, gather all records, and compute the metrics."""
         started = time.perf_counter()
         # Processes on different machines need not see each other's files.
-        outcomes = gather(self.finished, may_repeat=True)
-        predicted: dict[int, Outcome] = {}
+        finished = gather(dict(self.scores), may_repeat=True)
         failure: Exception | None = None
         try:
             sample = self.dataset[self.chosen[0]]
             protocol = protocol_for(sample, self.settings, has_no_target=self.dataset.has_no_target)
-            for new in self._predict(protocol, model, processor, outcomes, show_progress=show_progress):
-                predicted |= new
+            self._predict(protocol, model, processor, finished, show_progress=show_progress)
         except Exception as problem:  # told to the other processes, which would wait for this one
             failure = problem
         raise_everywhere(failure)
-        outcomes |= gather(predicted)
-        return self._count(protocol, outcomes, seconds=time.perf_counter() - started)
+        try:
+            return self._count(protocol, finished.keys(), seconds=time.perf_counter() - started)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Forget the samples."""
+        self.kept.close()
+        self.scores, self.rows = {}, {}
 
     def _predict(
         self,
         protocol: TaskProtocol,
         model: SegmentationModel,
         processor: LasagnaProcessor,
-        finished: Mapping[int, Outcome],
+        finished: Mapping[int, float],
         *,
         show_progress: bool,
-    ) -> Iterator[dict[int, Outcome]]:
-        """The unfinished samples of this process, batch by batch; each batch is on disk before it is yielded."""
+    ) -> None:
+        """Predict the unfinished samples of this process, batch by batch; each batch is on disk before the next.
+
+        finished: scores of the samples that an earlier process has predicted.
+        """
         todo = unfinished(in_batches(self.chosen, self.settings.val_batch_size), finished)
         mine = todo[self.rank :: self.world_size]
-        extremes = Extremes(self.num_shown)
-        for index, outcome in finished.items():
-            extremes.enters(index, outcome.score)
+        for index, score in finished.items():
+            self.extremes.enters(index, score)
         with tqdm(
             total=len(self.chosen),
             initial=len(self.chosen) - sum(map(len, todo)),
@@ -112,36 +127,50 @@ class DatasetRun:
             for batch, samples in load(self.dataset, mine, self.settings.workers):
                 predictions = protocol.predict(model, processor, samples)
                 new = {
-                    index: self._outcome(protocol, extremes, index, sample, prediction)
+                    index: self._outcome(protocol, index, sample, prediction)
                     for index, sample, prediction in zip(batch, samples, predictions, strict=True)
                 }
                 if self.shard:
                     self.shard.append(new)
-                yield new
+                for index, outcome in new.items():
+                    self._keep(index, outcome)
                 bar.update(min(len(batch) * self.world_size, bar.total - bar.n))
 
-    def _outcome(
-        self, protocol: TaskProtocol, extremes: Extremes, index: int, sample: EvalSample, prediction: Any
-    ) -> Outcome:
+    def _keep(self, index: int, outcome: Outcome) -> None:
+        """Keep what is needed at the end; of all images only those that may be shown."""
+        self.kept[index] = Kept(record=outcome.record, answers=outcome.answers)
+        self.scores[index] = outcome.score
+        self.extremes.enters(index, outcome.score)
+        if outcome.row is not None:
+            self.rows[index] = outcome.row
+            shown = self.extremes.indices | self.in_sheet
+            self.rows = {index: row for index, row in self.rows.items() if index in shown}
+
+    def _outcome(self, protocol: TaskProtocol, index: int, sample: EvalSample, prediction: Any) -> Outcome:
         """The outcome of a sample to store; its label image is written before it counts as finished."""
         answers = self.writer.add(sample, prediction) if self.writer else ()
         record = protocol.record(sample, prediction)
         row = protocol.row(sample, prediction) if self.num_shown or index in self.in_sheet else None
         if row is None:
             return Outcome(record=record, answers=answers)
-        shown = extremes.enters(index, row.score) or index in self.in_sheet
+        shown = self.extremes.enters(index, row.score) or index in self.in_sheet
         kept = compress(replace(row, source=sample.source)) if shown else None
         return Outcome(record=record, score=row.score, row=kept, answers=answers)
 
-    def _count(self, protocol: TaskProtocol, outcomes: Mapping[int, Outcome], *, seconds: float) -> Result:
-        """The metrics of the data set, from the records of all its samples in order."""
-        assert sorted(outcomes) == self.chosen, "a sample was not predicted"
-        in_order = [outcomes[index] for index in self.chosen]
-        records = [outcome.record for outcome in in_order]
-        if self.writer and self.rank == 0:
-            self.writer.finish([answer for outcome in in_order for answer in outcome.answers])
-        scores = {index: outcome.score for index, outcome in outcomes.items()}
+    def _count(self, protocol: TaskProtocol, finished: Collection[int], *, seconds: float) -> Result:
+        """The metrics of the data set, from the records of all its samples in order. A collective call.
+
+        finished: the samples that were not predicted now, which several processes may hold.
+        """
+        scores = self._gather(self.scores, finished)
+        assert sorted(scores) == self.chosen, "a sample was not predicted"
+        found = self._gather({index: self.kept[index].record for index in self.kept}, finished)
+        records = [found[index] for index in self.chosen]
+        if self.writer:
+            self._write_answers(self.writer)
         worst, best = worst_and_best(scores, self.num_shown)
+        shown = {*self.in_sheet, *worst, *best}
+        rows = gather({index: row for index, row in self.rows.items() if index in shown}, may_repeat=True)
         return Result(
             dataset=self.entry,
             task=protocol.task,
@@ -152,10 +181,34 @@ class DatasetRun:
             notes=protocol.notes(records),
             seconds=seconds,
             confusion=protocol.confusion(records),
-            sheet=rows_of(outcomes, sorted(self.in_sheet)),
-            worst=rows_of(outcomes, worst),
-            best=rows_of(outcomes, best),
+            sheet=rows_of(rows, sorted(self.in_sheet)),
+            worst=rows_of(rows, worst),
+            best=rows_of(rows, best),
         )
+
+    def _gather(self, mine: Mapping[int, T], finished: Collection[int]) -> dict[int, T]:
+        """What all processes hold of all samples; only those in `finished` may be held by several."""
+        old = gather({index: value for index, value in mine.items() if index in finished}, may_repeat=True)
+        return old | gather({index: value for index, value in mine.items() if index not in finished})
+
+    def _write_answers(self, writer: PredictionWriter) -> None:
+        """The JSON file of predictions, a block of samples in memory at a time. A collective call."""
+        blocks = self._answers()
+        failure: Exception | None = None
+        try:
+            if self.rank == 0:
+                writer.finish(answer for block in blocks for answer in block)
+        except Exception as problem:  # told to the other processes, which would wait for this one
+            failure = problem
+        for _ in blocks:  # on the other processes all of them, on the first what an error has left
+            pass
+        raise_everywhere(failure)
+
+    def _answers(self) -> Iterator[list[Mapping[str, Any]]]:
+        for block in in_batches(self.chosen, ANSWERS_AT_ONCE):
+            mine = {index: self.kept[index].answers for index in block if index in self.kept}
+            found = gather(mine, may_repeat=True)
+            yield [answer for index in block for answer in found[index]]
 
     def _data(self) -> dict[str, Any]:
         """How much of the data the numbers are about, as in report.json."""
@@ -164,7 +217,6 @@ class DatasetRun:
         return {**content, "summary": str(coverage)}
 
 
-def rows_of(outcomes: Mapping[int, Outcome], indices: Sequence[int]) -> tuple[SheetRow, ...]:
+def rows_of(rows: Mapping[int, CompressedRow], indices: Sequence[int]) -> tuple[SheetRow, ...]:
     """The rows of those samples that have one."""
-    rows = (outcomes[index].row for index in indices)
-    return tuple(decompress(row) for row in rows if row is not None)
+    return tuple(decompress(rows[index]) for index in indices if index in rows)

@@ -86,8 +86,12 @@ def evaluate_datasets(
             num_sheet_rows=settings.num_sheet_rows,
         )
         runs.append(DatasetRun(entry, dataset, stems[entry], settings, outputs, identity))
-    with evaluation_mode(model):
-        results = tuple(run.result(model, processor, show_progress=show_progress) for run in runs)
+    try:
+        with evaluation_mode(model):
+            results = tuple(run.result(model, processor, show_progress=show_progress) for run in runs)
+    finally:
+        for run in runs:
+            run.close()
     return Report(model=name, protocol=protocol, results=results)
 
 

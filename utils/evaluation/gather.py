@@ -7,6 +7,7 @@ from typing import TypeVar
 import torch.distributed as dist
 
 from model.errors import UserError
+from utils.common.commands import one_line
 
 T = TypeVar("T")
 
@@ -28,13 +29,14 @@ def raise_everywhere(failure: Exception | None) -> None:
     """Raise on every process what failed on one of them. A collective call; None: nothing failed here.
 
     Raises:
-        UserError: the user's mistake of another process.
+        UserError: the user's mistake of another process, or a file that it could not read or write.
         RuntimeError: any other failure of another process.
     """
     _, world_size = rank_and_world_size()
     failures: list[tuple[bool, str] | None] = [None] * world_size
     if world_size > 1:
-        mine = None if failure is None else (isinstance(failure, UserError), str(failure) or repr(failure))
+        is_mistake = isinstance(failure, UserError | OSError)  # a disk that is full as well
+        mine = failure and (is_mistake, (one_line(failure) if is_mistake else str(failure)) or repr(failure))
         dist.all_gather_object(failures, mine)
     if failure is not None:
         raise failure

@@ -32,13 +32,14 @@ from tqdm import tqdm
 
 from model.processor import LasagnaProcessor
 from model.text.format import SequenceFormat
+from utils.common.files import write_png, write_whole
 from utils.common.paths import matches
 from utils.data.class_file import read_class_file
 from utils.data.class_lists import CLASSES_DIR, ClassList, load_class_list
 from utils.data.files import is_hidden, log_skipped
 from utils.data.images import images_in, read_image
 from utils.evaluation.batches import in_batches
-from utils.evaluation.gather import gather, rank_and_world_size
+from utils.evaluation.gather import gather, raise_everywhere, rank_and_world_size
 from utils.evaluation.metrics import label_map
 from utils.evaluation.model import SegmentationModel, evaluation_mode
 from utils.evaluation.prompting import ROWS_PER_IMAGE, EvaluationSettings
@@ -128,16 +129,21 @@ def predict_images(
     values = values_written(class_values or range(len(classes)))
     mine = in_batches(range(len(images)), settings.val_batch_size)[rank::world_size]
     entries: dict[int, dict[str, Any]] = {}
-    with (
-        evaluation_mode(model),
-        tqdm(total=sum(map(len, mine)), unit="image", disable=not show_progress or rank > 0) as bar,
-    ):
-        for batch in mine:
-            readable = {index: image for index in batch if (image := _read(images[index])) is not None}
-            found = predict_batch(model, processor, list(readable.values()), classes, settings)
-            for (index, image), prediction in zip(readable.items(), found, strict=True):
-                entries[index] = _write(image, prediction, classes, values, folder, names[index])
-            bar.update(len(batch))
+    failure: Exception | None = None
+    try:
+        with (
+            evaluation_mode(model),
+            tqdm(total=sum(map(len, mine)), unit="image", disable=not show_progress or rank > 0) as bar,
+        ):
+            for batch in mine:
+                readable = {index: image for index in batch if (image := _read(images[index])) is not None}
+                found = predict_batch(model, processor, list(readable.values()), classes, settings)
+                for (index, image), prediction in zip(readable.items(), found, strict=True):
+                    entries[index] = _write(image, prediction, classes, values, folder, names[index])
+                bar.update(len(batch))
+    except Exception as problem:  # told to the other processes, which would wait for this one
+        failure = problem
+    raise_everywhere(failure)
     entries = gather(entries)
     if rank:
         return None
@@ -151,9 +157,7 @@ def predict_images(
         "images": [{"file": str(images[index]), **entries[index]} for index in sorted(entries)],
         "unreadable": [str(path) for index, path in enumerate(images) if index not in entries],
     }
-    path = folder / "predictions.json"
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return path
+    return write_whole(folder / "predictions.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def tell_unattributed(entries: Mapping[int, Mapping[str, Any]], format: SequenceFormat) -> None:
@@ -249,9 +253,7 @@ def _write(
     """Write the label image and the overlay of one image; returns its entry in predictions.json."""
     labels, present = prediction.labels, prediction.present
     files = {"labels": f"labels/{name}.png", "overlay": f"overlays/{name}.png"}
-    for file in files.values():
-        (folder / file).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(values[labels]).save(folder / files["labels"])  # UNCLAIMED is -1, the last value
+    write_png(folder / files["labels"], Image.fromarray(values[labels]))  # UNCLAIMED is -1, the last value
     pixels = np.bincount(labels[labels >= 0], minlength=len(classes))
     ranked = sorted(present, key=lambda class_id: (-pixels[class_id], class_id))
     legend = [
@@ -261,7 +263,7 @@ def _write(
     size = shrunk_size(image, OVERLAY_SIDE)
     small = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.LANCZOS))
     overlay = annotate(small, resize_labels(labels, size), palette(classes), legend)
-    overlay.save(folder / files["overlay"])
+    write_png(folder / files["overlay"], overlay)
     return {
         **files,
         "present": [

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from utils.common.files import write_png, write_whole, written_aside
 from utils.common.label_values import IGNORE, NOTHING
 from utils.data.base import Dataset
 from utils.data.registry import DATASETS
@@ -64,19 +65,27 @@ class PredictionWriter:
             for number, (question, answer) in enumerate(zip(questions, answers, strict=True))
         )
 
-    def finish(self, entries: Sequence[Mapping[str, Any]]) -> None:
-        """Write the JSON file, in the order of the samples."""
-        if entries:
-            lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries)
-            (self.folder / f"{self.stem}.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    def finish(self, entries: Iterable[Mapping[str, Any]]) -> None:
+        """Write the JSON file, entry by entry, in the order of the samples; none without entries."""
+        lines = (json.dumps(entry, ensure_ascii=False) for entry in entries)
+        first = next(lines, None)
+        if first is None:
+            return
+        with (
+            written_aside(self.folder / f"{self.stem}.json") as partial,
+            partial.open("w", encoding="utf-8") as file,
+        ):
+            file.write(f"[\n{first}")
+            for line in lines:
+                file.write(f",\n{line}")
+            file.write("\n]\n")
 
     def _write_labels(self, sample: SemanticSample, labels: np.ndarray) -> None:
         if self._table is None:
             self._table = label_values(self.dataset, len(sample.classes))
             self._write_ids(sample.classes)
         path = self.folder / self.stem / self._name(sample.source)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(self._table[labels]).save(path)  # UNCLAIMED is -1, the table's last entry
+        write_png(path, Image.fromarray(self._table[labels]))  # UNCLAIMED is -1, the table's last entry
 
     def _name(self, source: str) -> Path:
         """Official data: the file name alone. Own data: with its folders, since names may repeat in them."""
@@ -91,8 +100,7 @@ class PredictionWriter:
         assert self._table is not None
         names = [*classes, "(none of them)"]
         lines = [f"{value}\t{name}\n" for value, name in zip(self._table.tolist(), names, strict=True)]
-        (self.folder / self.stem).mkdir(parents=True, exist_ok=True)
-        (self.folder / f"{self.stem}_ids.txt").write_text("".join(lines), encoding="utf-8")
+        write_whole(self.folder / f"{self.stem}_ids.txt", "".join(lines))
 
 
 def label_values(dataset: Dataset | Sequence[EvalSample], num_classes: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from typing import Any
 import torch
 
 from model.errors import UserError
+from model.write_errors import writing
+from utils.common.files import append_whole
 from utils.evaluation.model import SegmentationModel
 from utils.evaluation.serialization import from_json, to_json
 from utils.reports.best_and_worst import CompressedRow
@@ -88,16 +90,14 @@ class Shard:
             json.dumps({"state_version": STATE_VERSION, **asdict(identity)}, default=str)
         )
 
-    def read(self) -> dict[int, Outcome]:
-        """The finished samples in the files of all processes that are visible from this machine.
+    def read(self) -> Iterator[tuple[int, Outcome]]:
+        """The finished samples in the files of all processes that are visible from this machine, one at a time.
 
         Raises UserError when a file belongs to another evaluation or is damaged.
         """
-        outcomes: dict[int, Outcome] = {}
         for path in sorted(self.folder.glob(f"{self.stem}.*.jsonl")):
             if path.name.removeprefix(f"{self.stem}.").removesuffix(".jsonl").isdecimal():
-                outcomes.update(self._read_file(path))
-        return outcomes
+                yield from self._read_file(path)
 
     def append(self, outcomes: Mapping[int, Outcome]) -> None:
         """Append samples; they are on disk when this returns."""
@@ -109,40 +109,44 @@ class Shard:
             for index, outcome in outcomes.items()
         ]
         if not self.path.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
+            with writing(self.path):
+                self.folder.mkdir(parents=True, exist_ok=True)
             lines = [self.header, *lines]
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(line) + "\n" for line in lines))
-            file.flush()
-            os.fsync(file.fileno())
+        append_whole(self.path, "".join(json.dumps(line) + "\n" for line in lines), sync=True)
 
     def mend(self) -> None:
         """Truncate an incomplete last line, so that the next sample starts on a new line."""
         if not self.path.exists():
             return
-        content = self.path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
+        with self.path.open("rb") as file:
+            whole = sum(len(line) for line in file if line.endswith(b"\n"))
         if not whole:
             self.path.unlink()
-        elif len(whole) < len(content):
-            os.truncate(self.path, len(whole))
+        elif whole < self.path.stat().st_size:
+            os.truncate(self.path, whole)
 
-    def _read_file(self, path: Path) -> dict[int, Outcome]:
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]  # the last has no end
-        outcomes: dict[int, Outcome] = {}
-        for number, line in enumerate(lines, start=1):
-            try:
-                content = json.loads(line)
-                if number > 1:
-                    index = content.pop("index")
-                    outcomes[index] = Outcome(**{name: from_json(value) for name, value in content.items()})
-            except (ValueError, KeyError, TypeError, AttributeError) as problem:
-                raise UserError(
-                    f"{path}, line {number}: {problem}; delete the file, its samples are then predicted again"
-                ) from None
-            if number == 1:
-                self._check(content, path)
-        return outcomes
+    def _read_file(self, path: Path) -> Iterator[tuple[int, Outcome]]:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):  # cut off by a kill
+                    return
+                found = self._read_line(path, number, line)
+                if found is not None:
+                    yield found
+
+    def _read_line(self, path: Path, number: int, line: bytes) -> tuple[int, Outcome] | None:
+        """A sample; None for the first line, which is compared with this evaluation."""
+        try:
+            content = json.loads(line.decode("utf-8", errors="replace"))
+            if number > 1:
+                index = content.pop("index")
+                return index, Outcome(**{name: from_json(value) for name, value in content.items()})
+        except (ValueError, KeyError, TypeError, AttributeError) as problem:
+            raise UserError(
+                f"{path}, line {number}: {problem}; delete the file, its samples are then predicted again"
+            ) from None
+        self._check(content, path)
+        return None
 
     def _check(self, header: Any, path: Path) -> None:
         """UserError when the first line of a file is that of another evaluation."""
@@ -169,6 +173,6 @@ def flatten(header: Mapping[str, Any]) -> dict[str, Any]:
     return {**rest, **(protocol if isinstance(protocol, Mapping) else {})}
 
 
-def unfinished(batches: Sequence[Sequence[int]], finished: Mapping[int, Outcome]) -> list[Sequence[int]]:
+def unfinished(batches: Sequence[Sequence[int]], finished: Container[int]) -> list[Sequence[int]]:
     """The batches with a sample to predict, as a whole: the other samples of a batch may affect its rounding."""
     return [batch for batch in batches if any(index not in finished for index in batch)]

@@ -104,6 +104,11 @@ class Extremes:
             del self._best[: -self.most or None]
         return rank in self._worst or rank in self._best
 
+    @property
+    def indices(self) -> set[int]:
+        """Of the samples that are among the best or the worst so far."""
+        return {index for _, _, index in (*self._worst, *self._best)}
+
 
 def worst_and_best(scores: Mapping[int, float], most: int) -> tuple[list[int], list[int]]:
     """Indices of the `most` worst samples, the worst first, and of the best, the best first; none is in both."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from utils.common.files import write_whole
 from utils.common.terminal import printable
 
 MOST_CLASSES = 32  # as many rows as one can read; of longer lists those with the most wrong pixels are drawn
@@ -53,7 +55,9 @@ def draw_confusion(
         fontsize=10,
     )
     figure.colorbar(drawn, ax=panel, shrink=0.6)
-    figure.savefig(path, dpi=130)
+    stream = io.BytesIO()
+    figure.savefig(stream, format=Path(path).suffix.removeprefix("."), dpi=130)
+    write_whole(Path(path), stream.getvalue())
 
 
 def most_confused(counts: np.ndarray, most: int) -> list[int]:

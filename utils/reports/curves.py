@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 
 from model.errors import UserError
 from model.files import read_text, split_lines
+from utils.common.files import write_whole
 
 
 def read_curves(path: str | Path, names: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
@@ -57,8 +59,9 @@ def save_curves(
         panel.set_visible(False)
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=13)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    stream = io.BytesIO()
+    figure.savefig(stream, format=Path(path).suffix.removeprefix("."), dpi=150)
+    write_whole(Path(path), stream.getvalue())
 
 
 def running_mean(values: np.ndarray, radius: int) -> np.ndarray:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from utils.common.files import write_whole
 from utils.common.paths import file_stems
 from utils.reports.confusion_plot import draw_confusion
 from utils.reports.report import REPORT_FILE, Report
@@ -25,28 +25,19 @@ def write_report(
         the path of report.json.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     stems = file_stems(result.dataset for result in report.results)
     images = list(images)
     for result in report.results:
         stem = stems[result.dataset]
         if result.per_class:
-            _write(folder / f"per_class_{stem}.csv", classes_csv(result))
+            write_whole(folder / f"per_class_{stem}.csv", classes_csv(result))
         if result.confusion is not None:
             name = f"confusion_{stem}.png"
             draw_confusion(result.confusion, tuple(result.per_class), folder / name, title=result.dataset)
             images.append(name)
     links = []
     if any(result.worst or result.best for result in report.results):
-        _write(folder / "samples.html", samples_page(report))
+        write_whole(folder / "samples.html", samples_page(report))
         links.append(("The worst and the best samples", "samples.html"))
-    _write(folder / "report.md", to_markdown(report, targets, images, links))
-    return _write(folder / REPORT_FILE, json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n")
-
-
-def _write(path: Path, text: str) -> Path:
-    """Write a temporary file and rename it."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-    return path
+    write_whole(folder / "report.md", to_markdown(report, targets, images, links))
+    return write_whole(folder / REPORT_FILE, json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n")

@@ -22,6 +22,7 @@ from rich.console import Console
 
 from model.checkpoints.load import load_model
 from utils.common.commands import Parser, command
+from utils.common.files import write_whole
 from utils.common.paths import path_flag
 from utils.common.settings import parse_config
 from utils.config.training import TrainConfig
@@ -115,7 +116,7 @@ def train(out: Path, dataset: Path, flags: list[str]) -> None:
     try:
         code = subprocess.run(command, env=environment, check=False).returncode
     finally:
-        seconds_file.write_text(json.dumps(before + time.monotonic() - started))
+        write_whole(seconds_file, json.dumps(before + time.monotonic() - started))
     if code:
         raise SystemExit("demo: training stopped; run again to continue from its last checkpoint")
     finished.touch()
@@ -169,7 +170,7 @@ def publish(report: Report, baseline: Report, out: Path) -> None:
     )
     curves = read_curves(out / "losses.jsonl", ["total", "cross_entropy", "mask_bce", "dice"])
     save_curves(curves, out / "losses.png", title="training on the toy world")
-    (out / "sheet.png").write_bytes((out / "eval" / "sheet_ade20k.png").read_bytes())
+    write_whole(out / "sheet.png", (out / "eval" / "sheet_ade20k.png").read_bytes())
     path = write_report(report, out, TARGETS, images=["sheet.png", "losses.png"])
     print_report(report, TARGETS)
     console.print(f"\n{path}, {out / 'report.md'}, {out / 'sheet.png'}, {out / 'losses.png'}")

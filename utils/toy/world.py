@@ -18,6 +18,7 @@ from pathlib import Path
 
 from model.errors import UserError
 from model.files import read_json
+from model.write_errors import writing
 from utils.common.commands import Parser, command
 from utils.common.paths import check_writable, path_flag
 from utils.toy.layouts.coco import write_coco
@@ -123,16 +124,17 @@ def make_world(config: WorldConfig) -> bool:
         raise UserError(f"{out} holds another world, {found}, not {parameters}; delete it or change --out")
     check_writable(out, "--out")
     out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        for name in config.chosen:
-            (WRITERS | SECOND_CHOICE)[name](unfinished, config.source)
-        write_json(unfinished / "world.json", parameters)
-        unfinished.chmod(0o755)  # mkdtemp's folders are readable by their owner only
-        unfinished.replace(out)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
+    with writing(out, "; nothing is left of it"):
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+        try:
+            for name in config.chosen:
+                (WRITERS | SECOND_CHOICE)[name](unfinished, config.source)
+            write_json(unfinished / "world.json", parameters)
+            unfinished.chmod(0o755)  # mkdtemp's folders are readable by their owner only
+            unfinished.replace(out)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
     return True
 
 

@@ -36,7 +36,7 @@ from utils.data.counts import DataCounts
 from utils.training.engine import Engine
 from utils.training.health import not_finite, shown
 from utils.training.progress import BadSteps, Progress, Score, Validated
-from utils.training.saves import from_main, make_newest, put_back_replaced, write_save
+from utils.training.saves import from_main, make_newest, put_back_replaced, write_patiently, write_save
 
 logger = logging.getLogger(__name__)
 
@@ -75,9 +75,9 @@ def save_best(engine: Engine, config: TrainConfig, step: int, score: Score | Non
 
 
 def save_validated(config: TrainConfig, validated: Validated) -> None:
-    """Record up to which step the run is validated."""
-    if is_main_process():
-        write_whole(config.run_dir / VALIDATION_FILE, json.dumps(asdict(validated)) + "\n")
+    """Record up to which step the run is validated. A collective call."""
+    text = json.dumps(asdict(validated)) + "\n"
+    write_patiently(config, lambda: write_whole(config.run_dir / VALIDATION_FILE, text))
 
 
 def read_validated(config: TrainConfig, step: int) -> Validated:

@@ -13,24 +13,21 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from model.errors import UserError
 from utils.common.commands import one_line
 from utils.common.distributed import is_main_process
-from utils.common.files import append_whole
 from utils.config.training import TrainConfig
 from utils.reports.report import Report, Result
 from utils.training.checkpoint import forget_after
 from utils.training.meters import Meters, Summary
 from utils.training.progress import Score
+from utils.training.records import LOSSES_FILE, Records
 
 logger = logging.getLogger(__name__)
 
-LOSSES_FILE = "losses.jsonl"
 # The score of a data set: the first of these numbers that it has.
 SCORES = (
     ("semantic", "miou"),
@@ -46,11 +43,24 @@ BAR = "{n_fmt}/{total_fmt} <{remaining} {desc}"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainLog:
-    """Where a run is logged; on processes other than the first, `writer` is None and the bar is silent."""
+    """Where a run is logged; on processes other than the first, `records` is None and the bar is silent."""
 
-    folder: Path
     bar: tqdm
-    writer: SummaryWriter | None
+    records: Records | None
+
+    @property
+    def gave_up(self) -> bool:
+        """Whether the records could not be written for --disk_patience minutes."""
+        return self.records is not None and self.records.gave_up
+
+    def check(self) -> None:
+        """UserError if so."""
+        if self.records is not None:
+            self.records.check()
+
+    def try_to_write(self) -> str | None:
+        """Write what waits in the records; what hinders it."""
+        return self.records.write() if self.records is not None else None
 
 
 @contextmanager
@@ -58,17 +68,18 @@ def open_log(config: TrainConfig, start: int) -> Iterator[TrainLog]:
     """The run's logs, without what an interrupted start wrote about the steps after `start`, which are run again."""
     writes = is_main_process()
     bar = tqdm(total=config.num_steps, initial=start, bar_format=BAR, disable=not writes)
-    writer = None
+    records = None
     if writes:
         forget_after(config.run_dir / LOSSES_FILE, start)
-        # Resolved, as the writer's thread opens its file again and again.
-        writer = SummaryWriter(str(config.run_dir.resolve()), purge_step=start + 1)
+        records = Records(config.run_dir, start, config.disk_patience)
+    ended_well = False
     try:
-        yield TrainLog(folder=config.run_dir, bar=bar, writer=writer)
+        yield TrainLog(bar=bar, records=records)
+        ended_well = True
     finally:
         bar.close()
-        if writer is not None:
-            writer.close()
+        if records is not None:
+            records.close(patiently=ended_well)
 
 
 def log_step(
@@ -84,15 +95,17 @@ def log_step(
     seconds = time.perf_counter() - started
     meters.reset()
     log.bar.update()
-    if log.writer is None:
+    if log.records is None:
         return summary
     losses, speed = {**dict(sorted(summary.means.items())), "lr": lr}, speed_of(summary, seconds)
     log.bar.set_description_str(bar_text(losses, speed), refresh=False)
-    for group, values in (("train", losses), ("speed", speed)):
-        for name, value in values.items():
-            if math.isfinite(value):
-                log.writer.add_scalar(f"{group}/{name}", value, step)
-    append_whole(log.folder / LOSSES_FILE, line_of(step, losses, applied) + "\n")
+    values = [
+        (f"{group}/{name}", value, step)
+        for group, numbers in (("train", losses), ("speed", speed))
+        for name, value in numbers.items()
+        if math.isfinite(value)
+    ]
+    log.records.add(line_of(step, losses, applied), values)
     return summary
 
 
@@ -159,15 +172,16 @@ def log_failed_validation(step: int, problem: Exception) -> None:
 
 def log_validation(step: int, report: Report | None, log: TrainLog) -> None:
     """Every number to TensorBoard, one of each data set to the terminal."""
-    if report is None or log.writer is None:
+    if report is None or log.records is None:
         return
-    shown = []
+    shown, values = [], []
     for result in report.results:
         for section, numbers in result.sections.items():
             for name, value in numbers.items():
-                log.writer.add_scalar(f"val/{result.dataset}/{section}/{name}", value, step)
+                values.append((f"val/{result.dataset}/{section}/{name}", value, step))
         if score := score_of(result):
             shown.append(f"{result.dataset} {score[0]} {score[1]:.3f}")
+    log.records.add(values=values)
     tqdm.write(f"step {step}: {', '.join(shown)}")
 
 

@@ -23,11 +23,12 @@ from utils.data.types import Batch
 from utils.training.checkpoint import save_best, save_checkpoint
 from utils.training.engine import Engine
 from utils.training.health import DivergedError, Watch
-from utils.training.log import log_step, open_log, say
+from utils.training.log import TrainLog, log_step, open_log, say
 from utils.training.meters import Meters, peak_memory
 from utils.training.profile import StepProfiler
 from utils.training.progress import Progress
 from utils.training.sam_cache import SamCache
+from utils.training.saves import first_problem, from_main, keep_trying, write_patiently
 from utils.training.signals import StopSignals
 from utils.training.validation import validate_epoch
 
@@ -53,7 +54,7 @@ def train(
         DivergedError: the numbers are not finite any more.
         SystemExit: a signal asked to stop; the run was saved.
     """
-    meters = Meters(means=MEANS, totals=COUNTED, peaks=("memory", "save", "stop"))
+    meters = Meters(means=MEANS, totals=COUNTED, peaks=("memory", "save", "stop", "gave_up"))
     costs = CostModel.of(config, engine.module.config, on_gpu=engine.device.type == "cuda")
     # Here and not in a step: an iterator that is made draws a number, which the dropout of its step would miss.
     loaded = iter(open_loader(mixture, engine, config, progress.step, sam_cache))
@@ -72,6 +73,7 @@ def train(
             train_step(engine, batches, config.grad_accumulation_steps, meters, progress.counts, watch)
             # Whether one process has to save or stop travels with what is measured: no collective of its own.
             meters.peak({"save": clock.is_due(progress.step), "stop": signals.received})
+            meters.peak({"gave_up": log.gave_up})
             meters.peak({"memory": peak_memory(engine.device)})
             applied = engine.was_step_applied()
             rate = engine.get_lr()[0]
@@ -80,7 +82,9 @@ def train(
             profiler.step()
             stop = int(summary.peaks["stop"])
             progress.owes_save |= bool(summary.peaks["save"] or stop)
-            if save_if_due(engine, config, progress, signals):
+            if summary.peaks["gave_up"]:
+                from_main(log.check)
+            if save_if_due(engine, config, progress, signals, log):
                 clock.saved()
             if stop:
                 say(stopped(stop, progress))
@@ -93,14 +97,15 @@ def train(
         if datasets and progress.validated.best_step is None:
             say("no validation came to a number: ckpt_best holds the last weights")
             save_best(engine, config, progress.step, None)
-    if is_main_process():
-        progress.counts.save(config.run_dir / SUMMARY_FILE)
-        if config.profile:
-            say(profiler.describe())
+    write_patiently(config, lambda: progress.counts.save(config.run_dir / SUMMARY_FILE))
+    if is_main_process() and config.profile:
+        say(profiler.describe())
     say(progress.counts.describe())
 
 
-def save_if_due(engine: Engine, config: TrainConfig, progress: Progress, signals: StopSignals) -> bool:
+def save_if_due(
+    engine: Engine, config: TrainConfig, progress: Progress, signals: StopSignals, log: TrainLog
+) -> bool:
     """Count the samples of a step, and save if it ends an epoch or a save is due; whether it was saved.
 
     While steps are skipped nothing is saved: the weights may be beyond help, and would replace good ones.
@@ -114,6 +119,8 @@ def save_if_due(engine: Engine, config: TrainConfig, progress: Progress, signals
         progress.counts.check(config.max_bad_fraction)
     if is_due:
         signals.saving = True
+        # First: a resumed run writes no line of the steps before its save.
+        keep_trying(config, lambda: first_problem(log.try_to_write()))
         save_checkpoint(engine, config, progress)
         signals.saving = progress.owes_save = False
     return is_due

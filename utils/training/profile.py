@@ -7,12 +7,18 @@ runs/EXP/profile/trace.json is for chrome://tracing or ui.perfetto.dev, runs/EXP
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
+
+from utils.common.commands import one_line
+from utils.common.files import write_whole, written_aside
+
+logger = logging.getLogger(__name__)
 
 # The labels of `torch.profiler.record_function` in the training loop and in `forward`. What checkpointing
 # recomputes counts as backward.
@@ -54,6 +60,7 @@ class StepProfiler:
     def __init__(self, num_steps: int, folder: Path) -> None:
         self.num_steps, self.folder = num_steps, folder
         self.written = False
+        self._problem = ""
         self._profile: profile | None = None
         if num_steps:
             activities = [ProfilerActivity.CPU]
@@ -82,18 +89,27 @@ class StepProfiler:
         if self._profile is None:
             return
         self._profile.step()
-        if self.written:  # the profile is done; the loop goes on at full speed
+        if self.written or self._problem:  # the profile is done; the loop goes on at full speed
             self.__exit__(None, None, None)
 
     def describe(self) -> str:
         """Where the profile was written, or why there is none."""
         if self.written:
             return f"profile: {self.folder / TABLE_FILE}, {self.folder / TRACE_FILE}"
+        if self._problem:
+            return f"no profile: {self._problem}"
         return f"no profile: it starts after step {SKIPPED + WARMUP}, and there were fewer steps"
 
     def _write(self, result: profile) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        result.export_chrome_trace(str(self.folder / TRACE_FILE))
+        try:
+            self._write_files(result)
+        except OSError as problem:  # days of training do not end for a profile
+            self._problem = one_line(problem)
+            logger.error("no profile: %s", self._problem)
+
+    def _write_files(self, result: profile) -> None:
+        with written_aside(self.folder / TRACE_FILE) as partial:
+            result.export_chrome_trace(str(partial))
         averages = result.key_averages()
         on_gpu = torch.cuda.is_available()
         operators = averages.table(
@@ -102,7 +118,7 @@ class StepProfiler:
             max_name_column_width=60,
         )
         text = f"{parts_table(times_of_parts(averages))}\n\nOperators by their own time\n{operators}\n"
-        (self.folder / TABLE_FILE).write_text(text, encoding="utf-8")
+        write_whole(self.folder / TABLE_FILE, text)
         self.written = True
 
 

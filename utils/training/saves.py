@@ -39,11 +39,11 @@ from utils.common.settings import save_config
 from utils.config.training import TrainConfig
 from utils.training.engine import Engine
 from utils.training.health import check_weights
+from utils.training.records import RETRY_SECONDS
 
 logger = logging.getLogger(__name__)
 
 PARTIAL, REPLACED = "partial_", "replaced_"
-RETRY_SECONDS = 20.0  # between two attempts to write on a disk that is full or unavailable
 TORCH_WRITER = re.compile("PytorchStreamWriter|inline_container|write")
 Value = TypeVar("Value")
 
@@ -67,8 +67,25 @@ def write_save(
         UserError: nothing could be written for --disk_patience minutes; older saves are as they were.
     """
     check_weights(engine, state["step"])
+    keep_trying(config, lambda: _try_to_save(engine, config, folder, state, manifest, keep))
+
+
+def write_patiently(config: TrainConfig, write: Callable[[], object]) -> None:
+    """Write something on the first process, as patiently as a save. A collective call."""
+    keep_trying(config, lambda: _agreed(lambda: write() if is_main_process() else None))
+
+
+def keep_trying(config: TrainConfig, attempt: Callable[[], str | None]) -> None:
+    """Try to write until it works. A collective call.
+
+    Args:
+        attempt: None, or what hinders it; the same on every process.
+
+    Raises:
+        UserError: nothing could be written for --disk_patience minutes.
+    """
     deadline = time.monotonic() + 60 * config.disk_patience
-    while problem := _try_to_save(engine, config, folder, state, manifest, keep):
+    while problem := attempt():
         if from_main(lambda: time.monotonic() >= deadline):
             raise UserError(
                 f"{problem}; gave up after --disk_patience {config.disk_patience:g} minutes. Earlier saves are "
@@ -220,14 +237,19 @@ def _reason(problem: Exception, arguments: tuple[Any, ...]) -> str:
     return f"{path}: cannot be written ({text})"
 
 
-def _agreed(work: Callable[[], None]) -> str | None:
+def first_problem(problem: str | None) -> str | None:
+    """What hinders one of the processes, on all of them; None: nothing. A collective call."""
+    return next((text for text in gather_objects(problem) if text), None)
+
+
+def _agreed(work: Callable[[], object]) -> str | None:
     """Run something that may fail to write on some process; all get the first reason. A collective call."""
     problem = None
     try:
         work()
     except OSError as error:
         problem = one_line(error)
-    return next((text for text in gather_objects(problem) if text), None)
+    return first_problem(problem)
 
 
 def from_main(ask: Callable[[], Value]) -> Value:

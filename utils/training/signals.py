@@ -44,9 +44,13 @@ class StopSignals:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._handle) for number in WATCHED}
-        launchers = launchers_of(os.getpid())
-        if launchers:
-            threading.Thread(target=self._watch, args=(launchers,), daemon=True).start()
+        try:
+            launchers = launchers_of(os.getpid())
+            if launchers:
+                threading.Thread(target=self._watch, args=(launchers,), daemon=True).start()
+        except BaseException:  # a signal that comes here: nobody would call __exit__
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(

@@ -56,6 +56,18 @@ def test_a_launcher_that_is_gone_is_noticed(monkeypatch):
     assert caught.value.code == 128 + signal.SIGTERM
 
 
+def test_a_signal_that_comes_while_the_watch_begins_leaves_nothing_behind(monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(
+        signals, "launchers_of", lambda _: os.kill(os.getpid(), signal.SIGTERM) or signal.pause()
+    )
+    stops = StopSignals()
+    with pytest.raises(SystemExit), stops:
+        raise AssertionError
+    assert stops._ended.is_set()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def test_only_launchers_are_watched(monkeypatch):
     parents = {10: 9, 9: 8, 8: 7, 7: 1}
     commands = {

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from model.errors import UserError
 from model.files import read_text
 from utils.common.commands import Parser, command
+from utils.common.files import write_whole
 from utils.common.paths import path_flag
 from utils.common.terminal import printable
 from utils.data.datasets.openimages import CATEGORIES, INDEX_FILE, NEGATIVES_FILE, ROOT, class_list
@@ -160,10 +161,8 @@ def find_csv(root: Path, names: Sequence[str], given: Path | None, flag: str) ->
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(json.dumps(content), encoding="utf-8")
-    unfinished.replace(path)
+    """Write JSON, whole or not at all."""
+    write_whole(path, json.dumps(content))
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

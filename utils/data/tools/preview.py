@@ -29,6 +29,7 @@ from model.text.conversation import IGNORE_INDEX, Conversation, Encoded
 from model.text.sequence import ComplexQuery
 from model.text.special_tokens import SEG_TOKENS, Special
 from utils.common.commands import command
+from utils.common.files import write_png, write_whole
 from utils.common.label_values import UNCLAIMED
 from utils.common.logs import quiet, start_logging
 from utils.common.paths import check_writable
@@ -93,10 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     mixture = build_mixture(config, processor)
     shown = [show(index, mixture[index]) for index in range(config.num_samples)]
     out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
-    draw_contact_sheet(shown).save(out / "preview.png")
+    write_png(out / "preview.png", draw_contact_sheet(shown))
     page = page_of(shown, processor, mixture.describe(), config)
-    (out / "index.html").write_text(page, encoding="utf-8")
+    write_whole(out / "index.html", page)
     print(f"{len(shown)} samples: {out / 'preview.png'}, {out / 'index.html'}")
     return 0
 

@@ -1,10 +1,12 @@
 """What the layout writers share: which scene goes where, and how images, labels and JSON are written."""
 
+import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -72,19 +74,27 @@ class SceneSource:
 
 def write_jpg(path: Path, image: np.ndarray) -> None:
     """Write (height, width, 3) uint8 RGB as JPEG, with colour at full resolution."""
-    Image.fromarray(image).save(path, quality=95, subsampling=0)
+    write_image(path, Image.fromarray(image), quality=95, subsampling=0)
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:
     """Write (height, width) or (height, width, 3) uint8 as PNG; lightly compressed, for speed."""
-    Image.fromarray(pixels).save(path, compress_level=1)
+    write_image(path, Image.fromarray(pixels), compress_level=1)
 
 
 def write_palette_png(path: Path, values: np.ndarray) -> None:
     """Write (height, width) uint8 as PNG whose values are indices into a palette."""
     png = Image.fromarray(values)
     png.putpalette(np.random.default_rng(0).integers(0, 256, 768, dtype=np.uint8).tobytes())
-    png.save(path, compress_level=1)
+    write_image(path, png, compress_level=1)
+
+
+def write_image(path: Path, image: Image.Image, **options: Any) -> None:
+    """Write an image in the format of its suffix."""
+    # In memory first: Pillow's own writer hides why a file cannot be written.
+    stream = io.BytesIO()
+    image.save(stream, Image.registered_extensions()[path.suffix], **options)
+    path.write_bytes(stream.getvalue())
 
 
 def write_json(path: Path, content: object) -> None:

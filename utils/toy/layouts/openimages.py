@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from utils.toy.layouts.common import Drawn, SceneSource, folder, write_jpg, write_json
+from utils.toy.layouts.common import Drawn, SceneSource, folder, write_image, write_jpg, write_json
 from utils.toy.scene import Scene
 
 # Toy thing -> label and name of Open Images, in the order of the file of class descriptions.
@@ -66,7 +66,7 @@ def write_openimage(root: Path, source: SceneSource) -> None:
             box_id = f"{number:08x}"
             file_name = f"{image_id}_{label.strip('/').replace('/', '')}_{box_id}.png"
             large = mask.repeat(found.mask_scale, axis=0).repeat(found.mask_scale, axis=1)
-            Image.fromarray(large).save(folder(target / "train-masks" / file_name[0]) / file_name)
+            write_image(folder(target / "train-masks" / file_name[0]) / file_name, Image.fromarray(large))
             masks.append((file_name, image_id, label, box_id, *box_of(mask), "0.0", ""))
             index.setdefault(image_id, {}).setdefault(spoken.lower(), []).append(
                 f"{file_name[0]}/{file_name}"

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from utils.toy.layouts.common import SceneSource, folder, write_jpg, write_palette_png, write_png
+from utils.toy.layouts.common import SceneSource, folder, write_image, write_jpg, write_palette_png, write_png
 from utils.toy.layouts.semantic import label_values
 from utils.toy.scene import Scene
 
@@ -54,7 +54,7 @@ def write_pascal_context(root: Path, source: SceneSource, *, converted: bool = F
             # 0 becomes 65535, as unsigned numbers wrap.
             less_one = all_values.astype(np.uint16) - np.uint16(1)
             images = folder(target / "annotations_detectron2" / "pc459_val")
-            Image.fromarray(less_one[label]).save(images / f"{names[-1]}.tif")
+            write_image(images / f"{names[-1]}.tif", Image.fromarray(less_one[label]))
         else:
             write_label_map(
                 folder(target / "trainval") / f"{names[-1]}.mat", all_values.astype(np.uint16)[label]
