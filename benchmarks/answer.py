@@ -76,7 +76,8 @@ def measure(size: str, asked: Sequence[int], arguments: argparse.Namespace) -> M
     names = load_class_list("ade20k")
     queries = {n: make_query(asker, names[:n], arguments.num_present) for n in sorted(asked)}
     long = queries[max(queries)]
-    pixels = torch.from_numpy(asker.processor.clip_image(long.image))[None]
+    prepared = asker.processor.images.prepare(long.image)
+    pixels = asker.processor.images.collate([prepared])
     ways: dict[str, Callable[[], Any]] = {
         in_passes_name(n): query.again(query.in_passes) for n, query in queries.items()
     }

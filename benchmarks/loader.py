@@ -27,6 +27,7 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil
 
 from benchmarks.reference import PlainLoader, num_bytes, path_of
+from model.backbones.clip_images import ClipImages
 from model.processor import LasagnaProcessor
 from model.text.format import SequenceFormat
 from model.text.tokenizer_files import load_tokenizer
@@ -114,9 +115,8 @@ def build_processor() -> LasagnaProcessor:
     )
     return LasagnaProcessor(
         tokenizer=tokenizer,
-        clip=clip,
+        images=ClipImages(clip=clip, num_image_tokens=(CLIP_SIZE // CLIP_PATCH) ** 2),
         sam_image_size=SAM_SIZE,
-        num_image_tokens=(CLIP_SIZE // CLIP_PATCH) ** 2,
         format=format,
     )
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.reference_answer import PlainAnswer
+from model.backbones.base import ImageFeatures
 from model.generation.decoding import ComplexAnswer, decode_choices
 from model.generation.prompts import Prompts, read_prompts
 from model.lasagna import LasagnaForConditionalGeneration
@@ -35,7 +36,7 @@ class Asker:
         settings = model.config.sam_settings
         embeddings = tuple(torch.randn(1, *shape) for shape in settings.embedding_shapes)
         self.encode = model.image_features  # by CLIP
-        self.features = torch.empty(0)  # (1, num_image_tokens, hidden_dim) of the current image
+        self.features = ImageFeatures(tokens=())  # of the current image
         self.shift = 0.0  # added to the logit of [SEG]
         logits = model.text_logits
 
@@ -46,12 +47,13 @@ class Asker:
 
         model.text_logits = shifted
         model.sam.encode = lambda *_: embeddings
-        model.image_features = lambda _: self.features
+        model.image_features = lambda *_: self.features
 
     @torch.no_grad()
     def look_at(self, image: np.ndarray) -> None:
         """Encodes a (height, width, 3) uint8 image, the subject of the queries that follow."""
-        self.features = self.encode(torch.from_numpy(self.processor.clip_image(image))[None])
+        prepared = self.processor.images.prepare(image)
+        self.features = self.encode(self.processor.images.collate([prepared]))
 
     @torch.no_grad()
     def in_passes(self, image: np.ndarray, names: Sequence[str]) -> tuple[ComplexAnswer, Prompts]:
@@ -59,7 +61,7 @@ class Asker:
         conversation, plan = self.processor.plan(names)
         prompts = read_prompts(self.model, self.processor, [image], [conversation], [0])
         [answer] = decode_choices(
-            self.model.llava.model.language_model,
+            self.model.backbone.language_model,
             self.model.text_logits,
             prompts.embeddings,
             prompts.mask,

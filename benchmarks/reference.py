@@ -73,7 +73,7 @@ class PlainLoader:
         conversations, masks = draw(index, image, rng)
         return {
             "image": self.sam_image(image),
-            "clip_image": self.processor.clip(image, return_tensors="pt")["pixel_values"][0],
+            "clip_image": self.processor.images.clip(image, return_tensors="pt")["pixel_values"][0],
             "conversations": conversations,
             "masks": masks,
         }

@@ -41,7 +41,7 @@ class PlainAnswer:
         self.model, self.ids = model, processor.token_ids
         conversation, self.plan = processor.plan(classes)
         inputs = processor.collate([image], [conversation], [0]).to(model.device)
-        self.prompt, self.clip_images = inputs.input_ids, inputs.clip_images
+        self.prompt, self.vlm_images = inputs.input_ids, inputs.vlm_images
 
     @property
     def num_tokens(self) -> int:
@@ -60,14 +60,14 @@ class PlainAnswer:
     @torch.no_grad()
     def read(self, text: Tensor) -> Tensor:
         """(1, T) the prompt and the tokens so far -> (hidden_dim,) the hidden state that predicts the next one."""
-        embeddings = self.model.embed(text, self.model.image_features(self.clip_images))
+        embeddings = self.model.embed(text, self.model.image_features(self.vlm_images))
         return self.model.language_states(embeddings, torch.ones_like(text))[0, -1]
 
     @torch.no_grad()
     def with_cache(self, num_tokens: int | None = None) -> PlainChoices:
         """One token at a time with cached keys and values; the first `num_tokens` of the answer, else all."""
         found, cache = PlainChoices(present=[], states=[]), DynamicCache()
-        step = self.model.embed(self.prompt, self.model.image_features(self.clip_images))
+        step = self.model.embed(self.prompt, self.model.image_features(self.vlm_images))
         mask = torch.ones_like(self.prompt)
         for position in range(self.num_tokens if num_tokens is None else num_tokens):
             state = self.model.language_states(step, mask, cache=cache)[0, -1]

@@ -71,7 +71,7 @@ class PlainModel:
 
     def states(self, batch: PlainBatch) -> Tensor:
         """(N, T, hidden_dim): every row has its own copy of the image."""
-        llava = self.model.llava.model
+        llava = self.model.base_vlm.model
         features = llava.multi_modal_projector(self.clip_patches(batch.clip_images[batch.image_of_row]))
         embeddings = self.model.get_input_embeddings()(batch.input_ids)
         is_image = (batch.input_ids == self.model.config.image_token_id).unsqueeze(-1)
@@ -85,13 +85,13 @@ class PlainModel:
     def clip_patches(self, pixels: Tensor) -> Tensor:
         """(N, num_patches, clip_dim): hidden states of LLaVA's feature layer, without the class token."""
         config = self.model.config.vlm_config
-        tower = self.model.llava.model.vision_tower
+        tower = self.model.base_vlm.model.vision_tower
         return tower(pixels, output_hidden_states=True).hidden_states[config.vision_feature_layer][:, 1:]
 
     def cross_entropy(self, states: Tensor, labels: Tensor) -> Tensor:
         """Mean over the learned tokens, from the logits of all positions."""
         # Only our vocabulary has `<image>`: its logit is cut off, as in our loss.
-        logits = self.model.llava.lm_head(states)[..., : self.model.config.image_token_id].float()
+        logits = self.model.base_vlm.lm_head(states)[..., : self.model.config.image_token_id].float()
         shifted = logits[:, :-1].contiguous()
         return F.cross_entropy(shifted.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX)
 
@@ -170,11 +170,13 @@ def plain_batch(model: LasagnaForConditionalGeneration, inputs: ModelInputs) -> 
             settings.pixel_mean,
             settings.pixel_std,
         ),
-        clip_images=normalized(inputs.clip_images.float() / 255, config.clip_mean, config.clip_std),
+        clip_images=normalized(
+            inputs.vlm_images["clip_images"].float() / 255, config.clip_mean, config.clip_std
+        ),
         input_ids=inputs.input_ids,
         attention_mask=inputs.attention_mask,
         labels=inputs.labels,
-        image_of_row=inputs.image_of_row.tolist(),
+        image_of_row=list(inputs.image_of_row),
         masks=[mask.float() for mask in inputs.gt_masks],
         resized_sizes=list(inputs.resized_sizes),
     )

@@ -111,8 +111,8 @@ class Bench:
     def our_language_loss(self, inputs: ModelInputs) -> Tensor:
         """The loss of CLIP and the language model alone, computed as in `forward`."""
         model = self.model
-        features = model.image_features(inputs.clip_images)
-        embeddings = model.embed(inputs.input_ids, features[inputs.image_of_row])
+        features = model.image_features(inputs.vlm_images)
+        embeddings = model.embed(inputs.input_ids, features.select(inputs.image_of_row))
         mask = packed_attention(inputs.segment_ids)
         states = model.language_states(embeddings, mask, inputs.position_ids)
         rows, columns = learned_positions(inputs.labels)
@@ -294,7 +294,7 @@ def count_tokens(bench: Bench, scene: Scene) -> dict[str, int]:
         name: bench.inputs(scene, packed=packed).input_ids.numel()
         for name, packed in ((REFERENCE, False), (OURS, True))
     }
-    return {"image": bench.processor.num_image_tokens, **sizes}
+    return {"image": bench.processor.images.num_image_tokens, **sizes}
 
 
 if __name__ == "__main__":

@@ -42,7 +42,22 @@ def pad_rows(encoded: Sequence[Encoded], pad_id: int, side: str) -> RowInputs:
         ids[index, columns] = torch.tensor(row.input_ids)
         labels[index, columns] = torch.tensor(row.labels)
         mask[index, columns] = 1
-    return RowInputs(input_ids=ids, attention_mask=mask, labels=labels)
+    return RowInputs(
+        input_ids=ids, attention_mask=mask, labels=labels, position_ids=_row_positions(encoded, ids, side)
+    )
+
+
+def _row_positions(encoded: Sequence[Encoded], ids: Tensor, side: str) -> Tensor | None:
+    """(3, N, T) positions where they have three axes; None where counting the tokens gives them."""
+    if all(row.cells is None for row in encoded):
+        return None
+    found = torch.zeros(3, *ids.shape, dtype=torch.long)
+    for index, row in enumerate(encoded):
+        positions = torch.from_numpy(row.positions)
+        num_tokens = positions.shape[1]
+        columns = slice(0, num_tokens) if side == "right" else slice(ids.shape[1] - num_tokens, None)
+        found[:, index, columns] = positions
+    return found
 
 
 def pack_images(
@@ -73,11 +88,15 @@ def pad_packed(rows: Sequence[PackedRow], pad_id: int) -> RowInputs:
         return pad_sequence(columns, batch_first=True, padding_value=filler)
 
     segments = padded("segment_ids", PADDING)
+    axes = [
+        pad_sequence([torch.from_numpy(row.position_ids[axis]) for row in rows], batch_first=True)
+        for axis in range(len(rows[0].position_ids))
+    ]
     return RowInputs(
         input_ids=padded("input_ids", pad_id),
         attention_mask=(segments != PADDING).long(),
         labels=padded("labels", IGNORE_INDEX),
-        position_ids=padded("position_ids", 0),
+        position_ids=axes[0] if len(axes) == 1 else torch.stack(axes),
         segment_ids=segments,
     )
 
@@ -100,7 +119,7 @@ def join(rows: RowInputs, images: ImageInputs, image_of_row: Sequence[int], seg_
     return ModelInputs(
         **rows.fields(),
         **images.fields(),
-        image_of_row=torch.tensor(image_of_row, dtype=torch.long),
+        image_of_row=tuple(image_of_row),
         seg_rows=torch.tensor([row for row, _ in found], dtype=torch.long),
         seg_columns=torch.tensor([column for _, column in found], dtype=torch.long),
         seg_images=tuple(image_of_row[row] for row, _ in found),

@@ -96,9 +96,14 @@ class LasagnaConfig(PreTrainedConfig):
 
     @property
     def num_logits(self) -> int:
-        """Tokens that the model can write: the rows of the vocabulary but for `<image>`, the last one."""
+        """Tokens that the model can write: the rows of the vocabulary; LLaVA's but for `<image>`, the last one."""
         assert self.image_token_id is not None, "the configuration of a model that was built"
-        return self.image_token_id
+        return self.image_token_id if self.is_llava else self.vlm_config.text_config.vocab_size
+
+    @property
+    def is_llava(self) -> bool:
+        """Whether the backbone is a LLaVA with CLIP, as in the paper, rather than another model."""
+        return self.vlm_config.model_type == "llava"
 
     @property
     def sam_settings(self) -> DecoderSettings:

@@ -14,6 +14,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from model.text.placeholder import Placeholder
+
 Size = tuple[int, int]  # (height, width) in pixels
 Levels = tuple[
     Tensor, ...
@@ -22,7 +24,7 @@ Levels = tuple[
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TensorFields:
-    """Base of dataclasses of tensors and tuples of tensors; plain numbers stay on the CPU."""
+    """Base of dataclasses of tensors, tuples and dicts of tensors; plain numbers stay on the CPU."""
 
     def fields(self) -> dict[str, Any]:
         """The fields by name, tensors not copied, as keyword arguments."""
@@ -43,6 +45,8 @@ class TensorFields:
                 changed[name] = function(value)
             elif isinstance(value, tuple) and value and isinstance(value[0], Tensor):
                 changed[name] = tuple(function(item) for item in value)
+            elif isinstance(value, dict):
+                changed[name] = {key: function(item) for key, item in value.items()}
         return replace(self, **changed)
 
 
@@ -54,7 +58,7 @@ class RowInputs(TensorFields):
     attention_mask: Tensor  # (N, T) int64, 0 at padding
     labels: Tensor | None = None  # (N, T) int64, -100 where there is no loss
     # Where rows hold several conversations; see model/text/packing.py.
-    position_ids: Tensor | None = None  # (N, T) int64
+    position_ids: Tensor | None = None  # (N, T) int64, or (3, N, T) of models with three axes
     segment_ids: Tensor | None = None  # (N, T) int64
 
 
@@ -66,7 +70,8 @@ class ImageInputs(TensorFields):
     of the loader holds some images in the one and the rest in the other, until `SamCache.complete`.
     """
 
-    clip_images: Tensor  # (B, 3, S, S) uint8
+    vlm_images: dict[str, Tensor]  # of `ImageReader.collate`; LLaVA: "clip_images" (B, 3, S, S) uint8
+    placeholders: tuple[Placeholder, ...]  # B, what stands for each image in the text
     sam_images: Tensor | None = None  # (B, 3, h, w) uint8, resized, zeros at the right and the bottom
     sam_embeddings: Levels | None = None  # as the mask decoder's `encode` gives them
     resized_sizes: tuple[Size, ...]  # B, of each image within `sam_images`
@@ -82,7 +87,7 @@ class ImageInputs(TensorFields):
 class ModelInputs(RowInputs, ImageInputs):
     """One batch: the arguments of `LasagnaForConditionalGeneration.forward`."""
 
-    image_of_row: Tensor  # (N,) int64
+    image_of_row: tuple[int, ...]  # N
     # The n [SEG]s, ordered by image, then row, then column.
     seg_rows: Tensor  # (n,) int64
     seg_columns: Tensor  # (n,) int64

@@ -1,6 +1,6 @@
 """LasagnaForConditionalGeneration: LLaVA answers a question about an image, SAM decodes a mask for each [SEG].
 
-    clip_images -> CLIP -> projector --+
+    vlm_images -> CLIP -> projector ---+
     input_ids -> embeddings -----------+-> LLaMA -> logits
                                              |
                              state before [SEG] -> seg_projector --+
@@ -12,7 +12,7 @@ Training and inference share this path; they differ only in where the tokens com
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
-from model.backbones.llava import LlavaBackbone
+from model.backbones.mixin import BackboneMixin
+from model.backbones.token_rows import TokenRows
 from model.buffers import ExactBuffers
 from model.config import LasagnaConfig, check_stored
 from model.decoders.build import build_decoder
@@ -40,13 +41,13 @@ from model.outputs import EncodedImages, LasagnaOutput
 from model.processor import FILE_NAME as PROCESSOR_FILE
 from model.processor import LasagnaProcessor
 from model.strict_loading import check_loading_info
-from model.text.packing import packed_attention, packed_blocks
+from model.text.placeholder import Placeholder
 
 CHUNKS_OF_DIVIDED_HEAD = 8  # chunks of the text loss under ZeRO-3, whatever its length
 
 
-class LasagnaForConditionalGeneration(LlavaBackbone, InferenceMixin, ExactBuffers, PreTrainedModel):
-    """The whole model. `vlm` is a Hugging Face LLaVA (PEFT may wrap it), `sam` a `MaskDecoder`."""
+class LasagnaForConditionalGeneration(BackboneMixin, InferenceMixin, ExactBuffers, PreTrainedModel):
+    """The whole model. `vlm` is a Hugging Face vision-language model (PEFT may wrap it), `sam` a `MaskDecoder`."""
 
     config: LasagnaConfig
     config_class = LasagnaConfig
@@ -64,6 +65,7 @@ class LasagnaForConditionalGeneration(LlavaBackbone, InferenceMixin, ExactBuffer
         self.vlm = from_config(AutoModelForImageTextToText, config.vlm_config)
         self.sam = build_decoder(config.sam_settings)
         self.seg_projector = build_seg_projector(config)
+        self.token_rows: TokenRows | None = None  # only in training, and not of every backbone
         self._processor: LasagnaProcessor | None = None
         self.post_init()
 
@@ -91,7 +93,7 @@ class LasagnaForConditionalGeneration(LlavaBackbone, InferenceMixin, ExactBuffer
         Raises:
             ValueError: there are adapters that are not merged.
         """
-        if self.llava is not self.vlm:
+        if self.base_vlm is not self.vlm or self.token_rows is not None:
             raise ValueError(
                 "the model has LoRA adapters; call model.lora.merge(model) before save_pretrained"
             )
@@ -119,7 +121,8 @@ class LasagnaForConditionalGeneration(LlavaBackbone, InferenceMixin, ExactBuffer
 
     def encode_images(
         self,
-        clip_images: Tensor,
+        vlm_images: Mapping[str, Tensor],
+        placeholders: Sequence[Placeholder],
         resized_sizes: Sequence[Size],
         original_sizes: Sequence[Size],
         sam_images: Tensor | None = None,
@@ -137,9 +140,10 @@ class LasagnaForConditionalGeneration(LlavaBackbone, InferenceMixin, ExactBuffer
             with record_function("sam encoder"):
                 sam_embeddings = self.sam.encode(sam_images, resized_sizes)
         with record_function("clip"):
-            features = self.image_features(clip_images)
+            features = self.image_features(vlm_images, placeholders)
         return EncodedImages(
             features=features,
+            placeholders=tuple(placeholders),
             embeddings=sam_embeddings,
             resized_sizes=tuple(resized_sizes),
             original_sizes=tuple(original_sizes),
@@ -186,10 +190,11 @@ class LasagnaForConditionalGeneration(LlavaBackbone, InferenceMixin, ExactBuffer
         *,
         input_ids: Tensor,
         attention_mask: Tensor,
-        clip_images: Tensor,
+        vlm_images: Mapping[str, Tensor],
+        placeholders: Sequence[Placeholder],
         resized_sizes: Sequence[Size],
         original_sizes: Sequence[Size],
-        image_of_row: Tensor,
+        image_of_row: Sequence[int],
         seg_rows: Tensor,
         seg_columns: Tensor,
         seg_images: Sequence[int],
@@ -214,14 +219,20 @@ class LasagnaForConditionalGeneration(LlavaBackbone, InferenceMixin, ExactBuffer
             ValueError: both or none of `sam_images` and `sam_embeddings` are given.
         """
         images = self.encode_images(
-            clip_images, resized_sizes, original_sizes, sam_images=sam_images, sam_embeddings=sam_embeddings
+            vlm_images,
+            placeholders,
+            resized_sizes,
+            original_sizes,
+            sam_images=sam_images,
+            sam_embeddings=sam_embeddings,
         )
-        embeddings = self.embed(input_ids, images.features[image_of_row])
+        features = images.features.select(image_of_row)
+        embeddings = self.embed(input_ids, features)
         if segment_ids is not None:
-            in_blocks = self.attention == "flex_attention"
-            attention_mask = packed_blocks(segment_ids) if in_blocks else packed_attention(segment_ids)
+            attention_mask = self.backbone.packed_mask(input_ids, segment_ids, position_ids)
         with record_function("language model"):
-            states = self.language_states(embeddings, attention_mask, position_ids)
+            deep = self.backbone.deep(input_ids, features)
+            states = self.language_states(embeddings, attention_mask, position_ids, deep=deep)
         # The state at t predicts token t + 1, and the prompt to SAM is the state that decided on [SEG].
         deciding = states[seg_rows, seg_columns - 1].split([seg_images.count(i) for i in range(len(images))])
         with record_function("mask decoder"):
@@ -246,8 +257,8 @@ class LasagnaForConditionalGeneration(LlavaBackbone, InferenceMixin, ExactBuffer
 
     def _text_loss(self, states: Tensor, labels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         # ZeRO-3 gathers the head's weight whenever it is called, which all processes must do equally often.
-        is_divided = any(hasattr(weight, "ds_id") for weight in self.llava.lm_head.parameters())
-        num_logits = len(rows) * self.config.num_logits
+        is_divided = any(hasattr(weight, "ds_id") for weight in self.backbone.lm_head.parameters())
+        num_logits = len(rows) * self.backbone.num_logits
         num_chunks = CHUNKS_OF_DIVIDED_HEAD if is_divided else max(1, -(-num_logits // LOGITS_PER_CHUNK))
         return text_cross_entropy(
             states[rows, columns - 1], labels[rows, columns], self.text_logits, num_chunks

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from model.backbones.base import ImageFeatures
 from model.exports import Exportable
 from model.inputs import Levels, Size
 from model.losses import Losses
+from model.text.placeholder import Placeholder
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -22,7 +24,8 @@ class EncodedImage:
     answers on top of them differ in their last bits from those of one pass.
     """
 
-    features: Tensor  # (num_image_tokens, hidden_dim) for the language model
+    features: ImageFeatures  # of one image, for the language model
+    placeholder: Placeholder  # what stands for it in the text
     embedding: tuple[Tensor, ...]  # each level (channels, height, width) for the mask decoder
     resized_size: Size
     original_size: Size
@@ -32,7 +35,8 @@ class EncodedImage:
 class EncodedImages:
     """B images encoded by both encoders, once for all conversations about them."""
 
-    features: Tensor  # (B, num_image_tokens, hidden_dim) for the language model
+    features: ImageFeatures  # of B images, for the language model
+    placeholders: tuple[Placeholder, ...]  # B, what stands for each in the text
     embeddings: Levels  # for the mask decoder
     resized_sizes: tuple[Size, ...]
     original_sizes: tuple[Size, ...]
@@ -48,7 +52,8 @@ class EncodedImages:
     def __getitem__(self, index: int) -> EncodedImage:
         """One image of the batch; IndexError past the end."""
         return EncodedImage(
-            features=self.features[index],
+            features=self.features.select([index]),
+            placeholder=self.placeholders[index],
             embedding=tuple(level[index] for level in self.embeddings),
             resized_size=self.resized_sizes[index],
             original_size=self.original_sizes[index],
@@ -58,7 +63,8 @@ class EncodedImages:
     def of(cls, images: Sequence[EncodedImage]) -> EncodedImages:
         """A batch of images that were encoded before, together or separately."""
         return cls(
-            features=torch.stack([image.features for image in images]),
+            features=ImageFeatures.join([image.features for image in images]),
+            placeholders=tuple(image.placeholder for image in images),
             embeddings=tuple(
                 torch.stack(levels) for levels in zip(*(image.embedding for image in images), strict=True)
             ),
@@ -76,7 +82,7 @@ class LasagnaOutput(ModelOutput):
 
     loss: Tensor | None = None
     losses: Losses | None = None
-    logits: Tensor | None = None  # (N, T, vocabulary without <image>)
+    logits: Tensor | None = None  # (N, T, tokens that can be written)
     masks: list[Tensor] | None = None  # per image (n_i, height, width) float32 logits, original size
     last_hidden_state: Tensor | None = None  # (N, T, hidden_dim)
 

@@ -41,7 +41,10 @@ def check_plausible(folder: Path) -> None:
                 raise UserError(
                     f"{path}: {name} is {_brief(value)}; it is a number from 0 to {MAX_LAYERS}; {CURE}"
                 )
-        elif AT_LEAST_ONE.search(key) and (type(value) is not int or not 1 <= value <= MAX_NUMBER):
+        elif AT_LEAST_ONE.search(key) and not all(
+            type(number) is int and 1 <= number <= MAX_NUMBER
+            for number in (value if isinstance(value, list) and value else [value])
+        ):
             raise UserError(
                 f"{path}: {name} is {_brief(value)}; it is a number from 1 to {MAX_NUMBER:,}; {CURE}"
             )

@@ -82,7 +82,7 @@ class TrainCase:
 def expand(ids, labels, attention, processor):
     """Replaces the placeholder of each row by one token per image feature; labels and masks likewise."""
     rows, row_labels, masks = [], [], []
-    count = processor.num_image_tokens
+    count = processor.images.num_image_tokens
     for row, label, mask in zip(ids, labels, attention, strict=True):
         at = int(np.flatnonzero(row == IMAGE_PLACEHOLDER)[0])
         rows.append([*row[:at], *[processor.token_ids.image] * count, *row[at + 1 :]])

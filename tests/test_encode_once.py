@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 import chat
+from model.backbones.base import ImageFeatures
 from model.checkpoints.load import load_model
 from model.text.conversation import Conversation
 from tests.tiny_weights import noise_image, write_base
@@ -37,7 +38,9 @@ def encoded(model, monkeypatch):
         model.sam, "encode", lambda images, *rest: (calls["sam"].append(len(images)), sam(images, *rest))[1]
     )
     monkeypatch.setattr(
-        model, "image_features", lambda images: (calls["clip"].append(len(images)), clip(images))[1]
+        model,
+        "image_features",
+        lambda images, *rest: (calls["clip"].append(len(images["clip_images"])), clip(images, *rest))[1],
     )
     return calls
 
@@ -88,17 +91,19 @@ def test_encoding_leaves_no_gradient_and_the_mode_as_it_was(model):
     image = model.encode(IMAGES[0])
     assert model.training
     model.eval()
-    assert not image.features.requires_grad
-    assert torch.equal(image.features, model.encode(IMAGES[0]).features)
+    [features] = image.features.tokens
+    assert not features.requires_grad
+    assert torch.equal(features, model.encode(IMAGES[0]).features.tokens[0])
 
 
 def test_an_image_that_another_model_encoded_is_refused(model):
     image = model.encode(IMAGES[0])
+    [features] = image.features.tokens
     for other in (
-        replace(image, features=image.features[:, :-1]),
+        replace(image, features=ImageFeatures(tokens=(features[:, :-1],))),
         replace(image, embedding=tuple(level[:-1] for level in image.embedding)),
         replace(image, embedding=image.embedding * 2),
-        replace(image, features=image.features[:-1]),
+        replace(image, features=ImageFeatures(tokens=(features[:-1],))),
     ):
         with pytest.raises(ValueError, match="encoded by another model"):
             model.chat(other, QUESTION)

@@ -70,8 +70,8 @@ def test_what_the_model_computes_on_the_way_equals_the_released_code(shared_mode
     batch, numbers = case.batch, case.numbers
     assert [list(size) for size in batch.resized_sizes] == case.facts["resize"]
     with torch.no_grad():
-        features = model.image_features(batch.clip_images)
-        close(features[batch.image_of_row][:, ::9], numbers["mm_proj_s"], "projected CLIP features")
+        features = torch.stack(model.image_features(batch.vlm_images).tokens)
+        close(features[list(batch.image_of_row)][:, ::9], numbers["mm_proj_s"], "projected CLIP features")
         [embeddings] = model.sam.encode(batch.sam_images, batch.resized_sizes)
         close(embeddings[:, ::8, ::8, ::8], numbers["sam_emb_s"], "SAM embeddings")
         deciding = output.last_hidden_state[batch.seg_rows, batch.seg_columns - 1]
@@ -178,7 +178,7 @@ def test_merged_and_adapter_masks_equal_the_released_code(golden, merged_model, 
     files = golden / "checkpoints"
     adapted = load("llava-tiny-base", sam=str(files / "sam_tiny.pth"), format="release")
     trained.apply_trained(adapted, open_trained(files / "lora_weight" / "pytorch_model.bin"), lora_alpha=16)
-    assert adapted.llava is not adapted.vlm
+    assert adapted.base_vlm is not adapted.vlm
     for index in range(len(TrainCase(path, merged_model.processor).images)):
         case = TrainCase(path, merged_model.processor)
         if f"infer{index}_input_ids" in case.numbers:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import CLIPImageProcessorPil
 
+from model.backbones.clip_images import ClipImages
 from model.decoders.sam import SamSegmenter, SamSettings
 from model.processor import LasagnaProcessor
 from model.text.format import SequenceFormat
@@ -46,9 +47,9 @@ def test_preprocessing_equals_the_released_code(untrained_sam, path, llama_token
         close(seen[-1][0, :, ::16, ::16], numbers[f"{name}_sam_preprocessed_s16"], f"SAM input of {name}")
         mean, std = (
             np.array(values).reshape(3, 1, 1)
-            for values in (processor.clip.image_mean, processor.clip.image_std)
+            for values in (processor.images.clip.image_mean, processor.images.clip.image_std)
         )
-        clip = processor.clip_image(image)
+        clip = processor.images.clip_image(image)
         close((clip / 255 - mean) / std, numbers[f"{name}_clip"], f"CLIP input of {name}")
 
 
@@ -58,7 +59,10 @@ def image_processor(folder, tokenizer_folder):
     add_special_tokens(tokenizer, format)
     clip = CLIPImageProcessorPil.from_pretrained(folder / "checkpoints" / "clip-vit-tiny-patch14")
     return LasagnaProcessor(
-        tokenizer=tokenizer, clip=clip, sam_image_size=1024, num_image_tokens=256, format=format
+        tokenizer=tokenizer,
+        images=ClipImages(clip=clip, num_image_tokens=256),
+        sam_image_size=1024,
+        format=format,
     )
 
 

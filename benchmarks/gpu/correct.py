@@ -59,12 +59,16 @@ def everything(
     output = model(**inputs.fields(), return_predictions=True)
     output.loss.backward()
     images = model.encode_images(
-        inputs.clip_images, inputs.resized_sizes, inputs.original_sizes, sam_images=inputs.sam_images
+        inputs.vlm_images,
+        inputs.placeholders,
+        inputs.resized_sizes,
+        inputs.original_sizes,
+        sam_images=inputs.sam_images,
     )
     at_seg = output.last_hidden_state[inputs.seg_rows, inputs.seg_columns - 1]
     terms = output.losses
     found = {
-        "CLIP features": images.features,
+        "CLIP features": torch.stack(images.features.tokens),
         "SAM embeddings": images.embeddings[0],
         "states before [SEG]": at_seg,
         "mask logits": torch.cat([masks.flatten() for masks in output.masks]),
@@ -128,8 +132,8 @@ def compare_packing(machine: Machine, results: Results, scene: Scene) -> None:
 
 def set_attention(model: LasagnaForConditionalGeneration, name: str) -> None:
     """What the language model computes attention with from now on."""
-    model.llava.config.text_config._attn_implementation = name
-    model.llava.model.language_model.config._attn_implementation = name
+    model.base_vlm.config.text_config._attn_implementation = name
+    model.base_vlm.model.language_model.config._attn_implementation = name
 
 
 def difference(found: Tensor, expected: Tensor) -> float:

@@ -52,7 +52,7 @@ class TrainingStep:
     def __init__(self, machine: Machine) -> None:
         model = machine.model
         model.requires_grad_(False)
-        if model.llava is model.vlm:
+        if model.base_vlm is model.vlm:
             model.vlm = add_lora(model.vlm)
         mark_trainable(model)
         self.machine, self.model = machine, model.train()

@@ -1,4 +1,4 @@
-"""Assembles a model from a LLaVA, a SAM, a projection and a tokenizer, and checks that they agree."""
+"""Assembles a model from a LLaVA or another base, a SAM, a projection and a tokenizer."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.clip import CLIPImageProcessorPil
 
+from model.backbones.clip_images import ClipImages
+from model.backbones.huggingface_images import HuggingFaceImages
+from model.checkpoints.agreement import patches_of
 from model.checkpoints.layouts.base import Parts
 from model.checkpoints.layouts.sam import read_sam
 from model.config import CLIP_MEAN, CLIP_STD, LasagnaConfig
@@ -27,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_FORMAT = "paper"
 DEFAULT_PROMPT = "llava_v1"
+OWN_PROMPT = "chat_template"
 
 
 def as_format(format: SequenceFormat | str) -> SequenceFormat:
@@ -69,16 +73,23 @@ def assemble(
         )
     tokenizer = load_tokenizer(parts.folder)
     num_known = check_vocabulary(parts, tokenizer)
-    add_special_tokens(tokenizer, sequence_format)
+    add_special_tokens(tokenizer, sequence_format, for_llava=parts.processor is None)
     fit_vocabulary(parts.vlm, num_known, len(tokenizer), generator)
-    ids = token_ids(tokenizer, sequence_format)
-    parts.vlm.config.image_token_index = ids.image
+    prompt = prompt or parts.prompt or DEFAULT_PROMPT
+    if parts.processor is None:
+        images = None
+        ids = token_ids(tokenizer, sequence_format)
+        parts.vlm.config.image_token_index = ids.image
+    else:
+        images = images_of(parts, tokenizer, prompt)
+        end = images.template.end_token(tokenizer)
+        ids = token_ids(tokenizer, sequence_format, images.image_token, end)
     clip = parts.clip_processor
     config = LasagnaConfig(
         vlm_config=parts.vlm.config,
         sam_config=settings.to_dict(),
         sequence_format=sequence_format.to_dict(),
-        prompt=prompt or parts.prompt or DEFAULT_PROMPT,
+        prompt=prompt,
         num_all_classes=parts.num_all_classes or DEFAULT_NUM_ALL_CLASSES,
         image_token_id=ids.image,
         seg_token_id=ids.seg,
@@ -88,8 +99,40 @@ def assemble(
         clip_std=clip.get("image_std", CLIP_STD),
     )
     model = from_parts(config, parts.vlm, sam_weights, parts.seg_projector, generator)
-    model.processor = build_processor(config, tokenizer, clip)
+    if images is None:
+        model.processor = build_processor(config, tokenizer, clip)
+    else:
+        model.processor = LasagnaProcessor(
+            tokenizer=tokenizer,
+            images=images,
+            sam_image_size=config.sam_settings.image_size,
+            sam_resize=config.sam_settings.resize,
+            prompt=config.prompt,
+            format=config.format,
+        )
     return model
+
+
+def images_of(parts: Parts, tokenizer: PreTrainedTokenizerBase, prompt: str) -> HuggingFaceImages:
+    """The images' part of the processor of a base that is no LLaVA.
+
+    Raises:
+        UserError: it has no chat template, or another prompt is asked for.
+    """
+    assert parts.processor is not None
+    family = parts.vlm.config.model_type
+    if prompt != OWN_PROMPT:
+        raise UserError(
+            f"prompt {prompt!r} is LLaVA's; a {family} is prompted with its own chat template: leave --conv_type out"
+        )
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = parts.processor.chat_template
+    if tokenizer.chat_template is None:
+        raise UserError(
+            f"{parts.folder} has no chat template, with which a {family} is prompted; copy chat_template.jinja from "
+            "where the weights come from, or take the Instruct model"
+        )
+    return HuggingFaceImages(parts.processor, tokenizer)
 
 
 def from_parts(
@@ -151,90 +194,22 @@ def check_vocabulary(parts: Parts, tokenizer: PreTrainedTokenizerBase) -> int:
     return num_tokens
 
 
-def check_agreement(model: LasagnaForConditionalGeneration) -> None:
-    """Checks that weights, config, tokenizer and image processing belong to the same model.
-
-    Raises:
-        ValueError: they do not; the message names the values and the files that disagree.
-    """
-    config, processor = model.config, model.processor
-    ids, vision = processor.token_ids, config.vlm_config.vision_config
-    num_rows = len(model.get_input_embeddings().weight)
-    num_patches = len(model.llava.model.vision_tower.embeddings.position_embedding.weight) - 1
-    has_class_token = config.vlm_config.vision_feature_select_strategy == "full"
-    facts = (
-        ("rows of embed_tokens", num_rows, "tokens in the tokenizer", len(processor.tokenizer)),
-        ("rows of lm_head", len(model.get_output_embeddings().weight), "rows of embed_tokens", num_rows),
-        ("image_token_id of config.json", config.image_token_id, f"id of {IMAGE}", ids.image),
-        ("seg_token_id of config.json", config.seg_token_id, f"id of {processor.format.seg}", ids.seg),
-        ("neg_token_id of config.json", config.neg_token_id, f"id of {processor.format.neg}", ids.neg),
-        ("image_token_id of config.json", config.image_token_id, "last row of the vocabulary", num_rows - 1),
-        ("patches of the CLIP weights", num_patches, "patches of config.json", patches_of(vision)),
-        (
-            "num_image_tokens of processor_config.json",
-            processor.num_image_tokens,
-            "image features of the CLIP weights",
-            num_patches + has_class_token,
-        ),
-        (
-            "CLIP's image size of preprocessor_config.json",
-            side_of(processor),
-            "of config.json",
-            vision.image_size,
-        ),
-        (
-            "sam_image_size of processor_config.json",
-            processor.sam_image_size,
-            "image size of the SAM weights",
-            model.sam.input_side,
-        ),
-        (
-            "sam_resize of processor_config.json",
-            processor.sam_resize,
-            "that of the mask decoder",
-            config.sam_settings.resize,
-        ),
-    )
-    facts += tuple(
-        (f"{name} of config.json", getattr(config, name), "that of processor_config.json", value)
-        for name, value in (
-            ("prompt", processor.prompt),
-            ("image_aspect_ratio", processor.image_aspect_ratio),
-            ("sequence_format", processor.format.to_dict()),
-        )
-    )
-    wrong = [f"{a} is {x}, but {b} is {y}" for a, x, b, y in facts if x != y]
-    if wrong:
-        raise UserError(
-            f"{'; '.join(wrong)}. The folder of --version holds files of different models; copy it again"
-        )
-
-
-def patches_of(vision: Any) -> int:
-    """Patches of an image, from the config of a CLIP tower."""
-    return (vision.image_size // vision.patch_size) ** 2
-
-
-def side_of(processor: LasagnaProcessor) -> int | None:
-    """Height and width of CLIP's input, pixels; None where they differ."""
-    size = processor.clip.crop_size
-    return size["height"] if size["height"] == size["width"] else None
-
-
 @torch.no_grad()
 def fit_vocabulary(vlm: PreTrainedModel, num_known: int, num_tokens: int, generator: torch.Generator) -> None:
     """Resizes embeddings and lm_head to `num_tokens` rows; new rows, from `num_known` on, are set to the mean.
 
-    Noise of a tenth of the rows' standard deviation makes the new tokens distinct. Padding rows are dropped.
+    Noise of a tenth of the rows' standard deviation makes the new tokens distinct. Padding rows of a LLaVA are
+    dropped, whose last row is `<image>`; those of other bases stay, and new tokens take the first of them.
     """
-    vlm.resize_token_embeddings(num_tokens, mean_resizing=False)
+    if vlm.config.model_type == "llava" or num_tokens > len(vlm.get_input_embeddings().weight):
+        vlm.resize_token_embeddings(num_tokens, mean_resizing=False)
     matrices = [vlm.get_input_embeddings().weight]
     if not vlm.config.tie_word_embeddings:
         matrices.append(vlm.get_output_embeddings().weight)
     for matrix in matrices:
         known = matrix[:num_known].float()
         noise = torch.randn(num_tokens - num_known, matrix.shape[1], generator=generator).to(known.device)
-        matrix[num_known:] = (known.mean(0) + 0.1 * known.std(0) * noise).to(matrix.dtype)
+        matrix[num_known:num_tokens] = (known.mean(0) + 0.1 * known.std(0) * noise).to(matrix.dtype)
 
 
 def build_processor(
@@ -251,13 +226,16 @@ def build_processor(
         **{name: clip[name] for name in ("resample",) if name in clip},
     )
     has_class_token = config.vlm_config.vision_feature_select_strategy == "full"
+    images = ClipImages(
+        clip=image_processor,
+        num_image_tokens=patches_of(vision) + has_class_token,
+        image_aspect_ratio=config.image_aspect_ratio,
+    )
     return LasagnaProcessor(
         tokenizer=tokenizer,
-        clip=image_processor,
+        images=images,
         sam_image_size=config.sam_settings.image_size,
         sam_resize=config.sam_settings.resize,
-        num_image_tokens=patches_of(vision) + has_class_token,
         prompt=config.prompt,
         format=config.format,
-        image_aspect_ratio=config.image_aspect_ratio,
     )

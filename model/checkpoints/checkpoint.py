@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.backbones.build import BACKBONES
 from model.checkpoints.finite import require_finite
-from model.checkpoints.layouts import adapter, deepspeed, exported, hf_llava, llava_v1, ours, released
+from model.checkpoints.layouts import adapter, deepspeed, exported, hf_llava, hf_vlm, llava_v1, ours, released
 from model.checkpoints.layouts.base import Layout, TrainedLayout, named_dtype
 from model.checkpoints.layouts.sam import is_sam_file
 from model.checkpoints.lazy import StoredWeights
@@ -23,7 +24,7 @@ from model.folders import local_folder
 from model.plausible import check_plausible
 
 # In the order in which they are tried.
-WHOLE_LAYOUTS: tuple[Layout, ...] = (ours, hf_llava, released, llava_v1)
+WHOLE_LAYOUTS: tuple[Layout, ...] = (ours, hf_llava, hf_vlm, released, llava_v1)
 TRAINED_LAYOUTS: tuple[TrainedLayout, ...] = (adapter, deepspeed, exported)
 # model_type of folders that people pass by mistake, and what to do with them.
 WRONG_KINDS = {
@@ -131,7 +132,8 @@ def open_checkpoint(path: str | Path, tag: str | None = None) -> Checkpoint:
         raise UserError(f"--version {place} is {WRONG_KINDS[kind]}")
     raise UserError(
         f"{place}/config.json has model_type {kind!r} and architectures {config.get('architectures')}; "
-        f"known layouts: {', '.join(layout.NAME for layout in WHOLE_LAYOUTS)}"
+        f"known layouts: {', '.join(layout.NAME for layout in WHOLE_LAYOUTS)}; known families of base models: "
+        f"{', '.join(sorted(BACKBONES))}"
     )
 
 

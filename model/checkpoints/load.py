@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 
-from model.checkpoints.assemble import assemble, check_agreement
+from model.checkpoints.agreement import check_agreement
+from model.checkpoints.assemble import assemble
 from model.checkpoints.checkpoint import TrainedWeights, WholeModel, open_checkpoint
 from model.checkpoints.layouts import released
 from model.checkpoints.layouts.base import ReadOptions
@@ -44,6 +45,8 @@ def load_model(
     format: SequenceFormat | str | None = None,
     prompt: str | None = None,
     seed: int = 0,
+    min_image_tokens: int | None = None,
+    max_image_tokens: int | None = None,
 ) -> tuple[LasagnaForConditionalGeneration, LasagnaProcessor]:
     """Loads a model in evaluation mode.
 
@@ -61,6 +64,8 @@ def load_model(
         format: sequence format (or its name) where the folder does not say; "paper" if nobody does.
         prompt: prompt template where the folder does not say.
         seed: for weights that are new: rows of added tokens and, if the folder has none, the projection.
+        min_image_tokens, max_image_tokens: limits of the tokens of one image, where the base has them as a setting;
+            stored with the model.
 
     Raises:
         FileNotFoundError, ValueError: something is absent or does not fit; the message names the flag.
@@ -96,6 +101,7 @@ def load_model(
         )
         model = load_whole(checkpoint, options, sam=sam, format=format, prompt=prompt, seed=seed)
     check_agreement(model)
+    model.processor.images.limit(min_image_tokens, max_image_tokens)
     if quantization:  # the quantised part is on its device already, and must not move
         device = options.device
         model.sam.to(device)

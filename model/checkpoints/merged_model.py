@@ -26,7 +26,7 @@ class MergedModel:
     def __init__(self, base: WholeModel, frame: LasagnaForConditionalGeneration) -> None:
         layers = base.stored
         self.processor, self.dtype = frame.processor, frame.dtype
-        self.vlm = self.llava = frame.llava  # without its layers
+        self.vlm = self.base_vlm = frame.base_vlm  # without its layers
         self.config = full_config(frame, text_config_of(base.path))
         self.shell = empty_model(self.config)
         self._frame = frame.state_dict()

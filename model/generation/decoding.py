@@ -41,7 +41,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 
 from model.errors import UserError
 from model.text.answer_plan import AnswerPlan
@@ -76,7 +76,9 @@ def decode_choices(
     *,
     seg_id: int,
     neg_id: int,
-    cache: DynamicCache | None = None,
+    prompt_positions: Tensor | None = None,
+    embed: Callable[[Tensor], Tensor] | None = None,
+    cache: Cache | None = None,
     presence_threshold: float | None = None,
     rethreshold: float | None = None,
     piece_tokens: int | None = None,
@@ -92,6 +94,9 @@ def decode_choices(
         prompt_embeds: (rows, prompt, hidden), left-padded.
         prompt_mask: (rows, cached + prompt), 1 for a token, 0 for padding.
         plans: one for each row.
+        prompt_positions: (rows, prompt) or (3, rows, prompt), of the columns of `prompt_embeds`; if not given, tokens
+            are counted.
+        embed: token ids (rows, n) -> (rows, n, hidden); if not given, the language model's embedding.
         cache: key-value cache of the tokens before `prompt_embeds`, for every row; modified in place.
         presence_threshold: minimum probability of a present class, in [0, 1]; None is 0.5, the larger logit. It is
             applied during decoding, so later choices are conditioned on its decisions.
@@ -110,7 +115,16 @@ def decode_choices(
     if piece_tokens is None:
         piece_tokens = CPU_PIECE_TOKENS if prompt_embeds.device.type == "cpu" else sys.maxsize
     cache = DynamicCache() if cache is None else cache
-    reader = _AnswerReader(language_model, prompt_embeds, prompt_mask, plans, cache, neg_id=neg_id)
+    reader = _AnswerReader(
+        language_model,
+        prompt_embeds,
+        prompt_mask,
+        plans,
+        cache,
+        neg_id=neg_id,
+        prompt_positions=prompt_positions,
+        embed=embed or language_model.get_input_embeddings(),
+    )
     rows = [_Row(plan, piece_tokens) for plan in plans]
     num_passes = 0
     while open_rows := [index for index, row in enumerate(rows) if not row.finished]:
@@ -214,11 +228,13 @@ class _AnswerReader:
         prompt_embeds: Tensor,
         prompt_mask: Tensor,
         plans: Sequence[AnswerPlan],
-        cache: DynamicCache,
+        cache: Cache,
         *,
         neg_id: int,
+        prompt_positions: Tensor | None,
+        embed: Callable[[Tensor], Tensor],
     ) -> None:
-        self.model = language_model
+        self.model, self.embed = language_model, embed
         self.plans = plans
         self.prompt = prompt_embeds
         self.cache = cache
@@ -234,7 +250,14 @@ class _AnswerReader:
             mask[row, : plan.positions[-1]] = 1
         self.num_before = prompt_mask.shape[1]  # columns before the answers
         self.mask = torch.cat([prompt_mask, mask.to(prompt_mask.device)], dim=1)
-        self.positions = (self.mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        if prompt_positions is None:
+            self.positions = (self.mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        else:  # those of cached columns are never read
+            cached = prompt_positions.new_zeros(
+                *prompt_positions.shape[:-1], self.num_before - self.prompt.shape[1]
+            )
+            answers = prompt_positions[..., -1:] + self.mask[:, self.num_before :].long().cumsum(dim=1)
+            self.positions = torch.cat([cached, prompt_positions, answers], dim=-1)
         # Without a mask, attention is causal, and kernels skip the keys after each query.
         self.is_padded = len(plans) > 1 or not bool(prompt_mask.all())
 
@@ -248,16 +271,16 @@ class _AnswerReader:
         end = max(position for _, position in choices)
         self._forget(rows, start)
         device = self.mask.device
-        embeds = self.model.get_input_embeddings()(self.ids[rows, start:end].to(device)).to(self.prompt.dtype)
+        embeds = self.embed(self.ids[rows, start:end].to(device)).to(self.prompt.dtype)
         first_predicted = start + 1
         if not self.num_run:
             embeds = torch.cat([self.prompt, embeds], dim=1)
             first_predicted -= self.prompt.shape[1]
         columns = self.num_before + end
-        mask, positions = self.mask[:, :columns], self.positions[:, columns - embeds.shape[1] : columns]
+        mask, positions = self.mask[:, :columns], self.positions[..., columns - embeds.shape[1] : columns]
         if len(rows) < len(self.plans):
             chosen = torch.tensor(rows, device=device)
-            mask, positions = mask[chosen], positions[chosen]
+            mask, positions = mask[chosen], positions[..., chosen, :]
         states = self.model(
             inputs_embeds=embeds,
             attention_mask=mask if self.is_padded else None,

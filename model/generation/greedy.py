@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import Cache
 
 if TYPE_CHECKING:
     from model.lasagna import LasagnaForConditionalGeneration
@@ -19,14 +19,17 @@ def greedy(
     eos: int,
     max_new_tokens: int,
     *,
-    cache: DynamicCache | None = None,
+    positions: Tensor | None = None,
+    cache: Cache | None = None,
 ) -> tuple[list[list[int]], list[Tensor]]:
     """For each row its new tokens and the hidden states (num_new, hidden_dim) that predicted them.
 
-    prompt, mask, cache: as in `model.generation.prompts.Prompts`; the cache is modified in place.
+    prompt, mask, positions, cache: as in `model.generation.prompts.Prompts`; the cache is modified in place. Without
+    positions, tokens are counted.
     """
-    cache = DynamicCache() if cache is None else cache
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -prompt.shape[1] :]
+    cache = model.backbone.new_cache() if cache is None else cache
+    if positions is None:
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -prompt.shape[1] :]
     tokens: list[list[int]] = [[] for _ in range(len(prompt))]
     states: list[list[Tensor]] = [[] for _ in range(len(prompt))]
     step, open_rows = prompt, list(range(len(prompt)))
@@ -39,13 +42,13 @@ def greedy(
         going_on = [place for place, row in enumerate(open_rows) if tokens[row][-1] != eos]
         if not going_on:
             break
-        positions = positions[:, -1:] + 1
+        positions = positions[..., -1:] + 1
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         if len(going_on) < len(open_rows):  # finished rows leave the batch
             open_rows = [open_rows[place] for place in going_on]
             kept = torch.tensor(going_on, device=mask.device)
             cache.batch_select_indices(kept)
-            token, mask, positions = token[kept], mask[kept], positions[kept]
+            token, mask, positions = token[kept], mask[kept], positions[..., kept, :]
         step = model.embed(token.unsqueeze(1))
     return tokens, [torch.stack(row) if row else prompt[0, :0] for row in states]
 

@@ -174,7 +174,13 @@ class InferenceMixin(nn.Module):
             prompts = read_prompts(self, processor, images, conversations, owners)
             eos = processor.token_ids.eos
             tokens, states = greedy(
-                self, prompts.embeddings, prompts.mask, eos, max_new_tokens, cache=prompts.cache
+                self,
+                prompts.embeddings,
+                prompts.mask,
+                eos,
+                max_new_tokens,
+                positions=prompts.positions,
+                cache=prompts.cache,
             )
             seg = processor.token_ids.seg
             chosen = [
@@ -204,11 +210,13 @@ class InferenceMixin(nn.Module):
         conversations, plans = zip(*(processor.plan(names) for _, names in queries), strict=True)
         prompts = read_prompts(self, processor, images, conversations, owners)
         answers = decode_choices(
-            self.llava.model.language_model,
+            self.backbone.language_model,
             self.text_logits,
             prompts.embeddings,
             prompts.mask,
             plans,
+            prompt_positions=prompts.positions,
+            embed=self.embed,
             cache=prompts.cache,
             seg_id=processor.token_ids.seg,
             neg_id=processor.token_ids.neg,

@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import Cache
 
 from model.batching import check_rows
 from model.errors import UserError
+from model.inputs import RowInputs
 from model.outputs import EncodedImage, EncodedImages
 from model.processor import LasagnaProcessor
-from model.text.conversation import Conversation
-from model.text.packing import shared_prefix
+from model.text.conversation import Conversation, Encoded
+from model.text.packing import split_prefix
 
 if TYPE_CHECKING:
     from model.lasagna import LasagnaForConditionalGeneration
@@ -36,8 +37,9 @@ class Prompts:
 
     images: EncodedImages
     embeddings: Tensor  # (N, T, hidden_dim) of the tokens that are not in the cache, left-padded
+    positions: Tensor  # (N, T) or (3, N, T) of the same tokens, 0 at padding
     mask: Tensor  # (N, P + T), 1 for a token, 0 for padding
-    cache: DynamicCache  # key-value cache of P tokens in N rows
+    cache: Cache  # key-value cache of P tokens in N rows
 
 
 def read_prompts(
@@ -67,26 +69,64 @@ def read_prompts(
             "classes at a time"
         )
     found = encode_batch(model, processor, images)
-    rows = processor.row_inputs(encoded, "left").to(model.device)
-    ids, mask = rows.input_ids, rows.attention_mask
-    owners = torch.tensor(list(image_of_row)).to(model.device, non_blocking=True)
-    cache = DynamicCache()
-    if len(set(image_of_row)) == len(image_of_row):
-        embeddings = model.embed(ids, found.features[owners])
-        return Prompts(images=found, embeddings=embeddings, mask=mask, cache=cache)
-    prefix = torch.tensor([shared_prefix(encoded, processor.token_ids.image)] * len(found))
-    start = model.embed(prefix.to(model.device), found.features)
-    length = start.shape[1]
-    model.language_states(start, mask.new_ones(len(found), length), cache=cache)
+    encoded = [
+        row.with_image(found.placeholders[owner]) for row, owner in zip(encoded, image_of_row, strict=True)
+    ]
+    # What deepstack adds to the states of an image goes with the pass over its prefix.
+    if len(set(image_of_row)) == len(image_of_row) and not found.features.deep:
+        rows = processor.row_inputs(encoded, "left").to(model.device)
+        return Prompts(
+            images=found,
+            embeddings=model.embed(rows.input_ids, found.features.select(image_of_row)),
+            positions=last_positions(rows, rows.attention_mask),
+            mask=rows.attention_mask,
+            cache=model.backbone.new_cache(),
+        )
+    return _after_prefixes(model, processor, found, encoded, image_of_row)
+
+
+def _after_prefixes(
+    model: LasagnaForConditionalGeneration,
+    processor: LasagnaProcessor,
+    found: EncodedImages,
+    encoded: Sequence[Encoded],
+    image_of_row: Sequence[int],
+) -> Prompts:
+    """The prompts with the prefix of each image in the cache; images may differ in length."""
+    used = sorted(set(image_of_row))
+    of_image = [[row for row, owner in zip(encoded, image_of_row, strict=True) if owner == i] for i in used]
+    prefixes = [split_prefix(rows, processor.token_ids.image)[0] for rows in of_image]
+    start = processor.row_inputs(prefixes, "left").to(model.device)
+    features = found.features.select(used)
+    cache = model.backbone.new_cache()
+    model.language_states(
+        model.embed(start.input_ids, features),
+        start.attention_mask,
+        start.position_ids,
+        cache,
+        model.backbone.deep(start.input_ids, features),
+    )
+    owners = torch.tensor([used.index(owner) for owner in image_of_row]).to(model.device, non_blocking=True)
     cache.batch_select_indices(owners)
-    # Without the first `length` columns each row keeps its own tokens at the end, with the same amount of padding.
-    own = mask[:, : ids.shape[1] - length]
+    lengths = [len(prefixes[used.index(owner)].input_ids) for owner in image_of_row]
+    own = processor.row_inputs(
+        [row.after(length) for row, length in zip(encoded, lengths, strict=True)], "left"
+    ).to(model.device)
+    mask = torch.cat([start.attention_mask[owners], own.attention_mask], dim=1)
     return Prompts(
         images=found,
-        embeddings=model.embed(ids[:, length:]),
-        mask=torch.cat([mask.new_ones(len(ids), length), own], dim=1),
+        embeddings=model.embed(own.input_ids),
+        positions=last_positions(own, mask),
+        mask=mask,
         cache=cache,
     )
+
+
+def last_positions(rows: RowInputs, mask: Tensor) -> Tensor:
+    """Positions of the tokens of `rows`, which are the last columns of `mask`: those given, else their numbers."""
+    if rows.position_ids is not None:
+        return rows.position_ids
+    return (mask.cumsum(-1) - 1).clamp(min=0)[:, -rows.input_ids.shape[1] :]
 
 
 def encode_batch(
@@ -118,9 +158,11 @@ def _at_home(
 ) -> EncodedImage:
     """An encoded image on the model's device."""
     settings = model.config.sam_settings
-    features = processor.num_image_tokens, model.config.vlm_config.text_config.hidden_size
+    features = image.placeholder.num_image_tokens, model.config.vlm_config.text_config.hidden_size
+    if processor.images.placeholder is not None:
+        features = processor.images.placeholder.num_image_tokens, features[1]
     here = features, *settings.embedding_shapes
-    found = tuple(tuple(part.shape) for part in (image.features, *image.embedding))
+    found = tuple(tuple(part.shape) for part in (*image.features.tokens, *image.embedding))
     if found != here:
         raise ValueError(
             f"the image was encoded by another model (shapes {found}, here {here}); encode it again"

@@ -8,8 +8,14 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from model.errors import UserError
-from model.text.conversation import Conversation, encode_conversation
+from model.text.conversation import (
+    Conversation,
+    OwnChatTemplate,
+    encode_conversation,
+    encode_with_place,
+)
 from model.text.format import SequenceFormat
+from model.text.special_tokens import Text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +31,12 @@ class AnswerPlan:
 
 
 def plan_answer(
-    tokenizer: PreTrainedTokenizerBase, classes: Sequence[str], format: SequenceFormat, *, prompt: str
+    tokenizer: PreTrainedTokenizerBase,
+    classes: Sequence[str],
+    format: SequenceFormat,
+    *,
+    prompt: str,
+    template: OwnChatTemplate | None = None,
 ) -> AnswerPlan:
     """The plan of the answer to `format.query(classes)`.
 
@@ -39,12 +50,19 @@ def plan_answer(
         )
     query = format.query(classes)
     answer = format.answer([(name, True) for name in classes])
-    asked = encode_conversation(tokenizer, Conversation.of(query), prompt=prompt, num_image_tokens=0)
-    whole = encode_conversation(tokenizer, Conversation.of(query, answer), prompt=prompt, num_image_tokens=0)
-    length = len(asked.input_ids)
-    if whole.input_ids[:length] != asked.input_ids:
-        raise UserError(f"prompt {prompt!r} writes the query differently once it is answered; use 'llava_v1'")
-    ids = whole.input_ids[length:]
+
+    def encoded(*texts: Text) -> list[int]:
+        conversation = Conversation.of(*texts)
+        if template is not None:
+            return encode_with_place(tokenizer, conversation, template).input_ids
+        return encode_conversation(tokenizer, conversation, prompt=prompt, num_image_tokens=0).input_ids
+
+    asked, whole = encoded(query), encoded(query, answer)
+    length = len(asked)
+    if whole[:length] != asked:
+        cure = "take another base" if template is not None else "use 'llava_v1'"
+        raise UserError(f"prompt {prompt!r} writes the query differently once it is answered; {cure}")
+    ids = whole[length:]
     seg_id = tokenizer.convert_tokens_to_ids(format.seg)
     positions = tuple(position for position, index in enumerate(ids) if index == seg_id)
     return AnswerPlan(names=tuple(classes), token_ids=tuple(ids[: positions[-1] + 1]), positions=positions)

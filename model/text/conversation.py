@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import Literal
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from model.errors import UserError
 from model.text.chat_template import TemplateError, rendered
+from model.text.placeholder import Cells, Placeholder, token_positions
 from model.text.special_tokens import (
     CHOICE_TOKENS,
     IM_END,
@@ -93,9 +95,48 @@ class Encoded:
     input_ids: list[int]
     labels: list[int]  # same length; IGNORE_INDEX where there is no loss
     num_image_tokens: int
+    image_at: int | None = (
+        None  # where one image token waits for `with_image`; None: the image's tokens are there
+    )
+    cells: Cells | None = None  # of the image's tokens, where positions have three axes
+    image_start: int = 0  # index of the first of them
+    first: int = 0  # how many tokens of the conversation come before these
 
     def __post_init__(self) -> None:
         assert len(self.input_ids) == len(self.labels)
+
+    def with_image(self, placeholder: Placeholder) -> Encoded:
+        """The conversation with the tokens of its image, unless they are there."""
+        if self.image_at is None:
+            return self
+        before, after = slice(0, self.image_at), slice(self.image_at + 1, None)
+        return Encoded(
+            input_ids=[*self.input_ids[before], *placeholder.ids, *self.input_ids[after]],
+            labels=[*self.labels[before], *[IGNORE_INDEX] * len(placeholder.ids), *self.labels[after]],
+            num_image_tokens=placeholder.num_image_tokens,
+            cells=placeholder.cells,
+            image_start=self.image_at,
+        )
+
+    @cached_property
+    def positions(self) -> np.ndarray:
+        """(axes, length) int64: where the language model places the tokens."""
+        whole = token_positions(self.first + len(self.input_ids), self.image_start, self.cells)
+        return whole[:, self.first :]
+
+    def before(self, length: int) -> Encoded:
+        """Its first `length` tokens, the image among them."""
+        return replace(self, input_ids=self.input_ids[:length], labels=self.labels[:length])
+
+    def after(self, length: int) -> Encoded:
+        """The tokens after the first `length`, at the positions that they have in the whole."""
+        return replace(
+            self,
+            input_ids=self.input_ids[length:],
+            labels=self.labels[length:],
+            num_image_tokens=0,
+            first=self.first + length,
+        )
 
     @property
     def num_text_tokens(self) -> int:
@@ -138,17 +179,30 @@ class PromptTemplate:
 
 @dataclass(frozen=True)
 class OwnChatTemplate:
-    """The tokenizer's own template (`tokenizer.chat_template`)."""
+    """The tokenizer's own template (`tokenizer.chat_template`).
+
+    Args:
+        image_token: what the template writes for the image.
+        image_before, image_after: text of the image's placeholder that is the same for every image, as it is
+            tokenized together with the text around it.
+    """
+
+    image_token: str = IMAGE
+    image_before: str = ""
+    image_after: str = ""
 
     def segments(self, tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> Iterator[Segment]:
         """The conversation in the tokenizer's template; an answer is learned up to its end token."""
         special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-        opening, *literals = _chat_template_literals(tokenizer, conversation)
-        if IMAGE not in opening:
-            opening += f"{IMAGE}\n"
-        yield _special_pieces(opening, special), False
+        opening, *literals = self._literals(tokenizer, conversation)
+        if self.image_token not in opening:
+            opening += f"{self.image_token}\n"
+        opening = opening.replace(
+            self.image_token, f"{self.image_before}{self.image_token}{self.image_after}"
+        )
+        yield special_pieces(opening, special), False
         for turn, literal in zip(conversation.turns, literals, strict=True):
-            after = _special_pieces(literal, special)
+            after = special_pieces(literal, special)
             if turn.role == "user":
                 yield turn.text, False
                 yield after, False
@@ -160,21 +214,22 @@ class OwnChatTemplate:
             yield (*turn.text, *after[: end + 1]), True
             yield after[end + 1 :], False
 
+    def end_token(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        """The special token that ends an answer; generation stops at it."""
+        *_, (answer, _), _ = self.segments(tokenizer, Conversation.of("a", "b"))
+        return str(answer[-1])
 
-def _chat_template_literals(
-    tokenizer: PreTrainedTokenizerBase, conversation: Conversation
-) -> tuple[str, ...]:
-    """The text that the tokenizer's template writes before, between and after the turns."""
-    if tokenizer.chat_template is None:
-        raise UserError("prompt 'chat_template' needs a tokenizer that has one; use prompt 'llava_v1'")
-    return _literals_between(
-        tokenizer, str(tokenizer.chat_template), tuple(turn.role for turn in conversation.turns)
-    )
+    def _literals(self, tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> tuple[str, ...]:
+        """The text that the tokenizer's template writes before, between and after the turns."""
+        if tokenizer.chat_template is None:
+            raise UserError("prompt 'chat_template' needs a tokenizer that has one; use prompt 'llava_v1'")
+        roles = tuple(turn.role for turn in conversation.turns)
+        return _literals_between(tokenizer, str(tokenizer.chat_template), roles, self.image_token)
 
 
 @lru_cache(maxsize=64)
 def _literals_between(
-    tokenizer: PreTrainedTokenizerBase, template: str, roles: tuple[str, ...]
+    tokenizer: PreTrainedTokenizerBase, template: str, roles: tuple[str, ...], image_token: str
 ) -> tuple[str, ...]:
     """What `template`, the tokenizer's, writes around turns of these roles, whatever their texts."""
     marks = [f"\ufdd2{index}\ufdd3" for index in range(len(roles))]
@@ -191,7 +246,7 @@ def _literals_between(
             continue
         literals = re.split("\ufdd2\\d+\ufdd3", text)
         as_python_list = any("'type'" in literal for literal in literals)
-        wrong_image = content is _image_and_text and literals[0].count(IMAGE) != 1
+        wrong_image = content is _image_and_text and literals[0].count(image_token) != 1
         if re.findall("\ufdd2\\d+\ufdd3", text) == marks and not as_python_list and not wrong_image:
             return tuple(literals)
         failures.append("it does not write every turn once, in order")
@@ -206,7 +261,7 @@ def _only_text(text: str) -> list[dict[str, str]]:
     return [{"type": "text", "text": text}]
 
 
-def _special_pieces(literal: str, special: list[str]) -> Text:
+def special_pieces(literal: str, special: list[str]) -> Text:
     """A template's output as pieces of text and special tokens."""
     pattern = "|".join(re.escape(token) for token in sorted(special, key=len, reverse=True))
     pieces = re.split(f"({pattern})", literal)
@@ -271,6 +326,25 @@ def encode_conversation(
         labels=[*[IGNORE_INDEX] * len(prefix), *labels_after],
         num_image_tokens=num_image_tokens,
     )
+
+
+def encode_with_place(
+    tokenizer: PreTrainedTokenizerBase, conversation: Conversation, template: OwnChatTemplate
+) -> Encoded:
+    """As `encode_conversation`, with one image token where the image's tokens go (`Encoded.with_image`).
+
+    The whole text is tokenized at once, as the model's own processor does.
+    """
+    for turn in conversation.turns:
+        check_encodable("".join(turn.text))
+    segments = list(template.segments(tokenizer, conversation))
+    ids, owners = encode_segments(tokenizer, [pieces for pieces, _ in segments])
+    labels = [index if segments[owner][1] else IGNORE_INDEX for index, owner in zip(ids, owners, strict=True)]
+    bos = tokenizer.bos_token_id
+    if bos is not None and ids[:1] != [bos] and tokenizer("").input_ids[:1] == [bos]:
+        ids, labels = [bos, *ids], [IGNORE_INDEX, *labels]
+    place = ids.index(tokenizer.convert_tokens_to_ids(template.image_token))
+    return Encoded(input_ids=ids, labels=labels, num_image_tokens=1, image_at=place)
 
 
 def _split_at_image(segments: list[Segment]) -> tuple[list[Segment], list[Segment]]:

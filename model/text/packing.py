@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
@@ -33,7 +34,7 @@ class PackedRow:
 
     input_ids: list[int]
     labels: list[int]
-    position_ids: list[int]
+    position_ids: np.ndarray  # (axes, length) int64
     segment_ids: list[int]  # PREFIX, then 1 for the first conversation, 2 for the second, ...
 
 
@@ -67,18 +68,22 @@ def pack(conversations: Sequence[Encoded], image_id: int) -> PackedRow:
     Raises:
         ValueError: the prefixes differ, so the conversations are not about one image in one template.
     """
-    prefix = shared_prefix(conversations, image_id)
-    length = len(prefix)
-    ids, segments = list(prefix), [PREFIX] * length
-    labels, positions = [IGNORE_INDEX] * length, list(range(length))
-    for number, encoded in enumerate(conversations, start=1):
-        own = encoded.input_ids[length:]
-        ids += own
+    prefix, rest = split_prefix(conversations, image_id)
+    length = len(prefix.input_ids)
+    ids, segments = list(prefix.input_ids), [PREFIX] * length
+    labels, positions = [IGNORE_INDEX] * length, [prefix.positions]
+    for number, own in enumerate(rest, start=1):
+        ids += own.input_ids
         # The text after the image is the user's, without labels, so no target is predicted from another conversation.
-        labels += encoded.labels[length:]
-        positions += range(length, length + len(own))
-        segments += [number] * len(own)
-    return PackedRow(input_ids=ids, labels=labels, position_ids=positions, segment_ids=segments)
+        labels += own.labels
+        positions.append(own.positions)
+        segments += [number] * len(own.input_ids)
+    return PackedRow(
+        input_ids=ids,
+        labels=labels,
+        position_ids=np.concatenate(positions, axis=1),
+        segment_ids=segments,
+    )
 
 
 def shared_prefix(conversations: Sequence[Encoded], image_id: int) -> list[int]:
@@ -92,6 +97,12 @@ def shared_prefix(conversations: Sequence[Encoded], image_id: int) -> list[int]:
     if any(encoded.input_ids[: len(prefix)] != prefix for encoded in conversations):
         raise ValueError("conversations that share an image must share their text up to the end of the image")
     return prefix
+
+
+def split_prefix(conversations: Sequence[Encoded], image_id: int) -> tuple[Encoded, list[Encoded]]:
+    """The prefix that conversations about one image share, and the rest of each; errors as in `shared_prefix`."""
+    length = len(shared_prefix(conversations, image_id))
+    return conversations[0].before(length), [each.after(length) for each in conversations]
 
 
 def packed_attention(segment_ids: Tensor) -> Tensor:

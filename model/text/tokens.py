@@ -39,15 +39,19 @@ class TokenIds:
     image: int
     seg: int
     neg: int | None  # None in formats without a token for absent classes
-    im_start: int
-    im_end: int
+    im_start: int | None  # around LLaVA's image
+    im_end: int | None
     pad: int
     bos: int | None
-    eos: int
+    eos: int  # ends an answer
 
 
-def wanted_tokens(format: SequenceFormat) -> list[AddedToken]:
-    """The special tokens of a format, in the order in which missing ones are appended to the vocabulary."""
+def wanted_tokens(format: SequenceFormat, *, for_llava: bool = True) -> list[AddedToken]:
+    """The special tokens of a format, in the order in which missing ones are appended to the vocabulary.
+
+    Args:
+        for_llava: also those of LLaVA's image; other models have tokens of their own for it.
+    """
 
     def token(content: str, *, lstrip: bool = True, rstrip: bool = True) -> AddedToken:
         return AddedToken(content, lstrip=lstrip, rstrip=rstrip, normalized=False, special=True)
@@ -57,19 +61,22 @@ def wanted_tokens(format: SequenceFormat) -> list[AddedToken]:
     keeps_right = format.name != "paper"
     choices = [token(name, rstrip=keeps_right) for name in (format.seg, format.neg) if name is not None]
     markers = [token(name) for name in (CAT_START, CAT_END, SEMANTIC)] if format.name == "release" else []
-    return [*markers, *choices, token(IM_START), token(IM_END), token(IMAGE, lstrip=False, rstrip=False)]
+    image = [token(IM_START), token(IM_END), token(IMAGE, lstrip=False, rstrip=False)] if for_llava else []
+    return [*markers, *choices, *image]
 
 
-def add_special_tokens(tokenizer: PreTrainedTokenizerBase, format: SequenceFormat) -> None:
-    """Append the missing tokens of `format`, `<image>` last. Idempotent.
+def add_special_tokens(
+    tokenizer: PreTrainedTokenizerBase, format: SequenceFormat, *, for_llava: bool = True
+) -> None:
+    """Append the missing tokens of `format`, LLaVA's `<image>` last. Idempotent.
 
     Existing tokens keep their id and white-space behaviour, because a trained model relies on both. A tokenizer
     without padding token pads with `<unk>`, or with its end token if it has no `<unk>`.
     """
     present = tokenizer.get_vocab()
-    wanted = wanted_tokens(format)
+    wanted = wanted_tokens(format, for_llava=for_llava)
     missing = [token for token in wanted if token.content not in present]
-    if IMAGE in present and (missing or present[IMAGE] != len(tokenizer) - 1):
+    if for_llava and IMAGE in present and (missing or present[IMAGE] != len(tokenizer) - 1):
         # The model drops the last row of its logits. The embedding row of <image> is never read (patch features
         # replace it), so <image> can move to a new last row; its old row becomes an unused token.
         _rename_token(tokenizer, IMAGE, f"<unused_{present[IMAGE]}>")
@@ -80,8 +87,17 @@ def add_special_tokens(tokenizer: PreTrainedTokenizerBase, format: SequenceForma
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
 
 
-def token_ids(tokenizer: PreTrainedTokenizerBase, format: SequenceFormat) -> TokenIds:
+def token_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    format: SequenceFormat,
+    image_token: str = IMAGE,
+    end_token: str | None = None,
+) -> TokenIds:
     """Ids of the special tokens of `format`.
+
+    Args:
+        image_token: the one that image features replace; LLaVA's has others around it.
+        end_token: the one that ends an answer, if not the tokenizer's end token.
 
     Raises ValueError when a token is missing or does not encode to exactly its one id.
     """
@@ -99,14 +115,14 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, format: SequenceFormat) -> Tok
         return index
 
     return TokenIds(
-        image=single(IMAGE),
+        image=single(image_token),
         seg=single(format.seg),
         neg=None if format.neg is None else single(format.neg),
-        im_start=single(IM_START),
-        im_end=single(IM_END),
+        im_start=single(IM_START) if IM_START in vocabulary else None,
+        im_end=single(IM_END) if IM_END in vocabulary else None,
         pad=single(tokenizer.pad_token),
         bos=None if tokenizer.bos_token is None else single(tokenizer.bos_token),
-        eos=single(tokenizer.eos_token),
+        eos=single(end_token or tokenizer.eos_token),
     )
 
 

@@ -26,14 +26,15 @@ def test_ours_is_the_plain_way_to_the_last_pixel(kind, tmp_path, monkeypatch):
     assert (height, width) == (96, 128)
     torch.testing.assert_close(plain["images"][..., :height, :width], sam)
     mean, std = (
-        torch.tensor(values).view(3, 1, 1) for values in (processor.clip.image_mean, processor.clip.image_std)
+        torch.tensor(values).view(3, 1, 1)
+        for values in (processor.images.clip.image_mean, processor.images.clip.image_std)
     )
-    clip = (ours.clip_images / 255 - mean) / std
+    clip = (ours.vlm_images["clip_images"] / 255 - mean) / std
     torch.testing.assert_close(plain["clip_images"], clip, atol=1e-5, rtol=0)
     for theirs, mine in zip(plain["masks"], ours.gt_masks, strict=True):
         assert len(mine)
         assert np.array_equal(theirs.numpy(), mine.numpy())
-    assert (fast.clip_images.int() - ours.clip_images.int()).abs().max() <= 2
+    assert (fast.vlm_images["clip_images"].int() - ours.vlm_images["clip_images"].int()).abs().max() <= 2
     assert int((ours.labels != -100).sum()) == int((plain["labels"] != -100).sum())
 
 

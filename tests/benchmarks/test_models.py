@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import models
-from model.checkpoints.assemble import check_agreement
+from model.checkpoints.agreement import check_agreement
 
 
 def test_tiny_is_the_toy_base_and_trains_what_a_run_trains():
@@ -17,7 +17,7 @@ def test_tiny_is_the_toy_base_and_trains_what_a_run_trains():
     assert any("lora_A" in name for name in trained)
     assert not any("image_encoder" in name or "vision_tower" in name for name in trained)
     assert {m.p for name, m in model.named_modules() if "lora_dropout" in name and hasattr(m, "p")} <= {0.0}
-    assert processor.num_image_tokens == 100
+    assert processor.images.num_image_tokens == 100
     check_agreement(model)
 
 
@@ -34,9 +34,9 @@ def test_medium_has_the_sizes_of_the_tables():
     assert (vision.hidden_size, vision.num_hidden_layers, vision.image_size) == (1024, 24, 224)
     sam = model.config.sam_settings
     assert (sam.image_size, sam.encoder_dim, sam.encoder_depth) == (1024, 768, 12)
-    assert model.processor.num_image_tokens == 256
+    assert model.processor.images.num_image_tokens == 256
     assert model.config.image_token_id == text.vocab_size - 1 >= 32000
-    assert model.llava.lm_head.weight.shape == (text.vocab_size, 512)
+    assert model.base_vlm.lm_head.weight.shape == (text.vocab_size, 512)
     assert model.can_pack_rows
     check_agreement(model)
 

@@ -65,7 +65,10 @@ def test_the_reference_reads_every_image_once_a_conversation_and_sam_s_images_on
     seen: dict[str, list[int]] = {"clip": [], "sam": []}
     hooks = [
         module.register_forward_pre_hook(lambda _, inputs, name=name: seen[name].append(len(inputs[0])))
-        for name, module in (("clip", model.llava.model.vision_tower), ("sam", reference.sam.image_encoder))
+        for name, module in (
+            ("clip", model.base_vlm.model.vision_tower),
+            ("sam", reference.sam.image_encoder),
+        )
     ]
     reference.losses(batches[1])
     for hook in hooks:

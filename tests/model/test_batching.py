@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from model.batching import join, pad_rows
 from model.inputs import ImageInputs
 from model.text.conversation import Encoded
@@ -19,7 +17,7 @@ def row(*words: int) -> Encoded:
 def test_segs_are_ordered_by_image_then_row_then_column():
     rows = pad_rows([row(20, 21, 22, SEG), row(*range(30, 36)), row(40, 21, 22, 41, 42, SEG)], PAD, "right")
     sizes = ((4, 4), (4, 4))
-    images = ImageInputs(clip_images=torch.zeros(2, 3, 4, 4), resized_sizes=sizes, original_sizes=sizes)
+    images = ImageInputs(vlm_images={}, placeholders=(), resized_sizes=sizes, original_sizes=sizes)
     inputs = join(rows, images, [1, 0, 0], SEG)
     assert rows.attention_mask.sum(1).tolist() == [8, 10, 10]
     assert (inputs.seg_rows.tolist(), inputs.seg_columns.tolist()) == ([2, 0], [8, 6])

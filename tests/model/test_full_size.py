@@ -23,6 +23,7 @@ from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import add_lora, mark_trainable
 from model.text.answer_plan import AnswerPlan
 from model.text.format import SequenceFormat
+from model.text.placeholder import Placeholder
 
 VOCABULARY, NUM_PATCHES, TEXT_LENGTH = 32006, 256, 120
 SIZES = [(768, 1024), (1024, 683)]
@@ -84,11 +85,12 @@ def batch_on(device="cuda"):
         labels=torch.zeros(3, length, dtype=torch.long, device=device),
         learned_rows=torch.zeros(NUM_LEARNED, dtype=torch.long, device=device),
         learned_columns=torch.ones(NUM_LEARNED, dtype=torch.long, device=device),
-        clip_images=torch.zeros(2, 3, 224, 224, dtype=torch.uint8, device=device),
+        vlm_images={"clip_images": torch.zeros(2, 3, 224, 224, dtype=torch.uint8, device=device)},
+        placeholders=(Placeholder(ids=(), num_image_tokens=256),) * 2,
         sam_images=torch.zeros(2, 3, 1024, 1024, dtype=torch.uint8, device=device),
         resized_sizes=tuple(SIZES),
         original_sizes=tuple(ORIGINAL),
-        image_of_row=torch.zeros(3, dtype=torch.long, device=device),
+        image_of_row=(0, 0, 0),
         seg_rows=torch.zeros(4, dtype=torch.long, device=device),
         seg_columns=torch.ones(4, dtype=torch.long, device=device),
         seg_images=(0, 0, 0, 1),
@@ -135,9 +137,13 @@ def prompts(model):
     with FAKE, torch.no_grad():
         batch = batch_on()
         images = model.encode_images(
-            batch.clip_images, batch.resized_sizes, batch.original_sizes, sam_images=batch.sam_images
+            batch.vlm_images,
+            batch.placeholders,
+            batch.resized_sizes,
+            batch.original_sizes,
+            sam_images=batch.sam_images,
         )
-        prompt = model.embed(batch.input_ids, images.features[batch.image_of_row])
+        prompt = model.embed(batch.input_ids, images.features.select(batch.image_of_row))
     return model, images, prompt, batch.attention_mask
 
 
@@ -161,7 +167,7 @@ def test_a_complex_query_is_decoded_and_drawn_on_a_gpu(prompts, monkeypatch):
     monkeypatch.setattr(FakeTensor, "tolist", lambda tensor: [1.0] * len(tensor))
     with FAKE, torch.no_grad():
         answers = decode_choices(
-            model.llava.model.language_model,
+            model.base_vlm.model.language_model,
             model.text_logits,
             prompt,
             mask,

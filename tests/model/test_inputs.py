@@ -36,6 +36,8 @@ def test_every_tensor_moves_and_nothing_else_changes(tiny_model):
         there = getattr(moved, name)
         if isinstance(value, torch.Tensor):
             assert (there.device.type, there.shape, there.dtype) == ("meta", value.shape, value.dtype), name
+        elif name == "vlm_images":
+            assert [value.device.type for value in there.values()] == ["meta"]
         elif name != "gt_masks":
             assert there == value, name
     assert [(mask.device.type, mask.shape) for mask in moved.gt_masks] == [("meta", (1, 40, 60))]

@@ -82,11 +82,11 @@ def test_image_token_has_no_logit(tiny_model):
 def test_image_features_stand_where_the_image_tokens_are(tiny_model):
     batch = mixed_batch(tiny_model)
     with torch.no_grad():
-        features = tiny_model.image_features(batch.clip_images)
-        embeddings = tiny_model.embed(batch.input_ids, features[batch.image_of_row])
+        features = tiny_model.image_features(batch.vlm_images)
+        embeddings = tiny_model.embed(batch.input_ids, features.select(batch.image_of_row))
     is_image = batch.input_ids == tiny_model.config.image_token_id
     for row, owner in enumerate(OWNERS):
-        torch.testing.assert_close(embeddings[row][is_image[row]], features[owner])
+        torch.testing.assert_close(embeddings[row][is_image[row]], features.tokens[owner])
 
 
 def test_a_batch_without_seg_still_gives_every_trained_weight_a_gradient(tiny_model):
@@ -141,7 +141,7 @@ def test_learned_positions_are_searched_for_when_they_are_not_given(tiny_model):
 def test_parts_that_processes_divide_are_called_alike_whatever_a_batch_holds(tiny_model):
     """Each call gathers weights from all processes; they would wait for ever if one of them called another part."""
     mark_trainable(tiny_model)
-    head, calls = tiny_model.llava.lm_head, []
+    head, calls = tiny_model.base_vlm.lm_head, []
     for name, part in {
         "head": head,
         "projector": tiny_model.seg_projector,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ from PIL import Image
 from segment_anything.utils.transforms import ResizeLongestSide
 from transformers import CLIPImageProcessorPil
 
-from model.processor import LasagnaProcessor, pad_to_square
+from model.backbones.clip_images import ClipImages, pad_to_square
+from model.processor import LasagnaProcessor
 from model.text.conversation import IGNORE_INDEX, Conversation
 from model.text.format import SequenceFormat
 from model.text.special_tokens import Special
@@ -36,7 +38,7 @@ def processor(llama_tokenizer_folder: Path) -> LasagnaProcessor:
     add_special_tokens(tokenizer, PAPER)
     clip = CLIPImageProcessorPil(**CLIP_SIZE)
     return LasagnaProcessor(
-        tokenizer=tokenizer, clip=clip, sam_image_size=64, num_image_tokens=4, format=PAPER
+        tokenizer=tokenizer, images=ClipImages(clip=clip, num_image_tokens=4), sam_image_size=64, format=PAPER
     )
 
 
@@ -58,12 +60,13 @@ def test_fast_resize_is_within_two_grey_levels(processor: LasagnaProcessor, size
 @pytest.mark.parametrize("size", SIZES)
 def test_clip_image_is_the_clip_processors_before_scaling(processor: LasagnaProcessor, size: tuple[int, int]):
     image = smooth_image(*size)
-    pixels = processor.clip_image(image)
+    pixels = processor.images.clip_image(image)
     assert (pixels.shape, pixels.dtype) == ((3, 28, 28), np.uint8)
     mean, std = (
-        np.array(values)[:, None, None] for values in (processor.clip.image_mean, processor.clip.image_std)
+        np.array(values)[:, None, None]
+        for values in (processor.images.clip.image_mean, processor.images.clip.image_std)
     )
-    expected = processor.clip(Image.fromarray(image), return_tensors="np")["pixel_values"][0]
+    expected = processor.images.clip(Image.fromarray(image), return_tensors="np")["pixel_values"][0]
     np.testing.assert_allclose((pixels / 255 - mean) / std, expected, atol=1e-5)
 
 
@@ -72,14 +75,17 @@ def test_images_are_prepared_as_in_the_released_code(golden_part: Path, llama_to
     add_special_tokens(tokenizer, PAPER)
     clip = CLIPImageProcessorPil.from_pretrained(golden_part / "checkpoints" / "clip-vit-tiny-patch14")
     processor = LasagnaProcessor(
-        tokenizer=tokenizer, clip=clip, sam_image_size=1024, num_image_tokens=256, format=PAPER
+        tokenizer=tokenizer,
+        images=ClipImages(clip=clip, num_image_tokens=256),
+        sam_image_size=1024,
+        format=PAPER,
     )
     arrays = np.load(golden_part / "preprocess.npz")
     mean, std = (np.array(values)[:, None, None] for values in (clip.image_mean, clip.image_std))
     for index in range(2):
         raw = arrays[f"img{index}_raw"]
         np.testing.assert_allclose(
-            (processor.clip_image(raw) / 255 - mean) / std, arrays[f"img{index}_clip"], atol=1e-5
+            (processor.images.clip_image(raw) / 255 - mean) / std, arrays[f"img{index}_clip"], atol=1e-5
         )
         resized = processor.sam_image(raw).transpose(1, 2, 0)
         np.testing.assert_array_equal(resized[::8, ::8], arrays[f"img{index}_sam_resized_s8"])
@@ -87,26 +93,30 @@ def test_images_are_prepared_as_in_the_released_code(golden_part: Path, llama_to
 
 def test_pad_puts_the_image_in_the_middle_of_a_square_of_the_mean_colour(processor: LasagnaProcessor):
     image = smooth_image(20, 51)
-    square = pad_to_square(image, processor.clip.image_mean)
-    mean = tuple(int(value * 255) for value in processor.clip.image_mean)
+    square = pad_to_square(image, processor.images.clip.image_mean)
+    mean = tuple(int(value * 255) for value in processor.images.clip.image_mean)
     expected = Image.new("RGB", (51, 51), mean)
     expected.paste(Image.fromarray(image), (0, (51 - 20) // 2))
     np.testing.assert_array_equal(square, np.asarray(expected))
-    processor.image_aspect_ratio = "pad"
-    assert processor.clip_image(image)[:, 0, 0].tolist() == list(mean)
+    padding = replace(processor.images, image_aspect_ratio="pad")
+    assert padding.clip_image(image)[:, 0, 0].tolist() == list(mean)
 
 
 def test_saved_processor_is_the_same_after_reload(processor: LasagnaProcessor, tmp_path: Path):
-    processor.image_aspect_ratio = "pad"
+    processor.images = replace(processor.images, image_aspect_ratio="pad")
     processor.prompt = "llava_llama_2"
     processor.save_pretrained(tmp_path)
     reloaded = LasagnaProcessor.from_pretrained(tmp_path)
-    assert type(reloaded.clip) is CLIPImageProcessorPil
+    assert type(reloaded.images.clip) is CLIPImageProcessorPil
     assert reloaded.token_ids == processor.token_ids
-    assert (reloaded.format, reloaded.prompt, reloaded.image_aspect_ratio) == (PAPER, "llava_llama_2", "pad")
-    assert (reloaded.sam_image_size, reloaded.num_image_tokens) == (64, 4)
+    assert (reloaded.format, reloaded.prompt, reloaded.images.image_aspect_ratio) == (
+        PAPER,
+        "llava_llama_2",
+        "pad",
+    )
+    assert (reloaded.sam_image_size, reloaded.images.num_image_tokens) == (64, 4)
     image = smooth_image(60, 91)
-    np.testing.assert_array_equal(reloaded.clip_image(image), processor.clip_image(image))
+    np.testing.assert_array_equal(reloaded.images.clip_image(image), processor.images.clip_image(image))
     conversation = Conversation.of("Where is the dog?", ("It is ", SEG, "."))
     assert reloaded.encode(conversation) == processor.encode(conversation)
     with pytest.raises(FileNotFoundError, match=r"processor_config\.json"):
@@ -116,7 +126,7 @@ def test_saved_processor_is_the_same_after_reload(processor: LasagnaProcessor, t
 def test_settings_that_do_not_exist_are_errors(processor: LasagnaProcessor):
     fields = {key: value for key, value in vars(processor).items() if key != "token_ids"}
     with pytest.raises(ValueError, match="square, pad"):
-        LasagnaProcessor(**{**fields, "image_aspect_ratio": "anyres"})
+        replace(processor.images, image_aspect_ratio="anyres")
     with pytest.raises(ValueError, match="llava_v1"):
         LasagnaProcessor(**{**fields, "prompt": "vicuna"})
     with pytest.raises(ValueError, match="uint8"):
@@ -144,7 +154,7 @@ def test_collate_finds_every_seg_by_image_then_row_then_position(processor: Lasa
     assert batch.original_sizes == ((30, 64), (80, 40))
     assert batch.sam_images.shape == (2, 3, 64, 64)
     assert batch.sam_images[0, :, 30:].max() == batch.sam_images[1, :, :, 32:].max() == 0
-    assert batch.clip_images.dtype == batch.sam_images.dtype == torch.uint8
+    assert batch.vlm_images["clip_images"].dtype == batch.sam_images.dtype == torch.uint8
     for row, conversation in enumerate(conversations):
         own = batch.attention_mask[row].bool()
         encoded = processor.encode(conversation)

@@ -191,7 +191,7 @@ def activation_bytes(model: LasagnaForConditionalGeneration, config: TrainConfig
 def layer_bytes(model: LasagnaForConditionalGeneration, num_tokens: int) -> int:
     """What one layer of the language model keeps for `num_tokens` tokens, its input not counted."""
     text = model.config.vlm_config.text_config
-    layer = model.llava.model.language_model.layers[0]
+    layer = model.base_vlm.model.language_model.layers[0]
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     with FakeTensorMode():
         dtype = give_values(layer)

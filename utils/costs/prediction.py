@@ -83,9 +83,10 @@ class Prediction:
 
 def encoder_parameters(model: Any) -> int:
     """Number of parameters used in forward only: CLIP, its projector and SAM's image encoder."""
-    parts = (model.llava.model.vision_tower, model.llava.model.multi_modal_projector)
-    num_clip = sum(parameter.numel() for part in parts for parameter in part.parameters())
-    return num_clip + sum(tensor.numel() for tensor in model.sam.encoder_tensors().values())
+    language, head = model.backbone.language_model, model.backbone.lm_head
+    later = sum(parameter.numel() for part in (language, head) for parameter in part.parameters())
+    num_vision = sum(parameter.numel() for parameter in model.base_vlm.parameters()) - later
+    return num_vision + sum(tensor.numel() for tensor in model.sam.encoder_tensors().values())
 
 
 def bytes_sent(

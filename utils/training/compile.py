@@ -40,7 +40,7 @@ def compiled_blocks(model: LasagnaForConditionalGeneration) -> list[nn.Module]:
 
     Not CLIP's layers: so few kernels run in each that a compiled call costs the host more than it saves the GPU.
     """
-    return [*model.llava.model.language_model.layers, *model.sam.encoder_blocks, model.sam.mask_decoder]
+    return [*model.backbone.language_model.layers, *model.sam.encoder_blocks, model.sam.mask_decoder]
 
 
 def compile_blocks(model: LasagnaForConditionalGeneration, backend: str = "inductor") -> None:

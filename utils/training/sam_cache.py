@@ -154,11 +154,10 @@ class SamCache:
         """
         inputs = batch.inputs
         pixels, known = inputs.sam_images, inputs.sam_embeddings
-        if self.together and pixels is None and _any_process(False, inputs.clip_images.device):
+        if self.together and pixels is None and _any_process(False, inputs.input_ids.device):
             side = sam.settings.image_size
-            sam.encode(
-                inputs.clip_images.new_zeros(1, 3, side, side), [(side, side)]
-            )  # to join the collective
+            nothing = inputs.input_ids.new_zeros(1, 3, side, side, dtype=torch.uint8)
+            sam.encode(nothing, [(side, side)])  # to join the collective
         elif self.together and pixels is not None:
             _any_process(True, pixels.device)
         if pixels is None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from model.decoders.base import DecoderSettings
 from model.errors import UserError
@@ -44,13 +44,27 @@ class ReadOptions:
             return {}
         return {"quantization_config": self.quantization, "device_map": {"": self.device}}
 
+    @property
+    def attention_of_parts(self) -> str:
+        """What a model with a vision tower is loaded with: flex attention is for the language model alone."""
+        return "sdpa" if self.attn_implementation == "flex_attention" else self.attn_implementation
+
+    def attend(self, vlm: PreTrainedModel) -> None:
+        """Switches the language model of a loaded model to flex attention, if that was asked for."""
+        if self.attn_implementation == "flex_attention":
+            language = vlm.get_decoder()
+            # Some classes of transformers refuse it, though their attention goes through the common interface.
+            type(language)._supports_flex_attn = True
+            language.set_attn_implementation("flex_attention")
+
 
 @dataclass(kw_only=True)
 class Parts:
     """A checkpoint taken apart. `None` means that the checkpoint does not have the part."""
 
     folder: Path  # where the tokenizer is
-    vlm: PreTrainedModel  # a Hugging Face LLaVA with its weights
+    vlm: PreTrainedModel  # a Hugging Face LLaVA, or another image-text-to-text model, with its weights
+    processor: ProcessorMixin | None = None  # of another model than a LLaVA
     clip_processor: dict[str, Any] = field(default_factory=dict)  # preprocessor_config.json of the CLIP tower
     image_aspect_ratio: str = "square"
     sam: tuple[DecoderSettings, dict[str, Tensor]] | None = None
@@ -129,6 +143,8 @@ def check_size(
 
 def check_feature_layer(config: PreTrainedConfig, folder: Path) -> None:
     """UserError unless the vision tower has the layer whose features are used."""
+    if not hasattr(config, "vision_feature_layer"):  # of families with CLIP or its like
+        return
     chosen = config.vision_feature_layer
     num_states = config.vision_config.num_hidden_layers + 1
     for layer in chosen if isinstance(chosen, list) else [chosen]:

@@ -27,9 +27,11 @@ def read(folder: Path, options: ReadOptions) -> LasagnaForConditionalGeneration:
     model = LasagnaForConditionalGeneration.from_pretrained(
         folder,
         dtype=options.dtype or "auto",
-        attn_implementation=options.attn_implementation,
+        attn_implementation=options.attn_implementation if config.is_llava else options.attention_of_parts,
         **options.placement,
     )
+    if not config.is_llava:
+        options.attend(model.base_vlm)
     if not model.has_processor:
         raise FileNotFoundError(
             f"{folder} has no tokenizer or processor beside its weights; copy the whole folder"

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPVisionModel, PreTrainedTokenizerBase
 
+from model.backbones.clip_images import ClipImages
 from model.checkpoints.layouts import llava_v1, released
 from model.checkpoints.layouts.base import SETTINGS_FOLDER
 from model.checkpoints.layouts.clip import TOWER_FOLDER, TOWER_WEIGHT_PREFIX
@@ -67,7 +68,12 @@ def write_released(
         ValueError: the model has adapters, or a part that the layout has no place for.
     """
     folder = Path(folder)
-    if model.llava is not model.vlm:
+    if not model.config.is_llava:
+        raise UserError(
+            f"--layout lisa is the layout of LLaVA; a {model.config.vlm_config.model_type} is written as a folder of "
+            "this repository: leave --layout out"
+        )
+    if model.base_vlm is not model.vlm:
         raise ValueError("the model has LoRA adapters; call model.lora.merge(model) before it is exported")
     folder.mkdir(parents=True, exist_ok=True)
     config = released_config(model.config, dtype=model.dtype)
@@ -85,7 +91,9 @@ def write_released(
     )
     write_original_tokenizer(model.processor.tokenizer, folder)
     write_tower(model.vlm.model.vision_tower, folder / TOWER_FOLDER)
-    model.processor.clip.save_pretrained(folder / TOWER_FOLDER)
+    images = model.processor.images
+    assert isinstance(images, ClipImages), "a LLaVA's"
+    images.clip.save_pretrained(folder / TOWER_FOLDER)
     model.config.save_pretrained(folder / SETTINGS_FOLDER)
     model.processor.save_pretrained(folder / SETTINGS_FOLDER)
     return hashes

@@ -13,13 +13,13 @@ IMAGES = [noise_image(40, 60, seed=1), noise_image(50, 30, seed=2)]
 
 
 def images(model):
-    return torch.from_numpy(np.stack([model.processor.clip_image(image) for image in IMAGES]))
+    return torch.from_numpy(np.stack([model.processor.images.clip_image(image) for image in IMAGES]))
 
 
 @pytest.mark.parametrize("strategy", ["default", "full"])
 @pytest.mark.parametrize("layers", [-2, -1, 0, [-2, 0]])
 def test_patches_equal_those_of_a_tower_that_runs_to_the_end(tiny_model, layers, strategy):
-    tower, config = tiny_model.llava.model.vision_tower, tiny_model.config
+    tower, config = tiny_model.base_vlm.model.vision_tower, tiny_model.config
     config.vlm_config.vision_feature_layer = layers
     config.vlm_config.vision_feature_select_strategy = strategy
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.clip_mean, config.clip_std))
@@ -32,7 +32,7 @@ def test_patches_equal_those_of_a_tower_that_runs_to_the_end(tiny_model, layers,
 
 
 def test_layers_behind_the_one_that_is_read_do_not_run(tiny_model):
-    tower = tiny_model.llava.model.vision_tower
+    tower = tiny_model.base_vlm.model.vision_tower
     ran = []
     for index, layer in enumerate(tower.encoder.layers):
         layer.register_forward_hook(lambda *_, index=index: ran.append(index))

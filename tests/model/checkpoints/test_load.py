@@ -42,13 +42,18 @@ def states_of(model):
 def test_an_original_llava_computes_what_its_parts_compute(tiny_folders, tiny_model):
     weights = read_folder(tiny_folders.llava)
     tower = CLIPVisionModel.from_pretrained(tiny_folders.clip)
-    image = torch.from_numpy(tiny_model.processor.clip_image(noise_image())).unsqueeze(0)
-    clip = tiny_model.processor.clip
+    image = torch.from_numpy(tiny_model.processor.images.clip_image(noise_image())).unsqueeze(0)
+    clip = tiny_model.processor.images.clip
     pixels = torch.from_numpy(clip(noise_image(), return_tensors="np")["pixel_values"])
     with torch.no_grad():
         patches = tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
         expected = patches @ weights["model.mm_projector.weight"].T + weights["model.mm_projector.bias"]
-        torch.testing.assert_close(tiny_model.image_features(image), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            torch.stack(tiny_model.image_features({"clip_images": image}).tokens),
+            expected,
+            rtol=1e-4,
+            atol=1e-5,
+        )
     language = tiny_model.vlm.model.language_model.state_dict()
     for name, value in weights.items():
         own = name.removeprefix("model.")
@@ -102,7 +107,7 @@ def test_a_two_layer_projector_is_read(tiny_folders, tmp_path):
     hidden = torch.nn.functional.gelu(patches @ first["weight"].T + first["bias"])
     expected = hidden @ second["weight"].T + second["bias"]
     torch.testing.assert_close(model.vlm.model.multi_modal_projector(patches), expected)
-    assert processor.image_aspect_ratio == "pad"
+    assert processor.images.image_aspect_ratio == "pad"
 
 
 def test_a_hugging_face_llava_is_read(tiny_folders, tiny_model, tmp_path):

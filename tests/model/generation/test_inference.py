@@ -31,7 +31,7 @@ def model(tiny_model):
 @pytest.fixture
 def work(model):
     """(rows, tokens) of each pass of the language model, as it goes."""
-    with passes_of(model.llava.model.language_model) as passes:
+    with passes_of(model.base_vlm.model.language_model) as passes:
         yield passes
 
 

@@ -62,7 +62,7 @@ def run(model, case, **packing):
     output = model(**batch.fields(), return_predictions=True)
     output.loss.backward()
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
-    return batch.image_of_row.tolist(), output, gradients
+    return list(batch.image_of_row), output, gradients
 
 
 def assert_the_same(packed, single, gradients, expected):
@@ -116,7 +116,7 @@ def test_flex_attention_gives_the_packed_states_of_sdpa(tiny_model, monkeypatch)
     batch = tiny_model.processor.collate(IMAGES, conversations, owners, pack_rows=True)
     with torch.no_grad():
         expected = tiny_model(**batch.fields())
-        tiny_model.llava.model.language_model.set_attn_implementation("flex_attention")
+        tiny_model.base_vlm.model.language_model.set_attn_implementation("flex_attention")
         assert tiny_model.can_pack_rows
         output = tiny_model(**batch.fields())
     seen = batch.attention_mask.bool()
@@ -171,7 +171,7 @@ def test_positions_restart_after_the_prefix():
     second = Encoded(input_ids=[1, 9, 9, 5], labels=[-100] * 4, num_image_tokens=2)
     row = pack([first, second], image_id=9)
     assert row.input_ids == [1, 9, 9, 3, 4, 5]
-    assert row.position_ids == [0, 1, 2, 3, 4, 3]
+    assert row.position_ids.tolist() == [[0, 1, 2, 3, 4, 3]]
     assert row.segment_ids == [0, 0, 0, 1, 1, 2]
     assert row.labels == [-100, -100, -100, -100, 4, -100]
 

@@ -20,6 +20,7 @@ from model.inputs import ModelInputs
 from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import add_lora, mark_trainable
 from model.text.format import SequenceFormat
+from model.text.placeholder import Placeholder
 from tests.commands import REPOSITORY
 from tests.tiny_weights import SAM
 from utils.common.settings import parse_config
@@ -83,11 +84,12 @@ def batch(num_features: int, num_text: int, sides: tuple[int, int], image_token_
         labels=labels,
         learned_rows=torch.arange(3).repeat_interleave(20),
         learned_columns=torch.arange(length - 20, length).repeat(3),
-        clip_images=torch.zeros(2, 3, clip_side, clip_side, dtype=torch.uint8),
+        vlm_images={"clip_images": torch.zeros(2, 3, clip_side, clip_side, dtype=torch.uint8)},
+        placeholders=(Placeholder(ids=(), num_image_tokens=1),) * 2,
         sam_images=torch.zeros(2, 3, sam_side, sam_side, dtype=torch.uint8),
         resized_sizes=((sam_side // 2, sam_side), (sam_side, sam_side * 3 // 4)),
         original_sizes=sizes,
-        image_of_row=torch.tensor([0, 0, 1]),
+        image_of_row=(0, 0, 1),
         seg_rows=torch.tensor([0, 2, 2]),
         seg_columns=torch.tensor([length - 9, length - 9, length - 5]),
         seg_images=(0, 1, 1),

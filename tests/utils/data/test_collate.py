@@ -5,6 +5,7 @@ import pytest
 import torch
 from transformers import CLIPImageProcessorPil
 
+from model.backbones.clip_images import ClipImages
 from model.processor import LasagnaProcessor
 from model.text.conversation import Conversation
 from model.text.format import SequenceFormat
@@ -38,7 +39,10 @@ def processor(llama_tokenizer_folder: Path) -> LasagnaProcessor:
     add_special_tokens(tokenizer, format)
     clip = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
     return LasagnaProcessor(
-        tokenizer=tokenizer, clip=clip, sam_image_size=64, num_image_tokens=4, format=format
+        tokenizer=tokenizer,
+        images=ClipImages(clip=clip, num_image_tokens=4),
+        sam_image_size=64,
+        format=format,
     )
 
 
@@ -58,9 +62,9 @@ def test_a_batch_holds_every_image_once_and_every_conversation(stream, processor
     assert {sample.dataset for sample in samples} == {"ade20k", "refcoco", "llava_instruct_150k"}
     batch = Collate(processor)(samples)
     rows = [index for index, sample in enumerate(samples) for _ in sample.conversations]
-    assert batch.inputs.clip_images.shape == (12, 3, 28, 28)
+    assert batch.inputs.vlm_images["clip_images"].shape == (12, 3, 28, 28)
     assert batch.inputs.sam_images.dtype == torch.uint8
-    assert batch.inputs.image_of_row.tolist() == rows
+    assert list(batch.inputs.image_of_row) == rows
     assert len(batch.inputs.input_ids) == len(rows)
     assert batch.inputs.original_sizes == tuple(sample.image.shape[:2] for sample in samples)
     for sample, masks in zip(samples, batch.inputs.gt_masks, strict=True):
@@ -87,7 +91,7 @@ def test_packed_rows_keep_to_the_limit_and_lose_nothing(stream, processor):
     whole, split = (
         Collate(processor, pack_rows=True, max_length=length)(samples).inputs for length in (None, limit)
     )
-    assert whole.image_of_row.tolist() == list(range(12))
+    assert list(whole.image_of_row) == list(range(12))
     assert 12 < len(split.input_ids) < len(texts)
     is_text = split.attention_mask.bool() & (split.input_ids != processor.token_ids.image)
     assert is_text.sum(1).max() <= limit
@@ -98,6 +102,7 @@ def test_packed_rows_keep_to_the_limit_and_lose_nothing(stream, processor):
 def flat(batch: Batch) -> list:
     tensors = {name: value for name, value in batch.inputs.fields().items() if name != "gt_masks"}
     masks = [mask.tolist() for mask in batch.inputs.gt_masks]
+    tensors |= {"vlm_images": tensors["vlm_images"]["clip_images"]}
     return [*(v.tolist() if hasattr(v, "tolist") else v for v in tensors.values()), masks, batch.sources]
 
 
@@ -139,7 +144,7 @@ def text_of(conversation: Conversation) -> tuple[str, str]:
 
 
 def num_tokens(processor: LasagnaProcessor, conversation: Conversation) -> int:
-    return len(processor.encode(conversation).input_ids) - processor.num_image_tokens
+    return len(processor.encode(conversation).input_ids) - processor.images.num_image_tokens
 
 
 def test_a_sample_that_fits_stays_as_it_is_and_is_encoded_once(processor):
@@ -220,7 +225,7 @@ def test_no_sequence_of_a_run_is_longer_than_the_limit(stream, processor):
     )
     samples = [shortened[index] for index in range(40)]
     batch = Collate(processor)(samples)
-    lengths = batch.inputs.attention_mask.sum(1) - processor.num_image_tokens
+    lengths = batch.inputs.attention_mask.sum(1) - processor.images.num_image_tokens
     assert lengths.max() <= limit
     assert batch.num_shortened > 0
     assert [sample.conversations for sample in samples[::-1]] == [
@@ -238,6 +243,11 @@ def test_moving_a_batch_moves_every_tensor_in_it(stream, processor):
 @pytest.mark.parametrize("images", ["sam_images", "clip_images"])
 def test_fast_resize_changes_images_by_two_grey_levels_at_most(stream, processor, images):
     samples = [stream[index] for index in range(8)]
-    exact = getattr(Collate(processor)(samples).inputs, images).int()
-    fast = getattr(Collate(processor, fast_resize=True)(samples).inputs, images).int()
+
+    def pixels(inputs):
+        found = inputs.sam_images if images == "sam_images" else inputs.vlm_images[images]
+        return found.int()
+
+    exact = pixels(Collate(processor)(samples).inputs)
+    fast = pixels(Collate(processor, fast_resize=True)(samples).inputs)
     assert (exact - fast).abs().max() <= 2

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import CLIPImageProcessorPil
 
+from model.backbones.clip_images import ClipImages
 from model.errors import UserError
 from model.folders import local_folder
 from model.processor import FILE_NAME, LasagnaProcessor
@@ -76,9 +77,8 @@ def processor_for(version: str, format: SequenceFormat, prompt: str) -> LasagnaP
     add_special_tokens(tokenizer, format)
     return LasagnaProcessor(
         tokenizer=tokenizer,
-        clip=CLIPImageProcessorPil(),
+        images=ClipImages(clip=CLIPImageProcessorPil(), num_image_tokens=1),
         sam_image_size=1024,
-        num_image_tokens=1,
         prompt=prompt,
         format=format,
     )

@@ -128,7 +128,7 @@ def test_text_logits_equal_hugging_face_s_llava(tiny_folders, tmp_path, projecto
         expected = stock(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
-            pixel_values=(batch.clip_images.float() / 255 - mean) / std,
+            pixel_values=(batch.vlm_images["clip_images"].float() / 255 - mean) / std,
             output_hidden_states=True,
         )
     seen = batch.attention_mask.bool()

@@ -165,16 +165,18 @@ def test_both_projectors_and_both_image_sizes_of_llava(tiny_folders, tmp_path, p
     edit_json(folder / "config.json", mm_projector_type=projector)
     told = {**tiny_folders.parts, "vision_tower": str(tmp_path / "clip")}
     model, processor = load_model(folder, dtype=torch.float32, **told)
-    assert processor.num_image_tokens == (side // 14) ** 2
-    pixels = torch.from_numpy(processor.clip_image(noise_image())).unsqueeze(0)
+    assert processor.images.num_image_tokens == (side // 14) ** 2
+    pixels = torch.from_numpy(processor.images.clip_image(noise_image())).unsqueeze(0)
     assert pixels.shape[-2:] == (side, side)
-    inputs = torch.from_numpy(processor.clip(noise_image(), return_tensors="np")["pixel_values"])
+    inputs = torch.from_numpy(processor.images.clip(noise_image(), return_tensors="np")["pixel_values"])
     with torch.no_grad():
         patches = tower(inputs, output_hidden_states=True).hidden_states[-2][:, 1:]
         expected = first(patches)
         if second is not None:
             expected = second(torch.nn.functional.gelu(expected))
-        torch.testing.assert_close(model.image_features(pixels), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            torch.stack(model.image_features({"clip_images": pixels}).tokens), expected, rtol=1e-4, atol=1e-5
+        )
     model.save_pretrained(tmp_path / "ours")
     assert_the_same(load_model(tmp_path / "ours")[0], model)
 
@@ -192,7 +194,7 @@ def test_a_tower_inside_needs_no_folder_for_its_sizes(tiny_folders, tmp_path):
     for name in sizes:
         assert getattr(found, name) == getattr(tower.config, name), name
     assert found.hidden_act == "quick_gelu"
-    assert processor.num_image_tokens == 9
+    assert processor.images.num_image_tokens == 9
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,41 @@
+"""Image-text-to-text models of Hugging Face other than LLaVA: Qwen3-VL, InternVL, SmolVLM and their like."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+from model.backbones.build import BACKBONES
+from model.backbones.huggingface_images import read_processor
+from model.checkpoints.layouts.base import Parts, ReadOptions, check_size
+from model.checkpoints.lazy import StoredWeights
+from model.huggingface import from_pretrained
+from model.strict_loading import load_pretrained
+
+NAME = "Hugging Face image-text-to-text model"
+
+
+def recognises(config: dict[str, Any]) -> bool:
+    """See `Layout`."""
+    return config.get("model_type") in BACKBONES and config["model_type"] != "llava"
+
+
+def read(folder: Path, options: ReadOptions) -> Parts:
+    """The model with its own vision tower and processor."""
+    processor = read_processor(folder)
+    config = from_pretrained(AutoConfig, folder)
+    kind: type[PreTrainedModel] = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+    check_size(kind, config, StoredWeights(folder).num_values, folder=folder)
+    vlm = load_pretrained(
+        kind,
+        folder,
+        source=str(folder),
+        dtype=options.dtype or "auto",
+        attn_implementation=options.attention_of_parts,
+        **options.placement,
+    )
+    options.attend(vlm)
+    return Parts(folder=folder, vlm=vlm, processor=processor, prompt="chat_template")
