@@ -17,6 +17,7 @@ from model.errors import UserError
 from model.generation.answers import DEFAULT_MATCH_DISTANCE, read_answer
 from model.generation.decoding import decode_choices
 from model.generation.greedy import greedy
+from model.generation.presence import target_probabilities
 from model.generation.prompts import encode_batch, read_prompts
 from model.outputs import ChatAnswer, EncodedImage, Segmentation
 from model.processor import LasagnaProcessor
@@ -197,6 +198,23 @@ class InferenceMixin(nn.Module):
             )
             for row, row_masks in zip(tokens, masks, strict=True)
         ]
+
+    @torch.no_grad()
+    def target_probabilities(
+        self,
+        images: Sequence[np.ndarray | EncodedImage],
+        queries: Sequence[Text],
+        *,
+        image_of_row: Sequence[int] | None = None,
+        processor: LasagnaProcessor | None = None,
+    ) -> list[float | None]:
+        """The probability that each query, such as a referring expression, has a target in its image.
+
+        See `model.generation.presence.target_probabilities`; the arguments are those of `generate_batch`.
+        """
+        owners = list(range(len(images))) if image_of_row is None else list(image_of_row)
+        with self._evaluating():
+            return target_probabilities(self, processor or self.processor, images, queries, owners)
 
     def _segment_constrained(
         self,

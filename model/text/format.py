@@ -133,6 +133,10 @@ class SequenceFormat:
         """The answer "It is [SEG].", in the fixed wording of teacher-forced evaluation."""
         return with_token(phrases()["target_answer"][0], self.seg)
 
+    def not_found(self) -> Text:
+        """The answer "It is not in this image [NEG].", which begins like `found`; without NEG, its words only."""
+        return with_token(phrases()["no_target_answer"][0], self.neg)
+
 
 TOKENS_OF_FORMAT: dict[str, tuple[str, str | None]] = {
     "paper": (SEG, NEG),

@@ -14,6 +14,7 @@ from model.config import LasagnaConfig
 from model.outputs import ChatAnswer, EncodedImage, LasagnaOutput, Segmentation
 from model.processor import LasagnaProcessor
 from model.text.conversation import Conversation
+from model.text.special_tokens import Text
 
 
 class SegmentationModel(Protocol):
@@ -58,6 +59,15 @@ class SegmentationModel(Protocol):
         processor: LasagnaProcessor | None = None,
         max_new_tokens: int = ...,
     ) -> list[ChatAnswer]: ...
+
+    def target_probabilities(
+        self,
+        images: Sequence[np.ndarray | EncodedImage],
+        queries: Sequence[Text],
+        *,
+        image_of_row: Sequence[int] | None = None,
+        processor: LasagnaProcessor | None = None,
+    ) -> Sequence[float | None]: ...
 
     def __call__(self, **inputs: Any) -> LasagnaOutput:
         """Teacher forcing: the masks of the [SEG] in answers that are given."""

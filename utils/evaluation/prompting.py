@@ -115,6 +115,7 @@ class MaskAnswer:
 
     text: str
     mask: np.ndarray  # (height, width) bool, the union of the answer's masks; empty without a [SEG]
+    probability: float | None = None  # that the query has a target; None: not measured
 
 
 def ask_for_masks(
@@ -123,10 +124,13 @@ def ask_for_masks(
     images: Sequence[np.ndarray],
     queries: Sequence[Sequence[Text]],
     settings: EvaluationSettings,
+    *,
+    with_probability: bool = False,
 ) -> list[list[MaskAnswer]]:
     """Ask every query of `queries[i]` about image i; returns as many answers for each image.
 
     With `settings.teacher_forced` the model reads the expected answer, and only its mask is judged.
+    with_probability: also ask for the probability that a query has a target; not when teacher-forced.
     """
     answers: list[list[MaskAnswer]] = [[] for _ in images]
     encoded = [] if settings.teacher_forced else model.encode_batch(images, processor=processor)
@@ -137,9 +141,14 @@ def ask_for_masks(
             spoken = _teacher_force(model, processor, [images[owner] for owner in used], asked, rows)
         else:
             spoken = _generate(model, processor, [encoded[owner] for owner in used], asked, rows, settings)
-        for owner, answer in zip(owners, spoken, strict=True):
+        probabilities: Sequence[float | None] = [None] * len(owners)
+        if with_probability and not settings.teacher_forced:
+            probabilities = model.target_probabilities(
+                [encoded[owner] for owner in used], asked, image_of_row=rows, processor=processor
+            )
+        for owner, answer, probability in zip(owners, spoken, probabilities, strict=True):
             mask = union_mask(answer.masks, images[owner].shape[:2])
-            answers[owner].append(MaskAnswer(text=answer.text, mask=mask))
+            answers[owner].append(MaskAnswer(text=answer.text, mask=mask, probability=probability))
     return answers
 
 

@@ -9,7 +9,8 @@ report.json, schema version 2 (numbers are fractions between 0 and 1; null: not 
     presence         {..., "accuracy", "balanced_accuracy", "precision", "recall", "f1", "num_pairs"}
     referring        {..., "giou", "ciou"}
     generalized      {..., "giou", "ciou", "n_acc", "t_acc"}; giou_50px etc.: unions below 50 px are empty
-    no_target        {..., "accuracy" (N-acc), "accuracy_50px"}
+    no_target        {..., "accuracy" (N-acc), "accuracy_50px", "see_accuracy"; "roc_auc", "ap" where measured}
+    robust           {..., "miou", "oiou", "mrr", "riou"}; where references have sentences with and without a target
     reasoning        {..., "giou", "ciou"}
     vqa              {..., "exact_match"}
     datasets         for each data set {"dataset", "task", "num_samples", "sections", "per_class", "data", "notes"}
@@ -56,8 +57,18 @@ SHOWN: dict[str, tuple[str, ...]] = {
     "free_names": ("exact", "near", "repeated", "hallucinated", "hallucination_rate", "unanswered"),
     "hallucinated_names": (),  # names are no metrics; report.md lists them
     "referring": MASK_METRICS,
-    "generalized": ("giou", "ciou", "t_acc", "giou_50px", "ciou_50px", "t_acc_50px"),
-    "no_target": ("accuracy", "accuracy_50px"),
+    "generalized": (
+        "giou",
+        "ciou",
+        "t_acc",
+        "giou_50px",
+        "ciou_50px",
+        "t_acc_50px",
+        "giou_target",
+        "ciou_target",
+    ),
+    "no_target": ("accuracy", "accuracy_50px", "see_accuracy", "roc_auc", "ap"),
+    "robust": ("miou", "oiou", "mrr", "riou"),
     "reasoning": MASK_METRICS,
     "reasoning_short": ("giou", "ciou"),
     "reasoning_long": ("giou", "ciou"),

@@ -18,14 +18,16 @@ from utils.common.terminal import PrintableText as Text
 from utils.reports.markdown import code, escaped
 from utils.reports.report import SHOWN, Report, Result
 
-MARKDOWN_ONLY = re.compile(r"^p@|_50px$|_all$|_accuracy$")  # metrics that the terminal does not show
+# Metrics that the terminal does not show.
+MARKDOWN_ONLY = re.compile(r"^p@|_50px$|_all$|_target$|(mean|pixel)_accuracy$")
 # Headings of the wide tables, whose numbers are in percent as in papers.
 TITLES = {
     "miou": "mIoU", "mean_accuracy": "mAcc", "pixel_accuracy": "aAcc", "giou": "gIoU", "ciou": "cIoU",
     "map": "mAP", "f1": "F1", "n_acc": "N-acc", "t_acc": "T-acc", "giou_50px": "gIoU (50 px)",
     "ciou_50px": "cIoU (50 px)", "t_acc_50px": "T-acc (50 px)", "exact_match": "EM", "rouge_l": "ROUGE-L",
     "p@0.5": "P@0.5", "p@0.6": "P@0.6", "p@0.7": "P@0.7", "p@0.8": "P@0.8", "p@0.9": "P@0.9",
-    "recall_all": "recall (all pairs)",
+    "recall_all": "recall (all pairs)", "giou_target": "gIoU (with target)", "ciou_target": "cIoU (with target)",
+    "see_accuracy": "See", "roc_auc": "ROC-AUC", "ap": "AP", "oiou": "oIoU", "mrr": "mRR", "riou": "rIoU",
 }  # fmt: skip
 SECTION_TITLES = {"no_target": {"accuracy": "N-acc", "accuracy_50px": "N-acc (50 px)"}}
 # Columns of a class in report.md; the CSV has all that there are.
@@ -33,7 +35,8 @@ CLASS_COLUMNS = {
     "iou": "IoU", "accuracy": "accuracy", "num_images": "images", "presence_precision": "precision",
     "presence_recall": "recall", "presence_f1": "F1", "presence_ap": "AP",
 }  # fmt: skip
-COUNT_NAMES = ("num_expressions", "num_questions")  # what is counted, where a sample is an image with several
+# What is counted, where a sample is an image with several.
+COUNT_NAMES = ("num_expressions", "num_questions", "num_references")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -178,6 +179,39 @@ def test_grefcoco_counts_no_target_by_both_rules(datasets):
     assert sections["generalized"]["t_acc"] == pytest.approx(2 / 3)
     assert sections["generalized"]["giou"] == pytest.approx((1 + 0 + 1 / 2 + 0) / 4)
     assert sections["generalized"]["ciou"] == pytest.approx(60 / (40 + 20 + 40 + 20))
+
+
+def test_whether_there_is_a_target_is_a_classification_of_its_own(datasets):
+    """N-acc knows the expressions without a target only; See accuracy and ROC-AUC know all of them."""
+    model = ToldModel()
+    samples = datasets["grefcoco|unc|val"] = referring_world(model)
+    sections = run(model, "grefcoco|unc|val").sections
+    assert sections["no_target"]["see_accuracy"] == 2 / 4  # the left ball was denied, a unicorn seen
+    assert not {"roc_auc", "ap"} & sections["no_target"].keys()  # nothing was measured
+    assert "robust" not in sections
+    assert sections["generalized"]["giou_target"] == pytest.approx((1 + 0 + 1 / 2) / 3)
+    assert sections["generalized"]["ciou_target"] == pytest.approx(60 / (40 + 20 + 40))
+
+    for sample, told in zip(samples, [(0.9, 0.3), (0.8, 0.5)], strict=True):
+        for expression, probability in zip(sample.expressions, told, strict=True):
+            key = sample.image.tobytes(), str(referring_query(expression)[0])
+            model.probabilities[key] = probability
+    numbers = run(model, "grefcoco|unc|val").sections["no_target"]
+    assert numbers["roc_auc"] == pytest.approx(2 / 3)  # the left ball, 0.3, is behind the unicorn, 0.5
+    assert numbers["ap"] == pytest.approx((1 + 1 + 3 / 4) / 3)
+
+
+def test_references_with_true_and_false_sentences_have_the_metrics_of_r_refcoco(datasets):
+    model = ToldModel()
+    samples = referring_world(model)
+    datasets["grefcoco|unc|val"] = [replace(sample, references=(4, 4)) for sample in samples]
+    robust = run(model, "grefcoco|unc|val").sections["robust"]
+    assert robust["num_references"] == 2
+    assert robust["miou"] == pytest.approx((1 / 2 + 1 / 2) / 2)
+    assert robust["oiou"] == pytest.approx((40 + 0 + 20) / (40 + 20 + 40))
+    assert robust["mrr"] == 0.0
+    # Both sentences of the first image have a target: (40 + 0) / (40 + 20). The unicorn's mask has 20 pixels.
+    assert robust["riou"] == pytest.approx((40 / 60 + 20 / (40 + 20)) / 2)
 
 
 def test_teacher_forced_reads_the_answer_and_judges_only_its_mask(datasets):

@@ -19,6 +19,7 @@ from tests.utils.evaluation.told_model import (
 from utils.evaluation.dataset_run import Outputs
 from utils.evaluation.evaluate import evaluate_datasets
 from utils.evaluation.prompting import EvaluationSettings
+from utils.evaluation.resume import STATE_VERSION
 from utils.reports.write import write_report
 
 
@@ -162,7 +163,10 @@ def test_files_of_another_version_or_damaged_ones_are_refused(tmp_path):
     [shard] = (tmp_path / "finished").iterdir()
     lines = shard.read_text().splitlines(keepends=True)
     spoiled = {
-        "version 99": [lines[0].replace('"state_version": 3', '"state_version": 99'), *lines[1:]],
+        "version 99": [
+            lines[0].replace(f'"state_version": {STATE_VERSION}', '"state_version": 99'),
+            *lines[1:],
+        ],
         r"version None": ["[]\n", *lines[1:]],
         r"line 3": [*lines[:2], lines[2][:50] + "\n", *lines[3:]],
         r"line 2.*SheetRow": [lines[0], lines[1].replace("SemanticRecord", "SheetRow"), *lines[2:]],

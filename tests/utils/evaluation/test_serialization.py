@@ -69,7 +69,15 @@ def same(ours, theirs) -> bool:
         np.int64(2**40),
         np.bool_(True),
         VqaRecord(exact=True, rouge_l=2 / 3),
-        [MaskRecord(overlap=Overlap(intersection=1, prediction=2, target=3), no_target=False)],
+        [
+            MaskRecord(overlap=Overlap(intersection=1, prediction=2, target=3), no_target=False),
+            MaskRecord(
+                overlap=Overlap(intersection=0, prediction=0, target=0),
+                no_target=True,
+                reference=7,
+                probability=0.1,
+            ),
+        ],
         SemanticRecord(
             cells=np.array([3, 4], np.int32),
             counts=np.array([1, 2]),

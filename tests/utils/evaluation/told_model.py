@@ -40,6 +40,7 @@ class ToldModel(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.label_maps: dict[bytes, np.ndarray] = {}  # image -> predicted label map
         self.answers: dict[tuple[bytes, str], tuple[str, torch.Tensor]] = {}  # image, query -> text, masks
+        self.probabilities: dict[tuple[bytes, str], float] = {}  # image, query -> that it has a target
         self.calls: list[dict] = []
 
     @property
@@ -77,6 +78,12 @@ class ToldModel(torch.nn.Module):
             text, masks = self.answers[images[row].tobytes(), str(conversation.turns[-1])]
             results.append(answer_of(text, masks))
         return results
+
+    def target_probabilities(self, images, queries, *, image_of_row, processor):
+        return [
+            self.probabilities.get((images[row].tobytes(), "".join(query)))
+            for row, query in zip(image_of_row, queries, strict=True)
+        ]
 
     def forward(self, *, images, conversations, image_of_row):
         """Teacher-forced: the masks of the answers that were read."""

@@ -23,7 +23,9 @@ from utils.evaluation.metrics.presence import (
     balanced_pairs,
     best_threshold,
     presence_measures,
+    roc_auc,
 )
+from utils.evaluation.metrics.robust import robust_measures, robust_sums
 from utils.evaluation.metrics.text import exact_match, normalise_answer, rouge_l
 
 __all__ = [
@@ -50,5 +52,8 @@ __all__ = [
     "normalise_answer",
     "overlap",
     "presence_measures",
+    "robust_measures",
+    "robust_sums",
+    "roc_auc",
     "rouge_l",
 ]

@@ -83,6 +83,25 @@ def average_precision(truth: np.ndarray, scores: np.ndarray) -> float:
     return float(np.sum(np.diff(hits, prepend=0) / hits[-1] * (hits / taken)))
 
 
+def roc_auc(truth: np.ndarray, scores: np.ndarray) -> float:
+    """Area under the ROC curve, as in scikit-learn.
+
+    It is the probability that something true scores higher than something false; equal scores count half.
+
+    Args:
+        truth: (n,) bool. scores: (n,) float, higher is more certain.
+
+    Returns:
+        NaN unless some are true and some are false.
+    """
+    hits, taken = (np.concatenate([[0], counts]) for counts in _ranked(truth, scores)[1:])
+    false_alarms = taken - hits
+    if not hits[-1] or not false_alarms[-1]:
+        return math.nan
+    heights = (hits[1:] + hits[:-1]) / (2 * hits[-1])
+    return float(np.sum(np.diff(false_alarms) / false_alarms[-1] * heights))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
     """A threshold, and its metrics on the pairs that it was chosen on."""

@@ -6,6 +6,7 @@ import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from utils.data.types import ReasonSample, ReferringSample
 from utils.evaluation.metrics import (
     NO_TARGET_PIXELS,
     Overlap,
+    average_precision,
     generalized_measures,
     generalized_scores,
     generalized_sums,
@@ -23,7 +25,11 @@ from utils.evaluation.metrics import (
     mask_scores,
     mask_sums,
     overlap,
+    robust_measures,
+    robust_sums,
+    roc_auc,
 )
+from utils.evaluation.metrics.common import safe_divide
 from utils.evaluation.model import SegmentationModel
 from utils.evaluation.prompting import MaskAnswer, ask_for_masks
 from utils.evaluation.protocols.base import Sections, TaskProtocol
@@ -36,12 +42,15 @@ class MaskRecord:
 
     overlap: Overlap
     no_target: bool
+    reference: int = 0  # which reference the expression is a sentence of, among those of its image
+    probability: float | None = None  # that it has a target; None: not measured
 
 
 class ReferringProtocol(TaskProtocol[ReferringSample, Sequence[MaskAnswer], Sequence[MaskRecord]]):
     """Every expression of every image is counted by itself; the bootstrap draws images."""
 
     task = "referring"
+    asks_probability: ClassVar[bool] = False  # of a target
 
     def predict(
         self, model: SegmentationModel, processor: LasagnaProcessor, samples: Sequence[ReferringSample]
@@ -51,14 +60,22 @@ class ReferringProtocol(TaskProtocol[ReferringSample, Sequence[MaskAnswer], Sequ
             for sample in samples
         ]
         answers = ask_for_masks(
-            model, processor, [sample.image for sample in samples], queries, self.settings
-        )
+            model, processor, [sample.image for sample in samples], queries, self.settings,
+            with_probability=self.asks_probability,
+        )  # fmt: skip
         return list(answers)
 
     def record(self, sample: ReferringSample, prediction: Sequence[MaskAnswer]) -> list[MaskRecord]:
+        references = sample.references or range(len(sample.expressions))
+        rows = zip(prediction, sample.masks, sample.no_target, references, strict=True)
         return [
-            MaskRecord(overlap=overlap(answer.mask, mask, sample.ignore), no_target=no_target)
-            for answer, mask, no_target in zip(prediction, sample.masks, sample.no_target, strict=True)
+            MaskRecord(
+                overlap=overlap(answer.mask, mask, sample.ignore),
+                no_target=no_target,
+                reference=reference,
+                probability=answer.probability,
+            )
+            for answer, mask, no_target, reference in rows
             if is_judged(mask, sample.ignore, no_target=no_target)
         ]
 
@@ -98,8 +115,10 @@ class GeneralizedProtocol(ReferringProtocol):
     """
 
     task = "generalized"
+    asks_probability = True
 
     def sections(self, records: Sequence[Sequence[MaskRecord]]) -> Sections:
+        """`generalized` and `no_target`; `robust` where references have true and false sentences (R-RefCOCO)."""
         flat = [entry for record in records for entry in record]
         overlaps, no_target = [entry.overlap for entry in flat], [entry.no_target for entry in flat]
         generalized: dict[str, float] = {}
@@ -116,9 +135,16 @@ class GeneralizedProtocol(ReferringProtocol):
             generalized_measures,
             seed=self.settings.seed,
         )
+        targets = mask_measures(mask_sums([entry.overlap for entry in flat if not entry.no_target]))
+        generalized |= {f"{name}_target": float(value) for name, value in targets.items()}
         counts = {"num_expressions": len(flat), "num_no_target": sum(no_target)}
         nothing |= {name.replace("n_acc", "accuracy"): bounds[name] for name in bounds if "n_acc" in name}
-        return {"generalized": {**generalized, **bounds, **counts}, "no_target": {**nothing, **counts}}
+        nothing |= presence_scores(records, self.settings.seed)
+        return {
+            "generalized": {**generalized, **bounds, **counts},
+            "no_target": {**nothing, **counts},
+            **robust_section(records, self.settings.seed),
+        }
 
     def score(self, record: Sequence[MaskRecord]) -> float:
         """As in gIoU: an expression without target scores 1 if nothing was predicted, else 0."""
@@ -191,6 +217,47 @@ class ReasoningProtocol(TaskProtocol[ReasonSample, MaskAnswer, ReasonRecord]):
             answer=prediction.text,
             iou=self.score(self.record(sample, prediction)),
         )
+
+
+def presence_scores(records: Sequence[Sequence[MaskRecord]], seed: int) -> dict[str, float]:
+    """Whether an expression has a target, as a binary classification; `records` has a sequence for each image.
+
+    see_accuracy: fraction of all expressions that get a mask if they have a target, and none if they have not
+    (SESAME's See). roc_auc, ap: of the probability of a target, where it was measured.
+    """
+
+    def accuracy(sums: np.ndarray) -> dict[str, np.ndarray]:
+        return {"see_accuracy": safe_divide(sums[..., 0], sums[..., 1])}
+
+    right = [sum((e.overlap.prediction > 0) != e.no_target for e in record) for record in records]
+    sums = np.array([right, [len(record) for record in records]], dtype=np.float64).T
+    scores = {name: float(value) for name, value in accuracy(sums.sum(axis=0)).items()}
+    scores |= intervals(sums, accuracy, seed=seed)
+    known = [entry for record in records for entry in record if entry.probability is not None]
+    if known:
+        truth = np.array([not entry.no_target for entry in known])
+        probabilities = np.array([entry.probability for entry in known], dtype=np.float64)
+        scores |= {"roc_auc": roc_auc(truth, probabilities), "ap": average_precision(truth, probabilities)}
+    return scores
+
+
+def robust_section(records: Sequence[Sequence[MaskRecord]], seed: int) -> Sections:
+    """The metrics of R-RefCOCO, where a reference has both sentences with and without a target; else nothing."""
+    kinds = {(image, e.reference, e.no_target) for image, record in enumerate(records) for e in record}
+    if not any((image, reference, not nothing) in kinds for image, reference, nothing in kinds):
+        return {}
+    sums = np.array(
+        [
+            robust_sums(
+                [e.overlap for e in record], [e.no_target for e in record], [e.reference for e in record]
+            )
+            for record in records
+        ]
+    )
+    measures = {name: float(value) for name, value in robust_measures(sums.sum(axis=0)).items()}
+    num_references = len({(image, reference) for image, reference, _ in kinds})
+    bounds = intervals(sums, robust_measures, seed=seed)
+    return {"robust": {**measures, **bounds, "num_references": num_references}}
 
 
 def _mask_intervals(by_image: Sequence[Sequence[Overlap]], seed: int) -> dict[str, float]:

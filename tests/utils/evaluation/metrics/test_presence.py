@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from utils.evaluation.metrics import PresenceCounts, average_precision, balanced_pairs, best_threshold
+from utils.evaluation.metrics import (
+    PresenceCounts,
+    average_precision,
+    balanced_pairs,
+    best_threshold,
+    roc_auc,
+)
 
 
 def test_presence_by_hand_and_against_torchmetrics():
@@ -107,3 +113,28 @@ def test_best_threshold_is_the_highest_of_equals_and_nan_without_positives():
     best = best_threshold(np.array([1, 0, 0, 1]), np.array([0.8, 0.6, 0.4, 0.2]))
     assert (best.threshold, best.f1) == (0.8, pytest.approx(2 / 3))
     assert math.isnan(best_threshold(np.zeros(2), np.ones(2)).threshold)
+
+
+def test_the_area_under_the_roc_curve_is_the_share_of_pairs_in_the_right_order():
+    truth = np.array([1, 0, 1, 0, 0])
+    # Of six pairs of something true and something false: 0.9 is above all three, 0.4 above one, equal to one.
+    assert roc_auc(truth, np.array([0.9, 0.6, 0.4, 0.4, 0.1])) == pytest.approx((3 + 1 + 1 / 2) / 6)
+    assert roc_auc(truth, np.full(5, 0.3)) == 0.5
+    assert roc_auc(truth, truth) == 1.0
+    assert roc_auc(truth, -truth) == 0.0
+
+
+@pytest.mark.parametrize("num_levels", [3, 1000])
+def test_the_area_under_the_roc_curve_equals_that_of_scikit_learn_with_and_without_ties(num_levels):
+    from sklearn.metrics import roc_auc_score
+
+    rng = np.random.default_rng(1)
+    for _ in range(5):
+        truth = rng.random(60) < 0.3
+        scores = rng.integers(num_levels, size=60) / num_levels + 0.2 * truth
+        assert roc_auc(truth, scores) == pytest.approx(roc_auc_score(truth, scores))
+
+
+@pytest.mark.parametrize("truth", [[], [True, True], [False]])
+def test_without_both_kinds_there_is_no_area(truth):
+    assert math.isnan(roc_auc(np.array(truth, dtype=bool), np.linspace(0, 1, len(truth))))
