@@ -19,6 +19,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 
 import deepspeed
 import torch
@@ -32,19 +33,22 @@ from utils.common.commands import command
 from utils.common.distributed import dtype_of, rendezvous, set_launch_environment, world_size
 from utils.common.logs import start_logging
 from utils.common.paths import check_writable
+from utils.common.rendezvous import meet
 from utils.common.settings import parse_config
 from utils.config.training import TrainConfig
 from utils.data.collate import LengthLimit
 from utils.data.mixture import build_train_mixture
-from utils.training.checkpoint import check_run, resume
+from utils.training.checkpoint import check_run, resume, step_size_of
 from utils.training.compile import check_compiler, compile_blocks
 from utils.training.deepspeed_config import deepspeed_config
 from utils.training.engine import Engine
 from utils.training.log import say
 from utils.training.loop import train
+from utils.training.peers import Peers
 from utils.training.run_lock import run_lock
 from utils.training.sam_cache import SamCache
 from utils.training.signals import StopSignals
+from utils.training.step_size import accumulation_of
 from utils.training.validation import open_validation
 
 
@@ -60,17 +64,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(config: TrainConfig, signals: StopSignals) -> None:
+    """Join the other processes, and train with an eye on them."""
+    store = start_processes(config)
+    with Peers(store, config.rank_timeout) as peers:
+        build_and_train(config, signals, peers)
+
+
+def build_and_train(config: TrainConfig, signals: StopSignals, peers: Peers) -> None:
     """Build everything, continue from the newest save, and train."""
-    start_processes(config)
-    found = check_run(config, world_size())
+    check_stage(config)
+    found = check_run(config)
+    accumulation = accumulation_of(config, world_size(), step_size_of(config, found) if found else None)
     datasets = open_validation(config)
     model, processor = build_model(config)
     mixture = build_train_mixture(
         config, config.sequence_format, LengthLimit(processor, config.model_max_length)
     )
     sam_cache = open_sam_cache(config, model)
-    engine = start_deepspeed(config, model)
-    progress = resume(engine, config, found)
+    engine = start_deepspeed(config, model, accumulation)
+    progress = peers.progress = resume(engine, config, found)
     say(f"{mixture.describe()}\nsteps {progress.step} to {config.num_steps}, {count_trainable(model)}")
     train(engine, config, mixture, datasets, progress, sam_cache, signals)
 
@@ -82,8 +94,8 @@ def check_folders(config: TrainConfig) -> None:
         check_writable(config.sam_cache, "--sam_cache")
 
 
-def start_processes(config: TrainConfig) -> None:
-    """Join the other processes, or be the only one."""
+def start_processes(config: TrainConfig) -> torch.distributed.Store | None:
+    """Join the other processes, with which this one then shares a store, or be the only one."""
     start_logging()
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
@@ -93,7 +105,13 @@ def start_processes(config: TrainConfig) -> None:
         # at the first; only its inference engine uses those, training goes through gloo.
         deepspeed.ops.__compatible_ops__ = {}
     with rendezvous():
+        store = meet(config.rank_timeout)
         deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+    return store
+
+
+def check_stage(config: TrainConfig) -> None:
+    """What this machine and this number of processes cannot do."""
     if config.compile:
         check_compiler()
     if config.zero_stage == 3 and world_size() > 1 and not config.no_eval:
@@ -144,8 +162,9 @@ def open_sam_cache(config: TrainConfig, model: LasagnaForConditionalGeneration) 
     return cache
 
 
-def start_deepspeed(config: TrainConfig, model: LasagnaForConditionalGeneration) -> Engine:
-    """The engine: optimizer, schedule and ZeRO around the model."""
+def start_deepspeed(config: TrainConfig, model: LasagnaForConditionalGeneration, accumulation: int) -> Engine:
+    """The engine: optimizer, schedule and ZeRO around the model; `accumulation` micro-batches make a step."""
+    config = replace(config, grad_accumulation_steps=accumulation)
     engine, *_ = deepspeed.initialize(
         model=model,
         model_parameters=[parameter for parameter in model.parameters() if parameter.requires_grad],

@@ -200,14 +200,9 @@ def test_a_run_is_not_continued_with_other_settings(change, trained_run, at_work
     assert sorted(trained_run.folder.rglob("*")) == before
 
 
-def test_a_run_is_not_continued_unasked_nor_by_another_number_of_processes(
-    trained_run, at_work, capsys, monkeypatch
-):
+def test_a_run_is_not_continued_unasked(trained_run, at_work, capsys):
     assert run("train_ds", *trained_run.argv, "--no_auto_resume") == 2
     complaint(capsys, "holds an earlier run", "--exp_name")
-    monkeypatch.setattr(train_ds, "world_size", lambda: 2)
-    assert run("train_ds", *trained_run.argv) == 2
-    complaint(capsys, "started with 1 processes, now there are 2")
 
 
 def test_a_finished_run_goes_on_when_it_gets_more_epochs(at_work, tmp_path):

@@ -33,8 +33,8 @@ def command(name: str) -> Callable[[Main], Callable[..., int]]:
     """Makes `main(argv)` return an exit code: its own (None is 0), or 2 after one line about what the user did wrong.
 
     A UserError or an OSError (a file that is not there, a disk that is full) is printed as "NAME: message", once and
-    not by every process of a launcher; a UserError with an `exit_code` of its own ends with that. Any other exception
-    is ours, and passes with its traceback.
+    not by every process of a launcher unless it is `for_everybody`. A UserError with an `exit_code` of its own ends
+    with that. Any other exception is ours, and passes with its traceback.
     """
 
     def decorate(main: Main) -> Callable[..., int]:
@@ -47,7 +47,7 @@ def command(name: str) -> Callable[[Main], Callable[..., int]]:
                 return code
             except (UserError, OSError) as problem:
                 text = one_line(problem)
-                if _is_first_to_say(text):
+                if getattr(problem, "for_everybody", False) or _is_first_to_say(text):
                     print(f"{name}: {text}", file=sys.stderr, flush=True)
                 return getattr(problem, "exit_code", USER_MISTAKE)
 

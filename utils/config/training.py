@@ -192,6 +192,11 @@ class TrainConfig(DataConfig):
         "stop after this number of consecutive steps with a non-finite loss or gradient (exit code 3); none: never",
         group=MACHINE,
     )
+    rank_timeout: float | None = setting(
+        50.0,
+        "seconds that processes wait for one that does not start, or falls silent, before the run ends (exit code 4)",
+        group=MACHINE,
+    )
     profile: int = setting(
         0,
         "number of steps to profile after warm-up, written to runs/EXP/profile; 3 without a number",
@@ -218,6 +223,11 @@ class TrainConfig(DataConfig):
     log_base_dir: str = setting("./runs", "parent folder of all runs", group=OUTPUT, path=True)
     exp_name: str = setting("lasagna", "name of the run; its folder holds checkpoints and logs", group=OUTPUT)
     auto_resume: bool = setting(True, "continue from the run's newest checkpoint", group=OUTPUT)
+    resume_weights_only: bool = setting(
+        False,
+        "continue with the weights alone: a fresh optimizer, whose settings may be other ones",
+        group=OUTPUT,
+    )
     save_every_minutes: float | None = setting(
         20.0, "minutes after which a save is made within an epoch; none: no saves by time", group=OUTPUT
     )
@@ -234,7 +244,7 @@ class TrainConfig(DataConfig):
         require_positive(
             self, "epochs", "steps_per_epoch", "batch_size", "grad_accumulation_steps", "lr", "val_batch_size",
             "grad_clip", "lora_alpha", "num_threads", "max_bad_steps", "max_val_samples",
-            "classes_per_query", "keep_last", "save_every_minutes", "save_every_steps",
+            "classes_per_query", "keep_last", "save_every_minutes", "save_every_steps", "rank_timeout",
         )  # fmt: skip
         require_not_negative(
             self, "workers", "sam_cache_gb", "warmup_steps", "lora_r", "weight_decay", "profile",

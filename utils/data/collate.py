@@ -144,7 +144,7 @@ def build_loader(
     *,
     batch_size: int,
     num_batches: int,
-    start: int = 0,
+    first_sample: int = 0,
     rank: int = 0,
     world_size: int = 1,
     num_workers: int = 0,
@@ -154,13 +154,17 @@ def build_loader(
     sam_cache: Embeddings | None = None,
     max_length: int | None = None,
 ) -> DataLoader[Batch]:
-    """The micro-batches `start` to `start + num_batches` of one rank, in order; see BatchIndices.
+    """The next `num_batches` micro-batches of one rank from sample `first_sample` on, in order; see BatchIndices.
 
-    Batches do not depend on the number of workers; a resumed run continues at `start`. With a `sam_cache`, pass each
-    batch through its `complete` before the model.
+    Batches do not depend on the number of workers; a resumed run continues at `first_sample`. With a
+    `sam_cache`, pass each batch through its `complete` before the model.
     """
     indices = BatchIndices(
-        batch_size=batch_size, num_batches=num_batches, start=start, rank=rank, world_size=world_size
+        batch_size=batch_size,
+        num_batches=num_batches,
+        first_sample=first_sample,
+        rank=rank,
+        world_size=world_size,
     )
     return DataLoader(
         mixture,  # a map-style data set of unlimited length

@@ -104,15 +104,21 @@ def recipe_of(config: DataConfig, format: SequenceFormat) -> Recipe:
 
 
 class BatchIndices:
-    """A batch sampler: the sample indices of one rank's micro-batches, from global micro-batch `start` on.
+    """A batch sampler: the sample indices of one rank's micro-batches, from sample `first_sample` of the run on.
 
-    Micro-batch m of the run holds samples m * batch_size to (m + 1) * batch_size - 1, and rank r of w takes
-    micro-batches r, r + w, r + 2w, ...: no two ranks draw the same sample, and two processes see in one step
-    what one process sees in two accumulated micro-batches.
+    Micro-batch m after it holds samples first_sample + m * batch_size and the following, and rank r of w takes
+    micro-batches r, r + w, r + 2w, ...: no two ranks draw the same sample, and two processes see in one step what one
+    process sees in two accumulated micro-batches. So a run goes on where it stopped, whatever their number was.
     """
 
     def __init__(
-        self, *, batch_size: int, num_batches: int, start: int = 0, rank: int = 0, world_size: int = 1
+        self,
+        *,
+        batch_size: int,
+        num_batches: int,
+        first_sample: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         if batch_size < 1 or not 0 <= rank < world_size:
             raise ValueError(
@@ -120,7 +126,7 @@ class BatchIndices:
             )
         self.batch_size = batch_size
         self.num_batches = num_batches  # micro-batches of this rank
-        self.start = start  # micro-batches of this rank that are already done, as after a resume
+        self.first_sample = first_sample  # how many samples the run has used, as after a resume
         self.rank = rank
         self.world_size = world_size
 
@@ -128,6 +134,6 @@ class BatchIndices:
         return self.num_batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        for step in range(self.start, self.start + self.num_batches):
-            first = (step * self.world_size + self.rank) * self.batch_size
+        for step in range(self.num_batches):
+            first = self.first_sample + (step * self.world_size + self.rank) * self.batch_size
             yield list(range(first, first + self.batch_size))

@@ -11,11 +11,9 @@ A validation is recorded when its weights are kept, so an interrupted one is rep
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,35 +25,30 @@ from model.checkpoints.manifest import Found, newest_save, saves
 from model.errors import UserError
 from model.files import read_json, read_text, read_yaml, split_lines
 from model.strict_loading import check_keys
-from utils.common.distributed import is_main_process
+from utils.common.distributed import is_main_process, world_size
 from utils.common.files import write_whole
-from utils.common.paths import same_place
-from utils.common.settings import STARTED_IN, path_settings
 from utils.config.training import TrainConfig
 from utils.data.counts import DataCounts
 from utils.training.engine import Engine
 from utils.training.health import not_finite, shown
 from utils.training.progress import BadSteps, Progress, Score, Validated
+from utils.training.reshard import read_for_these_processes
+from utils.training.same_run import check_same_run, manifest_of, of_another_run
 from utils.training.saves import from_main, make_newest, put_back_replaced, write_patiently, write_save
+from utils.training.step_size import StepSize
 
 logger = logging.getLogger(__name__)
 
 BEST_FOLDER = "ckpt_best"
 VALIDATION_FILE = "validation.json"
-# Settings that may differ on resume: duration, paths, speed, and what is measured. All others determine the weights
-# and must stay the same.
-FREE = (
-    "epochs", "dataset_dir", "fast_resize", "workers", "sam_cache", "sam_cache_gb", "attn_implementation",
-    "gradient_checkpointing", "compile", "num_threads", "profile", "local_rank", "max_bad_fraction", "max_bad_steps",
-    "val_dataset_list", "no_eval", "val_batch_size", "max_val_samples", "classes_per_query",
-    "log_base_dir", "exp_name", "auto_resume", "save_every_minutes", "save_every_steps", "keep_last", "disk_patience",
-)  # fmt: skip
 
 
 def save_checkpoint(engine: Engine, config: TrainConfig, progress: Progress) -> None:
     """Save the newest weights, the optimizer, and how far the run is. A collective call."""
     state = {
         "step": progress.step,
+        "samples": progress.samples,
+        "step_size": asdict(StepSize.of(config, world_size(), engine.gradient_accumulation_steps())),
         "counted": progress.counts.state(),
         "bad_steps": progress.bad.total,
         "owes_validation": progress.owes_validation,
@@ -122,23 +115,14 @@ def _best_save(config: TrainConfig) -> Found | None:
         return None
 
 
-def check_run(config: TrainConfig, num_processes: int) -> Found | None:
+def check_run(config: TrainConfig) -> Found | None:
     """The save to continue from, None to start anew; checked before anything is built. A collective call.
 
     Raises:
         UserError: there is a run of this name that must not, or cannot, be continued like this.
     """
     folder = config.run_dir / CHECKPOINT_FOLDER
-    found = from_main(lambda: _save_to_continue(config, folder))
-    if found is None:
-        return None
-    before = read_state(found.folder)["dp_world_size"]
-    if before != num_processes:
-        raise UserError(
-            f"run {config.exp_name!r} was started with {before} processes, now there are {num_processes}; start as "
-            f"many as before, or choose another --exp_name"
-        )
-    return found
+    return from_main(lambda: _save_to_continue(config, folder))
 
 
 def _save_to_continue(config: TrainConfig, folder: Path) -> Found | None:
@@ -153,7 +137,7 @@ def _save_to_continue(config: TrainConfig, folder: Path) -> Found | None:
     is_known = settings.is_file() and settings.stat().st_size > 0
     if is_known:
         check_same_run(config, settings)
-    found = newest_save(folder, lambda manifest: _of_another_run(config, manifest))
+    found = newest_save(folder, lambda manifest: of_another_run(config, manifest))
     if not is_known and found is not None and "config" not in found.manifest:
         raise UserError(
             f"{settings} is missing or empty, which says how the run was started; choose another --exp_name"
@@ -161,83 +145,38 @@ def _save_to_continue(config: TrainConfig, folder: Path) -> Found | None:
     return found
 
 
-def manifest_of(config: TrainConfig) -> dict[str, Any]:
-    """What a manifest says about the run: a hash of the settings that it cannot continue without."""
-    places = path_settings(TrainConfig) | {"dataset"}
-    names = sorted(name for name in asdict(config) if name not in FREE and name not in places)
-    return {"config": {"names": names, "sha256": _hash_of(config, names)}}
-
-
-def _of_another_run(config: TrainConfig, manifest: dict[str, Any]) -> str | None:
-    told = manifest.get("config")
-    if not isinstance(told, dict) or not isinstance(told.get("names"), list):
-        return "its manifest does not say which run it is of"
-    now = asdict(config)
-    if _hash_of(config, [name for name in told["names"] if name in now]) != told.get("sha256"):
-        return "it is of a run with other settings"
-    return None
-
-
-def _hash_of(config: TrainConfig, names: list[str]) -> str:
-    values = {name: getattr(config, name) for name in names}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def check_same_run(config: TrainConfig, path: Path) -> None:
-    """ValueError when a run would continue with settings that its checkpoint was not made with."""
-    saved = read_yaml(path)
-    started_in = saved.get(STARTED_IN) or ""
-    changed = [
-        f"--{name} was {saved[name]!r}, is {now!r}"
-        for name, now in asdict(config).items()
-        if name in saved and name not in FREE and not _is_same(name, saved[name], now, started_in)
-    ]
-    if changed:
-        raise UserError(
-            f"run {config.exp_name!r} was started with other settings ({'; '.join(changed)}); "
-            "choose another --exp_name, or give the settings that it had"
-        )
-
-
-def _is_same(name: str, before: Any, now: Any, started_in: str) -> bool:
-    """Whether a setting is what it was; a path may be written in another way."""
-    if name == "dataset":
-        return _same_data(before, now, started_in)
-    if name in path_settings(TrainConfig) and before and now:
-        return same_place(os.path.join(started_in, before), now)
-    return before == now
-
-
-def _same_data(before: str, now: str, started_in: str) -> bool:
-    """Whether two values of --dataset name the same sources, own data by whatever path."""
-
-    def places(text: str, folder: str) -> list[tuple[str, ...]]:
-        """(source,), or (kind, ":", absolute path and what follows it) of own data."""
-        entries = [part.strip().partition(":") for part in text.split("||")]
-        return [
-            (kind, colon, os.path.realpath(os.path.join(folder, os.path.expanduser(path))))
-            if colon
-            else (kind,)
-            for kind, colon, path in entries
-        ]
-
-    return places(before, started_in) == places(now, "")
-
-
 def read_state(save: Path) -> dict[str, Any]:
     """What DeepSpeed stored beside the weights in the folder of a save; tensors stay on disk."""
     return _load_safely(str(min(save.glob("*_model_states.pt"))), mmap=True)
 
 
+def step_size_of(config: TrainConfig, found: Found) -> StepSize:
+    """What an optimizer step of the run was when this save was made; a save of older versions does not say it."""
+    state, settings = read_state(found.folder), found.folder.parent / SETTINGS_FOLDER / "run.yaml"
+    if "step_size" in state:
+        return StepSize(**state["step_size"])
+    saved = read_yaml(settings) if settings.is_file() and settings.stat().st_size else {}
+    given = {
+        name: saved.get(name, getattr(config, name)) for name in ("batch_size", "grad_accumulation_steps")
+    }
+    before = replace(config, **given)
+    return StepSize.of(before, state["dp_world_size"], before.grad_accumulation_steps)
+
+
 def resume(engine: Engine, config: TrainConfig, found: Found | None) -> Progress:
     """Continue from a save; returns how far the run is.
+
+    The save may be one of another number of processes; with --resume_weights_only the optimizer starts anew.
 
     Raises:
         UserError: the save does not fit the model, or holds weights that are not finite.
     """
     if found is None:
         return Progress()
+    before = step_size_of(config, found)
     engine.checkpoint_engine.load = _load_safely
+    if before.num_processes != world_size() or config.resume_weights_only:
+        read_for_these_processes(engine, found.folder, _load_safely, fresh=config.resume_weights_only)
     # ZeRO-3 restores weights from the optimizer's parts; there, the module holds none to compare.
     load_module = _load_trainable if config.zero_stage < 3 else None
     path, state = engine.load_checkpoint(
@@ -258,6 +197,7 @@ def resume(engine: Engine, config: TrainConfig, found: Found | None) -> Progress
     ends_epoch = step > 0 and step % config.steps_per_epoch == 0  # for runs older than the entry
     return Progress(
         step=step,
+        samples=state.get("samples", step * before.images),
         validated=validated,
         counts=DataCounts.from_state(state.get("counted", {})),
         bad=BadSteps(total=state.get("bad_steps", 0)),

@@ -51,6 +51,10 @@ class Engine(Protocol):
         """Whether the last `step` changed the weights; not when a gradient was not finite."""
         ...
 
+    def gradient_accumulation_steps(self) -> int:
+        """The micro-batches of this process in an optimizer step."""
+        ...
+
     def get_lr(self) -> list[float]:
         """The learning rate of each parameter group."""
         ...

@@ -12,12 +12,11 @@ from torch.profiler import record_function
 from torch.utils.data import DataLoader
 
 from model.losses import Losses
-from utils.common.distributed import is_main_process, seed_of_step, world_size
+from utils.common.distributed import is_main_process, seed_of_micro_batch, world_size
 from utils.config.training import TrainConfig
 from utils.costs.cost_model import COUNTED, CostModel
 from utils.data.base import Dataset
 from utils.data.collate import build_loader
-from utils.data.counts import DataCounts
 from utils.data.mixture import Mixture
 from utils.data.types import Batch
 from utils.training.checkpoint import save_best, save_checkpoint
@@ -57,7 +56,7 @@ def train(
     meters = Meters(means=MEANS, totals=COUNTED, peaks=("memory", "save", "stop", "gave_up"))
     costs = CostModel.of(config, engine.module.config, on_gpu=engine.device.type == "cuda")
     # Here and not in a step: an iterator that is made draws a number, which the dropout of its step would miss.
-    loaded = iter(open_loader(mixture, engine, config, progress.step, sam_cache))
+    loaded = iter(open_loader(mixture, engine, config, progress, sam_cache))
     batches = on_device(loaded, engine, sam_cache, meters, costs)
     watch, clock = Watch(engine), SaveClock(config)
     profiler = StepProfiler(config.profile if is_main_process() else 0, config.run_dir / PROFILE_FOLDER)
@@ -69,8 +68,7 @@ def train(
         while progress.step < config.num_steps:
             started = time.perf_counter()
             progress.step += 1
-            torch.manual_seed(seed_of_step(config.seed, progress.step))  # dropout
-            train_step(engine, batches, config.grad_accumulation_steps, meters, progress.counts, watch)
+            train_step(engine, batches, config, progress, meters, watch)
             # Whether one process has to save or stop travels with what is measured: no collective of its own.
             meters.peak({"save": clock.is_due(progress.step), "stop": signals.received})
             meters.peak({"gave_up": log.gave_up})
@@ -165,18 +163,18 @@ def check_last_step(progress: Progress) -> None:
 
 
 def open_loader(
-    mixture: Mixture, engine: Engine, config: TrainConfig, start: int, sam_cache: SamCache | None
+    mixture: Mixture, engine: Engine, config: TrainConfig, progress: Progress, sam_cache: SamCache | None
 ) -> DataLoader[Batch]:
     """The micro-batches of this process that are left."""
-    accumulation = config.grad_accumulation_steps
+    steps_left = max(config.num_steps - progress.step, 0)
     if config.pack and not engine.module.can_pack_rows:
         say("conversations are not packed: flash attention cannot mask within a row")
     return build_loader(
         mixture,
         engine.module.processor,
         batch_size=config.batch_size,
-        num_batches=max(config.num_steps - start, 0) * accumulation,
-        start=start * accumulation,
+        num_batches=steps_left * engine.gradient_accumulation_steps(),
+        first_sample=progress.samples,
         rank=torch.distributed.get_rank(),
         world_size=world_size(),
         num_workers=config.workers,
@@ -208,15 +206,17 @@ def on_device(
 def train_step(
     engine: Engine,
     batches: Iterator[Batch],
-    accumulation: int,
+    config: TrainConfig,
+    progress: Progress,
     meters: Meters,
-    counts: DataCounts,
     watch: Watch,
 ) -> None:
     """One optimizer step; its losses go into the meters."""
     engine.train()
+    accumulation = engine.gradient_accumulation_steps()
     for micro_batch in range(accumulation):
         batch = next(batches)
+        torch.manual_seed(seed_of_micro_batch(config.seed, progress.step, micro_batch))  # dropout
         output = engine(**batch.inputs.fields())
         loss = watch.see(batch, output.loss)
         with record_function("backward"):
@@ -225,5 +225,6 @@ def train_step(
             if micro_batch == accumulation - 1:
                 watch.before_step()
             engine.step()
-        counts.add(batch)
+        progress.counts.add(batch)
         meters.add(vars(output.losses) | {"skipped": len(batch.skipped), "shortened": batch.num_shortened})
+    progress.samples += config.batch_size * accumulation * world_size()

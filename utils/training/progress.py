@@ -53,6 +53,7 @@ class Progress:
     """Where a run stands; the training loop moves it on."""
 
     step: int = 0  # optimizer steps done
+    samples: int = 0  # samples of the mixture used by them, so the number of the next one
     validated: Validated = field(default_factory=Validated)
     counts: DataCounts = field(default_factory=DataCounts)
     bad: BadSteps = field(default_factory=BadSteps)

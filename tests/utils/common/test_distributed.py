@@ -15,7 +15,7 @@ from utils.common.distributed import (
     dtype_of,
     is_main_process,
     rendezvous,
-    seed_of_step,
+    seed_of_micro_batch,
     set_launch_environment,
     world_size,
 )
@@ -66,15 +66,21 @@ def test_what_a_launcher_set_stays(no_launcher):
     assert "WORLD_SIZE" not in os.environ
 
 
-def test_a_step_draws_the_same_whatever_came_before_and_each_process_something_else(monkeypatch):
-    monkeypatch.setattr(dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(dist, "get_rank", lambda: 0)
-    first = [seed_of_step(0, step) for step in range(50)]
-    assert first == [seed_of_step(0, step) for step in range(50)]
-    monkeypatch.setattr(dist, "get_rank", lambda: 1)
-    second = [seed_of_step(0, step) for step in range(50)]
-    assert len({*first, *second, *(seed_of_step(1, step) for step in range(50))}) == 150
-    torch.manual_seed(max(first))
+def test_a_micro_batch_draws_the_same_in_whichever_process_and_no_other_does(monkeypatch):
+    def seeds(seed: int, rank: int, size: int) -> dict[tuple[int, int], int]:
+        monkeypatch.setattr(dist, "is_initialized", lambda: True)
+        monkeypatch.setattr(dist, "get_rank", lambda: rank)
+        monkeypatch.setattr(dist, "get_world_size", lambda: size)
+        return {
+            (step, number * size + rank): seed_of_micro_batch(seed, step, number)
+            for step in range(20)
+            for number in range(4 // size)
+        }
+
+    alone = seeds(0, 0, 1)
+    assert seeds(0, 0, 2) | seeds(0, 1, 2) == alone
+    assert len({*alone.values(), *seeds(1, 0, 1).values()}) == 160
+    torch.manual_seed(max(alone.values()))
 
 
 def test_without_a_process_group_there_is_one_process(monkeypatch):

@@ -108,7 +108,7 @@ def flat(batch: Batch) -> list:
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_batches_are_the_same_with_any_number_of_workers(stream, processor, num_workers):
-    settings = {"batch_size": 2, "num_batches": 4, "start": 1, "rank": 1, "world_size": 2}
+    settings = {"batch_size": 2, "num_batches": 4, "first_sample": 4, "rank": 1, "world_size": 2}
     alone = [flat(batch) for batch in build_loader(stream, processor, **settings)]
     several = build_loader(stream, processor, num_workers=num_workers, **settings)
     assert [flat(batch) for batch in several] == alone

@@ -119,9 +119,21 @@ def test_ranks_share_the_samples_without_overlap_or_gap(world_size):
 
 def test_a_resumed_run_goes_on_where_it_stopped():
     whole = list(BatchIndices(batch_size=2, num_batches=10, rank=1, world_size=2))
-    resumed = BatchIndices(batch_size=2, num_batches=7, start=3, rank=1, world_size=2)
+    resumed = BatchIndices(batch_size=2, num_batches=7, first_sample=12, rank=1, world_size=2)
     assert list(resumed) == whole[3:]
     assert len(resumed) == 7
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 6])
+def test_a_run_that_goes_on_with_other_processes_uses_the_samples_that_come_next(world_size):
+    ranks = [
+        BatchIndices(
+            batch_size=2, num_batches=6 // world_size, first_sample=24, rank=rank, world_size=world_size
+        )
+        for rank in range(world_size)
+    ]
+    in_time = [index for step in zip(*ranks, strict=True) for batch in step for index in batch]
+    assert in_time == list(range(24, 36))
 
 
 def test_unusable_items_are_replaced_by_another_draw_and_counted(root, caplog):

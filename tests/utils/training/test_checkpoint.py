@@ -11,14 +11,14 @@ import torch
 from utils.common.settings import save_config
 from utils.config.training import TrainConfig
 from utils.training.checkpoint import (
-    FREE,
     check_run,
-    check_same_run,
     forget_after,
     read_state,
     resume,
+    step_size_of,
 )
 from utils.training.progress import Progress
+from utils.training.same_run import FREE, OF_OPTIMIZER, check_same_run
 
 
 @pytest.fixture
@@ -39,12 +39,12 @@ def checkpoint(config):
 
 
 def test_a_new_run_may_start(config):
-    assert check_run(config, num_processes=8) is None
+    assert check_run(config) is None
     assert resume(None, config, None) == Progress()
 
 
 def test_a_run_continues_with_the_settings_it_had(checkpoint, config):
-    check_run(config, num_processes=1)
+    check_run(config)
 
 
 def test_every_setting_is_either_free_or_kept(checkpoint, config):
@@ -58,11 +58,12 @@ def test_every_setting_is_either_free_or_kept(checkpoint, config):
         "order_following",
         "lora_r",
         "seed",
-        "batch_size",
+        "precision",
+        "zero_stage",
     ):
         assert name not in FREE
     longer = dataclasses.replace(config, epochs=99, workers=0, dataset_dir="/elsewhere", no_eval=True)
-    check_run(longer, num_processes=1)
+    check_run(longer)
 
 
 def test_all_changed_settings_are_named_with_both_values(checkpoint, config):
@@ -70,7 +71,7 @@ def test_all_changed_settings_are_named_with_both_values(checkpoint, config):
     with pytest.raises(
         ValueError, match=r"--sequence_augmentation was True, is False; --lr was 0.0003, is 1.0"
     ):
-        check_run(changed, num_processes=1)
+        check_run(changed)
 
 
 def test_settings_that_an_older_version_did_not_know_are_no_obstacle(checkpoint, config):
@@ -85,19 +86,34 @@ def test_a_checkpoint_without_its_settings_or_files_says_so(checkpoint, config):
     for rest in ("", None):
         settings.write_text("") if rest == "" else settings.unlink()
         with pytest.raises(ValueError, match=r"run.yaml is missing or empty.*--exp_name"):
-            check_run(config, num_processes=1)
+            check_run(config)
     settings.write_text(content)
     next(checkpoint.glob("*/*_model_states.pt")).unlink()
     with pytest.raises(
         ValueError, match=r"no whole save \(global_step5: it has no \*_model_states.pt"
     ) as caught:
-        check_run(config, num_processes=1)
+        check_run(config)
     assert "remove" not in str(caught.value)
 
 
-def test_another_number_of_processes_is_refused(checkpoint, config):
-    with pytest.raises(ValueError, match="started with 1 processes, now there are 4"):
-        check_run(config, num_processes=4)
+def test_a_save_of_an_older_version_knows_its_step_by_its_settings(checkpoint, config):
+    found = check_run(dataclasses.replace(config, batch_size=7))
+    before = step_size_of(dataclasses.replace(config, batch_size=7), found)
+    assert (before.images, before.batch_size, before.num_processes) == (20, 2, 1)
+
+
+@pytest.mark.parametrize("name", OF_OPTIMIZER)
+def test_settings_of_the_optimizer_change_only_with_a_fresh_one(name, checkpoint, config):
+    changed = dataclasses.replace(
+        config, **{name: type(getattr(config, name))(getattr(config, name) / 2 + 0.25)}
+    )
+    if changed == config:
+        changed = dataclasses.replace(config, **{name: getattr(config, name) + 1})
+    with pytest.raises(ValueError, match=rf"--{name} was .*--resume_weights_only continues"):
+        check_run(changed)
+    assert check_run(dataclasses.replace(changed, resume_weights_only=True)) is not None
+    with pytest.raises(ValueError, match="--seed was 0, is 1"):
+        check_run(dataclasses.replace(changed, resume_weights_only=True, seed=1))
 
 
 def test_a_checkpoint_with_code_in_it_is_not_run(checkpoint):

@@ -9,7 +9,7 @@ import pytest
 from model.checkpoints.run_settings import read_run_settings
 from utils.common.settings import parse_config, save_config
 from utils.config.training import TrainConfig
-from utils.training.checkpoint import check_same_run
+from utils.training.same_run import check_same_run
 
 
 @pytest.fixture
