@@ -29,6 +29,7 @@ from PIL import Image
 from torch import Tensor
 
 from model.checkpoints.load import load_model
+from model.checkpoints.sums import verify_sums
 from model.errors import UserError
 from model.lasagna import LasagnaForConditionalGeneration
 from model.outputs import EncodedImage
@@ -87,6 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def load(config: ChatConfig) -> LasagnaForConditionalGeneration:
     """The model on this machine's device."""
+    if config.verify:
+        verify_sums(config.version, "--version")
     model, _ = load_model(config.version, device=device_of(), **config.loading)
     return model
 

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from model.checkpoints.checkpoint import TrainedWeights, open_trained
 from model.checkpoints.merge import open_merge, save
 from model.checkpoints.merged_model import MergedModel
+from model.checkpoints.sums import verify_if_known, verify_sums
 from model.errors import UserError
 from utils.common.commands import command
 from utils.common.distributed import dtype_unless_stored
@@ -44,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_login(config.push_to_hub)
     trained = open_trained(config.weight, config.tag or None)
     base = base_of(config, trained)
+    if config.verify:
+        verify_sums(config.weight, "--weight", config.tag or None)
+        verify_if_known(base, "--version")
     merged = merge(config, base, trained, target)
     card = model_card(
         target.name, base, merged.config, merged.num_parameters, run=trained.settings.run, report=report

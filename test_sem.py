@@ -28,6 +28,7 @@ from pathlib import Path
 import torch
 
 from model.checkpoints.load import load_model
+from model.checkpoints.sums import verify_sums
 from model.errors import UserError
 from model.lasagna import LasagnaForConditionalGeneration
 from model.processor import LasagnaProcessor
@@ -93,6 +94,8 @@ def load(config: TestConfig) -> tuple[LasagnaForConditionalGeneration, LasagnaPr
     """The model on this process's device, and its processor."""
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
+    if config.verify:
+        verify_sums(config.version, "--version")
     return load_model(config.version, device=device_of(), **config.loading)
 
 

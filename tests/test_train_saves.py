@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from model.checkpoints.checkpoint import open_trained
+from model.checkpoints.sums import verify_sums
 from model.write_errors import WriteError
 from tests.commands import QUICK, losses_of, run
 from utils.training import saves
@@ -238,6 +239,18 @@ def test_a_log_that_cannot_be_written_ends_the_run_with_one_line(copied, at_work
         assert part in line
     assert (copied / "losses.jsonl").read_text() == before
     assert open_trained(copied / "ckpt_model").weights
+
+
+@pytest.mark.parametrize("name", ["global_step4/mp_rank_00_model_states.pt", "lasagna/tokenizer.json"])
+def test_a_save_is_compared_with_its_manifest_on_request(name, copied, at_work, tmp_path, capsys):
+    flags = ["--weight", copied, "--save_path", tmp_path / "merged", "--precision=fp32", "--verify"]
+    flip_a_bit(copied / "ckpt_model" / name)
+    assert run("merge_lora_weights_and_save_hf_model", *flags) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"{name.removeprefix('global_step4/')}: expected SHA-256" in line
+    flip_a_bit(copied / "ckpt_model" / name)
+    assert run("merge_lora_weights_and_save_hf_model", *flags) == 0
+    verify_sums(tmp_path / "merged", "--version")
 
 
 def fail_to_append(monkeypatch: pytest.MonkeyPatch, times: int) -> None:

@@ -23,6 +23,7 @@ from model.checkpoints.layouts.base import SETTINGS_FOLDER
 from model.checkpoints.layouts.write_released import write_released
 from model.checkpoints.load import load_model
 from model.checkpoints.merged_model import MergedModel
+from model.checkpoints.sums import write_sums
 from model.checkpoints.write import SHARD_SIZE, finished_folder, require_space, verify, write_shards
 from model.errors import UserError
 from model.folders import local_folder
@@ -142,6 +143,7 @@ def save(
             hashes = write_shards(folder, sizes, merged.read, shard_size=shard_size, progress=progress)
         (folder / "README.md").write_text(card, encoding="utf-8")
         verify(folder, hashes, progress=progress)
+        write_sums(folder)
         settings = folder / SETTINGS_FOLDER if layout == "lisa" else folder
         if LasagnaProcessor.from_pretrained(settings).token_ids != merged.processor.token_ids:
             raise UserError(f"the tokenizer of {target} is not what was written; is the disk sound?")

@@ -31,6 +31,9 @@ class LoadingConfig:
         group=MODEL,
     )
     attn_implementation: str = setting("auto", "attention of the language model", ATTENTION, group=MODEL)
+    verify: bool = setting(
+        False, "compare the files of the folder with the SHA-256 in its manifest.json first", group=MODEL
+    )
     load_in_8bit: bool = setting(False, "language model in 8 bit; needs a GPU and bitsandbytes", group=MODEL)
     load_in_4bit: bool = setting(False, "language model in 4 bit; needs a GPU and bitsandbytes", group=MODEL)
 
@@ -196,6 +199,11 @@ class MergeConfig:
         path=True,
     )
     tag: str = setting("", "which save of a checkpoint folder", group=CHECKPOINT, unset="the newest")
+    verify: bool = setting(
+        False,
+        "compare all files with the SHA-256 in manifest.json first, also of the base where it has one",
+        group=CHECKPOINT,
+    )
     lora_alpha: float | None = setting(
         None, "only where the run's settings are not beside the weights", group=CHECKPOINT, unset=AS_RUN
     )

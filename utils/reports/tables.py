@@ -35,6 +35,8 @@ CLASS_COLUMNS = {
     "iou": "IoU", "accuracy": "accuracy", "num_images": "images", "presence_precision": "precision",
     "presence_recall": "recall", "presence_f1": "F1", "presence_ap": "AP",
 }  # fmt: skip
+# What a spreadsheet may take for a formula begins so, in full width as well; and what `as_text` writes.
+FORMULA_STARTS = (*"=+-@\t\r\n", *"\uff1d\uff0b\uff0d\uff20", "'")
 # What is counted, where a sample is an image with several.
 COUNT_NAMES = ("num_expressions", "num_questions", "num_references")
 
@@ -148,12 +150,26 @@ def classes_csv(result: Result) -> str:
     """Every number of every class, in the order of the class list; empty where nothing was counted."""
     columns = list(dict.fromkeys(column for row in result.per_class.values() for column in row))
     stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["class", *columns])
+    # All text in quotation marks: else a carriage return in a name would begin a row.
+    writer = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    writer.writerow(["class", *map(as_text, columns)])
     for name, row in result.per_class.items():
         values = (row.get(column, math.nan) for column in columns)
-        writer.writerow([name, *("" if math.isnan(value) else value for value in values)])
+        writer.writerow([as_text(name), *("" if math.isnan(value) else value for value in values)])
     return stream.getvalue()
+
+
+def as_text(name: str) -> str:
+    """A name as a cell that spreadsheets take for text: one that begins like a formula gets an apostrophe in front.
+
+    "=1+1" becomes "'=1+1", and a name that begins with an apostrophe gets one more, so that `from_text` restores all.
+    """
+    return f"'{name}" if name.startswith(FORMULA_STARTS) else name
+
+
+def from_text(cell: str) -> str:
+    """The name that `as_text` was given."""
+    return cell[1:] if cell.startswith("'") else cell
 
 
 def print_report(report: Report, targets: Sequence[Target] = (), console: Console | None = None) -> None:

@@ -162,7 +162,9 @@ def _finish(folder: Path, partial: Path, manifest: dict[str, Any], keep: int) ->
     for path in sorted(partial.glob("*.pt")):
         if wrong := archive_damage(path):
             raise UserError(f"{partial}: {wrong}, right after it was written; is the disk sound?")
-    content = {**manifest, "files": describe_files(partial)}
+    settings = describe_files(folder / SETTINGS_FOLDER)
+    settings.pop("run.yaml", None)  # workers and folders may change
+    content = {**manifest, "files": describe_files(partial), "settings": settings}
     write_whole(partial / MANIFEST, json.dumps(content, indent=1) + "\n")
     final = folder / partial.name.removeprefix(PARTIAL)
     replaced = folder / f"{REPLACED}{final.name}"

@@ -18,7 +18,15 @@ from rich.console import Console
 from utils.reports.confusion_plot import most_confused, shares_of
 from utils.reports.report import SCHEMA_VERSION, Report, Result, read_report
 from utils.reports.sheet import SheetRow, mask_row
-from utils.reports.tables import Target, print_report, results_table, targets_table, to_markdown
+from utils.reports.tables import (
+    Target,
+    classes_csv,
+    from_text,
+    print_report,
+    results_table,
+    targets_table,
+    to_markdown,
+)
 from utils.reports.write import write_report
 
 
@@ -273,3 +281,30 @@ def test_the_cells_of_a_confusion_are_shares_of_the_true_class():
     shares, num_others = shares_of(counts, [0])
     np.testing.assert_allclose(shares, [[0.8, 0.2, 0]])
     assert num_others == 1
+
+
+FORMULAS = (
+    "=1+1",
+    "+1",
+    "-1",
+    "@SUM(A1)",
+    "\t=1",
+    "\r=1",
+    "\n=1",
+    "\uff1d1+1",
+    "'quoted",
+    "''",
+    "=cmd|' /C calc'!A0",
+)
+
+
+@pytest.mark.parametrize("name", [*FORMULAS, "traffic light", "t-shirt", "it's", "a,b", 'a "b"', ""])
+def test_no_cell_of_a_csv_is_a_formula_and_every_name_comes_back(name):
+    table = classes_csv(
+        Result(dataset="own", task="semantic", num_samples=1, sections={}, per_class={name: {"iou": -0.5}})
+    )
+    [_, [cell, value]] = csv.reader(io.StringIO(table, newline=""))
+    assert not cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d"))
+    assert from_text(cell) == name
+    assert value == "-0.5"  # a number
+    assert (cell == name) == (name not in FORMULAS)
