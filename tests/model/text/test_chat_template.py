@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from benchmarks.attack.configs import TEMPLATE_TEXTS
+from benchmarks.attack.texts import TEMPLATE_TEXTS
 from model.errors import UserError
 from model.text import chat_template
 from model.text.conversation import Conversation, render
