@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from model.errors import UserError
 from utils.common.settings import declared
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
-def check_choices(config: Any) -> None:
+
+def check_choices(config: DataclassInstance) -> None:
     """UserError for a value that is not among the choices of its setting."""
     for one in declared(config):
         value = getattr(config, one.name)
@@ -19,22 +22,24 @@ def check_choices(config: Any) -> None:
             raise UserError(f"--{one.name} {value!r} is not known; choose one of: {known}")
 
 
-def require_positive(config: Any, *names: str) -> None:
+def require_positive(config: DataclassInstance, *names: str) -> None:
     """UserError for a number that is not above 0; None, no value, is no number."""
     _require(config, names, lambda value: 0 < value < math.inf, "must be > 0")  # NaN is neither
 
 
-def require_not_negative(config: Any, *names: str) -> None:
+def require_not_negative(config: DataclassInstance, *names: str) -> None:
     """UserError for a number below 0."""
     _require(config, names, lambda value: 0 <= value < math.inf, "must be >= 0")
 
 
-def require_fraction(config: Any, *names: str) -> None:
+def require_fraction(config: DataclassInstance, *names: str) -> None:
     """UserError for a number that is not within 0 to 1."""
     _require(config, names, lambda value: 0 <= value <= 1, "must be a fraction, 0 to 1")
 
 
-def _require(config: Any, names: Sequence[str], holds: Callable[[float], bool], rule: str) -> None:
+def _require(
+    config: DataclassInstance, names: Sequence[str], holds: Callable[[float], bool], rule: str
+) -> None:
     for one in declared(config):
         value = getattr(config, one.name)
         if one.name in names and value is not None and not holds(value):

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import NoneType
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 import yaml
 
@@ -27,7 +27,10 @@ from utils.common.files import write_whole
 from utils.common.help import HelpEntry, help_page
 from utils.common.paths import resolve
 
-Config = TypeVar("Config")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Config = TypeVar("Config", bound="DataclassInstance")
 STARTED_IN = "started_in"  # in a run's run.yaml: the folder that its relative paths count from
 METAVARS = {int: "INT", float: "FLOAT", str: "TEXT"}
 GENERAL = (
@@ -120,7 +123,7 @@ class Setting:
         return f" (default: {shown})"
 
 
-def declared(kind: Any) -> tuple[Setting, ...]:
+def declared(kind: type[DataclassInstance] | DataclassInstance) -> tuple[Setting, ...]:
     """The settings of a class, or of one of its objects, in their order."""
     hints = get_type_hints(kind if isinstance(kind, type) else type(kind))
     found = []
@@ -145,7 +148,7 @@ def declared(kind: Any) -> tuple[Setting, ...]:
 class _Parser(Parser):
     """The flags of a settings class; --help is a page."""
 
-    def __init__(self, kind: type, about: str | None) -> None:
+    def __init__(self, kind: type[DataclassInstance], about: str | None) -> None:
         super().__init__(allow_abbrev=False)
         self.settings = declared(kind)
         self.about = about or inspect.getdoc(kind) or ""
@@ -177,7 +180,7 @@ def parse_config(
     argv: Sequence[str] | None = None,
     *,
     about: str | None = None,
-    passed_over: type | None = None,
+    passed_over: type[DataclassInstance] | None = None,
 ) -> Config:
     """Settings from the command line; --config FILE.yaml gives values that flags win over.
 
@@ -246,7 +249,7 @@ def resolve_paths(one: Setting, value: Any) -> Any:
     return resolve(value, f"--{one.name}") if value and one.path else value
 
 
-def path_settings(kind: Any) -> set[str]:
+def path_settings(kind: type[DataclassInstance] | DataclassInstance) -> set[str]:
     """Names of the settings of a class that are paths."""
     return {one.name for one in declared(kind) if one.path}
 
@@ -254,7 +257,9 @@ def path_settings(kind: Any) -> set[str]:
 # ------------------------------------------------------------------------------------------ the file
 
 
-def _flags_of(path: str, kind: type, passed_over: type | None) -> list[str]:
+def _flags_of(
+    path: str, kind: type[DataclassInstance], passed_over: type[DataclassInstance] | None
+) -> list[str]:
     """The settings of a YAML file as flags, so that they pass the same checks."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"--config {path} does not exist; shipped ones are in configs/")
@@ -278,13 +283,13 @@ def _flags_of(path: str, kind: type, passed_over: type | None) -> list[str]:
     return [f"--{name}={value}" for name, value in given.items()]
 
 
-def _keys(kind: type) -> dict[str, str]:
+def _keys(kind: type[DataclassInstance]) -> dict[str, str]:
     """Keys of a file, and the settings that they stand for."""
     keys = {one.name: one.name for one in declared(kind)}
     return keys | {one.alias: one.name for one in declared(kind) if one.alias}
 
 
-def save_config(config: Any, path: Path) -> None:
+def save_config(config: DataclassInstance, path: Path) -> None:
     """Write settings as YAML that `--config` reads, from any folder: paths that are there become absolute."""
     content = asdict(config) | {STARTED_IN: os.getcwd()}
     for name in path_settings(config):
