@@ -20,7 +20,7 @@ from torch import Tensor
 
 from benchmarks.measure import Claim, Runs, claims_table, take_turns, write_results
 from benchmarks.models import SIZES, TOY, fill_positions
-from model.checkpoints.layouts.sam import read_sam
+from model.checkpoints.layouts.mask_decoder import read_mask_decoder
 from model.decoders.sam import SamSegmenter, SamSettings, build_sam
 from model.decoders.sam_attention import attend_folded
 from utils.costs.model_sizes import SAM
@@ -31,7 +31,7 @@ TOLERANCE = 1e-5  # of the largest value
 
 def settings_of(size: str) -> SamSettings:
     """Sizes of the toy world's SAM, or of ViT-B."""
-    return read_sam(TOY / "sam_toy.pth")[0] if size == "tiny" else SamSettings(**SAM["vit_b"])
+    return read_mask_decoder(TOY / "sam_toy.pth")[0] if size == "tiny" else SamSettings(**SAM["vit_b"])
 
 
 class Bench:

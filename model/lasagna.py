@@ -55,7 +55,8 @@ class LasagnaForConditionalGeneration(BackboneMixin, InferenceMixin, ExactBuffer
     main_input_name = "input_ids"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _keep_in_fp32_modules_strict = ["pe_layer"]  # noqa: RUF012, SAM's position matrix
+    # Position matrices of the mask decoders.
+    _keep_in_fp32_modules_strict = ["pe_layer", "shared_embedding", "shared_image_embedding"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True

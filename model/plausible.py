@@ -11,7 +11,7 @@ from typing import Any
 from model.errors import UserError
 from model.files import read_json
 
-LAYERS = re.compile(r"(layers|depth)$")
+LAYERS = re.compile(r"(layers|depth|blocks_per_stage|num_multimask_outputs)$")
 MAX_LAYERS = 1000  # of any part; the largest published models have about 130
 MAX_NUMBER = 2**31 - 1  # of any other whole number
 # Entries that are what PyTorch calls a dtype.
@@ -26,7 +26,12 @@ AT_LEAST_ONE = re.compile(
 def check_plausible(folder: Path) -> None:
     """UserError for an entry of a folder's config.json that no model has, or of a type that it cannot be."""
     path = folder / "config.json"
-    for name, value in _entries(read_json(path)):
+    check_entries(path, read_json(path))
+
+
+def check_entries(path: Path, content: Mapping[str, Any]) -> None:
+    """`check_plausible` of the content of a config.json, wherever it comes from."""
+    for name, value in _entries(content):
         key = name.rpartition(".")[2]
         if key in SECTIONS and not isinstance(value, Mapping):
             raise UserError(f"{path}: {name} is {_brief(value)}, not an object; {CURE}")
@@ -36,6 +41,8 @@ def check_plausible(folder: Path) -> None:
             raise UserError(f"{path}: {name} is {_brief(value)}, not the name of a dtype; {CURE}")
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{path}: {name} is {value}, not a finite number; {CURE}")
+        if key == "blocks_per_stage" and isinstance(value, list) and all(type(each) is int for each in value):
+            value = sum(value) if min(value, default=0) >= 0 else min(value)
         if LAYERS.search(key) and not isinstance(value, Mapping | list | None):
             if type(value) is not int or not 0 <= value <= MAX_LAYERS:
                 raise UserError(

@@ -22,7 +22,10 @@ PROBABLE_CAUSES = (
         ("vision_tower", "multi_modal_projector"),
         "Is --vision_tower the CLIP that this LLaVA was trained with?",
     ),
-    (("sam.",), "Is --vision_pretrained (sam_config of the folder's config.json) the SAM of these weights?"),
+    (
+        ("sam.",),
+        "Is --vision_pretrained (sam_config of the folder's config.json) the mask decoder of these weights?",
+    ),
     (
         ("embed_tokens", "lm_head"),
         "Is the tokenizer, or --format, the one that these weights were trained with?",

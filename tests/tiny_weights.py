@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 from model.decoders.sam import SamSettings, build_sam
+from model.decoders.sam2 import Sam2Segmenter, Sam2Settings
 
 HIDDEN_DIM, CLIP_DIM = 32, 16
 SAM = SamSettings(
@@ -28,6 +29,33 @@ SAM = SamSettings(
     decoder_mlp_dim=32,
     iou_head_dim=16,
 )
+# Its global block is not the first of a stage, where the library fails.
+SAM2 = Sam2Settings(
+    vision_config={
+        "backbone_config": {
+            "hidden_size": 8, "image_size": 64, "blocks_per_stage": [1, 1, 2, 1],
+            "embed_dim_per_stage": [8, 16, 32, 64], "num_attention_heads_per_stage": [1, 2, 4, 8],
+            "window_size_per_stage": [4, 2, 4, 2], "global_attention_blocks": [3],
+            "window_positional_embedding_background_size": [3, 3],
+        },
+        "backbone_channel_list": [64, 32, 16, 8], "fpn_hidden_size": 32,
+        "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
+    },
+    prompt_encoder_config={"hidden_size": 32, "image_size": 64},
+    mask_decoder_config={"hidden_size": 32, "mlp_dim": 32, "num_attention_heads": 4, "iou_head_hidden_dim": 16},
+)  # fmt: skip
+SAM3 = Sam2Settings(
+    kind="sam3_tracker",
+    vision_config={
+        "backbone_config": {
+            "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2,
+            "image_size": 56, "window_size": 3, "global_attn_indexes": [1], "pretrain_image_size": 28,
+        },
+        "fpn_hidden_size": 32, "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
+    },
+    prompt_encoder_config={"hidden_size": 32, "image_size": 56},
+    mask_decoder_config={"hidden_size": 32, "mlp_dim": 32, "num_attention_heads": 4, "iou_head_hidden_dim": 16},
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -149,3 +177,16 @@ def save_in_shards(folder: Path, weights: dict[str, Tensor], num_shards: int, *,
 def noise_image(height: int = 40, width: int = 60, seed: int = 0) -> np.ndarray:
     """(height, width, 3) uint8 noise."""
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def random_decoder(settings: Sam2Settings, seed: int = 0) -> Sam2Segmenter:
+    """A decoder whose weights are all random; the library starts some at zero, which would hide mistakes."""
+    torch.manual_seed(seed)
+    decoder = Sam2Segmenter(settings)
+    for parameter in decoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    # The two copies of one matrix are equal in published weights.
+    decoder.shared_image_embedding.positional_embedding.copy_(
+        decoder.prompt_encoder.shared_embedding.positional_embedding
+    )
+    return decoder

@@ -14,7 +14,7 @@ from model.backbones.clip_images import ClipImages
 from model.backbones.huggingface_images import HuggingFaceImages
 from model.checkpoints.agreement import patches_of
 from model.checkpoints.layouts.base import Parts
-from model.checkpoints.layouts.sam import read_sam
+from model.checkpoints.layouts.mask_decoder import read_mask_decoder
 from model.config import CLIP_MEAN, CLIP_STD, LasagnaConfig
 from model.decoders.build import build_decoder
 from model.errors import UserError
@@ -57,10 +57,11 @@ def assemble(
     if parts.sam is not None:
         settings, sam_weights = parts.sam
     elif sam:
-        settings, sam_weights = read_sam(sam)
+        settings, sam_weights = read_mask_decoder(sam)
+        logger.info("mask decoder: %s of %s", settings.title, sam)
     else:
         raise FileNotFoundError(
-            f"{parts.folder} has no SAM inside; pass --vision_pretrained sam_vit_h_4b8939.pth"
+            f"{parts.folder} has no SAM inside; pass --vision_pretrained sam_vit_h_4b8939.pth (or a SAM 2)"
         )
     generator = torch.Generator().manual_seed(seed)
     sequence_format = as_format(format or parts.format or DEFAULT_FORMAT)
@@ -147,7 +148,10 @@ def from_parts(
         model = LasagnaForConditionalGeneration(config)
     model.vlm = vlm
     model.sam = build_decoder(config.sam_settings)
-    load_strictly(model.sam, sam_weights, source="SAM", hint="Is --vision_pretrained a whole SAM file?")
+    title = config.sam_settings.title
+    load_strictly(
+        model.sam, sam_weights, source=title, hint=f"Is --vision_pretrained a whole file of {title}?"
+    )
     model.seg_projector = build_seg_projector(config)
     if projector_weights is not None:
         load_strictly(

@@ -104,11 +104,13 @@ def full_config(frame: LasagnaForConditionalGeneration, text_config: PreTrainedC
     return config
 
 
-def check_space(place: Path, stored: StoredWeights, sam: str | None, dtype: torch.dtype | None) -> None:
+def check_space(target: Path, stored: StoredWeights, sam: str | None, dtype: torch.dtype | None) -> None:
     """Raises a UserError if the merged model and the copy of the frame do not fit on the disk."""
     layers = set(layer_names(stored).values())
     width = dtype.itemsize if dtype else LARGEST_ITEM
     total = sum(shape.numel() for shape in stored.shapes.values())
     frame = sum(shape.numel() for name, shape in stored.shapes.items() if name not in layers)
-    sam_bytes = Path(sam).stat().st_size if sam and Path(sam).is_file() else 0
-    require_space(place, total * width + frame * LARGEST_ITEM + sam_bytes)
+    place = Path(sam) if sam else None
+    files = weight_files(place) if place and place.is_dir() else [place] if place and place.is_file() else []
+    sam_bytes = sum(file.stat().st_size for file in files)
+    require_space(target, total * width + frame * LARGEST_ITEM + sam_bytes)

@@ -182,6 +182,15 @@ def read_folder(folder: str | Path) -> dict[str, Tensor]:
     return weights
 
 
+def prefix_of(weights: Mapping[str, Tensor], name: str) -> str | None:
+    """What stands before every name of `weights`, one of which ends with `name`; None if there is no such name."""
+    found = next((each for each in weights if each == name or each.endswith(f".{name}")), None)
+    if found is None:
+        return None
+    prefix = found.removesuffix(name)
+    return prefix if all(each.startswith(prefix) for each in weights) else None
+
+
 def without_prefix(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The weights whose name starts with `prefix`, under the rest of their name."""
     return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}

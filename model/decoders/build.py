@@ -5,27 +5,34 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from model.decoders import sam2
 from model.decoders.base import BatchedDecoder, DecoderSettings
 from model.decoders.sam import SamSegmenter, SamSettings
+from model.decoders.sam2 import Sam2Segmenter, Sam2Settings
 from model.errors import UserError
 
-KINDS = ("sam",)
+KINDS = ("sam", *sam2.KINDS)
 
 
 def decoder_settings(stored: Mapping[str, Any] | None) -> DecoderSettings:
     """The settings that `DecoderSettings.to_dict` wrote; without `kind` it is a SAM, by default ViT-H.
 
     Raises:
-        UserError: the kind is unknown.
+        UserError: the kind is unknown, or the sizes do not belong together.
     """
     fields = dict(stored or {})
-    kind = fields.pop("kind", "sam")
+    kind = fields.get("kind", "sam")
     if kind not in KINDS:
         raise UserError(f"unknown mask decoder {kind!r} in sam_config; known: {', '.join(KINDS)}")
+    if kind != "sam":
+        return Sam2Settings(**fields)
+    fields.pop("kind", None)
     return SamSettings(**fields)
 
 
 def build_decoder(settings: DecoderSettings) -> BatchedDecoder:
     """A mask decoder with random weights."""
-    assert isinstance(settings, SamSettings)
+    if isinstance(settings, Sam2Settings):
+        return Sam2Segmenter(settings)
+    assert isinstance(settings, SamSettings), f"settings of kind {settings.kind!r}"
     return SamSegmenter(settings)

@@ -144,7 +144,7 @@ def sam_settings_from_state_dict(weights: Mapping[str, Tensor]) -> SamSettings:
     if absent:
         raise UserError(
             f"not a SAM checkpoint: it has no {', '.join(absent)}; pass one of sam_vit_{{h,l,b}}*.pth "
-            "(SAM 2 and the Hugging Face conversion have another layout)"
+            "or sam2*_hiera_*.pt"
         )
 
     def size(name: str, dim: int = 0) -> int:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from model.checkpoints.layouts.sam import is_sam_file, read_sam
+from model.checkpoints.layouts.mask_decoder import is_mask_decoder_file, read_mask_decoder
 from model.checkpoints.weights import read_weight_file
 from model.downloads import check_folder
 from model.errors import UserError
@@ -80,12 +80,12 @@ def wrapped(weights):
 
 
 def test_sam_is_taken_out_of_what_fine_tuners_put_around_it(tmp_path):
-    settings, weights = read_sam(TOY / "sam_toy.pth")
+    settings, weights = read_mask_decoder(TOY / "sam_toy.pth")
     for name, content in wrapped(weights).items():
         torch.save(content, tmp_path / "sam.pth")
-        found, unwrapped = read_sam(tmp_path / "sam.pth")
+        found, unwrapped = read_mask_decoder(tmp_path / "sam.pth")
         assert (found, unwrapped.keys()) == (settings, weights.keys()), name
-        assert is_sam_file(tmp_path / "sam.pth")
+        assert is_mask_decoder_file(tmp_path / "sam.pth")
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_sam_is_taken_out_of_what_fine_tuners_put_around_it(tmp_path):
 def test_what_is_no_sam_is_said(content, said, tmp_path):
     torch.save(content, tmp_path / "sam.pth")
     with pytest.raises(UserError, match=said):
-        read_sam(tmp_path / "sam.pth")
+        read_mask_decoder(tmp_path / "sam.pth")
 
 
 def test_a_misspelt_folder_is_not_looked_up_on_the_hub(tmp_path, monkeypatch):

@@ -126,7 +126,9 @@ class TrainConfig(DataConfig):
     vision_tower: str = setting(
         "", "CLIP folder, for a LLaVA without a vision tower inside", group=MODEL, path=True
     )
-    vision_pretrained: str = setting("", "SAM file (sam_vit_h_4b8939.pth)", group=MODEL, path=True)
+    vision_pretrained: str = setting(
+        "", "SAM or SAM 2: its file, or a Hugging Face folder", group=MODEL, path=True
+    )
     attn_implementation: str = setting("auto", "attention of the language model", ATTENTION, group=MODEL)
 
     pack: bool = setting(
@@ -138,7 +140,7 @@ class TrainConfig(DataConfig):
     workers: int = setting(4, "data loading processes of each training process", group=LOADING)
     sam_cache: str = setting(
         "",
-        "folder that caches SAM's image embeddings, so that each image is encoded once: 2.1 MB each (ViT-H, 16 bits)",
+        "folder that caches SAM's image embeddings, so that each image is encoded once: 2.1 MB each (SAM 2: 8.4 MB)",
         group=LOADING,
         unset="no cache",
         path=True,

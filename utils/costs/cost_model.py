@@ -9,10 +9,10 @@ import math
 from dataclasses import dataclass
 
 from model.config import LasagnaConfig
-from model.decoders.sam import SamSettings
 from model.inputs import ModelInputs, Size
 from model.text.conversation import IGNORE_INDEX
 from utils.config.training import TrainConfig
+from utils.costs.decoder_flops import decoder_flops, encoder_flops
 from utils.costs.flop_formulas import (
     Flops,
     attention,
@@ -21,11 +21,9 @@ from utils.costs.flop_formulas import (
     learned,
     linear,
     lora,
-    mask_decoder_flops,
     mask_resize_flops,
     projector_flops,
     query_dim,
-    sam_encoder_flops,
     total,
 )
 
@@ -115,7 +113,6 @@ class CostModel:
         """FLOPs of each part for one micro-batch: forward, backward, and extra."""
         text = self.shape.vlm_config.text_config
         sam = self.shape.sam_settings
-        assert isinstance(sam, SamSettings)
         hidden, dim = text.hidden_size, sam.prompt_embed_dim
         # Without a [SEG], projection and decoder still compute one mask, with weight 0.
         num_masks = max(work.num_masks, 1)
@@ -126,9 +123,9 @@ class CostModel:
             "language model": self._layer(work.row_length) * (work.num_rows * text.num_hidden_layers),
             # The logits of a chunk are recomputed in backward.
             "lm_head": learned(head) + Flops(extra=head),
-            "SAM encoder": sam_encoder_flops(sam, folded=self.on_gpu) * work.num_encoded,
+            "SAM encoder": encoder_flops(sam, folded=self.on_gpu) * work.num_encoded,
             "seg_projector": learned(linear(num_masks, hidden, hidden) + linear(num_masks, hidden, dim)),
-            "mask decoder": mask_decoder_flops(sam) * num_masks,
+            "mask decoder": decoder_flops(sam) * num_masks,
             "mask resize": total(
                 mask_resize_flops(sam, one.resized_size, one.original_size) * one.num_masks
                 for one in work.images

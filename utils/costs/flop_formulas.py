@@ -8,7 +8,7 @@ of a row, also those that a mask hides.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -186,10 +186,38 @@ def layer_sizes(text: Any) -> dict[str, tuple[int, int]]:
 
 def mask_decoder_flops(sam: SamSettings) -> Flops:
     """SAM's mask decoder for one [SEG]; all of it trains except the IoU prediction."""
-    dim, inner = sam.prompt_embed_dim, sam.prompt_embed_dim // sam.decoder_downsample_rate
-    pixels = sam.grid_size[0] * sam.grid_size[1]
-    num_outputs = sam.num_multimask_outputs + 1
-    tokens = 1 + num_outputs + 1  # IoU prediction, masks, and the [SEG]
+    widths = [
+        sam.prompt_embed_dim,
+        *[sam.iou_head_dim] * (sam.iou_head_depth - 1),
+        sam.num_multimask_outputs + 1,
+    ]
+    return decoding_flops(
+        dim=sam.prompt_embed_dim,
+        inner=sam.prompt_embed_dim // sam.decoder_downsample_rate,
+        mlp=sam.decoder_mlp_dim,
+        depth=sam.decoder_depth,
+        pixels=sam.grid_size[0] * sam.grid_size[1],
+        num_outputs=sam.num_multimask_outputs + 1,
+        heads=[widths],
+    )
+
+
+def decoding_flops(
+    *,
+    dim: int,
+    inner: int,
+    mlp: int,
+    depth: int,
+    pixels: int,
+    num_outputs: int,
+    heads: Sequence[Sequence[int]],
+) -> Flops:
+    """A two-way transformer, upsampling and one mask for each output.
+
+    `heads`: widths of the layers of each prediction beside the masks, of quality or presence; it has a token of its
+    own, and its layers do not train.
+    """
+    tokens = len(heads) + num_outputs + 1  # and the [SEG]
     to_tokens, to_pixels = linear(tokens, dim, inner), linear(pixels, dim, inner)
     between = attention(tokens, pixels, inner)
     token_to_image = 2 * to_tokens + 2 * to_pixels + between
@@ -197,18 +225,17 @@ def mask_decoder_flops(sam: SamSettings) -> Flops:
         4 * linear(tokens, dim, dim)
         + attention(tokens, tokens, dim)
         + token_to_image
-        + 2 * linear(tokens, dim, sam.decoder_mlp_dim)
+        + 2 * linear(tokens, dim, mlp)
         + 2 * to_tokens + 2 * to_pixels + between
     )  # fmt: skip
     # Two transposed convolutions double the sides: each pixel gives four.
     upscaling = linear(pixels, dim, 4 * (dim // 4)) + linear(4 * pixels, dim // 4, 4 * (dim // 8))
     hypernetworks = num_outputs * (2 * linear(1, dim, dim) + linear(1, dim, dim // 8))
     masks = linear(16 * pixels, dim // 8, num_outputs)
-    trained = sam.decoder_depth * block + token_to_image + upscaling + hypernetworks + masks
-    widths = [dim, *[sam.iou_head_dim] * (sam.iou_head_depth - 1), num_outputs]
-    iou_prediction = sum(linear(1, a, b) for a, b in pairwise(widths))
+    trained = depth * block + token_to_image + upscaling + hypernetworks + masks
+    predictions = sum(linear(1, a, b) for widths in heads for a, b in pairwise(widths))
     # In the first block the image embedding comes from frozen parts: its three layers pass no gradient on.
-    return Flops(forward=trained + iou_prediction, backward=2 * trained - 3 * to_pixels)
+    return Flops(forward=trained + predictions, backward=2 * trained - 3 * to_pixels)
 
 
 def mask_resize_flops(sam: DecoderSettings, resized_size: Size, original_size: Size) -> Flops:

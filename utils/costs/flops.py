@@ -21,6 +21,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from model.decoders.transform import ImageTransform
 from utils.common.checks import require_not_negative, require_positive
 from utils.common.commands import command
 from utils.common.distributed import dtype_of
@@ -101,7 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     model = build(config, shape)
     count, encoders = count_parameters(model), encoder_parameters(model)
     costs = CostModel.of(config, shape)
-    work = setting.work(num_image_tokens(shape.vlm_config))
+    sam = shape.sam_settings
+    work = setting.work(num_image_tokens(shape.vlm_config), ImageTransform(sam.image_size, sam.resize))
     console = Console()
     show_sample(costs, work, setting, console)
     step = total(costs.training(work).values()) * config.grad_accumulation_steps

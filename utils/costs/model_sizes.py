@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, LlavaConfig
 
-from model.checkpoints.layouts import llava_v1
-from model.checkpoints.layouts.sam import read_sam
+from model.checkpoints.layouts import llava_v1, sam2
+from model.checkpoints.layouts.mask_decoder import read_mask_decoder
 from model.config import LasagnaConfig
+from model.decoders.base import DecoderSettings
 from model.decoders.sam import SamSettings
+from model.decoders.sam2 import Sam2Settings
 from model.errors import UserError
 from model.files import read_json
 from model.huggingface import from_pretrained
 from model.text.tokenizer_files import load_tokenizer
 from model.text.tokens import add_special_tokens, wanted_tokens
 from utils.config.training import TrainConfig
+
+Sizes = TypeVar("Sizes")
 
 # Touvron et al., "LLaMA: Open and Efficient Foundation Language Models", 2023, table 2, and the config.json of the
 # published weights; Vicuna and LLaVA kept them. Found in the folder's name.
@@ -105,14 +111,25 @@ def clip_config(tower: str) -> CLIPVisionConfig:
     return CLIPVisionConfig(**CLIP_LARGE, image_size=336 if "336" in tower else 224)
 
 
-def sam_settings(path: str) -> SamSettings:
-    """SAM's sizes: the file's, else those that its name says."""
-    if Path(path).expanduser().is_file():
-        return read_sam(path)[0]
-    return SamSettings(**by_name(path or "vit_h", SAM, "--vision_pretrained"))
+def sam_settings(path: str) -> DecoderSettings:
+    """The mask decoder's sizes: those of the file or folder, else those that its name says."""
+    if Path(path).expanduser().exists():
+        return read_mask_decoder(path)[0]
+    return by_name(path or "vit_h", decoders(), "--vision_pretrained")()
 
 
-def by_name(path: str, known: dict[str, dict[str, Any]], flag: str) -> dict[str, Any]:
+def decoders() -> dict[str, Callable[[], DecoderSettings]]:
+    """The published mask decoders, by what stands in the names of their files and repositories."""
+    known: dict[str, Callable[[], DecoderSettings]] = {
+        name: partial(SamSettings, **sizes) for name, sizes in SAM.items()
+    }
+    for name in sam2.SIZES:
+        for written in (f"hiera_{name}", f"hiera-{name.replace('_', '-')}"):
+            known[written] = partial(sam2.published, name)
+    return {**known, "sam3": partial(Sam2Settings, kind="sam3_tracker")}
+
+
+def by_name(path: str, known: dict[str, Sizes], flag: str) -> Sizes:
     """The sizes whose key is in the last part of `path`; the longest key first, as "13b" holds "3b"."""
     name = Path(path).name.lower()
     for key in sorted(known, key=len, reverse=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from model.decoders.transform import ImageTransform
 from utils.common.distributed import dtype_of
 from utils.config.training import TrainConfig
 from utils.costs.cost_model import ImageShape, Work
@@ -42,13 +43,16 @@ class Setting:
     bandwidth: float | None  # GB/s per GPU; None: NVLINK or NETWORK
     disk_bytes: int  # per sample
 
-    def work(self, num_features: int) -> Work:
-        """The work of a micro-batch of packed rows, each with `num_features` patch features."""
+    def work(self, num_features: int, transform: ImageTransform) -> Work:
+        """The work of a micro-batch of packed rows, each with `num_features` patch features.
+
+        `transform` makes the mask decoder's input of an image.
+        """
         learned = self.classes * ANSWER_TOKENS_PER_CLASS or ANSWER_TOKENS
         own = QUESTION_TOKENS + self.classes * QUERY_TOKENS_PER_CLASS + learned
         num_text = PREFIX_TOKENS + self.conversations * own
-        height, width = (round(side * 1024 / max(IMAGE_SIZE)) for side in IMAGE_SIZE)
-        image = ImageShape(num_masks=self.masks, resized_size=(height, width), original_size=IMAGE_SIZE)
+        resized = transform.size(*IMAGE_SIZE)
+        image = ImageShape(num_masks=self.masks, resized_size=resized, original_size=IMAGE_SIZE)
         return Work(
             images=(image,) * self.images,
             num_rows=self.images,

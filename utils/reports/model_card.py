@@ -57,7 +57,7 @@ def model_card(
     facts = {
         "Base model": escaped(last_part(base)),
         "Language model": f"hidden size {text.hidden_size}, {text.num_hidden_layers} layers",
-        "Mask decoder": f"SAM, {config.sam_settings.image_size} px",
+        "Mask decoder": f"{config.sam_settings.title}, {config.sam_settings.image_size} px",
         "Prompt": f"`{config.prompt}`",
         "Sequence format": f"`{format['name']}`",
         "Parameters": f"{num_parameters:,}, {str(config.dtype).removeprefix('torch.')}",

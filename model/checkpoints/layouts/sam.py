@@ -1,50 +1,38 @@
-"""SAM files as `segment_anything` publishes them: sam_vit_{h,l,b}*.pth."""
+"""SAM files as `segment_anything` publishes them, sam_vit_{h,l,b}*.pth; and SAM-HQ, which holds a whole SAM."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import logging
+from collections.abc import Mapping
 
 from torch import Tensor
 
-from model.checkpoints.weights import read_weight_file, what_is_in, without_prefix
+from model.checkpoints.weights import prefix_of, without_prefix
 from model.decoders.sam import SamSettings, sam_settings_from_state_dict
-from model.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 ENCODER = "image_encoder.pos_embed"
+# What SAM-HQ adds to a SAM whose own weights it leaves as they are; in the names of its authors.
+HQ_PARTS = tuple(
+    f"mask_decoder.{name}"
+    for name in ("hf_token.", "hf_mlp.", "compress_vit_feat.", "embedding_encoder.", "embedding_maskfeature.")
+)
 
 
-def is_sam_file(path: Path) -> bool:
-    """Whether a file holds a SAM. Raises a ValueError for what is no weight file at all."""
-    return ENCODER in sam_weights(path)
+def is_sam(weights: Mapping[str, Tensor]) -> bool:
+    """Whether these are the weights of a SAM."""
+    return prefix_of(weights, ENCODER) is not None
 
 
-def sam_weights(path: Path) -> dict[str, Tensor]:
-    """The weights of a file; one prefix before every name ("sam.", "model.") is taken off."""
-    weights = read_weight_file(path)
-    prefix = next((name.removesuffix(ENCODER) for name in weights if name.endswith(f".{ENCODER}")), "")
-    if prefix and all(name.startswith(prefix) for name in weights):
-        weights = without_prefix(weights, prefix)
-    return weights
-
-
-def read_sam(path: str | Path) -> tuple[SamSettings, dict[str, Tensor]]:
-    """Sizes and weights of a SAM file.
+def read_sam(weights: Mapping[str, Tensor]) -> tuple[SamSettings, dict[str, Tensor]]:
+    """Sizes and weights of a SAM in the names of `segment_anything`.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is something else.
+        ValueError: they are something else.
     """
-    path = Path(path).expanduser()
-    if path.is_dir():
-        raise FileNotFoundError(f"--vision_pretrained {path} is a folder; pass SAM's .pth file inside it")
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"--vision_pretrained {path} does not exist; pass one of sam_vit_{{h,l,b}}*.pth"
-        )
-    weights = sam_weights(path)
-    try:
-        return sam_settings_from_state_dict(weights), weights
-    except (UserError, KeyError) as error:
-        raise UserError(
-            f"--vision_pretrained {path}: {error}; the file holds {what_is_in(weights)}"
-        ) from error
+    named = without_prefix(weights, prefix_of(weights, ENCODER) or "")
+    plain = {name: value for name, value in named.items() if not name.startswith(HQ_PARTS)}
+    if len(plain) < len(named):
+        logger.info("SAM-HQ: its SAM is taken; the high-quality token is left out, as masks come from [SEG]")
+    return sam_settings_from_state_dict(plain), plain

@@ -112,8 +112,10 @@ def released_config(config: LasagnaConfig, *, dtype: torch.dtype) -> dict[str, A
     """The flat config.json of the released layout.
 
     Raises:
-        ValueError: the language model is not a LLaMA.
+        ValueError: the language model is not a LLaMA, or the mask decoder not a SAM.
     """
+    if config.sam_settings.kind != "sam":
+        raise UserError(f"the released layout holds a SAM; this model has {config.sam_settings.title}")
     text, vision = config.vlm_config.text_config, config.vlm_config.vision_config
     if text.model_type != "llama":
         raise UserError(f"the released layout holds a LLaMA; this model has a {text.model_type!r}")

@@ -12,7 +12,7 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder
 from transformers import BitsAndBytesConfig, LlavaForConditionalGeneration
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from model.checkpoints.layouts.sam import read_sam
+from model.checkpoints.layouts.mask_decoder import read_mask_decoder
 from model.checkpoints.load import load_model
 from model.checkpoints.quantize import KEPT
 from model.checkpoints.weights import read_folder
@@ -41,7 +41,7 @@ def vit_b(tmp_path_factory):
     assert type(reference.mask_decoder) is MaskDecoder
     path = tmp_path_factory.mktemp("sam") / "sam_vit_b.pth"
     torch.save(reference.state_dict(), path)
-    settings, weights = read_sam(path)
+    settings, weights = read_mask_decoder(path)
     ours = SamSegmenter(settings).eval()
     ours.load_state_dict(weights)
     return reference, ours

@@ -1,0 +1,87 @@
+"""What is passed as --vision_pretrained: SAM, SAM-HQ, SAM 2 or SAM 3, a file or a folder, told by its content."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from model.checkpoints.layouts import hf_sam, sam, sam2
+from model.checkpoints.weights import read_folder, read_weight_file, what_is_in
+from model.decoders.base import DecoderSettings
+from model.errors import UserError
+from model.files import read_json
+from model.folders import local_folder
+
+FLAG = "--vision_pretrained"
+SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
+KNOWN = "sam_vit_{h,l,b}*.pth, sam_hq_vit_*.pth, sam2*_hiera_*.pt"
+# model_type in config.json of folders in Hugging Face's layout.
+HF_SAM = ("sam", "sam_hq")
+HF_SAM2 = {
+    "sam2": "sam2",
+    "sam2_video": "sam2",
+    "sam3_tracker": "sam3_tracker",
+    "sam3_tracker_video": "sam3_tracker",
+    "sam3_video": "sam3_tracker",
+}
+
+
+def is_mask_decoder_file(path: Path) -> bool:
+    """Whether a file holds a mask decoder. Raises a ValueError for what is no weight file at all."""
+    weights = read_weight_file(path)
+    return sam.is_sam(weights) or sam2.is_sam2(weights)
+
+
+def read_mask_decoder(path: str | Path) -> tuple[DecoderSettings, dict[str, Tensor]]:
+    """Sizes and weights, named as in our module.
+
+    Args:
+        path: a weight file, a folder in Hugging Face's layout, or the name of such a repository on the hub.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+        ValueError: it is something else; the message says what.
+    """
+    place = Path(path).expanduser()
+    if place.is_file():
+        return _read_file(place)
+    if not place.exists() and (place.suffix in SUFFIXES or str(path).count("/") != 1):
+        raise FileNotFoundError(f"{FLAG} {path} does not exist; pass one of {KNOWN}, or a folder")
+    return _read_folder(local_folder(path, flag=FLAG))
+
+
+def _read_file(path: Path) -> tuple[DecoderSettings, dict[str, Tensor]]:
+    weights = read_weight_file(path)
+    try:
+        if sam2.is_sam2(weights):
+            return sam2.read_original(weights)
+        if any(name.startswith("vision_encoder.") for name in weights):
+            raise UserError("these are weights in Hugging Face's layout; pass their folder, with config.json")
+        return sam.read_sam(weights)
+    except (UserError, KeyError) as error:
+        raise UserError(f"{FLAG} {path}: {error}; the file holds {what_is_in(weights)}") from error
+
+
+def _read_folder(folder: Path) -> tuple[DecoderSettings, dict[str, Tensor]]:
+    content = read_json(folder / "config.json")
+    kind = content.get("model_type")
+    if not content:
+        raise FileNotFoundError(
+            f"{FLAG} {folder} is a folder without config.json; pass the weight file inside it ({KNOWN}), or a folder "
+            "in Hugging Face's layout"
+        )
+    if not isinstance(kind, str) or kind not in (*HF_SAM, *HF_SAM2):
+        hint = "; SAM 3's tracker is in the folder of sam3_video" if kind == "sam3" else ""
+        raise UserError(
+            f"{FLAG} {folder} is a folder of model_type {kind!r}; known: {', '.join((*HF_SAM, *HF_SAM2))}{hint}"
+        )
+    weights = read_folder(folder)
+    try:
+        if kind in HF_SAM:
+            return sam.read_sam(hf_sam.original_names(weights))
+        return sam2.read_hugging_face(folder, HF_SAM2[kind], weights)
+    except KeyError as error:
+        raise UserError(
+            f"{FLAG} {folder}: there is no weight {error}; copy or download the folder again"
+        ) from error

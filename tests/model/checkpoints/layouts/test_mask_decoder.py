@@ -1,0 +1,355 @@
+"""Every file and folder that --vision_pretrained takes gives the same decoder as the weights it was written from."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import SamConfig, SamHQConfig, SamHQModel, SamModel
+
+from model.checkpoints.layouts import sam2
+from model.checkpoints.layouts.mask_decoder import is_mask_decoder_file, read_mask_decoder
+from model.decoders.build import build_decoder
+from model.decoders.sam import SamSegmenter
+from model.decoders.sam2 import KINDS
+from model.errors import UserError
+from model.strict_loading import check_fit
+from tests.tiny_weights import SAM, SAM2, SAM3, edit_json, random_decoder
+
+TINY = sam2.Hiera(dim=8, blocks=(1, 1, 2, 1), heads=1, windows=(4, 2, 4, 2), global_blocks=(3,))
+
+
+def linear(name, rows, columns):
+    return {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
+
+
+def norm(name, size):
+    return {f"{name}.weight": (size,), f"{name}.bias": (size,)}
+
+
+def conv(name, *shape, out=None):
+    return {f"{name}.weight": shape, f"{name}.bias": (out or shape[0],)}
+
+
+def attention(name, dim, inner):
+    parts = {}
+    for part in ("q_proj", "k_proj", "v_proj"):
+        parts |= linear(f"{name}.{part}", inner, dim)
+    return parts | linear(f"{name}.out_proj", dim, inner)
+
+
+def published_names(
+    size: sam2.Hiera, background: int = 7, dim: int = 256, mlp: int = 2048
+) -> dict[str, tuple]:
+    """Names and shapes of the weights in sam2*_hiera_*.pt, from the modules of facebookresearch/sam2."""
+    trunk = "image_encoder.trunk"
+    shapes = {
+        f"{trunk}.pos_embed": (1, size.dim, background, background),
+        f"{trunk}.pos_embed_window": (1, size.dim, size.windows[0], size.windows[0]),
+        **conv(f"{trunk}.patch_embed.proj", size.dim, 3, 7, 7),
+    }
+    number = 0
+    width = size.dim
+    for stage, count in enumerate(size.blocks):
+        out = size.dim * 2**stage
+        for _ in range(count):
+            block = f"{trunk}.blocks.{number}"
+            shapes |= norm(f"{block}.norm1", width) | norm(f"{block}.norm2", out)
+            shapes |= linear(f"{block}.attn.qkv", 3 * out, width) | linear(f"{block}.attn.proj", out, out)
+            shapes |= linear(f"{block}.mlp.layers.0", 4 * out, out) | linear(
+                f"{block}.mlp.layers.1", out, 4 * out
+            )
+            if width != out:
+                shapes |= linear(f"{block}.proj", out, width)
+            number, width = number + 1, out
+    for level in range(4):
+        shapes |= conv(f"image_encoder.neck.convs.{level}.conv", dim, size.dim * 2 ** (3 - level), 1, 1)
+    prompt, decoder = "sam_prompt_encoder", "sam_mask_decoder"
+    shapes[f"{prompt}.pe_layer.positional_encoding_gaussian_matrix"] = (2, dim // 2)
+    names = [f"point_embeddings.{index}" for index in range(4)] + ["not_a_point_embed", "no_mask_embed"]
+    shapes |= {f"{prompt}.{name}.weight": (1, dim) for name in names}
+    down = f"{prompt}.mask_downscaling"
+    shapes |= conv(f"{down}.0", 4, 1, 2, 2) | norm(f"{down}.1", 4) | conv(f"{down}.3", 16, 4, 2, 2)
+    shapes |= norm(f"{down}.4", 16) | conv(f"{down}.6", dim, 16, 1, 1)
+    for layer in (f"{decoder}.transformer.layers.{index}" for index in range(2)):
+        shapes |= attention(f"{layer}.self_attn", dim, dim)
+        for name in ("cross_attn_token_to_image", "cross_attn_image_to_token"):
+            shapes |= attention(f"{layer}.{name}", dim, dim // 2)
+        for index in range(1, 5):
+            shapes |= norm(f"{layer}.norm{index}", dim)
+        shapes |= linear(f"{layer}.mlp.layers.0", mlp, dim) | linear(f"{layer}.mlp.layers.1", dim, mlp)
+    shapes |= attention(f"{decoder}.transformer.final_attn_token_to_image", dim, dim // 2)
+    shapes |= norm(f"{decoder}.transformer.norm_final_attn", dim)
+    shapes |= {f"{decoder}.{name}.weight": (1, dim) for name in ("iou_token", "obj_score_token")}
+    shapes[f"{decoder}.mask_tokens.weight"] = (4, dim)
+    shapes |= conv(f"{decoder}.output_upscaling.0", dim, dim // 4, 2, 2, out=dim // 4)
+    shapes |= norm(f"{decoder}.output_upscaling.1", dim // 4)
+    shapes |= conv(f"{decoder}.output_upscaling.3", dim // 4, dim // 8, 2, 2, out=dim // 8)
+    shapes |= conv(f"{decoder}.conv_s0", dim // 8, dim, 1, 1) | conv(
+        f"{decoder}.conv_s1", dim // 4, dim, 1, 1
+    )
+    heads = {f"output_hypernetworks_mlps.{index}": dim // 8 for index in range(4)}
+    for head, out in (heads | {"iou_prediction_head": 4, "pred_obj_score_head": 1}).items():
+        inner = 256 if head == "iou_prediction_head" else dim
+        for index, (rows, columns) in enumerate(((inner, dim), (inner, inner), (out, inner))):
+            shapes |= linear(f"{decoder}.{head}.layers.{index}", rows, columns)
+    # Of the video memory a few of each kind.
+    memory = {
+        "maskmem_tpos_enc": (7, 1, 1, 64), "no_mem_pos_enc": (1, 1, dim), "no_obj_ptr": (1, dim),
+        "no_obj_embed_spatial": (1, 64), "mask_downsample.weight": (1, 1, 4, 4), "mask_downsample.bias": (1,),
+        "memory_attention.norm.weight": (dim,), "memory_encoder.out_proj.bias": (64,),
+        "obj_ptr_proj.layers.0.weight": (dim, dim), "obj_ptr_tpos_proj.weight": (64, dim),
+    }  # fmt: skip
+    return shapes | {"no_mem_embed": (1, 1, dim)} | memory
+
+
+def same_weights(path, decoder):
+    """Whether what is read at `path` is this decoder."""
+    settings, weights = read_mask_decoder(path)
+    assert settings == decoder.settings
+    expected = decoder.state_dict()
+    check_fit(expected, weights, source=str(path))
+    assert all(torch.equal(value, expected[name]) for name, value in weights.items())
+
+
+# ------------------------------------------------------------------------------------------ SAM 2 files
+
+
+@pytest.mark.parametrize("name", sam2.SIZES)
+def test_files_of_every_published_size_are_recognised_and_fit(name):
+    background = sam2.BACKGROUND.get(name, 7)
+    with torch.device("meta"):
+        shapes = published_names(sam2.SIZES[name], background)
+        weights = {each: torch.empty(shape) for each, shape in shapes.items()}
+        settings, renamed = sam2.read_original(weights)
+        decoder = build_decoder(settings)
+    assert settings == sam2.published(name)
+    check_fit(decoder.state_dict(), renamed, source=name)
+    widths = [block.dim_out for block in decoder.vision_encoder.backbone.blocks]
+    assert widths[-1] == 8 * widths[0] == 8 * sam2.SIZES[name].dim
+
+
+@pytest.fixture
+def tiny_file(tmp_path, monkeypatch):
+    """A file in the authors' names, of a size that is published for this test; and its decoder."""
+    monkeypatch.setitem(sam2.SIZES, "tiniest", TINY)
+    monkeypatch.setattr(sam2, "IMAGE_SIZE", 64)
+    generator = torch.Generator().manual_seed(0)
+    shapes = published_names(TINY, background=3, dim=32)
+    weights = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    torch.save({"model": weights}, tmp_path / "sam2_tiniest.pt")
+    settings, renamed = sam2.read_original(weights)
+    decoder = build_decoder(settings)
+    decoder.load_state_dict(renamed)
+    return tmp_path / "sam2_tiniest.pt", weights, decoder
+
+
+def test_a_file_s_weights_come_to_their_places(tiny_file):
+    path, weights, decoder = tiny_file
+    same_weights(path, decoder)
+    assert is_mask_decoder_file(path)
+    masks = decoder.mask_decoder
+    places = {
+        "image_encoder.trunk.blocks.1.proj.bias": decoder.vision_encoder.backbone.blocks[1].proj.bias,
+        "image_encoder.neck.convs.3.conv.weight": decoder.vision_encoder.neck.convs[3].weight,
+        "sam_prompt_encoder.mask_downscaling.4.bias": decoder.prompt_encoder.mask_embed.layer_norm2.bias,
+        "sam_mask_decoder.iou_prediction_head.layers.1.bias": masks.iou_prediction_head.layers[0].bias,
+        "sam_mask_decoder.pred_obj_score_head.layers.2.bias": masks.pred_obj_score_head.proj_out.bias,
+        "sam_mask_decoder.transformer.layers.1.norm4.weight": masks.transformer.layers[1].layer_norm4.weight,
+        "no_mem_embed": decoder.no_memory_embedding,
+    }  # fmt: skip
+    for name, place in places.items():
+        assert torch.equal(place, weights[name]), name
+    for index in range(4):
+        expected = weights[f"sam_prompt_encoder.point_embeddings.{index}.weight"][0]
+        assert torch.equal(decoder.prompt_encoder.point_embed.weight[index], expected)
+
+
+def test_what_fine_tuners_put_around_sam_2_is_taken_off(tiny_file):
+    path, weights, decoder = tiny_file
+    for content in (
+        weights,
+        {"state_dict": {f"sam2_model.{name}": value for name, value in weights.items()}},
+    ):
+        torch.save(content, path)
+        same_weights(path, decoder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("sam_mask_decoder.conv_s0.bias"), "missing"),
+        (lambda w: w.update({"sam_mask_decoder.evil": torch.ones(1)}), "unexpected"),
+        (lambda w: w.update({"no_mem_embed": torch.ones(1, 1, 7)}), "of another shape"),
+    ],
+)
+def test_a_file_that_is_not_whole_is_a_table(tiny_file, change, message):
+    _, weights, decoder = tiny_file
+    change(weights)
+    _, renamed = sam2.read_original(weights)
+    with pytest.raises(UserError, match=message):
+        check_fit(decoder.state_dict(), renamed, source="SAM 2")
+
+
+def test_a_size_that_nobody_published_is_said(tiny_file, monkeypatch):
+    path, _, _ = tiny_file
+    monkeypatch.delitem(sam2.SIZES, "tiniest")
+    with pytest.raises(UserError, match=r"8 channels and \[1, 1, 2, 1\] blocks is none of tiny \(96, "):
+        read_mask_decoder(path)
+
+
+# --------------------------------------------------------------------------------- Hugging Face folders
+
+
+@pytest.fixture(params=[SAM2, SAM3], ids=lambda settings: settings.kind)
+def hf_folder(request, tmp_path) -> tuple[Path, torch.nn.Module]:
+    """A folder that the library wrote, and the decoder in it."""
+    decoder = random_decoder(request.param)
+    library = KINDS[request.param.kind].model(decoder.settings.config)
+    library.load_state_dict(decoder.state_dict())
+    library.save_pretrained(tmp_path / "hf")
+    return tmp_path / "hf", decoder
+
+
+def test_a_folder_of_the_library_gives_the_same_decoder(hf_folder):
+    folder, decoder = hf_folder
+    same_weights(folder, decoder)
+
+
+def test_dynamic_masks_and_other_pixels_of_a_folder(hf_folder):
+    folder, decoder = hf_folder
+    edit_json(folder / "config.json", mask_decoder_config={
+        **json.loads((folder / "config.json").read_text())["mask_decoder_config"],
+        "dynamic_multimask_via_stability": True,
+    })  # fmt: skip
+    same_weights(folder, decoder)
+    (folder / "preprocessor_config.json").write_text(
+        '{"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 1, 1]}'
+    )
+    assert read_mask_decoder(folder)[0] == replace(
+        decoder.settings, pixel_mean=(0.1, 0.2, 0.3), pixel_std=(1, 1, 1)
+    )
+
+
+def test_the_video_models_of_both_are_read_without_their_memory(hf_folder):
+    folder, decoder = hf_folder
+    weights, config = (
+        load_file(folder / "model.safetensors"),
+        json.loads((folder / "config.json").read_text()),
+    )
+    if decoder.settings.kind == "sam2":
+        config["model_type"] = "sam2_video"
+        weights |= {"memory_attention.layer_norm.bias": torch.ones(1), "no_object_pointer": torch.ones(1)}
+    else:
+        # As in facebook/sam3: one backbone for detector and tracker, a neck for each.
+        config = {"model_type": "sam3_video", "tracker_config": config | {"model_type": "sam3_tracker_video"}}
+        weights = {
+            re.sub(r"^tracker_model\.(detector_model|tracker_neck)\.", r"\1.", k): v
+            for k, v in weights.items()
+        }
+        assert any(name.startswith("detector_model.vision_encoder.backbone.") for name in weights)
+        weights |= {
+            "detector_model.vision_encoder.neck.fpn_layers.0.proj1.bias": torch.ones(1),
+            "detector_model.text_encoder.text_model.embeddings.token_embedding.weight": torch.ones(1, 1),
+            "tracker_model.memory_encoder.projection.bias": torch.ones(1),
+            "tracker_model.occlusion_spatial_embedding_parameter": torch.ones(1, 1),
+        }
+    save_file(weights, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    same_weights(folder, decoder)
+
+
+def test_absurd_sizes_in_a_folder_are_one_line(hf_folder):
+    folder, decoder = hf_folder
+    config = json.loads((folder / "config.json").read_text())
+    layers = {"sam2": "blocks_per_stage", "sam3_tracker": "num_hidden_layers"}[decoder.settings.kind]
+    config["vision_config"]["backbone_config"][layers] = [10**6] if "blocks" in layers else 10**6
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=rf"{layers} is 1000000; it is a number from 0 to 1000"):
+        read_mask_decoder(folder)
+
+
+@pytest.mark.parametrize(("config_class", "model_class"), [(SamConfig, SamModel), (SamHQConfig, SamHQModel)])
+def test_sam_and_sam_hq_in_hugging_face_s_layout_equal_segment_anything(config_class, model_class, tmp_path):
+    torch.manual_seed(0)
+    ours = SamSegmenter(SAM).eval()
+    sizes = {"hidden_size": 32, "mlp_dim": 32, "iou_head_hidden_dim": 16}
+    extra = {"vit_dim": 16} if model_class is SamHQModel else {}
+    library = model_class(config_class(
+        vision_config={"hidden_size": 16, "output_channels": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+                       "image_size": 64, "window_size": 3, "global_attn_indexes": [1], "num_pos_feats": 16,
+                       "mlp_dim": 32},
+        prompt_encoder_config={"hidden_size": 32, "image_size": 64}, mask_decoder_config={**sizes, **extra},
+    )).eval()  # fmt: skip
+    for parameter in library.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    library.save_pretrained(tmp_path / "hf")
+    settings, weights = read_mask_decoder(tmp_path / "hf")
+    assert settings == SAM
+    check_fit(ours.state_dict(), weights, source="hf")
+    ours.load_state_dict(weights)
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (SAM.pixel_mean, SAM.pixel_std))
+    with torch.no_grad():
+        levels = ours.encode(images, [(64, 64)] * 2)
+        theirs = library.get_image_embeddings((images.float() - mean) / std)
+        theirs = theirs[0] if isinstance(theirs, tuple) else theirs
+        torch.testing.assert_close(levels[0], theirs, rtol=1e-5, atol=1e-5)
+        if model_class is SamModel:
+            places, labels = torch.rand(2, 1, 1, 2) * 64, torch.ones(2, 1, 1, dtype=torch.int)
+            sparse, _ = library.prompt_encoder(places, labels, None, None)
+            expected = library(
+                image_embeddings=levels[0], input_points=places, input_labels=labels, multimask_output=False
+            ).pred_masks[:, 0, 0]
+            masks = ours.decode(sparse[:, 0], levels, [0, 1])
+            torch.testing.assert_close(masks, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_file_of_sam_hq_is_its_sam(tmp_path):
+    torch.manual_seed(0)
+    decoder = SamSegmenter(SAM)
+    weights = decoder.state_dict()
+    added = ("hf_token.weight", "hf_mlp.layers.0.bias", "compress_vit_feat.0.weight", "embedding_encoder.1.bias",
+             "embedding_maskfeature.3.weight")  # fmt: skip
+    torch.save(
+        {**weights, **{f"mask_decoder.{name}": torch.ones(2) for name in added}},
+        tmp_path / "sam_hq_vit_b.pth",
+    )
+    same_weights(tmp_path / "sam_hq_vit_b.pth", decoder)
+
+
+# ------------------------------------------------------------------------------------------- bad input
+
+
+def test_what_is_no_mask_decoder_is_said(hf_folder, tmp_path):
+    folder, _ = hf_folder
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(
+        FileNotFoundError, match=r"a folder without config\.json; pass the weight file inside it"
+    ):
+        read_mask_decoder(tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match=r"none\.pt does not exist; pass one of sam_vit"):
+        read_mask_decoder(tmp_path / "none.pt")
+    with pytest.raises(UserError, match=r"pass their folder, with config\.json"):
+        read_mask_decoder(shutil.copy(renamed_file(folder), tmp_path / "alone.safetensors"))
+    for kind, message in (
+        ("sam3", "SAM 3's tracker is in the folder of sam3_video"),
+        ("edgetam", "known: sam, "),
+    ):
+        edit_json(folder / "config.json", model_type=kind)
+        with pytest.raises(UserError, match=message):
+            read_mask_decoder(folder)
+
+
+def renamed_file(folder: Path) -> Path:
+    """The folder's weight file with the names that the model has in memory."""
+    weights = load_file(folder / "model.safetensors")
+    names = {name: sam2.renamed_by(sam2.SAM3_RULES, name) for name in weights}
+    save_file({names[name]: value for name, value in weights.items()}, folder / "model.safetensors")
+    return folder / "model.safetensors"

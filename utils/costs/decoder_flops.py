@@ -1,0 +1,106 @@
+"""FLOPs of each kind of mask decoder: SAM, SAM 2, SAM 3's tracker."""
+
+from __future__ import annotations
+
+from model.decoders.base import DecoderSettings
+from model.decoders.sam import SamSettings
+from model.decoders.sam2 import Sam2Settings, side_of
+from utils.costs.flop_formulas import (
+    Flops,
+    attention,
+    decoding_flops,
+    linear,
+    mask_decoder_flops,
+    sam_encoder_flops,
+)
+
+
+def encoder_flops(settings: DecoderSettings, *, folded: bool) -> Flops:
+    """The image encoder on one image; `folded`: how SAM's attention runs on a GPU."""
+    if isinstance(settings, SamSettings):
+        return sam_encoder_flops(settings, folded=folded)
+    assert isinstance(settings, Sam2Settings), f"a decoder of kind {settings.kind!r}"
+    flops = hiera_flops(settings) if settings.kind == "sam2" else sam3_vit_flops(settings)
+    # The two finer levels are made narrow here, once an image.
+    dim, side = settings.prompt_embed_dim, settings.grid_size[0]
+    narrow = linear(16 * side**2, dim, dim // 8) + linear(4 * side**2, dim, dim // 4)
+    return flops + Flops(forward=narrow)
+
+
+def decoder_flops(settings: DecoderSettings) -> Flops:
+    """The mask decoder for one [SEG]."""
+    if isinstance(settings, SamSettings):
+        return mask_decoder_flops(settings)
+    assert isinstance(settings, Sam2Settings), f"a decoder of kind {settings.kind!r}"
+    config, dim = settings.config.mask_decoder_config, settings.prompt_embed_dim
+    num_outputs = config.num_multimask_outputs + 1
+    quality = [dim, *[config.iou_head_hidden_dim] * (config.iou_head_depth - 1), num_outputs]
+    return decoding_flops(
+        dim=dim,
+        inner=dim // config.attention_downsample_rate,
+        mlp=config.mlp_dim,
+        depth=config.num_hidden_layers,
+        pixels=settings.grid_size[0] ** 2,
+        num_outputs=num_outputs,
+        heads=[quality, [dim, dim, dim, 1]],
+    )
+
+
+def hiera_flops(settings: Sam2Settings) -> Flops:
+    """The image encoder of SAM 2: four stages, each with half the side and twice the width, and the neck."""
+    vision = settings.config.vision_config
+    trunk = vision.backbone_config
+    side, dim = settings.image_size // side_of(trunk.patch_stride), trunk.hidden_size
+    forward = linear(side**2, 3 * side_of(trunk.patch_kernel_size) ** 2, dim)
+    extra = number = 0
+    for stage, (count, out) in enumerate(zip(trunk.blocks_per_stage, trunk.embed_dim_per_stage, strict=True)):
+        heads = trunk.num_attention_heads_per_stage[stage]
+        for block in range(count):
+            is_pooled = block == 0 and 0 < stage <= trunk.num_query_pool_stages
+            # The first block of a stage still has the windows of the stage before.
+            window = trunk.window_size_per_stage[max(stage - 1, 0) if block == 0 else stage]
+            window = side if number in trunk.global_attention_blocks else window
+            num_windows = (-(-side // window)) ** 2
+            num_keys, stride = window**2, 2 if is_pooled else 1
+            num_queries = (window // stride) ** 2
+            forward += num_windows * (
+                linear(num_keys, dim, 3 * out)
+                + attention(num_queries, num_keys, out)
+                + linear(num_queries, out, out)
+            )
+            # The library also multiplies the heads of each place with one another, and drops the product.
+            extra += num_windows * num_keys * linear(heads, out // heads, heads)
+            if dim != out:
+                forward += linear(side**2, dim, out)
+            side //= stride
+            forward += 2 * linear(side**2, out, int(out * trunk.mlp_ratio))
+            dim, number = out, number + 1
+        forward += linear(side**2, out, vision.fpn_hidden_size)  # of the neck
+    return Flops(forward=forward, extra=extra)
+
+
+def sam3_vit_flops(settings: Sam2Settings) -> Flops:
+    """The image encoder of SAM 3: a ViT with windows, and a neck that makes every level from its last layer."""
+    vision = settings.config.vision_config
+    vit, side = vision.backbone_config, settings.grid_size[0]
+    num, dim, window = side**2, vit.hidden_size, vit.window_size
+    num_global = len([index for index in vit.global_attn_indexes if index < vit.num_hidden_layers])
+    num_windows = (-(-side // window)) ** 2
+    forward = linear(num, 3 * vit.patch_size**2, dim)
+    forward += vit.num_hidden_layers * 2 * linear(num, dim, vit.intermediate_size)
+    for count, number, length in (
+        (num_global, 1, num),
+        (vit.num_hidden_layers - num_global, num_windows, window**2),
+    ):
+        forward += count * number * (4 * linear(length, dim, dim) + attention(length, length, dim))
+    for scale in vision.scale_factors:
+        cells, width = int(num * scale**2), dim
+        if scale == 4:
+            forward += linear(num, dim, 4 * (dim // 2)) + linear(4 * num, dim // 2, 4 * (dim // 4))
+            width = dim // 4
+        elif scale == 2:
+            forward += linear(num, dim, 4 * (dim // 2))
+            width = dim // 2
+        forward += linear(cells, width, vision.fpn_hidden_size)
+        forward += linear(cells, 9 * vision.fpn_hidden_size, vision.fpn_hidden_size)
+    return Flops(forward=forward)
