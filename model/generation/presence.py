@@ -47,11 +47,14 @@ def target_probabilities(
     prompts = read_prompts(
         model, processor, images, [Conversation.of(query) for query in queries], image_of_row
     )
-    # Prompts are padded on the left, so the shared beginning of the answers follows each of them directly.
-    beginning = torch.tensor([shared] * len(queries), dtype=torch.long).to(model.device)
-    embeddings = torch.cat([prompts.embeddings, model.embed(beginning)], dim=1)
-    mask = torch.cat([prompts.mask, prompts.mask.new_ones(beginning.shape)], dim=1)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -embeddings.shape[1] :]
+    embeddings, mask, positions = prompts.embeddings, prompts.mask, prompts.positions
+    if shared:
+        # Prompts are padded on the left, so the shared beginning of the answers follows each of them directly.
+        beginning = torch.tensor([shared] * len(queries)).to(model.device)
+        following = torch.arange(1, len(shared) + 1).to(model.device)
+        embeddings = torch.cat([embeddings, model.embed(beginning)], dim=1)
+        mask = torch.cat([mask, mask.new_ones(beginning.shape)], dim=1)
+        positions = torch.cat([positions, positions[..., -1:] + following], dim=-1)
     state = model.language_states(embeddings, mask, positions, prompts.cache)[:, -1]
     logits = model.text_logits(state)[:, [found, not_found]]  # (N, 2)
     chances: list[float] = logits.double().softmax(dim=-1)[:, 0].tolist()

@@ -73,6 +73,17 @@ def test_training_uses_both_beginnings_equally_often():
     assert shares[0] == shares[1] > 0
 
 
+def test_without_a_shared_beginning_the_first_word_decides(model, monkeypatch):
+    _, seg, other = answers_part(model.processor)
+    monkeypatch.setattr("model.generation.presence.answers_part", lambda processor: ([], seg, other))
+    for query, owner in zip(QUERIES, OWNERS, strict=True):
+        (found,) = model.target_probabilities([IMAGES[owner]], [query])
+        with torch.no_grad():
+            inputs = model.processor.collate([IMAGES[owner]], [Conversation.of(query)], [0])
+            logits = model(**inputs.fields()).logits[0, -1]
+        assert found == pytest.approx(float(torch.sigmoid(logits[seg] - logits[other])), abs=1e-9)
+
+
 def test_answers_that_cannot_be_compared_have_no_probability(model, monkeypatch):
     monkeypatch.setattr("model.generation.presence.answers_part", lambda processor: None)
     assert model.target_probabilities(IMAGES, QUERIES, image_of_row=OWNERS) == [None] * 3
