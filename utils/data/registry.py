@@ -26,6 +26,7 @@ from utils.data.datasets.cityscapes import Cityscapes
 from utils.data.datasets.cocostuff import CocoStuff
 from utils.data.datasets.grefcoco import GRefCoco
 from utils.data.datasets.llava_instruct import LlavaInstruct
+from utils.data.datasets.llava_mix import LlavaMix
 from utils.data.datasets.mapillary import Mapillary
 from utils.data.datasets.openimages import OpenImages
 from utils.data.datasets.own_coco import OwnCoco
@@ -72,6 +73,7 @@ DATASETS: dict[str, type[Dataset]] = {
         FpRefCocoG,
         ReasonSeg,
         LlavaInstruct,
+        LlavaMix,
     )
 }
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import numpy as np
 import pytest
 
+from utils.data.datasets.llava_mix import LlavaMix
 from utils.data.datasets.refer import RefCoco, RefCocoG, RefCocoPlus
+from utils.data.images import read_image
 from utils.data.registry import DATASETS
 from utils.toy.layouts.common import SceneSource
+from utils.toy.layouts.llava_mix import FOLDERS, write_llava_mix
 from utils.toy.world import WorldConfig, make_world
 
 SOURCE = SceneSource(seed=5, num_train=2, num_val=2)
 LAYOUTS = "refer,refcoco+,refcocog,r_refcoco,fp_refcoco"
+MIX = SceneSource(seed=5, num_train=8, num_val=1)
 BASES = {"refcoco": RefCoco, "refcoco+": RefCocoPlus, "refcocog": RefCocoG}
 
 
@@ -41,6 +47,20 @@ def test_negative_sentences_are_added_to_the_references_of_the_data_set_that_the
             assert not set(theirs.expressions) & (set(ours.expressions) - set(told))
             num_absent += len(present) - sum(present)
     assert num_absent
+
+
+def test_the_mixture_has_dialogues_about_images_of_every_folder(tmp_path):
+    write_llava_mix(tmp_path, MIX)
+    data = LlavaMix(tmp_path, "train")
+    assert data.dropped == []
+    assert data.coverage.left_out == {"without an image": 3}
+    assert len(data.dialogues) == MIX.num_train
+    folders = {dialogue.path.parent.relative_to(tmp_path).as_posix() for dialogue in data.dialogues}
+    assert folders == {"coco/train2017", *FOLDERS}
+    drawn = [*islice(MIX.scenes("coco", "train"), 1), *islice(MIX.scenes("llava_mix", "train"), 7)]
+    for dialogue, item in zip(data.dialogues, drawn, strict=True):
+        assert np.abs(read_image(dialogue.path).astype(int) - item.scene.image).mean() < 4
+        assert all(text.endswith("single word or phrase.") for text in dialogue.texts[::2])
 
 
 def test_the_layouts_are_the_same_without_the_data_set_that_they_extend(world, tmp_path):

@@ -1,15 +1,18 @@
-"""LLaVA-Instruct-150k: conversations about COCO images, answered in words.
+"""Conversations about images, answered in words, as LLaVA stores them; LLaVA-Instruct-150k.
 
-llava_dataset/llava_instruct_150k.json: [{id, image, conversations: [{from: "human" | "gpt", value}]}], where
-the first human turn also holds "<image>" as a placeholder. Images are those of coco/train2017.
+A file is [{id, image, conversations: [{from: "human" | "gpt", value}]}], where the first human turn also holds
+"<image>" as a placeholder. LLaVA-Instruct-150k is llava_dataset/llava_instruct_150k.json, about the images of
+coco/train2017.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -23,6 +26,7 @@ from utils.data.types import Recipe, Sample, VqaSample
 
 IMAGE_PLACEHOLDER = "<image>"
 SPEAKERS = ("human", "gpt")
+TEXT_ONLY = "without an image"  # why an entry is left out, as reports count it
 
 
 @dataclass(frozen=True)
@@ -33,39 +37,39 @@ class Dialogue:
     texts: tuple[str, ...]
 
 
-class LlavaInstruct(Dataset):
-    """Training uses whole dialogues; evaluation asks each question by itself and has the expected answer.
+class DialogueDataset(Dataset):
+    """Base: training uses whole dialogues; evaluation asks each question by itself and has the expected answer."""
 
-    The published file has one split, train. A held-out split may lie beside it, as llava_instruct_150k_val.json with
-    images in coco/val2017.
-    """
-
-    name = "llava_instruct_150k"
     source = "vqa"
     unit = "entries"
+    may_have_no_image: ClassVar[bool] = False  # some entries are text only; they are counted and left out
 
     def __init__(self, dataset_dir: str | Path, split: str) -> None:
         super().__init__(dataset_dir, split)
-        suffix = "" if split == "train" else f"_{split}"
-        path = locate(self.dataset_dir, (f"llava_dataset/llava_instruct_150k{suffix}.json",), self.name)
-        folder = locate(self.dataset_dir, (f"coco/{split}2017",), self.name)
+        path, folder = self.find_files()
         self.dialogues: list[Dialogue] = []
         files = FolderListing(folder)
         for position, entry in enumerate(read_annotations(path)):
-            try:
-                texts = dialogue_texts(entry)
-                is_missing = entry["image"] not in files
-            except (KeyError, TypeError, AttributeError, ValueError) as problem:
-                self.drop(f"{path}, entry {position}", f"{type(problem).__name__}: {problem}")
+            if self.may_have_no_image and isinstance(entry, Mapping) and not entry.get("image"):
+                self.left_out[TEXT_ONLY] += 1
                 continue
-            if is_missing:
-                self.drop(f"{path}, entry {position}", f"no image {folder / entry['image']}", MISSING)
-            else:
-                self.dialogues.append(Dialogue(folder / entry["image"], texts))
+            label = f"{path}, entry {position}"
+            with self.entry(label):
+                texts, name = dialogue_texts(entry), image_name(entry)
+                if name in files:
+                    self.dialogues.append(Dialogue(folder / name, texts))
+                else:
+                    self.drop(label, f"no image {folder / name}", MISSING)
         self.check_index(len(self.dialogues), path)
-        self.questions = [
-            (dialogue, turn) for dialogue in self.dialogues for turn in range(0, len(dialogue.texts), 2)
-        ]
+
+    @abstractmethod
+    def find_files(self) -> tuple[Path, Path]:
+        """The file of this split, and the folder that its image names start from."""
+
+    @cached_property
+    def questions(self) -> list[tuple[Dialogue, int]]:
+        """Each question: its dialogue and its place among the texts."""
+        return [(dialogue, turn) for dialogue in self.dialogues for turn in range(0, len(dialogue.texts), 2)]
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -98,8 +102,31 @@ class LlavaInstruct(Dataset):
         )
 
 
+class LlavaInstruct(DialogueDataset):
+    """LLaVA-Instruct-150k. The published file has one split, train.
+
+    A held-out split may lie beside it, as llava_instruct_150k_val.json with images in coco/val2017.
+    """
+
+    name = "llava_instruct_150k"
+
+    def find_files(self) -> tuple[Path, Path]:
+        suffix = "" if self.split == "train" else f"_{self.split}"
+        path = locate(self.dataset_dir, (f"llava_dataset/llava_instruct_150k{suffix}.json",), self.name)
+        return path, locate(self.dataset_dir, (f"coco/{self.split}2017",), self.name)
+
+
+def image_name(entry: Mapping[str, Any]) -> str:
+    """The name of an entry's image; UserError if it is no text."""
+    if not isinstance(entry["image"], str):
+        raise UserError(f"'image' is {short(entry['image'])}; it is the name of a file")
+    return entry["image"]
+
+
 def dialogue_texts(entry: Mapping[str, Any]) -> tuple[str, ...]:
     """The texts of human and assistant without the image placeholder; UserError if they do not alternate."""
+    if not isinstance(entry, Mapping):
+        raise UserError(f"an entry has 'image' and 'conversations', got {short(entry)}")
     turns = entry["conversations"]
     if not turns or len(turns) % 2:
         raise UserError(f"{len(turns)} turns; a dialogue has as many answers as questions")
