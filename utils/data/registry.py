@@ -46,6 +46,7 @@ from utils.data.datasets.refer_absent import (
     RRefCocoG,
     RRefCocoPlus,
 )
+from utils.data.datasets.refzom import RefZom
 
 DATASETS: dict[str, type[Dataset]] = {
     dataset.name: dataset
@@ -65,6 +66,7 @@ DATASETS: dict[str, type[Dataset]] = {
         RefCocoPlus,
         RefCocoG,
         GRefCoco,
+        RefZom,
         RRefCoco,
         RRefCocoPlus,
         RRefCocoG,

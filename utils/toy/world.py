@@ -32,6 +32,7 @@ from utils.toy.layouts.reason import write_reason, write_reason_test
 from utils.toy.layouts.refer import write_refer
 from utils.toy.layouts.refer_absent import write_fp_refcoco, write_r_refcoco
 from utils.toy.layouts.refer_more import write_refclef, write_refcoco_plus, write_refcocog
+from utils.toy.layouts.refzom import write_refzom
 from utils.toy.layouts.semantic import write_ade20k, write_cityscapes
 from utils.toy.layouts.voc import write_pascal_context, write_pascal_voc
 
@@ -57,6 +58,7 @@ WRITERS: dict[str, Writer] = {
     "reason_test": write_reason_test,
     "r_refcoco": write_r_refcoco,  # also + and g, as in the next line; both annotate the images of RefCOCO
     "fp_refcoco": write_fp_refcoco,
+    "refzom": write_refzom,
     "llava_mix": write_llava_mix,  # a sixth of its images are COCO's
     "own": write_own,  # the three kinds of own data
 }

@@ -9,10 +9,13 @@ import pytest
 
 from utils.data.datasets.llava_mix import LlavaMix
 from utils.data.datasets.refer import RefCoco, RefCocoG, RefCocoPlus
+from utils.data.datasets.refzom import RefZom
 from utils.data.images import read_image
+from utils.data.pickles import load_plain_pickle
 from utils.data.registry import DATASETS
 from utils.toy.layouts.common import SceneSource
 from utils.toy.layouts.llava_mix import FOLDERS, write_llava_mix
+from utils.toy.layouts.refzom import write_refzom
 from utils.toy.world import WorldConfig, make_world
 
 SOURCE = SceneSource(seed=5, num_train=2, num_val=2)
@@ -61,6 +64,28 @@ def test_the_mixture_has_dialogues_about_images_of_every_folder(tmp_path):
     for dialogue, item in zip(data.dialogues, drawn, strict=True):
         assert np.abs(read_image(dialogue.path).astype(int) - item.scene.image).mean() < 4
         assert all(text.endswith("single word or phrase.") for text in dialogue.texts[::2])
+
+
+def test_references_have_no_target_one_or_many_as_their_source_says(tmp_path):
+    write_refzom(tmp_path, SOURCE)
+    refs = load_plain_pickle(tmp_path / "refer_seg/refzom/Ref_ZOM.p")
+    assert {ref["source"] for ref in refs} == {"zero", "one", "many"}
+    assert any(ref["ann_id"] for ref in refs if ref["source"] == "zero")
+    for split, folder in (("train", "train2014"), ("test", "val2014")):
+        data = RefZom(tmp_path, split)
+        assert data.dropped == []
+        assert {item.path.parent.name for item in data.items} == {folder}
+        for sample, item in zip(data, SOURCE.scenes("refzom", split, lambda s: bool(s.things)), strict=True):
+            for mask, nothing, number in zip(sample.masks, sample.no_target, sample.references, strict=True):
+                ids, kind = refs[number]["ann_id"], refs[number]["source"]
+                count = {"zero": 0, "one": 1}[kind] if kind != "many" else len(ids)
+                parts = [
+                    thing.mask for thing in item.scene.things if (thing.mask & ~mask.astype(bool)).sum() == 0
+                ]
+                assert nothing == (count == 0) == (not mask.any())
+                if count:
+                    assert len(parts) >= count
+                    np.testing.assert_array_equal(mask.astype(bool), np.any(parts, axis=0))
 
 
 def test_the_layouts_are_the_same_without_the_data_set_that_they_extend(world, tmp_path):

@@ -14,8 +14,8 @@ class GRefCoco(ReferringDataset):
     may_have_no_target = True
     splits_by: ClassVar = {"unc": ("train", "val", "testA", "testB")}
 
-    def refs_file(self) -> str:
-        return f"grefs({self.split_by}).json"
+    def refs_files(self) -> tuple[str, ...]:
+        return (f"grefs({self.split_by}).json",)
 
     def read_refs(self, path: Path) -> Any:
         return read_annotations(path)

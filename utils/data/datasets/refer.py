@@ -68,9 +68,9 @@ class ReferringDataset(Dataset):
         super().__init__(dataset_dir, split)
         folders = tuple(f"refer_seg/{folder}" for folder in (self.name, *self.other_folders))
         root = locate(self.dataset_dir, folders, self.name)
-        refs_path = locate(root, (self.refs_file(),), self.name)
+        refs_path = locate(root, self.refs_files(), self.name)
         instances_path = locate(root, ("instances.json",), self.name)
-        self.image_folder = locate(self.dataset_dir, (f"refer_seg/images/{self.image_dir}",), self.name)
+        self.image_folders = self.find_images(root)
         self.segmentations: dict[int, Any] = {}  # by annotation id
         self.num_references = 0
         self.items = self._build_index(self.read_refs(refs_path), refs_path, instances_path)
@@ -96,8 +96,13 @@ class ReferringDataset(Dataset):
                 return cls(dataset_dir, split, split_by)
         raise FlagError(f"write {cls.name}|SPLIT_BY|SPLIT, got {'|'.join((cls.name, *fields))}")
 
-    def refs_file(self) -> str:
-        return f"refs({self.split_by}).p"
+    def refs_files(self) -> tuple[str, ...]:
+        """The names that the file of references may have; the first that exists is read."""
+        return (f"refs({self.split_by}).p",)
+
+    def find_images(self, root: Path) -> tuple[Path, ...]:
+        """The folders that its images may be in, at least one; `root` is that of the references."""
+        return (locate(self.dataset_dir, (f"refer_seg/images/{self.image_dir}",), self.name),)
 
     def read_refs(self, path: Path) -> Any:
         return load_plain_pickle(path)
@@ -105,6 +110,9 @@ class ReferringDataset(Dataset):
     def is_absent(self, ref: Mapping[str, Any], sentence: Mapping[str, Any]) -> bool:
         """Whether a sentence describes nothing in the image, although its reference may have a target."""
         return False
+
+    def text_of(self, sentence: Mapping[str, Any]) -> str:
+        return sentence["sent"].strip()
 
     def __len__(self) -> int:
         return len(self.items)
@@ -151,7 +159,7 @@ class ReferringDataset(Dataset):
         return [
             Expression(text, () if self.is_absent(ref, sentence) else ann_ids, position)
             for sentence in ref["sentences"]
-            if (text := sentence["sent"].strip())
+            if (text := self.text_of(sentence))
         ]
 
     def load_item_image(self, item: ReferringItem) -> np.ndarray:
@@ -177,7 +185,8 @@ class ReferringDataset(Dataset):
             images = {id_of(image.get("id")): image for image in instances["images"]}
         if not isinstance(refs, list):
             raise UserError(f"{refs_path}: a list of references, got {short(refs)}")
-        files = FolderListing(self.image_folder)
+        folders = [FolderListing(folder) for folder in self.image_folders]
+        paths: dict[int, Path] = {}
         expressions: dict[int, list[Expression]] = defaultdict(list)
         for position, ref in enumerate(refs):
             label = f"{refs_path}, reference {position}"
@@ -194,22 +203,28 @@ class ReferringDataset(Dataset):
                     self.drop(label, f"no annotation {missing} in {instances_path.name}", UNLABELLED)
                 elif file_name is None:
                     self.drop(label, f"no image {image_id} in {instances_path.name}", MISSING)
-                elif file_name not in files:
-                    self.drop(label, f"no image {self.image_folder / file_name}", MISSING)
+                elif (path := first_holding(folders, file_name)) is None:
+                    self.drop(label, f"no image {self.image_folders[0] / file_name}", MISSING)
                 elif not found:
                     self.drop(label, "no expression")
                 else:
+                    paths[image_id] = path
                     expressions[image_id] += found
                     self.num_references += 1
                     self.segmentations |= {ann_id: segmentations[ann_id] for ann_id in ann_ids}
         return [
             ReferringItem(
-                path=self.image_folder / images[image_id]["file_name"],
+                path=paths[image_id],
                 size=annotated_size(images[image_id]),
                 expressions=tuple(expressions[image_id]),
             )
             for image_id in sorted(expressions, key=lambda image_id: (isinstance(image_id, str), image_id))
         ]
+
+
+def first_holding(folders: Sequence[FolderListing], name: str) -> Path | None:
+    """The path of a file in the first of several folders that has it; None if none has."""
+    return next((listing.folder / name for listing in folders if name in listing), None)
 
 
 def target_ids(ann_id: int | Sequence[int]) -> tuple[int, ...]:

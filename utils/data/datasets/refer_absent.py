@@ -33,7 +33,9 @@ class NegativeReferring(ReferringDataset):
         super().__init__(dataset_dir, split, split_by)
         if all(expression.ann_ids for item in self.items for expression in item.expressions):
             names = " or ".join(repr(mark) for mark in MARKS)
-            self.note(f"no sentence is marked as absent by {names}; is it plain RefCOCO?", self.refs_file())
+            self.note(
+                f"no sentence is marked as absent by {names}; is it plain RefCOCO?", self.refs_files()[0]
+            )
 
     def is_absent(self, ref: Mapping[str, Any], sentence: Mapping[str, Any]) -> bool:
         for mark, value in MARKS.items():
