@@ -28,6 +28,7 @@ from utils.data.datasets.grefcoco import GRefCoco
 from utils.data.datasets.llava_instruct import LlavaInstruct
 from utils.data.datasets.llava_mix import LlavaMix
 from utils.data.datasets.mapillary import Mapillary
+from utils.data.datasets.muse import Muse
 from utils.data.datasets.openimages import OpenImages
 from utils.data.datasets.own_coco import OwnCoco
 from utils.data.datasets.own_jsonl import OwnJsonl
@@ -74,6 +75,7 @@ DATASETS: dict[str, type[Dataset]] = {
         FpRefCocoPlus,
         FpRefCocoG,
         ReasonSeg,
+        Muse,
         LlavaInstruct,
         LlavaMix,
     )

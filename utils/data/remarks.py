@@ -18,7 +18,14 @@ from model.text.sequence import ComplexQuery
 from utils.data.base import Dataset
 from utils.data.class_file import IGNORED_VALUES, no_class_remarks
 from utils.data.semantic import SemanticDataset, values_in
-from utils.data.types import EvalSample, ReasonSample, ReferringSample, Sample, SemanticSample
+from utils.data.types import (
+    EvalSample,
+    MultiTargetSample,
+    ReasonSample,
+    ReferringSample,
+    Sample,
+    SemanticSample,
+)
 
 MAX_NAMED = 8  # names in one remark
 DARK = 0.1  # fraction of the range: an image is dark when almost no pixel is brighter
@@ -83,6 +90,8 @@ class Remarks:
             masks: Iterable[np.ndarray] = ((item.label == class_id).astype(np.uint8) for class_id in present)
         elif isinstance(item, ReasonSample):
             masks = [item.mask]
+        elif isinstance(item, MultiTargetSample):
+            masks = [mask for of_question in item.masks for mask in of_question]
         else:
             masks = item.masks if isinstance(item, ReferringSample) else ()
         self._see(item.source, item.image, masks)

@@ -186,6 +186,23 @@ class ReasonSample:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MultiTargetSample:
+    """One evaluation image with questions that have several targets each."""
+
+    image: np.ndarray  # (height, width, 3) uint8 RGB
+    questions: tuple[str, ...]  # whole sentences
+    masks: tuple[np.ndarray, ...]  # for each question (num_targets, height, width) uint8
+    source: str
+
+    def __post_init__(self) -> None:
+        check_image(self.image, self.source)
+        for masks in self.masks:
+            check_masks(masks, self.image, self.source)
+        if len(self.questions) != len(self.masks):
+            raise UserError(f"{self.source}: {len(self.questions)} questions, masks of {len(self.masks)}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class VqaSample:
     """One evaluation image with one question and the expected answer."""
 
@@ -195,7 +212,7 @@ class VqaSample:
     source: str
 
 
-EvalSample = SemanticSample | ReferringSample | ReasonSample | VqaSample
+EvalSample = SemanticSample | ReferringSample | ReasonSample | MultiTargetSample | VqaSample
 
 
 def check_image(image: np.ndarray, source: str) -> None:

@@ -29,7 +29,13 @@ from utils.common.label_values import IGNORE, NOTHING
 from utils.data.base import Dataset
 from utils.data.registry import DATASETS
 from utils.data.semantic import SemanticDataset
-from utils.data.types import EvalSample, ReasonSample, ReferringSample, SemanticSample
+from utils.data.types import (
+    EvalSample,
+    MultiTargetSample,
+    ReasonSample,
+    ReferringSample,
+    SemanticSample,
+)
 
 PredictionEntry = dict[str, Any]
 
@@ -50,6 +56,8 @@ class PredictionWriter:
             return ()
         if isinstance(sample, ReferringSample):
             questions, answers = sample.expressions, prediction
+        elif isinstance(sample, MultiTargetSample):
+            questions, answers = sample.questions, prediction
         elif isinstance(sample, ReasonSample):
             questions, answers = (sample.question,), [prediction]
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -109,6 +109,10 @@ class EvaluationSettings:
         }
 
 
+def _no_masks() -> np.ndarray:
+    return np.zeros((0, 0, 0), dtype=np.float32)
+
+
 @dataclass(frozen=True, kw_only=True)
 class MaskAnswer:
     """What the model answered to one query."""
@@ -116,6 +120,9 @@ class MaskAnswer:
     text: str
     mask: np.ndarray  # (height, width) bool, the union of the answer's masks; empty without a [SEG]
     probability: float | None = None  # that the query has a target; None: not measured
+    parts: np.ndarray = field(
+        default_factory=_no_masks
+    )  # (num_masks, height, width) float32 logits, if asked for
 
 
 def ask_for_masks(
@@ -126,11 +133,13 @@ def ask_for_masks(
     settings: EvaluationSettings,
     *,
     with_probability: bool = False,
+    with_parts: bool = False,
 ) -> list[list[MaskAnswer]]:
     """Ask every query of `queries[i]` about image i; returns as many answers for each image.
 
     With `settings.teacher_forced` the model reads the expected answer, and only its mask is judged.
     with_probability: also ask for the probability that a query has a target; not when teacher-forced.
+    with_parts: also return the masks one by one.
     """
     answers: list[list[MaskAnswer]] = [[] for _ in images]
     encoded = [] if settings.teacher_forced else model.encode_batch(images, processor=processor)
@@ -148,7 +157,10 @@ def ask_for_masks(
             )
         for owner, answer, probability in zip(owners, spoken, probabilities, strict=True):
             mask = union_mask(answer.masks, images[owner].shape[:2])
-            answers[owner].append(MaskAnswer(text=answer.text, mask=mask, probability=probability))
+            parts = answer.masks.float().cpu().numpy() if with_parts else _no_masks()
+            answers[owner].append(
+                MaskAnswer(text=answer.text, mask=mask, probability=probability, parts=parts)
+            )
     return answers
 
 

@@ -12,6 +12,7 @@ report.json, schema version 2 (numbers are fractions between 0 and 1; null: not 
     no_target        {..., "accuracy" (N-acc), "accuracy_50px", "see_accuracy"; "roc_auc", "ap" where measured}
     robust           {..., "miou", "oiou", "mrr", "riou"}; where references have sentences with and without a target
     reasoning        {..., "giou", "ciou"}
+    multi            {..., "giou", "ciou", "count_accuracy"}
     vqa              {..., "exact_match"}
     datasets         for each data set {"dataset", "task", "num_samples", "sections", "per_class", "data", "notes"}
     baseline         the same sections of the model before training; missing when it was not evaluated
@@ -72,6 +73,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
     "reasoning": MASK_METRICS,
     "reasoning_short": ("giou", "ciou"),
     "reasoning_long": ("giou", "ciou"),
+    "multi": ("giou", "ciou", "count_accuracy"),
     "vqa": ("exact_match", "rouge_l"),
 }
 

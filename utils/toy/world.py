@@ -25,6 +25,7 @@ from utils.toy.layouts.coco import write_coco
 from utils.toy.layouts.common import SEED_OF_SPLIT, SceneSource, scene_key, write_json
 from utils.toy.layouts.llava_mix import write_llava_mix
 from utils.toy.layouts.mapillary import write_mapillary, write_mapillary_1
+from utils.toy.layouts.muse import write_muse
 from utils.toy.layouts.openimages import write_openimage
 from utils.toy.layouts.own import write_own
 from utils.toy.layouts.parts import write_paco_lvis, write_pascal_part
@@ -58,6 +59,7 @@ WRITERS: dict[str, Writer] = {
     "reason_test": write_reason_test,
     "r_refcoco": write_r_refcoco,  # also + and g, as in the next line; both annotate the images of RefCOCO
     "fp_refcoco": write_fp_refcoco,
+    "muse": write_muse,
     "refzom": write_refzom,
     "llava_mix": write_llava_mix,  # a sixth of its images are COCO's
     "own": write_own,  # the three kinds of own data

@@ -7,17 +7,22 @@ from itertools import islice
 import numpy as np
 import pytest
 
+from model.text.format import SequenceFormat
 from utils.data.datasets.llava_mix import LlavaMix
+from utils.data.datasets.muse import Muse
 from utils.data.datasets.refer import RefCoco, RefCocoG, RefCocoPlus
 from utils.data.datasets.refzom import RefZom
 from utils.data.images import read_image
 from utils.data.pickles import load_plain_pickle
 from utils.data.registry import DATASETS
+from utils.data.types import Recipe
 from utils.toy.layouts.common import SceneSource
 from utils.toy.layouts.llava_mix import FOLDERS, write_llava_mix
+from utils.toy.layouts.muse import SCENES, write_muse
 from utils.toy.layouts.refzom import write_refzom
 from utils.toy.world import WorldConfig, make_world
 
+RECIPE = Recipe(format=SequenceFormat.named("paper"))
 SOURCE = SceneSource(seed=5, num_train=2, num_val=2)
 LAYOUTS = "refer,refcoco+,refcocog,r_refcoco,fp_refcoco"
 MIX = SceneSource(seed=5, num_train=8, num_val=1)
@@ -86,6 +91,24 @@ def test_references_have_no_target_one_or_many_as_their_source_says(tmp_path):
                 if count:
                     assert len(parts) >= count
                     np.testing.assert_array_equal(mask.astype(bool), np.any(parts, axis=0))
+
+
+def test_questions_have_the_masks_of_several_things(tmp_path):
+    write_muse(tmp_path, SceneSource(seed=5, num_train=3, num_val=2))
+    for split in ("train", "val", "test_less", "test_many"):
+        data = Muse(tmp_path, split)
+        assert (data.dropped, data.notes) == ([], {})
+        scenes = SOURCE.scenes("muse", SCENES[split], lambda scene: len(scene.things) >= 2)
+        for sample, item in zip(data, scenes, strict=False):
+            shapes = {thing.mask.tobytes() for thing in item.scene.things}
+            for masks in sample.masks:
+                assert {mask.astype(bool).tobytes() for mask in masks} <= shapes
+            assert max(len(masks) for masks in sample.masks) >= 2
+    data = Muse(tmp_path, "train")
+    assert {item.path.parent.name for item in data.items} == {"train2014", "train2017"}
+    for index in range(len(data)):
+        for conversation in data.sample_of(index, np.random.default_rng(0), RECIPE).conversations:
+            assert conversation.answers[0].startswith("there is ") == (index % 2 == 0)
 
 
 def test_the_layouts_are_the_same_without_the_data_set_that_they_extend(world, tmp_path):

@@ -16,6 +16,7 @@ from utils.evaluation.metrics.masks import (
     mask_sums,
     overlap,
 )
+from utils.evaluation.metrics.multi import matched_overlaps, multi_measures, multi_sums
 from utils.evaluation.metrics.presence import (
     Calibration,
     PresenceCounts,
@@ -49,6 +50,9 @@ __all__ = [
     "mask_measures",
     "mask_scores",
     "mask_sums",
+    "matched_overlaps",
+    "multi_measures",
+    "multi_sums",
     "normalise_answer",
     "overlap",
     "presence_measures",

@@ -7,6 +7,7 @@ so records can be gathered from processes, kept on disk, and counted when they a
     referring     one query for each expression; the union of the masks of the answer is the prediction
     generalized   the same for data in which an expression may have no target, such as gRefCOCO
     reasoning     one question about each image
+    multi         questions about each image with several targets each, matched to the masks of the answer
     vqa           one question about each image, the answer compared as text
 """
 
@@ -15,7 +16,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from model.generation.answers import NameCounts
-from utils.data.types import EvalSample, ReasonSample, ReferringSample, SemanticSample, VqaSample
+from utils.data.types import (
+    EvalSample,
+    MultiTargetSample,
+    ReasonSample,
+    ReferringSample,
+    SemanticSample,
+    VqaSample,
+)
 from utils.evaluation.prompting import EvaluationSettings
 from utils.evaluation.protocols.base import Sections, TaskProtocol
 from utils.evaluation.protocols.masks import (
@@ -25,12 +33,15 @@ from utils.evaluation.protocols.masks import (
     ReasonRecord,
     ReferringProtocol,
 )
+from utils.evaluation.protocols.multi import MultiRecord, MultiTargetProtocol
 from utils.evaluation.protocols.semantic import SemanticPrediction, SemanticProtocol, SemanticRecord
 from utils.evaluation.protocols.vqa import VqaProtocol, VqaRecord
 
 __all__ = [
     "GeneralizedProtocol",
     "MaskRecord",
+    "MultiRecord",
+    "MultiTargetProtocol",
     "NameCounts",
     "ReasonRecord",
     "ReasoningProtocol",
@@ -55,5 +66,9 @@ def protocol_for(sample: EvalSample, settings: EvaluationSettings, *, has_no_tar
         return SemanticProtocol(settings, sample.classes)
     if isinstance(sample, ReferringSample):
         return (GeneralizedProtocol if has_no_target else ReferringProtocol)(settings)
-    by_type: Mapping[type, type[TaskProtocol]] = {ReasonSample: ReasoningProtocol, VqaSample: VqaProtocol}
+    by_type: Mapping[type, type[TaskProtocol]] = {
+        ReasonSample: ReasoningProtocol,
+        MultiTargetSample: MultiTargetProtocol,
+        VqaSample: VqaProtocol,
+    }
     return by_type[type(sample)](settings)
