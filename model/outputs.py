@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -99,6 +99,8 @@ class Segmentation(Exportable):
     # Of a freely generated answer, the words before each mask that names none of the classes ("it is"): such masks
     # are dropped, and whether a class without a mask is absent is then unknown.
     unattributed: tuple[str, ...] = ()
+    # (num_names, hidden_dim) the states that decided on each name, for `model.rethreshold`; None of a free answer.
+    states: Tensor | None = field(default=None, repr=False)
 
     @property
     def present_names(self) -> tuple[str, ...]:

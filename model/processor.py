@@ -29,6 +29,7 @@ from model.text.conversation import (
     PROMPTS,
     Conversation,
     Encoded,
+    Turn,
     encode_conversation,
     encode_with_place,
 )
@@ -132,6 +133,11 @@ class LasagnaProcessor:
     def decode(self, ids: Sequence[int] | Tensor) -> str:
         """Text of generated ids, without special tokens other than SEG and NEG."""
         return decode_text(self.tokenizer, ids)
+
+    def said(self, ids: Sequence[int]) -> Turn:
+        """The turn of a conversation that a generated answer is: its tokens are kept, [SEG] stays [SEG]."""
+        spoken = list(ids[:-1] if list(ids[-1:]) == [self.token_ids.eos] else ids)
+        return Turn("assistant", decode_pieces(self.tokenizer, spoken), token_ids=tuple(ids))
 
     def mentions(self, ids: Sequence[int] | Tensor) -> tuple[tuple[str, bool], ...]:
         """(name, present?) for each SEG or NEG among generated ids; the masks are those of the present, in order."""

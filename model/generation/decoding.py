@@ -57,8 +57,13 @@ class ComplexAnswer:
     names: tuple[str, ...]
     present: list[bool]  # SEG rather than NEG
     probabilities: list[float]  # of SEG given that it is SEG or NEG, conditioned on the choices before it
-    seg_states: Tensor  # (number of present classes, hidden size): the hidden state that predicted each SEG
+    states: Tensor  # (number of classes, hidden size): the hidden state that predicted each choice
     num_passes: int  # forward passes for the whole batch
+
+    @property
+    def seg_states(self) -> Tensor:
+        """(number of present classes, hidden size): the hidden state that predicted each SEG."""
+        return of_present(self.states, self.present)
 
     @property
     def present_names(self) -> tuple[str, ...]:
@@ -201,15 +206,19 @@ class _Row:
         present = list(self.present)
         if rethreshold is not None:
             present = [probability >= rethreshold for probability in probabilities]
-        states = torch.cat(self.states)
-        chosen = [index for index, is_present in enumerate(present) if is_present]
         return ComplexAnswer(
             names=self.plan.names,
             present=present,
             probabilities=probabilities,
-            seg_states=states[torch.tensor(chosen, dtype=torch.long, device=states.device)],
+            states=torch.cat(self.states),
             num_passes=num_passes,
         )
+
+
+def of_present(states: Tensor, present: Sequence[bool]) -> Tensor:
+    """The rows of (number of classes, hidden size) that belong to present classes."""
+    chosen = [index for index, is_present in enumerate(present) if is_present]
+    return states[torch.tensor(chosen, dtype=torch.long, device=states.device)]
 
 
 def _piece_ends(positions: Sequence[int], piece_tokens: int) -> list[int]:

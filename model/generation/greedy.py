@@ -1,12 +1,15 @@
-"""Batched greedy generation that also returns the hidden state that predicted each token."""
+"""Batched generation, greedy by default, that also returns the hidden state that predicted each token."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from transformers import Cache
+
+from model.generation.streaming import OnToken
 
 if TYPE_CHECKING:
     from model.lasagna import LasagnaForConditionalGeneration
@@ -21,11 +24,17 @@ def greedy(
     *,
     positions: Tensor | None = None,
     cache: Cache | None = None,
+    choose: Callable[[Sequence[int], Tensor], Tensor] | None = None,
+    on_token: OnToken | None = None,
 ) -> tuple[list[list[int]], list[Tensor]]:
     """For each row its new tokens and the hidden states (num_new, hidden_dim) that predicted them.
 
-    prompt, mask, positions, cache: as in `model.generation.prompts.Prompts`; the cache is modified in place. Without
-    positions, tokens are counted.
+    Args:
+        prompt, mask, positions, cache: as in `model.generation.prompts.Prompts`; the cache is modified in place.
+            Without positions, tokens are counted.
+        choose: the tokens (n,) of the n rows that are still open, from their indices and logits (n, vocabulary);
+            None: the most probable ones. See `TokenChooser`.
+        on_token: see `OnToken`.
     """
     cache = model.backbone.new_cache() if cache is None else cache
     if positions is None:
@@ -35,11 +44,15 @@ def greedy(
     step, open_rows = prompt, list(range(len(prompt)))
     for _ in range(max_new_tokens):
         state = model.language_states(step, mask, positions, cache)[:, -1]
-        token = model.text_logits(state).argmax(-1)
-        for row, new, deciding in zip(open_rows, to_host(token), state, strict=True):
+        logits = model.text_logits(state)
+        token = logits.argmax(-1) if choose is None else choose(open_rows, logits)
+        going_on = []
+        for place, (row, new, deciding) in enumerate(zip(open_rows, to_host(token), state, strict=True)):
             tokens[row].append(new)
             states[row].append(deciding)
-        going_on = [place for place, row in enumerate(open_rows) if tokens[row][-1] != eos]
+            is_stopped = on_token is not None and on_token(row, new)
+            if new != eos and not is_stopped:
+                going_on.append(place)
         if not going_on:
             break
         positions = positions[..., -1:] + 1

@@ -6,8 +6,10 @@ greedily. Prompts about one image share the key-value cache of their prefix (`mo
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,11 +17,13 @@ from torch import nn
 
 from model.errors import UserError
 from model.generation.answers import DEFAULT_MATCH_DISTANCE, read_answer
-from model.generation.decoding import decode_choices
+from model.generation.decoding import decode_choices, of_present
 from model.generation.greedy import greedy
 from model.generation.presence import target_probabilities
 from model.generation.prompts import encode_batch, read_prompts
-from model.outputs import ChatAnswer, EncodedImage, Segmentation
+from model.generation.sampling import GREEDY, Sampling, TokenChooser
+from model.generation.streaming import OnToken
+from model.outputs import ChatAnswer, EncodedImage, EncodedImages, Segmentation
 from model.processor import LasagnaProcessor
 from model.text.conversation import Conversation
 from model.text.format import class_names
@@ -134,6 +138,33 @@ class InferenceMixin(nn.Module):
                 )
             return self._segment_freely(images, queries, processor, match_distance)
 
+    @torch.no_grad()
+    def rethreshold(self, answer: Segmentation, image: EncodedImage, threshold: float | None) -> Segmentation:
+        """Decides again which classes of an answer are present, without a pass of the language model.
+
+        The result is that of `segment` with the same `presence_threshold` as before and `rethreshold=threshold`; only
+        the masks are decoded again.
+
+        Args:
+            answer: of `segment` about this image.
+            threshold: minimum probability of a present class, in [0, 1]; None: 0.5, the more probable choice.
+
+        Raises:
+            UserError: the threshold is out of range, or the answer was generated freely and has no probabilities.
+        """
+        threshold = 0.5 if threshold is None else threshold
+        if not 0 <= threshold <= 1:
+            raise UserError(f"a threshold must be in 0 to 1, got {threshold}")
+        if answer.states is None:
+            raise UserError(
+                "the answer was generated freely and has no probabilities; leave the threshold out"
+            )
+        present = [probability >= threshold for probability in answer.probabilities]
+        with self._evaluating():
+            states = of_present(answer.states, present)
+            [masks] = self.decode_masks([states], EncodedImages.of([image]), [0])
+        return replace(answer, present=present, masks=masks)
+
     def chat(
         self,
         image: np.ndarray | EncodedImage,
@@ -141,11 +172,21 @@ class InferenceMixin(nn.Module):
         *,
         processor: LasagnaProcessor | None = None,
         max_new_tokens: int = DEFAULT_NEW_TOKENS,
+        sampling: Sampling = GREEDY,
+        on_token: OnToken | None = None,
     ) -> ChatAnswer:
-        """Generates the answer to a text, or to a conversation that ends with the user, about one image."""
+        """Generates the answer to a text, or to a conversation that ends with the user, about one image.
+
+        `on_token` is called with 0 and each token as it comes; see `generate_batch`.
+        """
         conversation = text if isinstance(text, Conversation) else Conversation.of(text)
         [answer] = self.generate_batch(
-            [image], [conversation], processor=processor, max_new_tokens=max_new_tokens
+            [image],
+            [conversation],
+            processor=processor,
+            max_new_tokens=max_new_tokens,
+            samplings=[sampling],
+            on_token=on_token,
         )
         return answer
 
@@ -158,14 +199,18 @@ class InferenceMixin(nn.Module):
         image_of_row: Sequence[int] | None = None,
         processor: LasagnaProcessor | None = None,
         max_new_tokens: int = DEFAULT_NEW_TOKENS,
+        samplings: Sequence[Sampling] | None = None,
+        on_token: OnToken | None = None,
     ) -> list[ChatAnswer]:
-        """Greedy answers to conversations that end with the user.
+        """Answers to conversations that end with the user.
 
         Args:
             images: (height, width, 3) uint8 RGB each, or the result of `encode`; each is encoded once.
             conversations: one for each image, or one for each entry of `image_of_row`.
             image_of_row: for each conversation the index of its image.
-            max_new_tokens: the answer is truncated after this many tokens.
+            max_new_tokens: the answer is truncated after this many tokens, and where the model's context ends.
+            samplings: for each conversation how its tokens are chosen; None: greedily.
+            on_token: called with the index of a conversation and its new token; a true answer ends that conversation.
         """
         processor = processor or self.processor
         owners = list(range(len(images))) if image_of_row is None else list(image_of_row)
@@ -173,7 +218,9 @@ class InferenceMixin(nn.Module):
             return []
         with self._evaluating():
             prompts = read_prompts(self, processor, images, conversations, owners)
+            max_new_tokens = min(max_new_tokens, self._room(prompts.mask.shape[1]))
             eos = processor.token_ids.eos
+            draws = samplings is not None and not all(sampling.is_greedy for sampling in samplings)
             tokens, states = greedy(
                 self,
                 prompts.embeddings,
@@ -182,6 +229,8 @@ class InferenceMixin(nn.Module):
                 max_new_tokens,
                 positions=prompts.positions,
                 cache=prompts.cache,
+                choose=TokenChooser(samplings or (), prompts.mask.device) if draws else None,
+                on_token=on_token,
             )
             seg = processor.token_ids.seg
             chosen = [
@@ -215,6 +264,18 @@ class InferenceMixin(nn.Module):
         owners = list(range(len(images))) if image_of_row is None else list(image_of_row)
         with self._evaluating():
             return target_probabilities(self, processor or self.processor, images, queries, owners)
+
+    def _room(self, num_tokens: int) -> int:
+        """How many tokens fit into the context after `num_tokens`. UserError without any: answers would be noise."""
+        most = getattr(self.config.vlm_config.get_text_config(), "max_position_embeddings", None)
+        if most is None:
+            return sys.maxsize
+        if num_tokens >= most:
+            raise UserError(
+                f"the conversation has {num_tokens:,} tokens with its image, and the model reads at most {most:,}; "
+                "ask something shorter, or begin a new conversation"
+            )
+        return most - num_tokens
 
     def _segment_constrained(
         self,
@@ -251,6 +312,7 @@ class InferenceMixin(nn.Module):
                 probabilities=[p for i in rows for p in answers[i].probabilities],
                 masks=of_image,
                 num_passes=max(answers[i].num_passes for i in rows),
+                states=torch.cat([answers[i].states for i in rows]),
             )
             for rows, of_image in zip(rows_of, masks, strict=True)
         ]
