@@ -54,6 +54,7 @@ SCRIPTS = (
     Script("sam", "SAM's image encoder"),
     Script("train_step", "Training step"),
     Script("answer", "Answers to complex queries"),
+    Script("serving", "Requests to the server", ("--sizes=tiny",)),
 )
 
 

@@ -18,7 +18,8 @@ from model.lora import merge
 from model.processor import LasagnaProcessor
 from tests.tiny_weights import noise_image, write_base
 from tests.utils.evaluation.told_model import ListDataset
-from utils.config.inference import ChatConfig, TestConfig
+from utils.config.chat import ChatConfig
+from utils.config.inference import TestConfig
 from utils.config.training import TrainConfig
 from utils.data.types import SemanticSample
 from utils.evaluation.prompting import EvaluationSettings

@@ -10,6 +10,10 @@ import pytest
 import chat
 from model.errors import UserError
 from tests.test_evaluation_scripts import KnowingModel, complaint, street  # noqa: F401
+from utils.serving import session
+from utils.serving.answers import Answer
+from utils.serving.lines import HELP, understand
+from utils.serving.wrapping import wrapped
 
 
 @pytest.fixture
@@ -68,9 +72,12 @@ def test_questions_are_no_paths(knowing, home, monkeypatch, capsys):
         (["~"], "is a folder, which holds my photo.png, p.png"),
         (["~/p.png", "~"], "~ is a folder"),
         (["~/p.png", "/no/such.png"], "/no/such.png does not exist"),
-        (["~/p.png", ":Class sky"], "unknown command :Class; known: :image, :classes, :help, :quit"),
-        ([":help"], chat.HELP),
-        ([":HELP"], chat.HELP),
+        (
+            ["~/p.png", ":Class sky"],
+            "known: :image, :classes, :threshold, :save, :reset, :help, :quit",
+        ),
+        ([":help"], HELP),
+        ([":HELP"], HELP),
         ([":classes sky"], ":classes asks about an image, and there is none yet"),
         (["~/p.png", ":classes"], ":classes needs class names"),
         (["~/p.png", ":image"], ":image needs a path"),
@@ -83,7 +90,7 @@ def test_what_cannot_be_done_is_said_and_the_conversation_goes_on(
     lines, said, knowing, home, monkeypatch, capsys
 ):
     out = say([*lines, "~/p.png", "Where is the sky?"], monkeypatch, capsys)
-    assert said in out.removeprefix(chat.HELP)
+    assert said in out.removeprefix(HELP)
     assert "--image" not in out
     assert "p_1_mask_1.png" in out or "p_2_mask_1.png" in out
 
@@ -129,8 +136,8 @@ def test_names_of_classes_and_images_are_cut_to_what_a_file_name_holds(home, str
     name = "é" * 250
     found = model.segment(SimpleNamespace(shape=(20, 30, 3)), ["sky"])
     monkeypatch.setattr(chat, "load_model", lambda *_, **__: (model, model.processor))
-    answer = chat.Answer(text="", names=(name, name), masks=found.masks.repeat(2, 1, 1))
-    monkeypatch.setattr(chat, "ask", lambda *_, **__: answer)
+    answer = Answer(text="", names=(name, name), masks=found.masks.repeat(2, 1, 1))
+    monkeypatch.setattr(session, "ask_classes", lambda *_, **__: answer)
     long = home / f"{'ü' * 120}.png"
     shutil.copy(street, long)
     assert chat.main(["--version=any", f"--image={long}", f"--classes={name}", "--vis_save_path=out"]) == 0
@@ -140,19 +147,19 @@ def test_names_of_classes_and_images_are_cut_to_what_a_file_name_holds(home, str
 
 
 def test_a_command_is_understood_in_any_case():
-    assert chat.understand(":Classes sky, Dog", has_image=True) == ("classes", "sky, Dog")
-    assert chat.understand("what is this?", has_image=True) == ("prompt", "what is this?")
-    assert chat.understand("a.png", has_image=False) == ("image", "a.png")
-    assert chat.understand("", has_image=False) == ("prompt", "")
+    assert understand(":Classes sky, Dog", has_image=True) == ("classes", "sky, Dog")
+    assert understand("what is this?", has_image=True) == ("prompt", "what is this?")
+    assert understand("a.png", has_image=False) == ("image", "a.png")
+    assert understand("", has_image=False) == ("prompt", "")
     with pytest.raises(UserError, match="unknown command"):
-        chat.understand(":)", has_image=True)
+        understand(":)", has_image=True)
 
 
 def test_on_a_terminal_an_answer_is_wrapped_between_words_and_the_help_fits(monkeypatch):
     text = "traffic light [NEG], " * 12 + "sky [SEG]."
-    assert chat.wrapped(text) == text
+    assert wrapped(text) == text
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "80")
-    lines = chat.wrapped(text).splitlines()
+    lines = wrapped(text).splitlines()
     assert " ".join(lines) == text
-    assert max(map(len, [*lines, *chat.HELP.splitlines()])) <= 80
+    assert max(map(len, [*lines, *HELP.splitlines()])) <= 80

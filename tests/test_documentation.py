@@ -153,6 +153,7 @@ MORE = {
                  "--vision_tower=assets/toy/clip", "--vision_pretrained=assets/toy/sam_toy.pth",
                  "--epochs=1", "--steps_per_epoch=1"],
     "test_sem": ["--max_samples=1", "--num_threads=1", "--precision=fp32"],
+    "chat": ["--max_new_tokens=12"],
 }  # fmt: skip
 # README.md: tests/test_scripts.py. docs/own_data.md: tests/test_own_data.py.
 RUN_HERE = [page for page in PAGES if page not in (README, DOCS / "own_data.md")]
@@ -196,6 +197,9 @@ class Hub:
 def test_every_command_of_the_pages_works(line, desk, workspace, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(desk)
     monkeypatch.setattr("utils.common.hub.HfApi", Hub)
+    monkeypatch.setattr("builtins.input", lambda _: ":quit")
+    if "--serve" in line:  # starts, and is not waited for
+        monkeypatch.setattr(pytest.importorskip("uvicorn").Server, "run", lambda self, sockets: None)
     filled = fill_in(line, workspace).replace("PATH_TO_SAVED_MODEL", str(tmp_path / "saved"))
     command = Command.parse(filled.replace("/fast/", f"{tmp_path}/"))
     if command.script == "make":
@@ -207,6 +211,8 @@ def test_every_command_of_the_pages_works(line, desk, workspace, tmp_path, monke
         assert end.value.code == 0
     elif command.script not in ELSEWHERE:
         more = [*MORE.get(command.script, [])]
+        if "--serve" in command.arguments:
+            more.append("--port=0")
         if command.script == "train_ds":
             more = [flag for flag in more if not stated(flag, command)] + [f"--log_base_dir={tmp_path}"]
         elif stated("--images", command):  # what is only predicted is predicted whole

@@ -8,14 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-import chat
 from model.backbones.base import ImageFeatures
 from model.checkpoints.load import load_model
 from model.text.conversation import Conversation
 from tests.tiny_weights import noise_image, write_base
-from utils.config.inference import ChatConfig
+from utils.config.chat import ChatConfig
 from utils.evaluation.predict import predict_batch
 from utils.evaluation.prompting import ROWS_PER_IMAGE, EvaluationSettings, ask_for_masks, ask_freely
+from utils.serving.terminal import converse
 
 IMAGES = [noise_image(40, 60, seed=1), noise_image(50, 30, seed=2)]
 NAMES = ["dog", "tree", "pool table", "sky", "road"]
@@ -48,8 +48,11 @@ def encoded(model, monkeypatch):
 def assert_same(answers, expected):
     for answer, other in zip(answers, expected, strict=True):
         ours, theirs = vars(answer), vars(other)
-        assert torch.equal(ours["masks"], theirs["masks"])
-        assert {**ours, "masks": None} == {**theirs, "masks": None}
+        for name in ("masks", "states"):
+            if ours.get(name) is not None:
+                assert torch.equal(ours[name], theirs[name])
+        tensors = {"masks": None, "states": None}
+        assert {**ours, **tensors} == {**theirs, **tensors}
 
 
 def test_answers_about_an_encoded_image_are_those_about_the_image(model, encoded):
@@ -118,7 +121,7 @@ def test_a_conversation_encodes_its_image_once(model, encoded, tmp_path, monkeyp
     )  # fmt: skip
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
     config = ChatConfig(version="any", max_new_tokens=3, vis_save_path=str(tmp_path / "out"))
-    chat.converse(model, config)
+    converse(model, config)
     assert encoded == {"sam": [1, 1], "clip": [1, 1]}
 
 

@@ -16,12 +16,14 @@ from PIL import Image
 import chat
 import test_sem as evaluation_script
 from model.outputs import Segmentation
+from model.text.conversation import Turn
 from model.text.format import SequenceFormat
 from tests.commands import REPOSITORY
 from tests.told_answers import answer_of
 from tests.utils.evaluation.told_model import ListDataset
 from utils.config.inference import TestConfig
 from utils.data.types import SemanticSample
+from utils.serving.answers import Asking, ask_classes, ask_in_words
 
 CLASSES = ("sky", "grass", "dog")
 
@@ -29,7 +31,7 @@ CLASSES = ("sky", "grass", "dog")
 class KnowingModel(torch.nn.Module):
     """Sees sky in the upper half and grass below, and no dog."""
 
-    processor = SimpleNamespace(format=SequenceFormat.named("paper"))
+    processor = SimpleNamespace(format=SequenceFormat.named("paper"), said=lambda ids: Turn("assistant", ()))
     config = SimpleNamespace(num_all_classes=80, sequence_format=None, prompt=None)
     device = torch.device("cpu")
 
@@ -55,8 +57,8 @@ class KnowingModel(torch.nn.Module):
             num_passes=1,
         )
 
-    def chat(self, image, text, **_):
-        if "dog" in text:
+    def chat(self, image, conversation, **_):
+        if "dog" in str(conversation.turns[-1]):
             return answer_of("It is not in this image [NEG].", torch.zeros(0, *image.shape[:2]))
         return answer_of("Sure, it is [SEG].", self.segment(image, ["sky"]).masks)
 
@@ -303,18 +305,15 @@ def test_masks_of_a_generated_answer_have_the_names_that_the_user_used(knowing, 
         "chat",
         lambda *_, **__: answer_of("Red car [SEG], dog [NEG], sky [SEG].", masks),
     )
-    config = SimpleNamespace(max_new_tokens=9)
-    answer = chat.ask_in_words(knowing, None, "Can you segment the red car, dog, sky in this image?", config)
+    answer = ask_in_words(knowing, None, "Can you segment the red car, dog, sky in this image?", Asking())
     assert answer.names == ("Red car", "sky")
     assert answer.absent == ("dog",)
-    monkeypatch.setattr(chat, "name_in", lambda prompt, name: "")
-    assert chat.ask_in_words(knowing, None, "?", config).names == ("", "")
+    assert ask_in_words(knowing, None, "?", Asking()).names == ("", "")
 
 
 def test_a_format_without_a_token_for_absent_classes_names_only_what_is_there(knowing, monkeypatch):
     monkeypatch.setattr(KnowingModel, "processor", SimpleNamespace(format=SequenceFormat.named("lisa")))
-    config = SimpleNamespace(presence_threshold=None, classes_per_query=None)
-    answer = chat.ask(knowing, np.zeros((4, 4, 3), np.uint8), config, classes="dog, sky")
+    answer = ask_classes(knowing, np.zeros((4, 4, 3), np.uint8), ["dog", "sky"], Asking())
     assert answer.text == "sky [SEG]."
     assert answer.absent == ("dog",)
 

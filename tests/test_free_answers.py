@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-import chat
 from model.checkpoints.load import load_model
 from model.text.conversation import Conversation
 from model.text.special_tokens import SEG, Special
 from model.text.tokens import encode_text
 from tests.tiny_weights import noise_image, write_base
-from utils.config.inference import ChatConfig
+from utils.config.chat import ChatConfig
 from utils.evaluation.predict import predict_batch
 from utils.evaluation.prompting import EvaluationSettings, ask_freely
+from utils.serving.answers import Asking, ask_classes, ask_in_words
+from utils.serving.terminal import Teller
 
 IMAGE = noise_image(40, 60)
 MARK = Special(SEG)
@@ -53,7 +54,7 @@ def ways_to_ask(model, names):
     """The names found by the API, by chat.py, by test_sem.py --images and by an evaluation, with their masks."""
     found = model.segment(IMAGE, names)
     yield list(found.present_names), found.masks
-    answer = chat.ask(model, IMAGE, ChatConfig(version="any"), classes=", ".join(names))
+    answer = ask_classes(model, IMAGE, names, Asking())
     yield list(answer.names), answer.masks
     settings = EvaluationSettings()
     [found] = predict_batch(model, model.processor, [IMAGE], names, settings)
@@ -86,29 +87,29 @@ def test_a_mask_that_names_none_of_several_classes_is_said_to_be_of_none(says, t
     assert found.unattributed == ("sure, it is",)
     [prediction] = predict_batch(model, model.processor, [IMAGE], names, EvaluationSettings())
     assert prediction.unattributed == ("sure, it is",)
-    config = ChatConfig(version="any", vis_save_path=str(tmp_path))
-    answer = chat.ask(model, IMAGE, config, classes="dog, cat")
+    answer = ask_classes(model, IMAGE, names, Asking())
     assert answer.absent == ()  # nobody knows
-    chat.tell(answer, IMAGE, "image", config)
+    assert [one.present for one in answer.classes] == [None, None]
+    teller = Teller(config=ChatConfig(version="any", vis_save_path=str(tmp_path)))
+    teller.tell(answer, IMAGE, "image", file="image.png", threshold=None, streamed=False)
     said = capsys.readouterr().out
     assert "1 mask of the answer could not be attributed to a class ('sure, it is')" in said
     assert "None of them" not in said
     # One class at a time, each mask is of the class that was asked.
-    single = ChatConfig(version="any", classes_per_query=1)
-    answer = chat.ask(model, IMAGE, single, classes="dog, cat")
+    answer = ask_classes(model, IMAGE, names, Asking(classes_per_query=1))
     assert (answer.names, answer.remark) == (("dog", "cat"), "")
 
 
 def test_what_is_named_beside_a_mask_that_is_of_none_is_shown(says):
     model = says("The dog ", MARK, ", house ", MARK, ".")
-    answer = chat.ask(model, IMAGE, ChatConfig(version="any"), classes="dog, cat")
+    answer = ask_classes(model, IMAGE, ["dog", "cat"], Asking())
     assert (answer.names, answer.absent) == (("dog",), ())
     assert answer.text == "dog [SEG]."
     assert "'house'" in answer.remark
 
 
 def test_an_answer_without_masks_says_that_nothing_is_there(says):
-    answer = chat.ask(says("I see none."), IMAGE, ChatConfig(version="any"), classes="dog, cat")
+    answer = ask_classes(says("I see none."), IMAGE, ["dog", "cat"], Asking())
     assert (answer.text, answer.absent, answer.remark) == (
         "None of them is in this image.",
         ("dog", "cat"),
@@ -138,7 +139,7 @@ def test_a_token_spelled_in_letters_is_no_token(says):
     assert answer.text == "dog [SEG], cat [SEG]."
     assert answer.mentions == (("dog [SEG], cat", True),)
     assert len(answer.masks) == 1
-    shown = chat.ask_in_words(model, IMAGE, "Where are dog and cat?", ChatConfig(version="any"))
+    shown = ask_in_words(model, IMAGE, "Where are dog and cat?", Asking())
     assert len(shown.names) == len(shown.masks) == 1
     assert_all_find(model, ["dog", "cat"], [], answer.masks[:0])
     spelled = says("dog [SEG], cat [SEG].")

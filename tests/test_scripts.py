@@ -16,8 +16,10 @@ from model.lasagna import LasagnaForConditionalGeneration
 from model.processor import LasagnaProcessor
 from tests.commands import README, REPOSITORY, SMALL_RUN, Command, blocks, fill_in, run, shell_commands
 from utils.common.settings import parse_config
-from utils.config.inference import ChatConfig, MergeConfig, TestConfig
+from utils.config.chat import ChatConfig
+from utils.config.inference import MergeConfig, TestConfig
 from utils.config.training import TrainConfig
+from utils.serving.fetch import Limits
 
 CONFIG_OF_SCRIPT = {
     "train_ds": TrainConfig,
@@ -95,6 +97,21 @@ def test_the_python_examples_about_results_run(workspace, merged_model, capsys):
     for example in blocks(REPOSITORY / "docs" / "results.md", "python"):
         exec(compile(fill_in(example, workspace), "results.md", "exec"), names)
     assert len(names["masks"]) == len(names["entries"]) == len(names["answer"].masks)
+
+
+def test_the_python_examples_about_serving_run(workspace, merged_model, capsys):
+    pytest.importorskip("fastapi", reason="an optional package of the server")
+    pytest.importorskip("openai", reason="the client of the example")
+    from tests.utils.serving.test_server import Running
+
+    model = LasagnaForConditionalGeneration.from_pretrained(merged_model)
+    names = {}
+    with Running(model, limits=Limits(max_bytes=10**7)) as server:
+        for example in blocks(REPOSITORY / "docs" / "serving.md", "python"):
+            text = fill_in(example, workspace).replace("127.0.0.1:8000", f"127.0.0.1:{server.port}")
+            exec(compile(text, "serving.md", "exec"), names)
+    assert len(names["message"].masks) == names["message"].content.count("[SEG]")
+    assert names["answer"]["asked"] == ["sky", "tree", "car"]
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda path: path.name)

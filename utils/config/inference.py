@@ -1,4 +1,4 @@
-"""Settings of the scripts that use a trained model: test_sem.py, chat.py and the merge script."""
+"""Settings of test_sem.py and of the merge script, and which model is loaded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from model.errors import UserError
 from model.generation.answers import DEFAULT_MATCH_DISTANCE
 from model.generation.inference import DEFAULT_NEW_TOKENS
-from utils.common.checks import check_choices, require_fraction, require_not_negative, require_positive
+from utils.common.checks import check_choices, require_not_negative, require_positive
 from utils.common.distributed import dtype_unless_stored
 from utils.common.settings import setting
 from utils.config.training import ATTENTION, DATA, MACHINE, MODEL, OUTPUT, PRECISIONS
@@ -158,34 +158,6 @@ class TestConfig(LoadingConfig):
         )  # fmt: skip
         if given := [f"--{name}" for name in unused if getattr(self, name)]:
             raise UserError(f"{', '.join(given)} means nothing with --images, which are only predicted")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChatConfig(LoadingConfig):
-    """Settings of chat.py."""
-
-    image: str = setting("", "image to ask about", group=QUESTION, unset="a conversation starts", path=True)
-    prompt: str = setting("", "a question about it in words", group=QUESTION)
-    classes: str = setting(
-        "", 'a complex query about it: the classes to look for, as in "person, tree, dog"', group=QUESTION
-    )
-
-    classes_per_query: int | None = setting(
-        None, "classes that one query names; longer lists are split", group=PROMPTING, unset="as in training"
-    )
-    presence_threshold: float | None = setting(
-        None, "probability from which a class counts as present", group=PROMPTING, unset="arg-max"
-    )
-    max_new_tokens: int = setting(
-        DEFAULT_NEW_TOKENS, "maximum number of tokens of a generated answer", group=PROMPTING
-    )
-
-    vis_save_path: str = setting("./vis_output", "folder for masks and overlays", group=OUTPUT, path=True)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive(self, "max_new_tokens", "classes_per_query")
-        require_fraction(self, "presence_threshold")
 
 
 @dataclass(frozen=True, kw_only=True)

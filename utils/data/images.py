@@ -6,6 +6,7 @@ them becomes a UserError naming the file, which callers count and skip.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from collections.abc import Callable
@@ -65,11 +66,26 @@ def read_image(path: str | Path, label_size: tuple[int, int] | None = None) -> n
     return read_oriented(path, label_size)[0]
 
 
+def image_of_bytes(content: bytes, name: str, max_pixels: int | None = None) -> np.ndarray:
+    """The image of `read_image` from the content of its file; `name` stands for its path in errors.
+
+    max_pixels: a limit below `MAX_PIXELS`, for servers.
+    """
+    return _oriented(io.BytesIO(content), name, None, max_pixels)[0]
+
+
 def read_oriented(path: str | Path, label_size: tuple[int, int] | None = None) -> tuple[np.ndarray, str]:
     """The image of `read_image`, and which frame of a turned image was taken: UPRIGHT or AS_STORED.
 
     The second is "" for an image without an EXIF orientation.
     """
+    with open_regular(path) as file:
+        return _oriented(file, path, label_size)
+
+
+def _oriented(
+    file: BinaryIO, path: str | Path, label_size: tuple[int, int] | None, max_pixels: int | None = None
+) -> tuple[np.ndarray, str]:
     taken = ""
 
     def convert(image: Image.Image, stored: str, file: BinaryIO) -> np.ndarray:
@@ -83,7 +99,7 @@ def read_oriented(path: str | Path, label_size: tuple[int, int] | None = None) -
         taken = "" if turn is None else AS_STORED if stored_fits else UPRIGHT
         return np.array(_to_rgb(image if stored_fits else upright, path))
 
-    return _decode(path, convert), taken
+    return _decode(file, path, convert, max_pixels), taken
 
 
 def read_label(path: str | Path) -> np.ndarray:
@@ -113,7 +129,8 @@ def read_label(path: str | Path) -> np.ndarray:
             )
         return values
 
-    return _decode(path, convert)
+    with open_regular(path) as file:
+        return _decode(file, path, convert)
 
 
 def images_in(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
@@ -136,13 +153,16 @@ def images_in(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
     return images, others
 
 
-def check_num_pixels(image: Image.Image, path: str | Path) -> None:
-    """UserError for an opened image, not yet decoded, of more than `MAX_PIXELS`."""
-    if image.width * image.height > MAX_PIXELS:
-        raise UserError(
-            f"{path}: {image.width} x {image.height} pixels, of at most {MAX_PIXELS:,}; make it smaller, or "
-            "cut it into tiles"
-        )
+def check_num_pixels(image: Image.Image, path: str | Path, max_pixels: int | None = None) -> None:
+    """UserError for an opened image, not yet decoded, of more than `max_pixels`, or else `MAX_PIXELS`."""
+    if image.width * image.height > (max_pixels or MAX_PIXELS):
+        raise UserError(too_large(path, f"{image.width} x {image.height}", max_pixels))
+
+
+def too_large(path: str | Path, size: str, max_pixels: int | None = None) -> str:
+    """For messages: that an image has too many pixels."""
+    most = max_pixels or MAX_PIXELS
+    return f"{path}: {size} pixels, of at most {most:,}; make it smaller, or cut it into tiles"
 
 
 def unfit_label(kind: str, reason: str) -> str:
@@ -162,25 +182,30 @@ def to_eight_bits(values: np.ndarray) -> np.ndarray:
     return np.round(np.arange(2**num_bits) / scale).astype(np.uint8)[values]
 
 
-def _decode(path: str | Path, convert: Callable[[Image.Image, str, BinaryIO], np.ndarray]) -> np.ndarray:
+def _decode(
+    file: BinaryIO,
+    path: str | Path,
+    convert: Callable[[Image.Image, str, BinaryIO], np.ndarray],
+    max_pixels: int | None = None,
+) -> np.ndarray:
     """The result of `convert` for the loaded image, its stored mode and the file; any failure is a UserError."""
-    with open_regular(path) as file:
-        try:
-            image = Image.open(file, formats=FORMATS)
-            check_num_pixels(image, path)
-            stored = _stored_mode(image)
-            image.load()
-            return convert(image, stored, file)
-        except UserError:
-            raise
-        except UnidentifiedImageError:
-            file.seek(0)
-            raise UserError(f"{path}: cannot be decoded ({_what_it_is(file.read(512))})") from None
-        except (
-            Exception
-        ) as problem:  # anything: these are the decoders' own ways to say that a file is damaged
-            reason = " ".join(str(problem).split())[:MAX_REASON] or type(problem).__name__
-            raise UserError(f"{path}: cannot be decoded ({reason})") from None
+    try:
+        image = Image.open(file, formats=FORMATS)
+        check_num_pixels(image, path, max_pixels)
+        stored = _stored_mode(image)
+        image.load()
+        return convert(image, stored, file)
+    except UserError:
+        raise
+    except Image.DecompressionBombError as problem:  # Pillow's own limit comes first
+        found = re.search(r"\d+", str(problem))
+        raise UserError(too_large(path, f"{int(found[0]):,}" if found else "too many", max_pixels)) from None
+    except UnidentifiedImageError:
+        file.seek(0)
+        raise UserError(f"{path}: cannot be decoded ({_what_it_is(file.read(512))})") from None
+    except Exception as problem:  # anything: these are the decoders' own ways to say that a file is damaged
+        reason = " ".join(str(problem).split())[:MAX_REASON] or type(problem).__name__
+        raise UserError(f"{path}: cannot be decoded ({reason})") from None
 
 
 def _stored_mode(image: Image.Image) -> str:

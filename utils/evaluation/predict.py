@@ -61,7 +61,7 @@ class ImagePrediction:
     unattributed: tuple[str, ...] = ()  # see `Segmentation.unattributed`
 
 
-def find_images(pattern: str) -> list[Path]:
+def find_images(pattern: str, flag: str = "--images") -> list[Path]:
     """The image files that match a pattern, or those of a folder, sorted. FileNotFoundError without any."""
     if Path(pattern).is_dir():
         found, others = images_in(Path(pattern))
@@ -73,7 +73,7 @@ def find_images(pattern: str) -> list[Path]:
         found = [path for path in matched if path.is_file() and not is_no_data(path)]
     if not found:
         raise FileNotFoundError(
-            f"--images {pattern} matches no image; pass a file, a folder, or a pattern in quotes: 'photos/*.jpg'"
+            f"{flag} {pattern} matches no image; pass a file, a folder, or a pattern in quotes: 'photos/*.jpg'"
         )
     return found
 

@@ -12,6 +12,9 @@ from PIL import Image, ImageDraw, ImageFont
 from utils.reports.colours import Colour
 
 MARGIN, GAP = 24, 8  # of a sheet, in pixels
+LETTERS, LINE, SWATCH = 13, 19, 12  # of a legend, in pixels
+LEGEND_WIDTH = 200
+MIN_LEGEND_HEIGHT = 320  # room that a legend gets if it needs it, beside an image however low
 INK, PALE, PAPER, RULE = (33, 37, 41), (134, 142, 150), (255, 255, 255), (222, 226, 230)
 
 
@@ -82,22 +85,26 @@ def draw_legend(
 ) -> None:
     """Write entries into (left, top, right, bottom), one per line; the last line counts those that do not fit."""
     left, top, right, bottom = box
-    size = 13
-    line, swatch = 19, 12
-    letters = font(size)
-    room = max((bottom - top) // line, 1)
-    lines = [part for entry in entries for part in _legend_lines(entry, letters, right - left - swatch - 8)]
+    letters = font(LETTERS)
+    room = max((bottom - top) // LINE, 1)
+    lines = legend_lines(entries, right - left)
     if len(lines) > room:
         lines = [*lines[: room - 1], LegendEntry(name=f"and {len(lines) - room + 1} more", pale=True)]
     for number, entry in enumerate(lines):
-        y = top + number * line
+        y = top + number * LINE
         if entry.colour is not None:
             draw.rounded_rectangle(
-                (left, y + 2, left + swatch, y + 2 + swatch), 3, fill=entry.colour, outline=RULE
+                (left, y + 2, left + SWATCH, y + 2 + SWATCH), 3, fill=entry.colour, outline=RULE
             )
-        draw.text((left + swatch + 8, y), entry.name, font=letters, fill=PALE if entry.pale else INK)
+        draw.text((left + SWATCH + 8, y), entry.name, font=letters, fill=PALE if entry.pale else INK)
         if entry.note:
             draw.text((right, y), entry.note, font=letters, fill=PALE, anchor="ra")
+
+
+def legend_lines(entries: Sequence[LegendEntry], width: int) -> list[LegendEntry]:
+    """The lines of a legend that is `width` pixels wide."""
+    letters = font(LETTERS)
+    return [part for entry in entries for part in _legend_lines(entry, letters, width - SWATCH - 8)]
 
 
 def _legend_lines(entry: LegendEntry, letters: ImageFont.FreeTypeFont, width: int) -> list[LegendEntry]:
@@ -116,12 +123,16 @@ def _legend_lines(entry: LegendEntry, letters: ImageFont.FreeTypeFont, width: in
 def annotate(
     image: np.ndarray, labels: np.ndarray, colours: np.ndarray, entries: Sequence[LegendEntry]
 ) -> Image.Image:
-    """An overlay at the image's size (small images are enlarged) with its legend on the right."""
+    """An overlay at the image's size (small images are enlarged) with its legend on the right.
+
+    Low images get white below them where the legend needs it.
+    """
     scale = max(1, round(480 / max(image.shape[:2])))
     height, width = scale * image.shape[0], scale * image.shape[1]
     enlarged = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
-    legend_width = 200
-    canvas = Image.new("RGB", (width + legend_width, height), PAPER)
+    num_lines = len(legend_lines(entries, LEGEND_WIDTH - 26))
+    full_height = max(height, min(num_lines * LINE + 20, MIN_LEGEND_HEIGHT))
+    canvas = Image.new("RGB", (width + LEGEND_WIDTH, full_height), PAPER)
     canvas.paste(Image.fromarray(overlay(enlarged, resize_labels(labels, (height, width)), colours)), (0, 0))
-    draw_legend(ImageDraw.Draw(canvas), (width + 14, 12, width + legend_width - 12, height - 8), entries)
+    draw_legend(ImageDraw.Draw(canvas), (width + 14, 12, width + LEGEND_WIDTH - 12, full_height - 8), entries)
     return canvas

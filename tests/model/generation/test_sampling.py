@@ -10,10 +10,10 @@ from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
 from model.errors import UserError
 from model.generation.sampling import GREEDY, Sampling, TokenChooser
 from model.text.conversation import Conversation
-from tests.tiny_weights import picture
+from tests.tiny_weights import noise_image
 
 CPU = torch.device("cpu")
-IMAGES = [picture(40, 60, seed=1), picture(50, 30, seed=2)]
+IMAGES = [noise_image(40, 60, seed=1), noise_image(50, 30, seed=2)]
 QUESTIONS = [Conversation.of("Where is the dog?"), Conversation.of("What is on the left side of the tree?")]
 
 

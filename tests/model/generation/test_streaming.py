@@ -10,9 +10,9 @@ from model.generation.streaming import TextStream
 from model.text.conversation import IGNORE_INDEX, PROMPTS, Conversation, Turn, encode_conversation
 from model.text.special_tokens import Special
 from model.text.tokens import encode_text
-from tests.tiny_weights import picture
+from tests.tiny_weights import noise_image
 
-IMAGES = [picture(40, 60, seed=1), picture(50, 30, seed=2)]
+IMAGES = [noise_image(40, 60, seed=1), noise_image(50, 30, seed=2)]
 QUESTIONS = [Conversation.of("Where is the dog?"), Conversation.of("What is on the left side of the tree?")]
 
 

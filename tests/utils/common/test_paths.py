@@ -12,7 +12,8 @@ import pytest
 from model.errors import UserError
 from utils.common.paths import check_writable, matches, resolve, same_place, shortened, writable_folder
 from utils.common.settings import parse_config, path_settings, setting
-from utils.config.inference import ChatConfig, MergeConfig, TestConfig
+from utils.config.chat import ChatConfig
+from utils.config.inference import MergeConfig, TestConfig
 from utils.config.training import TrainConfig
 from utils.data.datasets.own import find_path
 from utils.data.tools.check import CheckConfig
@@ -138,6 +139,7 @@ NO_PATHS = {  # settings of text that name no path
     "attn_implementation", "lora_target_modules", "push_to_hub", "sem_seg_data", "refer_seg_data", "vqa_data",
     "reason_seg_data", "sample_rates", "sem_seg_rates", "refer_seg_rates", "vqa_rates", "reason_seg_rates",
     "neg_refer_seg_data", "neg_refer_seg_rates",
+    "inline_images", "host", "api_key", "model_name",
 }  # fmt: skip
 
 

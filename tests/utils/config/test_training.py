@@ -9,7 +9,8 @@ import torch
 
 from model.errors import UserError
 from utils.common.settings import parse_config, save_config
-from utils.config.inference import ChatConfig, MergeConfig, TestConfig
+from utils.config.chat import ChatConfig
+from utils.config.inference import MergeConfig, TestConfig
 from utils.config.training import TrainConfig
 
 REQUIRED = {

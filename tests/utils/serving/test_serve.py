@@ -1,0 +1,102 @@
+"""chat.py --serve from the command line's side."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import urllib.request
+
+import pytest
+
+import chat
+from tests.commands import complaint
+
+uvicorn = pytest.importorskip("uvicorn", reason="an optional package of the server")
+
+
+@pytest.fixture
+def run(tiny, monkeypatch):
+    """Runs chat.py with the tiny model; returns the application and its socket instead of serving."""
+    monkeypatch.setattr(chat, "load_model", lambda *_, **__: (tiny, tiny.processor))
+    monkeypatch.delenv("LASAGNA_API_KEY", raising=False)
+    started = []
+
+    def note(self, sockets):
+        started.append((self.config, sockets[0].getsockname()))
+
+    monkeypatch.setattr(uvicorn.Server, "run", note)
+
+    def go(*flags):
+        started.clear()
+        code = chat.main(["--version=models/toy", "--serve", *flags])
+        return code, *(started[0] if started else (None, None))
+
+    return go
+
+
+def test_it_listens_on_this_machine_alone_and_says_where(run, capsys):
+    code, config, address = run("--port=0")
+    assert code == 0
+    assert address[0] == "127.0.0.1"
+    assert capsys.readouterr().out == f"toy at http://127.0.0.1:{address[1]}/v1 (Ctrl-C stops it)\n"
+    assert config.app.title == "LaSagnA"
+
+
+def test_without_a_key_other_machines_are_warned_of(run, caplog, monkeypatch):
+    assert run("--host=0.0.0.0", "--port=0")[0] == 0
+    assert "without --api_key" in caplog.text
+    caplog.clear()
+    monkeypatch.setenv("LASAGNA_API_KEY", "secret")
+    assert run("--host=0.0.0.0", "--port=0")[0] == 0
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--serve", "--port=99999"], "--port must be in 0 to 65535, got 99999"),
+        (["--serve", "--host=no.such.host.invalid"], "--host no.such.host.invalid is no address"),
+        (["--serve", "--image=a.png"], "--image is no setting of the server"),
+        (["--serve", "--json"], "--json is no setting of the server"),
+        (["--serve", "--max_batch=0"], "--max_batch must be > 0"),
+        (["--port=1234"], "--port is a setting of the server; pass --serve too"),
+        (["--api_key=x"], "--api_key is a setting of the server; pass --serve too"),
+    ],
+)
+def test_bad_settings_are_one_line_before_a_model_is_loaded(flags, message, monkeypatch, capsys):
+    monkeypatch.setattr(chat, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    assert chat.main(["--version=any", *flags]) == 2
+    assert message in complaint(capsys)
+
+
+def test_a_port_in_use_and_a_missing_package_are_one_line(run, monkeypatch, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert run(f"--port={taken.getsockname()[1]}")[0] == 2
+        assert "choose another port" in complaint(capsys)
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    assert run()[0] == 2
+    assert "of which fastapi is missing: pip install fastapi uvicorn prometheus-client" in complaint(capsys)
+
+
+def test_a_real_server_starts_answers_and_stops(tiny, monkeypatch):
+    """The whole way once: flags, socket, uvicorn, shutdown."""
+    monkeypatch.setattr(chat, "load_model", lambda *_, **__: (tiny, tiny.processor))
+    seen = {}
+    ready = uvicorn.Server.startup
+
+    async def startup(self, sockets=None):
+        await ready(self, sockets)
+        port = sockets[0].getsockname()[1]
+
+        def ask():
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=20) as response:
+                seen["body"] = response.read()
+            self.should_exit = True
+
+        import threading
+
+        threading.Thread(target=ask).start()
+
+    monkeypatch.setattr(uvicorn.Server, "startup", startup)
+    assert chat.main(["--version=any", "--serve", "--port=0"]) == 0
+    assert b'"status":"ok"' in seen["body"]

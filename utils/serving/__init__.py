@@ -1,0 +1,1 @@
+"""A trained model as people use it: a conversation in the terminal, files for other programs, a server."""

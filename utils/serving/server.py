@@ -1,0 +1,338 @@
+"""The model over HTTP: OpenAI's chat completions with images and masks, and class queries. See docs/serving.md.
+
+Needs fastapi, uvicorn and prometheus-client; chat.py imports this file when it is asked to serve.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import io
+import json
+import logging
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, TypeVar
+
+import numpy as np
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+
+from model.errors import UserError
+from model.lasagna import LasagnaForConditionalGeneration
+from model.outputs import ChatAnswer, Segmentation
+from model.text.conversation import Conversation
+from utils.data.images import image_of_bytes
+from utils.serving.answers import (
+    Answer,
+    Asking,
+    answer_in_words,
+    answer_of,
+    is_ended,
+    split_names,
+    unique_names,
+)
+from utils.serving.batching import Batcher, ChatJob, Job, QueueFullError, SegmentJob, StoppingError
+from utils.serving.dialect import (
+    ChatRequest,
+    Completion,
+    SegmentRequest,
+    Wanted,
+    error_body,
+    read_messages,
+    usage_of,
+)
+from utils.serving.fetch import Limits, image_bytes
+from utils.serving.files import draw
+from utils.serving.gate import Counts, Gate
+from utils.serving.schema import MaskJson, answer_json, mask_json
+
+logger = logging.getLogger(__name__)
+
+MAX_MASK_PIXELS = 1_500_000_000  # of all masks of an answer: 6 GB while they are logits
+RETRY_SECONDS = 2
+CLIENT_GONE = 499  # as nginx counts it
+PATHS = ("/health", "/metrics", "/v1/models", "/v1/chat/completions", "/v1/segment")
+T = TypeVar("T")
+
+
+class GoneError(Exception):
+    """Nobody waits for the answer any more."""
+
+
+class Service:
+    """What the routes share: the batcher, limits, and how answers are written."""
+
+    def __init__(
+        self,
+        model: LasagnaForConditionalGeneration,
+        asking: Asking,
+        *,
+        name: str,
+        limits: Limits,
+        max_pixels: int,
+        max_batch: int,
+        max_waiting: int,
+    ) -> None:
+        self.model, self.asking, self.name = model, asking, name
+        self.limits, self.max_pixels = limits, max_pixels
+        self.counts = Counts()
+        self.batcher = Batcher(
+            model,
+            max_batch=max_batch,
+            max_waiting=max_waiting,
+            classes_per_query=asking.classes_per_query,
+            on_batch=self.counts.count_batch,
+        )
+        self.counts.waiting.set_function(lambda: self.batcher.num_waiting)
+
+    async def image(self, url: str) -> np.ndarray:
+        """The image of a request, (height, width, 3) uint8."""
+
+        def read() -> np.ndarray:
+            return image_of_bytes(image_bytes(url, self.limits), "the image", self.max_pixels)
+
+        return await run_in_threadpool(read)
+
+    def check_model(self, name: str | None) -> None:
+        """404 for a model that is not served."""
+        if name is not None and name != self.name:
+            raise HTTPException(404, f"the model {name!r} is not served here; this server has {self.name!r}")
+
+    async def answer(self, job: Job, request: Request) -> Any:
+        """A job's answer; the job is withdrawn when its client goes."""
+        self.batcher.submit(job)
+        return await self.unless_gone(asyncio.wrap_future(job.answer), job, request)
+
+    async def unless_gone(
+        self, wanted: asyncio.Future[T] | Coroutine[Any, Any, T], job: Job, request: Request
+    ) -> T:
+        """Waits for `wanted`, or until the client goes."""
+        task = asyncio.ensure_future(wanted)
+        watch = asyncio.ensure_future(gone(request))
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        watch.cancel()
+        if not task.done():
+            job.withdraw()
+            task.cancel()
+            raise GoneError
+        return task.result()
+
+    def segment_job(self, body: SegmentRequest, image: np.ndarray) -> SegmentJob:
+        """A class query; UserError for one that would not fit into memory."""
+        names = split_names(body.classes) if isinstance(body.classes, str) else unique_names(body.classes)
+        classes = tuple(names)
+        if len(classes) * image.shape[0] * image.shape[1] > MAX_MASK_PIXELS:
+            raise UserError(
+                f"{len(classes)} classes in an image of {image.shape[0]} x {image.shape[1]} pixels are too many at "
+                "once; ask for fewer, or shrink the image"
+            )
+        threshold = self.asking.presence_threshold if body.threshold is None else body.threshold
+        return SegmentJob(image=image, classes=classes, threshold=threshold)
+
+    def chat_job(self, body: ChatRequest, image: np.ndarray, conversation: Conversation) -> ChatJob:
+        """A question in words; what the request leaves open is as the server's flags say."""
+        sampling = body.sampling_over(self.asking.sampling)
+        return ChatJob(
+            image=image,
+            conversation=conversation,
+            max_new_tokens=min(body.num_tokens or self.asking.max_new_tokens, self.asking.max_new_tokens),
+            sampling=sampling,
+        )
+
+    async def chat_result(
+        self, job: ChatJob, found: ChatAnswer, wanted: Wanted
+    ) -> tuple[Answer, list[MaskJson], dict[str, int]]:
+        """A finished answer, its masks and its tokens."""
+        processor = self.model.processor
+        said = processor.said(found.token_ids)
+        answer = answer_in_words(found, job.conversation, said, is_ended(found, processor))
+        num_prompt = len(processor.encode(job.conversation).input_ids)
+        usage = usage_of(num_prompt, len(found.token_ids))
+        self.counts.tokens.labels("prompt").inc(num_prompt)
+        self.counts.tokens.labels("answer").inc(len(found.token_ids))
+        return answer, await run_in_threadpool(masks_json, answer, wanted), usage
+
+
+def build_app(service: Service, *, api_key: str = "", hosts: frozenset[str] | None = None) -> FastAPI:
+    """The routes. `hosts`: names under which requests may ask for the server; None: any."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await run_in_threadpool(service.batcher.close)
+
+    app = FastAPI(title="LaSagnA", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.add_middleware(
+        Gate,
+        api_key=api_key,
+        max_bytes=service.limits.max_bytes,
+        counts=service.counts,
+        paths=frozenset(PATHS),
+        hosts=hosts,
+    )
+    add_error_handlers(app)
+
+    @app.get("/health")
+    async def health() -> dict[str, Any]:
+        return {"status": "ok", "model": service.name, "waiting": service.batcher.num_waiting}
+
+    @app.get("/metrics")
+    async def metrics() -> PlainTextResponse:
+        return PlainTextResponse(generate_latest(service.counts.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [model_entry(service.name)]}
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> dict[str, Any]:
+        service.check_model(name)
+        return model_entry(service.name)
+
+    @app.post("/v1/segment")
+    async def segment(body: SegmentRequest, request: Request) -> Any:
+        service.check_model(body.model)
+        image = await service.image(body.image)
+        job = service.segment_job(body, image)
+        found = await service.answer(job, request)
+        return await run_in_threadpool(segment_json, service, found, job, body)
+
+    @app.post("/v1/chat/completions")
+    async def chat(body: ChatRequest, request: Request) -> Any:
+        service.check_model(body.model)
+        body.check()
+        conversation, url = read_messages(body.messages, service.model.processor.format)
+        job = service.chat_job(body, await service.image(url), conversation)
+        completion = Completion(service.name)
+        if body.stream:
+            return await streamed(service, job, body, completion, request)
+        found = await service.answer(job, request)
+        answer, masks, usage = await service.chat_result(job, found, body)
+        return completion.whole(answer.text, masks, finish_of(answer), usage)
+
+    return app
+
+
+async def streamed(
+    service: Service, job: ChatJob, body: ChatRequest, completion: Completion, request: Request
+) -> StreamingResponse:
+    """The answer as server-sent events. What goes wrong before the first word is an ordinary error."""
+    loop = asyncio.get_running_loop()
+    news: asyncio.Queue[str | None] = asyncio.Queue()  # parts of the text; None: the answer is there
+
+    def tell(part: str | None) -> None:  # called by the model's thread
+        loop.call_soon_threadsafe(lambda: news.put_nowait(part))
+
+    job.on_text = tell
+    job.answer.add_done_callback(lambda _: tell(None))
+    service.batcher.submit(job)
+    first = await service.unless_gone(news.get(), job, request)
+    if first is None and (problem := job.answer.exception()) is not None:
+        raise problem
+
+    async def events() -> AsyncIterator[str]:
+        try:
+            yield event(completion.chunk({"role": "assistant", "content": ""}))
+            part = first
+            while part is not None:
+                yield event(completion.chunk({"content": part}))
+                part = await news.get()
+            if (problem := job.answer.exception()) is not None:
+                yield event(error_body(public_message(problem), 500))
+                return
+            answer, masks, usage = await service.chat_result(job, job.answer.result(), body)
+            yield event(completion.chunk({"masks": masks}, finish_of(answer)))
+            if body.stream_options is not None and body.stream_options.include_usage:
+                yield event(completion.usage_chunk(usage))
+            yield "data: [DONE]\n\n"
+        finally:
+            job.withdraw()
+
+    return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Every error has the form that OpenAI's clients read."""
+
+    def failed(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+        return JSONResponse(error_body(message, status), status, headers)
+
+    @app.exception_handler(UserError)
+    async def refused(_: Request, problem: UserError) -> JSONResponse:
+        if isinstance(problem, QueueFullError):
+            return failed(429, str(problem), {"Retry-After": str(RETRY_SECONDS)})
+        return failed(503 if isinstance(problem, StoppingError) else 400, str(problem))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, problem: RequestValidationError) -> JSONResponse:
+        first = problem.errors()[0]
+        place = ".".join(str(part) for part in first["loc"] if part != "body")
+        return failed(400, f"{place or 'the request'}: {first['msg']}")
+
+    @app.exception_handler(HTTPException)
+    async def known(_: Request, problem: HTTPException) -> JSONResponse:
+        return failed(problem.status_code, str(problem.detail), dict(problem.headers or {}))
+
+    @app.exception_handler(GoneError)
+    async def nobody(_: Request, problem: GoneError) -> JSONResponse:
+        return failed(CLIENT_GONE, "the client has gone")
+
+    @app.exception_handler(Exception)
+    async def ours(_: Request, problem: Exception) -> JSONResponse:
+        logger.error("a request failed", exc_info=problem)
+        return failed(500, public_message(problem))
+
+
+def public_message(problem: BaseException) -> str:
+    """What a client is told: of a defect of ours, that there is one."""
+    return str(problem) if isinstance(problem, UserError) else "the server failed; its log has the reason"
+
+
+async def gone(request: Request) -> None:
+    """Returns when the client has closed the connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def masks_json(answer: Answer, wanted: Wanted) -> list[MaskJson]:
+    """The masks of an answer as a request wants them."""
+    found = answer.found(instances=wanted.instances, min_area=wanted.min_area)
+    return [mask_json(mask, polygons=wanted.polygons) for mask in found]
+
+
+def segment_json(
+    service: Service, found: Segmentation, job: SegmentJob, body: SegmentRequest
+) -> dict[str, Any]:
+    """The response to a class query."""
+    limit = service.asking.classes_per_query or service.model.config.num_all_classes
+    answer = answer_of(found, service.model.processor.format, limit)
+    masks = answer.found(instances=body.instances, min_area=body.min_area)
+    height, width = job.image.shape[:2]
+    content: dict[str, Any] = dict(
+        answer_json(answer, masks, size=(height, width), threshold=job.threshold, polygons=body.polygons)
+    )
+    if body.overlay:
+        file = io.BytesIO()
+        draw(answer, job.image).save(file, "PNG")
+        content["overlay"] = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+    return content
+
+
+def model_entry(name: str) -> dict[str, Any]:
+    """A model as OpenAI's clients list it."""
+    return {"id": name, "object": "model", "created": 0, "owned_by": "lasagna"}
+
+
+def finish_of(answer: Answer) -> str:
+    """Why an answer ends."""
+    return "stop" if answer.is_complete else "length"
+
+
+def event(content: Any) -> str:
+    """A server-sent event."""
+    return f"data: {json.dumps(content)}\n\n"
