@@ -49,6 +49,9 @@ from utils.reports.sheet import draw_sheet
 from utils.reports.tables import print_report
 from utils.reports.write import write_report
 
+# After the loss of a process.
+CURE = "Start again; with --report_dir, --resume continues from the finished samples"
+
 
 @command("test_sem.py")
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,7 +71,7 @@ def evaluate_and_report(config: TestConfig) -> None:
     datasets = open_list(config.val_dataset_list, config.dataset_dir)
     check_calibration(datasets, settings)
     outputs = outputs_of(config)
-    with distributed() as rank:
+    with distributed(config.rank_timeout, command="test_sem.py", cure=CURE) as rank:
         model, processor = load(config)
         report = evaluate_datasets(model, processor, datasets, settings, name=config.version, outputs=outputs)
         if rank == 0:
@@ -81,7 +84,7 @@ def predict(config: TestConfig) -> None:
     images = find_images(config.images)
     classes, values = classes_asked(config.classes)
     folder = writable_folder(config.save_predictions, "--save_predictions")
-    with distributed():
+    with distributed(config.rank_timeout, command="test_sem.py", cure="Start again"):
         model, processor = load(config)
         path = predict_images(
             model, processor, images, classes, folder, settings, class_values=values, name=config.version

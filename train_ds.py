@@ -33,6 +33,7 @@ from utils.common.commands import command
 from utils.common.distributed import dtype_of, rendezvous, set_launch_environment, world_size
 from utils.common.logs import start_logging
 from utils.common.paths import check_writable
+from utils.common.peers import Peers
 from utils.common.rendezvous import meet
 from utils.common.settings import parse_config
 from utils.config.training import TrainConfig
@@ -44,7 +45,6 @@ from utils.training.deepspeed_config import deepspeed_config
 from utils.training.engine import Engine
 from utils.training.log import say
 from utils.training.loop import train
-from utils.training.peers import Peers
 from utils.training.run_lock import run_lock
 from utils.training.sam_cache import SamCache
 from utils.training.signals import StopSignals
@@ -66,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(config: TrainConfig, signals: StopSignals) -> None:
     """Join the other processes, and train with an eye on them."""
     store = start_processes(config)
-    with Peers(store, config.rank_timeout) as peers:
+    cure = "The same command continues from the last save"
+    with Peers(store, config.rank_timeout, command="train_ds.py", cure=cure) as peers:
         build_and_train(config, signals, peers)
 
 
@@ -82,7 +83,8 @@ def build_and_train(config: TrainConfig, signals: StopSignals, peers: Peers) -> 
     )
     sam_cache = open_sam_cache(config, model)
     engine = start_deepspeed(config, model, accumulation)
-    progress = peers.progress = resume(engine, config, found)
+    progress = resume(engine, config, found)
+    peers.where = lambda: f"in step {progress.step}"
     say(f"{mixture.describe()}\nsteps {progress.step} to {config.num_steps}, {count_trainable(model)}")
     train(engine, config, mixture, datasets, progress, sam_cache, signals)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -44,6 +45,34 @@ def test_a_signal_saves_at_the_next_step_and_the_run_goes_on_to_the_last_bit(num
     assert losses_of(folder) == losses_of(tmp_path / "whole")
     ours, theirs = (open_trained(tmp_path / name / "ckpt_model").weights for name in ("run", "whole"))
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
+def test_a_loading_process_that_is_killed_ends_the_run_with_its_number(at_work, tmp_path, capsys):
+    """As the kernel does when memory runs out; the run goes on from its last save."""
+    flags = [*QUICK, f"--log_base_dir={tmp_path}", "--exp_name=run", "--workers=1", "--save_every_steps=1"]
+    train_step = loop.train_step
+    killed: list[int] = []
+
+    def step_without_loader(*arguments):
+        train_step(*arguments)
+        if not killed:
+            killed.extend(child.pid for child in multiprocessing.active_children())
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "train_step", step_without_loader)
+        assert run("train_ds", *flags, "--epochs=9") == 4
+    line = capsys.readouterr().err.splitlines()[-1]
+    for part in (
+        f"loads data (pid {killed[0]}) of rank 0",
+        "in step ",
+        "--workers",
+        "same command continues",
+    ):
+        assert part in line
+    assert run("train_ds", *flags) == 0
+    assert [line["step"] for line in losses_of(tmp_path / "run")] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ import torch.distributed as dist
 
 from model.checkpoints.layouts.base import DTYPES
 from model.errors import UserError
+from utils.common.peers import Peers
+from utils.common.rendezvous import meet
 
 T = TypeVar("T")
 
@@ -115,19 +117,26 @@ def rendezvous() -> Iterator[None]:
 
 
 @contextmanager
-def distributed() -> Iterator[int]:
+def distributed(rank_timeout: float | None, *, command: str, cure: str) -> Iterator[int]:
     """Join the process group that a launcher set up, if there is one; yields this process's rank.
 
     With NCCL on GPUs, gloo on CPUs. The group is destroyed at the end, unless it existed before.
+
+    Args:
+        rank_timeout: seconds to wait for a process that does not come, or falls silent; None: forever.
+        command, cure: what the message about a lost process begins and ends with (`Peers`).
     """
     joins = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
     if torch.cuda.is_available():
         torch.cuda.set_device(device_of())
+    store = None
     if joins:
         with rendezvous():
+            store = meet(rank_timeout)
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
-        yield process_rank()
+        with Peers(store, rank_timeout, command=command, cure=cure):
+            yield process_rank()
     finally:
         if joins:
             dist.destroy_process_group()

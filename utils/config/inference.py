@@ -124,6 +124,11 @@ class TestConfig(LoadingConfig):
     num_threads: int | None = setting(
         None, "CPU threads of each process", group=MACHINE, unset="torch's choice"
     )
+    rank_timeout: float | None = setting(
+        50.0,
+        "seconds that processes wait for one that does not start, or falls silent, before they end (exit code 4)",
+        group=MACHINE,
+    )
     local_rank: int = setting(-1, "set by the launcher", group=MACHINE)
 
     report_dir: str = setting(
@@ -140,8 +145,9 @@ class TestConfig(LoadingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(
-            self, "val_batch_size", "classes_per_query", "max_samples", "max_new_tokens", "num_threads"
-        )
+            self, "val_batch_size", "classes_per_query", "max_samples", "max_new_tokens", "num_threads",
+            "rank_timeout",
+        )  # fmt: skip
         require_not_negative(self, "workers", "seed")
         if bool(self.images) != bool(self.classes):
             raise UserError("--images and --classes belong together: images, and what to look for in them")

@@ -94,23 +94,25 @@ def test_a_group_is_joined_only_when_a_launcher_started_several_processes(no_lau
     no_launcher.setattr(dist, "is_initialized", lambda: False)
     no_launcher.setattr(dist, "init_process_group", lambda backend: calls.append(f"join {backend}"))
     no_launcher.setattr(dist, "destroy_process_group", lambda: calls.append("leave"))
-    with ours.distributed() as rank:
+    words = {"command": "test_sem.py", "cure": "Start again"}
+    no_launcher.setattr(ours, "meet", lambda seconds: calls.append(f"meet within {seconds}"))
+    with ours.distributed(50, **words) as rank:
         assert rank == 0
     assert calls == []
     no_launcher.setenv("WORLD_SIZE", "2")
 
     def fail() -> None:
-        with ours.distributed():
+        with ours.distributed(50, **words):
             raise KeyError
 
     with pytest.raises(KeyError):
         fail()
-    assert calls == ["join gloo", "leave"]
+    assert calls == ["meet within 50", "join gloo", "leave"]
     no_launcher.setattr(dist, "is_initialized", lambda: True)
     no_launcher.setattr(dist, "get_rank", lambda: 1)
-    with ours.distributed() as rank:  # it existed before, and stays
+    with ours.distributed(50, **words) as rank:  # it existed before, and stays
         assert rank == 1
-    assert calls == ["join gloo", "leave"]
+    assert calls == ["meet within 50", "join gloo", "leave"]
 
 
 def test_a_port_in_use_is_one_line_that_names_it(monkeypatch):

@@ -1,4 +1,4 @@
-"""The processes of a run watch each other: one that dies, or never comes, ends the others with its name.
+"""The processes of a launcher watch each other: one that dies ends the others with its name.
 
 Collective operations wait for everybody, NCCL's for half an hour. So every process writes down once a second that it
 is alive and how far it is, and reads what the next one wrote (the last one reads the first):
@@ -11,13 +11,13 @@ A process of the same machine is dead when the system says so, another one when 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from types import TracebackType
@@ -28,9 +28,6 @@ import torch.distributed as dist
 from model.errors import UserError
 from utils.common.commands import one_line
 from utils.common.processes import start_of
-from utils.training.progress import Progress
-
-logger = logging.getLogger(__name__)
 
 BEAT, GRACE = 1.0, 8.0  # seconds: between two looks; for a process to end by itself after another one has
 LOST = "lost"
@@ -40,7 +37,7 @@ LOADER = re.compile(
 )
 ADVICE = (
     "its own output may say why; without a word there, look for the out-of-memory killer in `dmesg` and in the "
-    "scheduler's log of that host. The same command continues from the last save"
+    "scheduler's log of that host"
 )
 
 
@@ -59,11 +56,16 @@ class Peers:
     Args:
         store: what the processes share (`rendezvous.meet`); None for a single process.
         timeout: seconds of silence after which a process counts as dead; None: any silence is waited out.
+        command: what messages begin with.
+        cure: the last sentence of every message: how to go on.
+
+    Attributes:
+        where: says how far this process is, as "in step 17".
     """
 
-    def __init__(self, store: dist.Store | None, timeout: float | None) -> None:
-        self.progress: Progress | None = None  # how far this process is
-        self._store, self._timeout = store, timeout
+    def __init__(self, store: dist.Store | None, timeout: float | None, *, command: str, cure: str) -> None:
+        self.where: Callable[[], str] = lambda: "at its start"
+        self._store, self._timeout, self._command, self._cure = store, timeout, command, cure
         self._rank: int = dist.get_rank() if store is not None else 0
         self._size: int = dist.get_world_size() if store is not None else 1
         self._ended = threading.Event()
@@ -123,7 +125,7 @@ class Peers:
         with suppress(RuntimeError):
             self._store.set(LOST, self._lost or "")
         if not self._ended.wait(GRACE):
-            print(f"train_ds.py: {self._lost}", file=sys.stderr, flush=True)
+            print(f"{self._command}: {self._lost}", file=sys.stderr, flush=True)
             os._exit(LostError.exit_code)
 
     def _beat(self, state: str) -> None:
@@ -135,7 +137,7 @@ class Peers:
             "pid": os.getpid(),
             "place": _place(),
             "start": start_of(os.getpid()),
-            "step": self.progress.step if self.progress else None,
+            "where": self.where(),
             "beat": self._beats,
             "state": state,
         }
@@ -169,20 +171,18 @@ class Peers:
         """rank 3 (host node1, pid 4711, last heard of in step 17) has died, which rank 2 noticed in step 18; ..."""
         who = f"rank {told['rank']}"
         if "pid" in told:
-            who += f" (host {told['host']}, pid {told['pid']}, last heard of {_when(told['step'])})"
-        here = _when(self.progress.step if self.progress else None)
-        return f"{who} {what}, which rank {self._rank} noticed {here}; {ADVICE}"
+            who += f" (host {told['host']}, pid {told['pid']}, last heard of {told['where']})"
+        return f"{who} {what}, which rank {self._rank} noticed {self.where()}; {ADVICE}. {self._cure}"
 
     def _read(self, rank: int) -> dict[str, Any]:
         assert self._store is not None
         return json.loads(self._store.get(str(rank)))
 
     def _about_loader(self, found: re.Match[str]) -> str:
-        when = _when(self.progress.step if self.progress else None)
         return (
             f"a process that loads data (pid {found[1]}) of rank {self._rank} on host {socket.gethostname()} was "
-            f"lost {when}: {found[2].strip()}. The kernel kills one when memory runs out (`dmesg` tells): give fewer "
-            "--workers, or more memory, in containers also to /dev/shm. The same command continues from the last save"
+            f"lost {self.where()}: {found[2].strip()}. The kernel kills one when memory runs out (`dmesg` tells): "
+            f"give fewer --workers, or more memory, in containers also to /dev/shm. {self._cure}"
         )
 
 
@@ -197,10 +197,6 @@ def _is_about_connection(error: BaseException) -> bool:
 
 def _text_of(error: BaseException) -> str:
     return one_line(error) if isinstance(error, Exception) else str(error)
-
-
-def _when(step: int | None) -> str:
-    return "before the first step" if step is None else f"in step {step}"
 
 
 def _place() -> str:

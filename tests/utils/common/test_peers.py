@@ -14,9 +14,8 @@ import torch.distributed as dist
 
 from model.errors import UserError
 from tests.commands import REPOSITORY
-from utils.training import peers
-from utils.training.peers import LostError, Peers
-from utils.training.progress import Progress
+from utils.common import peers
+from utils.common.peers import LostError, Peers
 
 SCENES = """
 import os, signal, sys, time
@@ -24,22 +23,22 @@ from datetime import timedelta
 import torch, torch.distributed as dist
 from utils.common.commands import command
 from utils.common.rendezvous import meet
-from utils.training.peers import Peers
-from utils.training.progress import Progress
+from utils.common.peers import Peers
 
 def train(rank, victim, deed):
     store = meet(20)
     dist.init_process_group("gloo", timeout=timedelta(minutes=30))
-    with Peers(store, 20) as watch:
-        watch.progress = Progress()
-        while watch.progress.step < 40:
-            watch.progress.step += 1
+    step = 0
+    with Peers(store, 20, command="train_ds.py", cure="Go on") as watch:
+        watch.where = lambda: f"in step {step}"
+        while step < 40:
+            step += 1
             dist.all_reduce(torch.ones(1))
-            if watch.progress.step == 7:
+            if step == 7:
                 time.sleep(2.5)
-            if watch.progress.step == 7 and rank == victim:
+            if step == 7 and rank == victim:
                 deed()
-            if watch.progress.step == 7 and hangs:  # as NCCL's collectives do: no error comes from them
+            if step == 7 and hangs:  # as NCCL's collectives do: no error comes from them
                 time.sleep(60)
 
 def start(rank, victim=None, deed=lambda: None, alone=False):
@@ -130,7 +129,7 @@ def test_a_process_that_is_killed_ends_the_others_with_its_name(name, scenes):
         "has died",
         f"rank {1 - victim} noticed",
         "dmesg",
-        "last save",
+        "Go on",
     ):
         assert part in lines[0]
 
@@ -167,21 +166,21 @@ def watch(monkeypatch) -> Peers:
     """What rank 2 of 3 makes of rank 0, which it watches; rank 0 is alive, on another machine."""
     monkeypatch.setattr(dist, "get_rank", lambda: 2)
     monkeypatch.setattr(dist, "get_world_size", lambda: 3)
-    watch = Peers(dist.HashStore(), timeout=0.2)
+    watch = Peers(dist.HashStore(), 0.2, command="train_ds.py", cure="Go on")
     tell(watch, beat=1)
     return watch
 
 
 def tell(watch: Peers, **changes: object) -> None:
-    told = {"rank": 0, "host": "node1", "pid": 1, "place": "node1", "start": "then", "step": None, "beat": 1,
-            "state": "runs"}  # fmt: skip
+    told = {"rank": 0, "host": "node1", "pid": 1, "place": "node1", "start": "then", "where": "at its start",
+            "beat": 1, "state": "runs"}  # fmt: skip
     watch._store.set("0", json.dumps(told | changes))
 
 
 def test_silence_counts_only_after_the_timeout(watch):
     assert watch._look() is None
     time.sleep(0.3)
-    tell(watch, beat=2, step=4)
+    tell(watch, beat=2, where="in step 4")
     assert watch._look() is None
     time.sleep(0.3)
     lost = watch._look()
@@ -212,8 +211,8 @@ def test_what_another_process_found_counts(watch):
     ],
 )
 def test_a_loading_process_that_dies_is_named_with_what_to_do(message, told):
-    watch = Peers(None, None)
-    watch.progress = Progress(step=5)
+    watch = Peers(None, None, command="train_ds.py", cure="Go on")
+    watch.where = lambda: "in step 5"
     with pytest.raises(LostError) as caught, watch:
         raise RuntimeError(message)
     for part in (told, "in step 5", "--workers", "/dev/shm"):
