@@ -1,0 +1,44 @@
+"""What a long run takes is seen from outside; short."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import long_run
+from benchmarks.long_run import BARS, Look, children_of, look_at, shared, slope
+
+
+def test_a_run_is_looked_at_until_its_end(tmp_path):
+    """Too short to say that nothing grows but handles, threads and shared memory: `--steps 2000` says the rest."""
+    long_run.main(["--steps=16", "--every=1", f"--out={tmp_path / 'long.json'}"])
+    result = json.loads((tmp_path / "long.json").read_text())
+    looks = result["looks"]
+    assert looks[-1]["step"] > looks[0]["step"]
+    assert all(look["memory_mb"] > 100 and look["files"] > 3 for look in looks)
+    half = looks[len(looks) // 2 :]
+    assert max(look["files"] for look in half) - min(look["files"] for look in half) < 20
+    assert max(look["shared_mb"] for look in half) < 64
+    assert result["slopes"].keys() == BARS.keys()
+
+
+def test_growth_is_that_of_the_second_half():
+    looks = [Look(step, 100.0 + max(0, step - 50) * 0.5, 10 + step % 2, 5, 0, 0) for step in range(101)]
+    assert slope(looks, "memory_mb") == pytest.approx(500)
+    assert slope(looks, "files") == pytest.approx(0, abs=2)
+    assert slope(looks, "threads") == pytest.approx(0)
+
+
+def test_processes_and_their_children_count():
+    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'input()'])"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as process:
+        for _ in range(1000):
+            if children_of(process.pid):
+                break
+        one = look_at(process.pid, 1, shared())
+        process.stdin.close()
+    assert one.memory_mb > 5
+    assert one.threads >= 2
