@@ -27,7 +27,7 @@ import torch
 from model.checkpoints.load import load_model
 from model.errors import UserError
 from model.lasagna import LasagnaForConditionalGeneration
-from model.lora import add_lora, mark_trainable
+from model.lora import adapt
 from model.processor import LasagnaProcessor
 from utils.common.commands import command
 from utils.common.distributed import dtype_of, rendezvous, set_launch_environment, world_size
@@ -132,16 +132,15 @@ def build_model(config: TrainConfig) -> tuple[LasagnaForConditionalGeneration, L
         dtype=dtype_of(config.precision),
         attn_implementation=config.attn_implementation,
         format=config.sequence_format,
-        prompt=config.conv_type,
+        prompt=config.prompt_template,
         seed=config.seed,
+        min_image_tokens=config.min_image_tokens,
+        max_image_tokens=config.max_image_tokens,
     )
     model.config.loss_weights = config.loss_weights
     model.config.num_all_classes = config.num_all_classes
     torch.manual_seed(config.seed)  # the adapters' first values and dropout
-    model.vlm = add_lora(
-        model.vlm, config.lora_r, config.lora_alpha, config.lora_dropout, config.lora_pattern
-    )
-    mark_trainable(model)
+    adapt(model, new_ids=processor.new_token_ids, **config.adapters)
     if config.gradient_checkpointing:
         model.set_gradient_checkpointing(True)
     if config.compile:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Sequence
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -11,15 +12,16 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from model.backbones.token_rows import TokenRows
 from model.errors import UserError
 
 # A pattern over full names: bare "q_proj" would also adapt CLIP's attention.
 TARGET_PATTERN = r".*language_model.*\.(q_proj|v_proj)"
 
 # Trainable parameters besides those of the mask decoder, which lists its own; the rest is frozen.
-TRAINABLE_PATTERN = (
-    r"vlm\..*\.lora_[AB]\..*|vlm\..*\.embed_tokens\..*|vlm\.(.*\.)?lm_head\..*|seg_projector\..*"
-)
+TRAINABLE_PATTERN = r"vlm\..*\.lora_[AB]\..*|seg_projector\..*"
+EMBEDDINGS_PATTERN = r"vlm\..*\.embed_tokens\..*|vlm\.(.*\.)?lm_head\..*"
+TOKEN_ROWS_PATTERN = r"token_rows\..*"
 
 
 def add_lora(
@@ -51,9 +53,47 @@ def add_lora(
         return get_peft_model(vlm, config, autocast_adapter_dtype=False)
 
 
+def adapt(
+    model: PreTrainedModel,
+    layers: Sequence[str],
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    embeddings: str = "auto",
+    new_ids: Sequence[int] = (),
+) -> list[str]:
+    """Prepares a LaSagnA model for training; returns the names of the parameters that train.
+
+    Args:
+        layers: names of the language model's layers that get adapters.
+        rank, alpha, dropout: as for `add_lora`.
+        embeddings: what trains of embedding and head: "all", "new" (the rows of `new_ids`), or "auto": all of a
+            LLaVA, as in the paper, and the new rows of other bases, which keep what they can say.
+        new_ids: tokens that the format added to the base's vocabulary.
+    """
+    model.vlm = add_lora(model.vlm, rank, alpha, dropout, model.backbone.lora_pattern(layers))
+    if embeddings == "new" or (embeddings == "auto" and not model.config.is_llava):
+        train_token_rows(model, new_ids)
+    return mark_trainable(model)
+
+
 def trainable_pattern(model: PreTrainedModel) -> re.Pattern[str]:
     """Matches the full names of the parameters of a LaSagnA model that train."""
-    return re.compile(rf"{TRAINABLE_PATTERN}|sam\.(?:{model.sam.trainable_pattern})")
+    words = EMBEDDINGS_PATTERN if model.token_rows is None else TOKEN_ROWS_PATTERN
+    return re.compile(rf"{TRAINABLE_PATTERN}|{words}|sam\.(?:{model.sam.trainable_pattern})")
+
+
+def train_token_rows(model: PreTrainedModel, ids: Sequence[int]) -> None:
+    """Lets a LaSagnA model train the rows of these tokens in place of its embedding and head; see `TokenRows`."""
+    model.token_rows = TokenRows(ids, *embedding_and_head(model))
+
+
+def embedding_and_head(model: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
+    """Both matrices (vocabulary, hidden_dim) of a LaSagnA model; no head where they are tied."""
+    is_tied = model.base_vlm.config.tie_word_embeddings
+    head = None if is_tied else model.get_output_embeddings().weight
+    return model.get_input_embeddings().weight, head
 
 
 def mark_trainable(model: PreTrainedModel) -> list[str]:
@@ -79,7 +119,10 @@ def add_delta(weight: Tensor, lora_a: Tensor, lora_b: Tensor, scaling: float) ->
 
 @torch.no_grad()
 def merge(model: PreTrainedModel) -> PreTrainedModel:
-    """Adds the adapters of a LaSagnA model to its weights and removes them; in place, returns the model."""
+    """Merges adapters and token rows of a LaSagnA model into its weights; in place, returns the model."""
+    if model.token_rows is not None:
+        model.token_rows.write(*embedding_and_head(model))
+        model.token_rows = None
     if not isinstance(model.vlm, PeftModel):
         return model
     for layer in model.vlm.modules():

@@ -35,7 +35,7 @@ from model.text.conversation import (
 )
 from model.text.format import SequenceFormat
 from model.text.tokenizer_files import load_tokenizer, save_tokenizer
-from model.text.tokens import TokenIds, decode_pieces, decode_text, token_ids
+from model.text.tokens import TokenIds, decode_pieces, decode_text, token_ids, wanted_tokens
 
 FILE_NAME = "processor_config.json"
 # Entries of the file, beside the prompt; of those that depend on the base, the first must be there.
@@ -107,6 +107,13 @@ class LasagnaProcessor:
         tokenizer = load_tokenizer(folder)
         images = read_images(Path(folder), settings, tokenizer)
         return cls(tokenizer=tokenizer, images=images, **settings)
+
+    @property
+    def new_token_ids(self) -> tuple[int, ...]:
+        """Ids of the tokens that the format adds to a base's vocabulary, without `<image>`, whose row is unused."""
+        wanted = wanted_tokens(self.format, for_llava=self.images.template is None)
+        names = [token.content for token in wanted if token.content != self.images.image_token]
+        return tuple(self.tokenizer.convert_tokens_to_ids(names))
 
     def sam_image(self, image: np.ndarray, *, fast: bool = False) -> np.ndarray:
         """(height, width, 3) uint8 -> (3, h, w) uint8 for the mask decoder, not padded.

@@ -29,7 +29,7 @@ from model.backbones.base import PreparedImage
 from model.errors import UserError
 from model.files import read_json
 from model.huggingface import from_pretrained
-from model.text.conversation import OwnChatTemplate, special_pieces
+from model.text.conversation import OWN_PROMPT, OwnChatTemplate, special_pieces
 from model.text.placeholder import Placeholder
 from model.text.special_tokens import Special, Text
 from model.text.tokenizer_files import load_tokenizer
@@ -232,3 +232,30 @@ def read_processor(folder: Path) -> ProcessorMixin:
     if not hasattr(processor, "image_processor"):
         raise UserError(f"{folder} has no image processor; pass an image-text-to-text model")
     return processor
+
+
+def images_of_base(
+    folder: Path, family: str, processor: ProcessorMixin, tokenizer: PreTrainedTokenizerBase, prompt: str
+) -> HuggingFaceImages:
+    """The images' part of the processor of a base that is no LLaVA, which is prompted with its own template.
+
+    Args:
+        folder, family: where the base is, and the `model_type` of its config.json.
+        processor: that of the folder; `tokenizer` gets its chat template, if it has none.
+        prompt: the name of the prompt asked for.
+
+    Raises:
+        UserError: it has no chat template, or another prompt is asked for.
+    """
+    if prompt != OWN_PROMPT:
+        raise UserError(
+            f"prompt {prompt!r} is LLaVA's; a {family} is prompted with its own chat template: leave --conv_type out"
+        )
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = processor.chat_template
+    if tokenizer.chat_template is None:
+        raise UserError(
+            f"{folder} has no chat template, with which a {family} is prompted; copy chat_template.jinja from where "
+            "the weights come from, or take the Instruct model"
+        )
+    return HuggingFaceImages(processor, tokenizer)

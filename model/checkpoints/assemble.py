@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.clip import CLIPImageProcessorPil
 
 from model.backbones.clip_images import ClipImages
-from model.backbones.huggingface_images import HuggingFaceImages
+from model.backbones.huggingface_images import images_of_base
 from model.checkpoints.agreement import patches_of
 from model.checkpoints.layouts.base import Parts
 from model.checkpoints.layouts.mask_decoder import read_mask_decoder
@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_FORMAT = "paper"
 DEFAULT_PROMPT = "llava_v1"
-OWN_PROMPT = "chat_template"
 
 
 def as_format(format: SequenceFormat | str) -> SequenceFormat:
@@ -82,7 +81,8 @@ def assemble(
         ids = token_ids(tokenizer, sequence_format)
         parts.vlm.config.image_token_index = ids.image
     else:
-        images = images_of(parts, tokenizer, prompt)
+        family = parts.vlm.config.model_type
+        images = images_of_base(parts.folder, family, parts.processor, tokenizer, prompt)
         end = images.template.end_token(tokenizer)
         ids = token_ids(tokenizer, sequence_format, images.image_token, end)
     clip = parts.clip_processor
@@ -112,28 +112,6 @@ def assemble(
             format=config.format,
         )
     return model
-
-
-def images_of(parts: Parts, tokenizer: PreTrainedTokenizerBase, prompt: str) -> HuggingFaceImages:
-    """The images' part of the processor of a base that is no LLaVA.
-
-    Raises:
-        UserError: it has no chat template, or another prompt is asked for.
-    """
-    assert parts.processor is not None
-    family = parts.vlm.config.model_type
-    if prompt != OWN_PROMPT:
-        raise UserError(
-            f"prompt {prompt!r} is LLaVA's; a {family} is prompted with its own chat template: leave --conv_type out"
-        )
-    if tokenizer.chat_template is None:
-        tokenizer.chat_template = parts.processor.chat_template
-    if tokenizer.chat_template is None:
-        raise UserError(
-            f"{parts.folder} has no chat template, with which a {family} is prompted; copy chat_template.jinja from "
-            "where the weights come from, or take the Instruct model"
-        )
-    return HuggingFaceImages(parts.processor, tokenizer)
 
 
 def from_parts(

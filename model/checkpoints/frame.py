@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
+from model.backbones.build import BACKBONES
 from model.checkpoints.layouts import llava_v1
 from model.checkpoints.lazy import StoredWeights
 from model.checkpoints.weights import weight_files
@@ -25,9 +26,8 @@ from model.lasagna import LasagnaForConditionalGeneration
 
 # A weight of a language model's layer in the layouts of original LLaVA, Hugging Face (old, new) and ours.
 LAYER_NAME = re.compile(
-    r"(vlm\.)?(model\.language_model|language_model\.model|model)\.(?P<rest>layers\.\d+\..+)"
+    r"(vlm\.)?(model\.(?P<part>language_model|text_model)|language_model\.model|model)\.(?P<rest>layers\.\d+\..+)"
 )
-LAYER_PREFIX = "vlm.model.language_model."
 PER_LAYER = (
     "num_hidden_layers",
     "layer_types",
@@ -73,7 +73,8 @@ def text_section(content: dict[str, Any]) -> dict[str, Any]:
 def text_config_of(folder: Path) -> PreTrainedConfig:
     """The settings of a folder's language model."""
     content = read_json(folder / "config.json")
-    if text_section(content) is content:  # original LLaVA: one flat file
+    is_other = content.get("model_type") in BACKBONES and content["model_type"] != "llava"
+    if text_section(content) is content and not is_other:  # original LLaVA: one flat file
         return llava_v1.text_config(content, vocab_size=content["vocab_size"])
     config = from_pretrained(AutoConfig, folder)
     return getattr(config, "vlm_config", config).text_config
@@ -87,7 +88,7 @@ def is_computed(name: str) -> bool:
 def layer_names(stored: StoredWeights) -> dict[str, str]:
     """Our name -> stored name of every weight of the language model's layers."""
     return {
-        LAYER_PREFIX + found["rest"]: name
+        f"vlm.model.{found['part'] or 'language_model'}.{found['rest']}": name
         for name in stored.shapes
         if (found := LAYER_NAME.fullmatch(name)) and not is_computed(name)
     }

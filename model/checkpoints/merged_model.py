@@ -13,7 +13,7 @@ from model.checkpoints.frame import full_config, layer_names, text_config_of
 from model.checkpoints.trained import LORA_NAME, copy_trained, lora_of, named_as_ours
 from model.config import LasagnaConfig
 from model.lasagna import LasagnaForConditionalGeneration
-from model.lora import add_delta
+from model.lora import add_delta, embedding_and_head
 from model.strict_loading import check_fit
 
 
@@ -30,6 +30,13 @@ class MergedModel:
         self.config = full_config(frame, text_config_of(base.path))
         self.shell = empty_model(self.config)
         self._frame = frame.state_dict()
+        # Rows of new tokens that trained alone, and the matrices that they belong to.
+        name_of = {id(weight): name for name, weight in frame.named_parameters()}
+        self._rows = {
+            f"token_rows.{part}": name_of[id(matrix)]
+            for part, matrix in zip(("embedding", "head"), embedding_and_head(frame), strict=True)
+            if matrix is not None
+        }
         self._base, self._layers, self._stored_names = base.path, layers, layer_names(layers)
         self._deltas: dict[str, tuple[Tensor, Tensor, float]] = {}  # adapters A, B and their scale
         self._trained: dict[str, Tensor] = {}  # layers' weights that the run stored whole
@@ -86,11 +93,14 @@ class MergedModel:
         """
         weights = named_as_ours(trained, frame)
         lora = lora_of(weights, trained, lora_alpha)
-        copy_trained(empty_model(self.config), weights, lora, trained)
+        new_ids = frame.processor.new_token_ids
+        copy_trained(empty_model(self.config), weights, lora, trained, new_ids)
         for name, value in weights.items():
             if lora is not None and (found := LORA_NAME.fullmatch(name)):
                 lora_b = weights[name.replace(".lora_A.", ".lora_B.")]
                 self._deltas[f"vlm.{found['layer']}.weight"] = (value, lora_b, lora.scale)
+            elif name in self._rows:
+                self._frame[self._rows[name]][list(new_ids)] = value.to(self.dtype)
             elif ".lora_B." not in name:
                 merged = merged_name(name)
                 if merged in self._frame:

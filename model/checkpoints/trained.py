@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from model.checkpoints.checkpoint import TrainedWeights
 from model.checkpoints.layouts import released
 from model.errors import UserError
 from model.lasagna import LasagnaForConditionalGeneration
-from model.lora import add_lora, merge, trainable_pattern
+from model.lora import add_lora, merge, train_token_rows, trainable_pattern
 from model.strict_loading import check_fit
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,8 @@ def apply_trained(
         ValueError: a weight is missing, left over or of another shape.
     """
     weights = named_as_ours(trained, model)
-    copy_trained(model, weights, lora_of(weights, trained, lora_alpha), trained)
+    new_ids = model.processor.new_token_ids
+    copy_trained(model, weights, lora_of(weights, trained, lora_alpha), trained, new_ids)
     return merge(model).eval()
 
 
@@ -95,6 +96,7 @@ def copy_trained(
     weights: Mapping[str, Tensor],
     lora: Lora | None,
     trained: TrainedWeights,
+    new_ids: Sequence[int],
 ) -> None:
     """Adds the adapters to the model and copies weights by name; frozen ones may be absent, trained ones may not.
 
@@ -102,7 +104,10 @@ def copy_trained(
 
     Args:
         weights, lora: of `trained`, named as ours.
+        new_ids: tokens that the format added to the base's vocabulary, whose rows may be stored alone.
     """
+    if any(name.startswith("token_rows.") for name in weights):
+        train_token_rows(model, new_ids)
     if lora is not None:
         modules = {name for name, _ in model.vlm.named_modules()}
         # Layers that the base does not have are left over, and stand in the table of what does not fit.
@@ -111,7 +116,8 @@ def copy_trained(
             model.vlm = add_lora(model.vlm, lora.rank, lora.alpha, 0.0, pattern)
     own = model.state_dict()
     trainable = trainable_pattern(model)
-    required = {name for name in own if trainable.fullmatch(name)}
+    # Not the state dict, which names a tied matrix twice.
+    required = {name for name, _ in model.named_parameters() if trainable.fullmatch(name)}
     if trained.holds_adapters_only:
         required = {name for name in required if ".lora_" in name}
     check_fit(

@@ -102,7 +102,7 @@ def _after_prefixes(
     model.language_states(
         model.embed(start.input_ids, features),
         start.attention_mask,
-        start.position_ids,
+        last_positions(start, start.attention_mask),
         cache,
         model.backbone.deep(start.input_ids, features),
     )

@@ -32,6 +32,7 @@ from model.text.special_tokens import (
 )
 from model.text.tokens import encode_segments
 
+OWN_PROMPT = "chat_template"  # the prompt that is the tokenizer's own template
 IGNORE_INDEX = -100  # label of a token without a loss, the default ignore_index of torch.nn.CrossEntropyLoss
 
 
@@ -292,7 +293,7 @@ PROMPTS: dict[str, PromptTemplate | OwnChatTemplate] = {
         answer_start=" ",
         answer_end=" ",
     ),
-    "chat_template": OwnChatTemplate(),
+    OWN_PROMPT: OwnChatTemplate(),
 }
 
 

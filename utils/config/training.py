@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from model.errors import UserError
 from model.text.conversation import PROMPTS
@@ -38,7 +39,12 @@ class DataConfig:
     )
 
     format: str = setting("paper", "how complex queries are written", tuple(TOKENS_OF_FORMAT), group=FORMAT)
-    conv_type: str = setting("llava_v1", "prompt template of conversations", tuple(PROMPTS), group=FORMAT)
+    conv_type: str = setting(
+        "auto",
+        "prompt template of conversations; auto: llava_v1 for a LLaVA, its own chat template for another base",
+        ("auto", *PROMPTS),
+        group=FORMAT,
+    )
     model_max_length: int = setting(
         1024, "maximum number of text tokens of a conversation; image features are not counted", group=FORMAT
     )
@@ -109,6 +115,11 @@ class DataConfig:
         require_fraction(self, "explanatory", "likely_negatives", "max_bad_fraction")
 
     @property
+    def prompt_template(self) -> str | None:
+        """The name of the prompt template; None for the one that goes with the base."""
+        return None if self.conv_type == "auto" else self.conv_type
+
+    @property
     def sequence_format(self) -> SequenceFormat:
         """The format of complex queries with the strategies of this run."""
         return SequenceFormat.named(
@@ -128,6 +139,18 @@ class TrainConfig(DataConfig):
     )
     vision_pretrained: str = setting(
         "", "SAM or SAM 2: its file, or a Hugging Face folder", group=MODEL, path=True
+    )
+    min_image_tokens: int | None = setting(
+        None,
+        "minimum number of tokens of an image, where the base has it as a setting (Qwen)",
+        group=MODEL,
+        unset="the base's own",
+    )
+    max_image_tokens: int | None = setting(
+        None,
+        "maximum number of tokens of an image, where the base has it as a setting",
+        group=MODEL,
+        unset="the base's own",
     )
     attn_implementation: str = setting("auto", "attention of the language model", ATTENTION, group=MODEL)
 
@@ -165,6 +188,13 @@ class TrainConfig(DataConfig):
     ce_loss_weight: float = setting(1.0, "weight of the token cross-entropy", group=RECIPE)
     bce_loss_weight: float = setting(2.0, "weight of the masks' binary cross-entropy", group=RECIPE)
     dice_loss_weight: float = setting(0.5, "weight of the masks' dice loss", group=RECIPE)
+    trained_embeddings: str = setting(
+        "auto",
+        "what trains of embedding and head: all, new (the rows of [SEG], [NEG] and their like), or auto: all of a "
+        "LLaVA, new of other bases",
+        ("auto", "all", "new"),
+        group=RECIPE,
+    )
     lora_r: int = setting(8, "rank of the adapters; 0 trains without them", group=RECIPE)
     lora_alpha: float = setting(16.0, "scale of the adapters, times 1 / rank", group=RECIPE)
     lora_dropout: float = setting(0.05, "dropout before the adapters", group=RECIPE)
@@ -247,6 +277,7 @@ class TrainConfig(DataConfig):
             self, "epochs", "steps_per_epoch", "batch_size", "grad_accumulation_steps", "lr", "val_batch_size",
             "grad_clip", "lora_alpha", "num_threads", "max_bad_steps", "max_val_samples",
             "classes_per_query", "keep_last", "save_every_minutes", "save_every_steps", "rank_timeout",
+            "min_image_tokens", "max_image_tokens",
         )  # fmt: skip
         require_not_negative(
             self, "workers", "sam_cache_gb", "warmup_steps", "lora_r", "weight_decay", "profile",
@@ -279,10 +310,15 @@ class TrainConfig(DataConfig):
         return self.epochs * self.steps_per_epoch
 
     @property
-    def lora_pattern(self) -> str:
-        """Full names of the layers that get adapters: those of the language model, never the vision tower's."""
-        names = "|".join(name.strip() for name in self.lora_target_modules.split(",") if name.strip())
-        return rf".*language_model.*\.({names})"
+    def adapters(self) -> dict[str, Any]:
+        """What `model.lora.adapt` is told: the layers of the language model that get adapters, and how."""
+        return {
+            "layers": tuple(name.strip() for name in self.lora_target_modules.split(",") if name.strip()),
+            "rank": self.lora_r,
+            "alpha": self.lora_alpha,
+            "dropout": self.lora_dropout,
+            "embeddings": self.trained_embeddings,
+        }
 
     @property
     def loss_weights(self) -> dict[str, float]:

@@ -16,16 +16,15 @@ from utils.costs.decoder_flops import decoder_flops, encoder_flops
 from utils.costs.flop_formulas import (
     Flops,
     attention,
-    clip_flops,
     layer_sizes,
     learned,
     linear,
     lora,
     mask_resize_flops,
-    projector_flops,
     query_dim,
     total,
 )
+from utils.costs.vision_flops import connector_flops, pixel_bytes, tower_flops
 
 COUNTED = ("images", "text_tokens", "model_flops")  # what a training step counts of each batch
 
@@ -35,6 +34,7 @@ class ImageShape:
     """Sizes of one image, (height, width), and its masks."""
 
     num_masks: int
+    num_tokens: int  # in the language model
     resized_size: Size  # in SAM's input
     original_size: Size
 
@@ -57,7 +57,12 @@ class Work:
         labels, owners = inputs.labels, inputs.seg_images
         sizes = zip(inputs.resized_sizes, inputs.original_sizes, strict=True)
         images = tuple(
-            ImageShape(num_masks=owners.count(index), resized_size=resized, original_size=original)
+            ImageShape(
+                num_masks=owners.count(index),
+                num_tokens=inputs.placeholders[index].num_image_tokens,
+                resized_size=resized,
+                original_size=original,
+            )
             for index, (resized, original) in enumerate(sizes)
         )
         return cls(
@@ -111,15 +116,17 @@ class CostModel:
 
     def training(self, work: Work) -> dict[str, Flops]:
         """FLOPs of each part for one micro-batch: forward, backward, and extra."""
-        text = self.shape.vlm_config.text_config
-        sam = self.shape.sam_settings
+        vlm, sam = self.shape.vlm_config, self.shape.sam_settings
+        text = vlm.text_config
         hidden, dim = text.hidden_size, sam.prompt_embed_dim
         # Without a [SEG], projection and decoder still compute one mask, with weight 0.
         num_masks = max(work.num_masks, 1)
         head = linear(work.num_learned, hidden, text.vocab_size)
         return {
-            "CLIP": Flops(forward=clip_flops(self.shape.vlm_config) * work.num_images),
-            "projector": Flops(forward=projector_flops(self.shape.vlm_config) * work.num_images),
+            "CLIP" if self.shape.is_llava else "vision tower": Flops(
+                forward=sum(tower_flops(vlm, image.num_tokens) for image in work.images)
+            ),
+            "projector": Flops(forward=sum(connector_flops(vlm, image.num_tokens) for image in work.images)),
             "language model": self._layer(work.row_length) * (work.num_rows * text.num_hidden_layers),
             # The logits of a chunk are recomputed in backward.
             "lm_head": learned(head) + Flops(extra=head),
@@ -143,9 +150,8 @@ class CostModel:
         return text.num_hidden_layers * (weights + pairs)
 
     def input_bytes(self, work: Work) -> int:
-        """Bytes copied to the device: uint8 images and masks, five int64 numbers for each token of a row."""
-        side = self.shape.vlm_config.vision_config.image_size
-        pixels = 3 * side**2 * work.num_images
+        """Bytes copied to the device: images, uint8 masks, five int64 numbers for each token of a row."""
+        pixels = sum(pixel_bytes(self.shape.vlm_config, image.num_tokens) for image in work.images)
         pixels += sum(3 * height * width for height, width in (one.resized_size for one in work.images))
         masks = sum(one.num_masks * one.original_size[0] * one.original_size[1] for one in work.images)
         return pixels + masks + 5 * 8 * work.num_rows * work.row_length

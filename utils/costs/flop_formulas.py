@@ -105,7 +105,7 @@ def projector_flops(vlm: Any) -> int:
     """LLaVA's two layers on the features of one image."""
     width = vlm.vision_config.hidden_size * len(feature_layers(vlm))
     hidden = vlm.text_config.hidden_size
-    num_tokens = num_image_tokens(vlm)
+    num_tokens = clip_tokens(vlm)
     return linear(num_tokens, width, hidden) + linear(num_tokens, hidden, hidden)
 
 
@@ -115,8 +115,8 @@ def feature_layers(vlm: Any) -> list[int]:
     return [layers] if isinstance(layers, int) else list(layers)
 
 
-def num_image_tokens(vlm: Any) -> int:
-    """Features of one image in the language model's row."""
+def clip_tokens(vlm: Any) -> int:
+    """Features of one image of a LLaVA in the language model's row."""
     vision = vlm.vision_config
     patches = (vision.image_size // vision.patch_size) ** 2
     return patches + (vlm.vision_feature_select_strategy == "full")

@@ -29,7 +29,7 @@ from utils.common.settings import parse_config
 from utils.common.settings import setting as declare
 from utils.config.training import TrainConfig
 from utils.costs.cost_model import CostModel, Work
-from utils.costs.flop_formulas import linear, num_image_tokens, total
+from utils.costs.flop_formulas import linear, total
 from utils.costs.memory import COSTS, build, count_parameters
 from utils.costs.model_sizes import model_config
 from utils.costs.prediction import (
@@ -48,6 +48,7 @@ from utils.costs.prediction import (
     encoder_parameters,
     predict,
 )
+from utils.costs.vision_flops import num_image_tokens
 
 MANY_GPUS = 512  # is always shown, too
 
@@ -103,7 +104,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     count, encoders = count_parameters(model), encoder_parameters(model)
     costs = CostModel.of(config, shape)
     sam = shape.sam_settings
-    work = setting.work(num_image_tokens(shape.vlm_config), ImageTransform(sam.image_size, sam.resize))
+    work = setting.work(
+        num_image_tokens(shape.vlm_config, config), ImageTransform(sam.image_size, sam.resize)
+    )
     console = Console()
     show_sample(costs, work, setting, console)
     step = total(costs.training(work).values()) * config.grad_accumulation_steps
@@ -176,7 +179,11 @@ def show_answer(costs: CostModel, config: TrainConfig, console: Console) -> None
     """A complex query of 150 classes: token by token with a cache, and in passes over the whole answer."""
     text = costs.shape.vlm_config.text_config
     num_classes, num_passes = 150, 3
-    prompt = num_image_tokens(costs.shape.vlm_config) + PREFIX_TOKENS + num_classes * QUERY_TOKENS_PER_CLASS
+    prompt = (
+        num_image_tokens(costs.shape.vlm_config, config)
+        + PREFIX_TOKENS
+        + num_classes * QUERY_TOKENS_PER_CLASS
+    )
     answer = num_classes * ANSWER_TOKENS_PER_CLASS
     width = dtype_of(config.precision).itemsize
     weights = costs.weight_bytes(width)

@@ -29,14 +29,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from model.config import LasagnaConfig
 from model.decoders.transform import ImageTransform
 from model.lasagna import LasagnaForConditionalGeneration
-from model.lora import add_lora, mark_trainable
+from model.lora import adapt
 from model.losses import LOGITS_PER_CHUNK, PIXELS_PER_CHUNK, mask_losses
+from model.text.tokens import wanted_tokens
 from utils.common.checks import require_positive
 from utils.common.commands import command
 from utils.common.distributed import dtype_of
 from utils.common.settings import parse_config, setting
 from utils.config.training import TrainConfig
 from utils.costs.model_sizes import model_config
+from utils.costs.vision_flops import IMAGE_SIZE, num_image_tokens
 
 STAGES = (0, 1, 2, 3)
 CARDS = (24, 40, 80)  # GB = 10^9 bytes; what a card of 24 GiB has beyond that goes to the CUDA context
@@ -48,7 +50,6 @@ MAX_LIVE = 1_000_000_000
 # An image of ADE20K shows 10.5 classes in the mean (Zhou et al., 2017); few show more than this.
 MASKS_PER_IMAGE = 16
 COSTS = "costs"  # the group of the settings of this folder's commands
-IMAGE_SIZE = (480, 640)  # height and width of the masks of the loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,10 +108,8 @@ def build(config: TrainConfig, shape: LasagnaConfig) -> LasagnaForConditionalGen
     """The model as train_ds.py trains it, on the meta device: shapes and no memory."""
     with torch.device("meta"), default_dtype(dtype_of(config.precision)):
         model = LasagnaForConditionalGeneration(shape)
-    model.vlm = add_lora(
-        model.vlm, config.lora_r, config.lora_alpha, config.lora_dropout, config.lora_pattern
-    )
-    mark_trainable(model)
+    num_new = len(wanted_tokens(config.sequence_format, for_llava=False))
+    adapt(model, new_ids=range(num_new), **config.adapters)
     return model.train()
 
 
@@ -174,7 +173,8 @@ def activation_bytes(model: LasagnaForConditionalGeneration, config: TrainConfig
     The encoders run without gradients; their temporary memory is free again before the language model starts.
     """
     text = model.config.vlm_config.text_config
-    num_tokens = config.batch_size * (model.config.vlm_config.image_seq_length + config.model_max_length)
+    num_image = num_image_tokens(model.config.vlm_config, config)
+    num_tokens = config.batch_size * (num_image + config.model_max_length)
     state = num_tokens * text.hidden_size * dtype_of(config.precision).itemsize
     layer = layer_bytes(model, num_tokens)
     layers = text.num_hidden_layers * (state if config.gradient_checkpointing else layer)
@@ -191,7 +191,7 @@ def activation_bytes(model: LasagnaForConditionalGeneration, config: TrainConfig
 def layer_bytes(model: LasagnaForConditionalGeneration, num_tokens: int) -> int:
     """What one layer of the language model keeps for `num_tokens` tokens, its input not counted."""
     text = model.config.vlm_config.text_config
-    layer = model.base_vlm.model.language_model.layers[0]
+    layer = model.backbone.language_model.layers[0]
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     with FakeTensorMode():
         dtype = give_values(layer)
@@ -264,7 +264,7 @@ def show(
     """The table, in 80 columns."""
     console = console or Console()
     width = min(console.width, 80)
-    num_tokens = shape.vlm_config.image_seq_length + config.model_max_length
+    num_tokens = num_image_tokens(shape.vlm_config, config) + config.model_max_length
     share = count.trainable / count.total
     console.print(
         f"{count.total / 1e9:.2f} billion parameters, {count.trainable / 1e6:.0f} million train ({share:.1%}); "

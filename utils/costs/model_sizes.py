@@ -7,8 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, LlavaConfig
+from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, LlavaConfig, PreTrainedConfig
 
+from model.backbones.build import BACKBONES
 from model.checkpoints.layouts import llava_v1, sam2
 from model.checkpoints.layouts.mask_decoder import read_mask_decoder
 from model.config import LasagnaConfig
@@ -18,9 +19,11 @@ from model.decoders.sam2 import Sam2Settings
 from model.errors import UserError
 from model.files import read_json
 from model.huggingface import from_pretrained
+from model.text.conversation import OWN_PROMPT
 from model.text.tokenizer_files import load_tokenizer
 from model.text.tokens import add_special_tokens, wanted_tokens
 from utils.config.training import TrainConfig
+from utils.costs.base_sizes import base_named
 
 Sizes = TypeVar("Sizes")
 
@@ -64,6 +67,14 @@ def model_config(config: TrainConfig) -> LasagnaConfig:
     if stored.get("model_type") == "lasagna":
         return from_pretrained(LasagnaConfig, config.version)
     format = config.sequence_format
+    if (other := other_base(config, stored)) is not None:
+        return LasagnaConfig(
+            vlm_config=other,
+            sam_config=sam_settings(config.vision_pretrained).to_dict(),
+            sequence_format=format.to_dict(),
+            prompt=OWN_PROMPT,
+            image_token_id=other.image_token_id,
+        )
     vlm = llava_config(config, stored)
     vlm.text_config.vocab_size = vocabulary(config, vlm.text_config.vocab_size)
     vlm.image_token_index = vlm.text_config.vocab_size - 1
@@ -71,9 +82,17 @@ def model_config(config: TrainConfig) -> LasagnaConfig:
         vlm_config=vlm,
         sam_config=sam_settings(config.vision_pretrained).to_dict(),
         sequence_format=format.to_dict(),
-        prompt=config.conv_type,
+        prompt=config.prompt_template or "llava_v1",
         image_token_id=vlm.image_token_index,
     )
+
+
+def other_base(config: TrainConfig, stored: dict[str, Any]) -> PreTrainedConfig | None:
+    """The sizes of a base other than LLaVA: its folder's, else the published ones; None for a LLaVA."""
+    if not stored:
+        return base_named(config.version)
+    family = stored.get("model_type")
+    return from_pretrained(AutoConfig, config.version) if family in BACKBONES and family != "llava" else None
 
 
 def vocabulary(config: TrainConfig, num_base: int) -> int:

@@ -52,7 +52,9 @@ class Setting:
         own = QUESTION_TOKENS + self.classes * QUERY_TOKENS_PER_CLASS + learned
         num_text = PREFIX_TOKENS + self.conversations * own
         resized = transform.size(*IMAGE_SIZE)
-        image = ImageShape(num_masks=self.masks, resized_size=resized, original_size=IMAGE_SIZE)
+        image = ImageShape(
+            num_masks=self.masks, num_tokens=num_features, resized_size=resized, original_size=IMAGE_SIZE
+        )
         return Work(
             images=(image,) * self.images,
             num_rows=self.images,
@@ -86,10 +88,11 @@ class Prediction:
 
 
 def encoder_parameters(model: Any) -> int:
-    """Number of parameters used in forward only: CLIP, its projector and SAM's image encoder."""
-    language, head = model.backbone.language_model, model.backbone.lm_head
-    later = sum(parameter.numel() for part in (language, head) for parameter in part.parameters())
-    num_vision = sum(parameter.numel() for parameter in model.base_vlm.parameters()) - later
+    """Number of parameters used in forward only: vision tower, its projector and SAM's image encoder."""
+    parts = (model.backbone.language_model, model.backbone.lm_head)
+    later = {id(parameter) for part in parts for parameter in part.parameters()}  # a tied head counts once
+    vision = [parameter for parameter in model.base_vlm.parameters() if id(parameter) not in later]
+    num_vision = sum(parameter.numel() for parameter in vision)
     return num_vision + sum(tensor.numel() for tensor in model.sam.encoder_tensors().values())
 
 

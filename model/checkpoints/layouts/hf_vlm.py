@@ -14,6 +14,7 @@ from model.checkpoints.layouts.base import Parts, ReadOptions, check_size
 from model.checkpoints.lazy import StoredWeights
 from model.huggingface import from_pretrained
 from model.strict_loading import load_pretrained
+from model.text.conversation import OWN_PROMPT
 
 NAME = "Hugging Face image-text-to-text model"
 
@@ -38,4 +39,4 @@ def read(folder: Path, options: ReadOptions) -> Parts:
         **options.placement,
     )
     options.attend(vlm)
-    return Parts(folder=folder, vlm=vlm, processor=processor, prompt="chat_template")
+    return Parts(folder=folder, vlm=vlm, processor=processor, prompt=OWN_PROMPT)

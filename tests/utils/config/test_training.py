@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from model.backbones.llava import LlavaBackbone
 from model.errors import UserError
 from utils.common.settings import parse_config, save_config
 from utils.config.chat import ChatConfig
@@ -178,7 +179,8 @@ def test_settings_can_be_made_without_a_command_line_and_are_checked_too():
 def test_adapters_are_looked_for_in_the_language_model_alone():
     import re
 
-    pattern = train("--lora_target_modules= q_proj, o_proj ,").lora_pattern
+    layers = train("--lora_target_modules= q_proj, o_proj ,").adapters["layers"]
+    pattern = LlavaBackbone(None, None).lora_pattern(layers)
     assert re.fullmatch(pattern, "model.language_model.layers.0.self_attn.o_proj")
     assert not re.fullmatch(pattern, "model.vision_tower.encoder.layers.0.self_attn.q_proj")
     assert not re.fullmatch(pattern, "model.language_model.layers.0.self_attn.v_proj")

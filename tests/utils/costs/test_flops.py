@@ -194,7 +194,7 @@ def test_a_token_of_llama_costs_two_flops_a_weight_and_attention_grows_with_the_
 
 def test_images_rows_and_masks_add_up(seven_b):
     costs = CostModel.of(*seven_b)
-    image = ImageShape(num_masks=2, resized_size=(768, 1024), original_size=(480, 640))
+    image = ImageShape(num_masks=2, num_tokens=256, resized_size=(768, 1024), original_size=(480, 640))
 
     def work(num: int, num_encoded: int) -> Work:
         return Work(images=(image,) * num, num_rows=num, row_length=500, num_learned=50 * num,
@@ -212,7 +212,7 @@ def test_images_rows_and_masks_add_up(seven_b):
 
 def test_without_a_mask_the_decoder_draws_one_all_the_same(seven_b):
     costs = CostModel.of(*seven_b)
-    image = ImageShape(num_masks=0, resized_size=(768, 1024), original_size=(480, 640))
+    image = ImageShape(num_masks=0, num_tokens=256, resized_size=(768, 1024), original_size=(480, 640))
     work = Work(images=(image,), num_rows=1, row_length=300, num_learned=9, num_text_tokens=44,
                 num_encoded=1)  # fmt: skip
     parts = costs.training(work)

@@ -94,7 +94,7 @@ def build_surveyor(config: CheckConfig) -> Surveyor:
         num_samples=config.num_samples,
         read_all=config.all,
         max_length=config.model_max_length,
-        processor=processor_for(config.version, format, config.conv_type) if config.version else None,
+        processor=processor_for(config.version, format, config.prompt_template) if config.version else None,
     )
 
 

@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse_config(PreviewConfig, argv, about=__doc__, passed_over=TrainConfig)
     start_logging()
     check_writable(config.out, "--out")
-    processor = processor_for(config.version, config.sequence_format, config.conv_type)
+    processor = processor_for(config.version, config.sequence_format, config.prompt_template)
     mixture = build_mixture(config, processor)
     shown = [show(index, mixture[index]) for index in range(config.num_samples)]
     out = Path(config.out)

@@ -7,10 +7,15 @@ from typing import Any
 
 from transformers import CLIPImageProcessorPil
 
+from model.backbones.base import ImageReader
+from model.backbones.build import BACKBONES
 from model.backbones.clip_images import ClipImages
+from model.backbones.huggingface_images import images_of_base, read_processor
 from model.errors import UserError
+from model.files import read_json
 from model.folders import local_folder
-from model.processor import FILE_NAME, LasagnaProcessor
+from model.processor import LasagnaProcessor
+from model.text.conversation import OWN_PROMPT
 from model.text.format import SequenceFormat
 from model.text.tokenizer_files import load_tokenizer
 from model.text.tokens import add_special_tokens
@@ -60,13 +65,14 @@ def entries_known() -> list[tuple[Entry, bool]]:
     ]
 
 
-def processor_for(version: str, format: SequenceFormat, prompt: str) -> LasagnaProcessor:
-    """The processor of a model folder, or of a LLaVA folder that training would start from; weights are not read.
+def processor_for(version: str, format: SequenceFormat, prompt: str | None) -> LasagnaProcessor:
+    """The processor of a model folder, or of a base that training would start from; weights are not read.
 
-    The processor of a LLaVA folder is for text only: image sizes are not known without SAM's weights.
+    The processor of a base is for text: the sizes of a LLaVA's images and of SAM's are not known without weights.
     """
     folder = local_folder(version, flag="--version")
-    if (folder / FILE_NAME).is_file():
+    family = str(read_json(folder / "config.json").get("model_type"))
+    if family == "lasagna":
         processor = LasagnaProcessor.from_pretrained(folder)
         if processor.format.name != format.name:
             raise UserError(
@@ -74,11 +80,16 @@ def processor_for(version: str, format: SequenceFormat, prompt: str) -> LasagnaP
             )
         return replace(processor, format=format)
     tokenizer = load_tokenizer(folder)
-    add_special_tokens(tokenizer, format)
+    is_llava = family not in BACKBONES or family == "llava"
+    add_special_tokens(tokenizer, format, for_llava=is_llava)
+    images: ImageReader = ClipImages(clip=CLIPImageProcessorPil(), num_image_tokens=1)
+    if not is_llava:
+        base = read_processor(folder)
+        images = images_of_base(folder, family, base, tokenizer, prompt or OWN_PROMPT)
     return LasagnaProcessor(
         tokenizer=tokenizer,
-        images=ClipImages(clip=CLIPImageProcessorPil(), num_image_tokens=1),
+        images=images,
         sam_image_size=1024,
-        prompt=prompt,
+        prompt=prompt or ("llava_v1" if is_llava else OWN_PROMPT),
         format=format,
     )

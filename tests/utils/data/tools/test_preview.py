@@ -47,7 +47,7 @@ def test_the_page_shows_the_samples_of_the_run_token_by_token(root, tmp_path, ca
     assert not re.search(r'(src|href)="(?!data:)', page), "needs no other file"
 
     config = preview.parse_config(preview.PreviewConfig, flags)
-    processor = preview.processor_for(config.version, config.sequence_format, config.conv_type)
+    processor = preview.processor_for(config.version, config.sequence_format, config.prompt_template)
     mixture = preview.build_mixture(config, processor)
     sections = sections_of(page)
     assert len(sections) == 6
@@ -103,7 +103,7 @@ def test_the_thumbnail_of_a_mask_is_the_mask(root, tmp_path):
     assert preview.main(flags) == 0
     section = sections_of((tmp_path / "index.html").read_text(encoding="utf-8"))[0]
     config = preview.parse_config(preview.PreviewConfig, flags)
-    processor = preview.processor_for(config.version, config.sequence_format, config.conv_type)
+    processor = preview.processor_for(config.version, config.sequence_format, config.prompt_template)
     sample = preview.build_mixture(config, processor)[0]
     encoded = re.search(r'<figure><img alt="" src="data:image/png;base64,([^"]+)"', section)[1]
     thumbnail = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded)))) > 127
@@ -139,7 +139,7 @@ def test_mistakes_end_with_2_and_one_line(root, tmp_path, capsys, flags, message
 
 def test_the_sheet_shows_every_sample(root):
     config = preview.parse_config(preview.PreviewConfig, [f"--dataset_dir={root}", "--sem_seg_data=ade20k"])
-    processor = preview.processor_for(config.version, config.sequence_format, config.conv_type)
+    processor = preview.processor_for(config.version, config.sequence_format, config.prompt_template)
     mixture = preview.build_mixture(config, processor)
     assert isinstance(mixture.fit, LengthLimit)
     shown = [preview.show(index, mixture[index]) for index in range(3)]
