@@ -83,10 +83,7 @@ def write_base(folder: Path, tokenizer_folder: Path, *, seed: int = 0) -> TinyFo
     folders = TinyFolders(llava=folder / "llava", clip=folder / "clip", sam=folder / "sam.pth")
     folder.mkdir(parents=True, exist_ok=True)
     tiny_tower().save_pretrained(folders.clip)
-    sam = build_sam(SAM)
-    for parameter in sam.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    torch.save(sam.state_dict(), folders.sam)
+    write_sam(folders.sam)
     write_llava(folders.llava, tokenizer_folder)
     return folders
 
@@ -111,6 +108,14 @@ def with_tower(weights: dict[str, Tensor], tower: CLIPVisionModel) -> dict[str, 
         prefix + name.removeprefix("vision_model."): value for name, value in tower.state_dict().items()
     }
     return weights | inside
+
+
+def write_sam(path: Path) -> None:
+    """A SAM file with random weights."""
+    sam = build_sam(SAM)
+    for parameter in sam.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    torch.save(sam.state_dict(), path)
 
 
 def write_llava(folder: Path, tokenizer_folder: Path) -> None:
