@@ -54,7 +54,7 @@ def test_a_run_is_merged_as_in_memory_and_goes_on(base, at_work, capsys):
 
     Image.fromarray(noise_image(60, 90)).save(image)
     capsys.readouterr()
-    out = ("--out", str(at_work / "runs/qwen/answer"))
+    out = ("--vis_save_path", str(at_work / "runs/qwen/answer"))
     assert run("chat", "--version", folder, "--image", image, "--classes", "dog,cat", *out) == 0
     assert "dog" in capsys.readouterr().out
     assert run("train_ds", *arguments(folder), "--exp_name", "qwen_warm", "--no_eval") == 0
@@ -81,7 +81,7 @@ def test_what_a_base_cannot_do_is_told(base, at_work, tmp_path, capsys):
         (base, ("--max_image_tokens", "0"), ("--max_image_tokens", "> 0")),
     ):
         capsys.readouterr()
-        assert run("train_ds", *arguments(folder), *flags, "--exp_name", "refused") == 2
+        assert run("train_ds", *arguments(base), "--version", folder, *flags, "--exp_name", "refused") == 2
         message = capsys.readouterr().err
         assert all(word in message for word in told), message
         assert "Traceback" not in message

@@ -165,6 +165,7 @@ def load_trained(
         format=format,
         prompt=prompt or settings.prompt,
         seed=seed,
+        **settings.image_tokens,
     )
     model.config.num_all_classes = settings.num_all_classes or model.config.num_all_classes
     return apply_trained(model, checkpoint, lora_alpha=lora_alpha)

@@ -86,6 +86,7 @@ def open_merge(
                     dtype=dtype,
                     format=format,
                     prompt=prompt or settings.prompt,
+                    **settings.image_tokens,
                 )
         except (UserError, FileNotFoundError) as error:
             raise type(error)(str(error).replace(str(copy), str(base.path))) from error

@@ -16,7 +16,7 @@ from model.text.format import SequenceFormat
 
 # Settings of a run that are read, by what they are.
 TEXTS = ("version", "vision_tower", "vision_pretrained", "started_in", "precision", "prompt")
-NUMBERS = ("lora_alpha", "lora_r", "num_all_classes")
+NUMBERS = ("lora_alpha", "lora_r", "num_all_classes", "min_image_tokens", "max_image_tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +62,11 @@ class RunSettings:
     def lora_alpha(self) -> float | None:
         """Alpha of the adapters."""
         return self.run.get("lora_alpha")
+
+    @property
+    def image_tokens(self) -> dict[str, Any]:
+        """The limits of an image's tokens that the run was told, as arguments of `load_model`."""
+        return {name: self.run.get(name) for name in ("min_image_tokens", "max_image_tokens")}
 
     def place_of(self, name: str) -> str | None:
         """The file, folder or repository that the run was given as --`name`; None where it was given none.
