@@ -128,7 +128,10 @@ def from_parts(
     model.sam = build_decoder(config.sam_settings)
     title = config.sam_settings.title
     load_strictly(
-        model.sam, sam_weights, source=title, hint=f"Is --vision_pretrained a whole file of {title}?"
+        model.sam,
+        sam_weights,
+        source=title,
+        hint=f"Is --vision_pretrained a whole {title}, with the config.json of its own weights?",
     )
     model.seg_projector = build_seg_projector(config)
     if projector_weights is not None:

@@ -113,7 +113,7 @@ def open_checkpoint(path: str | Path, tag: str | None = None) -> Checkpoint:
         place = local_folder(path, flag="--version")
     elif is_mask_decoder_file(place):
         raise UserError(
-            f"--version {place} is a SAM; pass it as --vision_pretrained, and a LLaVA as --version"
+            f"--version {place} is a mask decoder; pass it as --vision_pretrained, and a LLaVA as --version"
         )
     config = read_json(place / "config.json")
     if config:

@@ -76,11 +76,13 @@ def _read_folder(folder: Path) -> tuple[DecoderSettings, dict[str, Tensor]]:
         raise UserError(
             f"{FLAG} {folder} is a folder of model_type {kind!r}; known: {', '.join((*HF_SAM, *HF_SAM2))}{hint}"
         )
-    weights = read_folder(folder)
     try:
+        weights = read_folder(folder)
         if kind in HF_SAM:
             return sam.read_sam(hf_sam.original_names(weights))
         return sam2.read_hugging_face(folder, HF_SAM2[kind], weights)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{FLAG} {error}") from error
     except KeyError as error:
         raise UserError(
             f"{FLAG} {folder}: there is no weight {error}; copy or download the folder again"

@@ -8,9 +8,12 @@ import re
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from transformers import Sam2ImageProcessor, Sam3TrackerModel
 from transformers.models.sam3.image_processing_sam3 import Sam3ImageProcessor
 
+from model.checkpoints.layouts.sam2 import published
 from model.decoders.build import build_decoder, decoder_settings
 from model.decoders.sam2 import KINDS, Sam2Settings
 from model.decoders.transform import SQUARE, ImageTransform
@@ -262,3 +265,33 @@ def test_the_published_size_has_the_shapes_that_its_settings_say(kind):
             torch.zeros(1, 1, 256), levels, torch.zeros(1, *levels[-1].shape[1:]), None
         )
         assert masks.shape == (1, settings.mask_side, settings.mask_side)
+
+
+@pytest.mark.parametrize(
+    "settings", [published("tiny"), Sam2Settings(kind="sam3_tracker")], ids=["sam2", "sam3"]
+)
+def test_the_published_sizes_fit_together_on_a_gpu(settings):
+    """Under fake tensors in bfloat16, where one that is left on the CPU raises."""
+    side, original = settings.image_size, (480, 640)
+
+    def fake(tensor):
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda")
+
+    with torch.device("meta"):
+        model = build_decoder(settings).bfloat16()
+    with FakeTensorMode(shape_env=ShapeEnv()), torch.no_grad():
+        for module in model.modules():
+            for name, weight in module._parameters.items():
+                if weight is not None:
+                    module._parameters[name] = torch.nn.Parameter(fake(weight))
+            for name, value in module._buffers.items():
+                module._buffers[name] = fake(value)
+        images = torch.zeros(2, 3, side, side, dtype=torch.uint8, device="cuda")
+        levels = model.encode(images, [(side, side)] * 2)
+        assert {level.dtype for level in levels} == {torch.bfloat16}
+        prompts = torch.zeros(70, 2, 256, dtype=torch.bfloat16, device="cuda")
+        dense = torch.zeros(70, 1, settings.mask_side, settings.mask_side, device="cuda")
+        for mask_prompt in (None, dense):
+            low_res = model.decode(prompts, levels, [0, 1] * 35, mask_prompt)
+            masks = model.resize_masks(low_res, (side, side), original)
+            assert (masks.shape, masks.dtype, masks.device.type) == ((70, *original), torch.float32, "cuda")

@@ -22,6 +22,7 @@ from tests.tiny_weights import SAM2, SAM3, edit_json, random_decoder
 from tests.training_runs import trained_model, write_run
 from utils.data.sam_keys import image_key
 from utils.data.types import Batch
+from utils.training.compile import compiled_blocks
 from utils.training.sam_cache import SamCache
 
 CLASSES = ["dog", "tree", "sky"]
@@ -154,3 +155,9 @@ def test_only_the_language_model_s_layers_would_be_quantised(shared):
     layers = [name for name, module in shared.named_modules() if isinstance(module, torch.nn.Linear)]
     converted = {name for name in layers if should_convert_module(name, KEPT)}
     assert converted == {name for name in layers if "language_model.layers" in name}
+
+
+def test_the_blocks_of_its_encoder_are_compiled(shared):
+    blocks = [*shared.sam.encoder_blocks, shared.sam.mask_decoder]
+    assert compiled_blocks(shared)[-len(blocks) :] == blocks
+    assert len(blocks) == {"sam2": 5, "sam3_tracker": 3}[shared.sam.settings.kind] + 1

@@ -56,7 +56,7 @@ def test_the_wrong_thing_as_version(tiny_folders, tmp_path):
     for wrong, message in (
         (tiny_folders.clip, "is a CLIP tower; pass it as --vision_tower"),
         (tmp_path / "whole_clip", "is a CLIP; pass it as --vision_tower"),
-        (tiny_folders.sam, "is a SAM; pass it as --vision_pretrained"),
+        (tiny_folders.sam, "is a mask decoder; pass it as --vision_pretrained"),
         (tmp_path / "vicuna", "a language model without a vision tower"),
         (tmp_path / "empty", "no config.json"),
         (tmp_path / "nowhere", "--version .*nowhere is not there"),
