@@ -17,6 +17,8 @@ until you leave; a question may refer to the answers before it.
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -37,7 +39,18 @@ from utils.serving.terminal import ask_about_images, converse
 
 @command("chat.py")
 def main(argv: Sequence[str] | None = None) -> int:
-    config = parse_config(ChatConfig, argv, about=__doc__)
+    try:
+        return answer(parse_config(ChatConfig, argv, about=__doc__))
+    except KeyboardInterrupt:
+        print("chat.py: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # whoever read the answers has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
+        return 128 + signal.SIGPIPE
+
+
+def answer(config: ChatConfig) -> int:
+    """Answers, as the flags say, and returns an exit code."""
     start_logging()
     check_server(config)
     check_question(config)

@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 GATHERING = 0.005  # seconds that an idle server waits for requests that arrive together
 MAX_IMAGES = 16  # encoded images that are kept, for questions that follow
+MAX_MASK_PIXELS = 1_500_000_000  # of all masks of a batch: 6 GB while they are logits
+USUAL_MASKS = 8  # of an answer in words; one with more is stopped before the masks of a batch are too many
 
 
 class QueueFullError(UserError):
@@ -53,6 +55,16 @@ class Job:
         """Jobs of one group can be answered in one batch."""
         raise NotImplementedError
 
+    @property
+    def num_mask_pixels(self) -> int:
+        """Pixels of all masks that the answer may have, or probably has."""
+        raise NotImplementedError
+
+    @property
+    def num_pixels(self) -> int:
+        """Pixels of the image."""
+        return self.image.shape[0] * self.image.shape[1]
+
     def withdraw(self) -> None:
         """Nobody waits any more."""
         self.is_gone.set()
@@ -68,10 +80,15 @@ class ChatJob(Job):
     sampling: Sampling
     on_text: OnText | None = None
     has_begun: bool = False  # some text was given
+    num_prompt: int = 0  # tokens of the conversation with its image, once it is read
 
     @property
     def group(self) -> tuple[object, ...]:
         return ("chat",)
+
+    @property
+    def num_mask_pixels(self) -> int:
+        return USUAL_MASKS * self.num_pixels
 
 
 @dataclass(kw_only=True, eq=False)
@@ -84,6 +101,10 @@ class SegmentJob(Job):
     @property
     def group(self) -> tuple[object, ...]:
         return ("segment", self.threshold)
+
+    @property
+    def num_mask_pixels(self) -> int:
+        return len(self.classes) * self.num_pixels
 
 
 class Batcher:
@@ -161,13 +182,17 @@ class Batcher:
                 self._changed.wait_for(full, timeout=GATHERING)
             if self._is_closed:
                 return []
-            group = self._waiting[0].group
+            group, room = self._waiting[0].group, MAX_MASK_PIXELS
             batch: list[Job] = []
             others: deque[Job] = deque()
             while self._waiting:
                 job = self._waiting.popleft()
-                fits = job.group == group and len(batch) < self.max_batch
-                (batch if fits else others).append(job)
+                fits = job.group == group and len(batch) < self.max_batch and job.num_mask_pixels <= room
+                if fits or not batch:
+                    batch.append(job)
+                    room -= job.num_mask_pixels
+                else:
+                    others.append(job)
             self._waiting = others
             return batch
 
@@ -205,15 +230,21 @@ class Batcher:
             )
         chats = [job for job in jobs if isinstance(job, ChatJob)]
         streams = [TextStream(self.model.processor) for _ in chats]
-        counts = [0] * len(chats)
+        counts, masks = [0] * len(chats), [0] * len(chats)
+        seg = self.model.processor.token_ids.seg
+        for job, index in zip(chats, image_of_job, strict=True):
+            row = self.model.processor.encode(job.conversation).with_image(images[index].placeholder)
+            job.num_prompt = len(row.input_ids)
 
         def on_token(row: int, token: int) -> bool:
             job = chats[row]
             counts[row] += 1
+            masks[row] += token == seg
             if job.on_text is not None and (new := streams[row].add(token)):
                 job.has_begun = True
                 job.on_text(new)
-            return job.is_gone.is_set() or counts[row] >= job.max_new_tokens
+            is_full = (masks[row] + 1) * job.num_pixels * len(chats) > MAX_MASK_PIXELS
+            return job.is_gone.is_set() or counts[row] >= job.max_new_tokens or (token == seg and is_full)
 
         answers = self.model.generate_batch(
             images,

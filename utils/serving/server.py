@@ -36,7 +36,15 @@ from utils.serving.answers import (
     split_names,
     unique_names,
 )
-from utils.serving.batching import Batcher, ChatJob, Job, QueueFullError, SegmentJob, StoppingError
+from utils.serving.batching import (
+    MAX_MASK_PIXELS,
+    Batcher,
+    ChatJob,
+    Job,
+    QueueFullError,
+    SegmentJob,
+    StoppingError,
+)
 from utils.serving.dialect import (
     ChatRequest,
     Completion,
@@ -53,7 +61,6 @@ from utils.serving.schema import MaskJson, answer_json, mask_json
 
 logger = logging.getLogger(__name__)
 
-MAX_MASK_PIXELS = 1_500_000_000  # of all masks of an answer: 6 GB while they are logits
 RETRY_SECONDS = 2
 CLIENT_GONE = 499  # as nginx counts it
 PATHS = ("/health", "/metrics", "/v1/models", "/v1/chat/completions", "/v1/segment")
@@ -126,13 +133,14 @@ class Service:
         """A class query; UserError for one that would not fit into memory."""
         names = split_names(body.classes) if isinstance(body.classes, str) else unique_names(body.classes)
         classes = tuple(names)
-        if len(classes) * image.shape[0] * image.shape[1] > MAX_MASK_PIXELS:
+        threshold = self.asking.presence_threshold if body.threshold is None else body.threshold
+        job = SegmentJob(image=image, classes=classes, threshold=threshold)
+        if job.num_mask_pixels > MAX_MASK_PIXELS:
             raise UserError(
                 f"{len(classes)} classes in an image of {image.shape[0]} x {image.shape[1]} pixels are too many at "
                 "once; ask for fewer, or shrink the image"
             )
-        threshold = self.asking.presence_threshold if body.threshold is None else body.threshold
-        return SegmentJob(image=image, classes=classes, threshold=threshold)
+        return job
 
     def chat_job(self, body: ChatRequest, image: np.ndarray, conversation: Conversation) -> ChatJob:
         """A question in words; what the request leaves open is as the server's flags say."""
@@ -151,9 +159,8 @@ class Service:
         processor = self.model.processor
         said = processor.said(found.token_ids)
         answer = answer_in_words(found, job.conversation, said, is_ended(found, processor))
-        num_prompt = len(processor.encode(job.conversation).input_ids)
-        usage = usage_of(num_prompt, len(found.token_ids))
-        self.counts.tokens.labels("prompt").inc(num_prompt)
+        usage = usage_of(job.num_prompt, len(found.token_ids))
+        self.counts.tokens.labels("prompt").inc(job.num_prompt)
         self.counts.tokens.labels("answer").inc(len(found.token_ids))
         return answer, await run_in_threadpool(masks_json, answer, wanted), usage
 

@@ -33,9 +33,6 @@ from utils.serving.schema import (
 from utils.serving.session import Session
 from utils.serving.wrapping import Writer, wrapped, writer
 
-with contextlib.suppress(ImportError):
-    import readline  # noqa: F401, arrow keys and earlier lines in input()
-
 MAX_PROMPT_BYTES = 40  # of an image's name before "> "
 CONVERSATION_FILE = "conversation.json"
 
@@ -244,6 +241,9 @@ def converse(model: LasagnaForConditionalGeneration, config: ChatConfig) -> None
 
     Ctrl-C stops an answer, which is then no part of the conversation. At an empty line, the second one leaves.
     """
+    if sys.stdin.isatty() and sys.stdout.isatty():  # elsewhere it would write to standard output
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401, arrow keys and earlier lines in input()
     teller = Teller.of(config)
     session = Session(model=model, asking=Asking.of(config))
     dialogue = Dialogue(session=session, teller=teller, model_name=config.version)

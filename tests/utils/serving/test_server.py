@@ -27,6 +27,7 @@ pytest.importorskip("fastapi", reason="an optional package of the server")
 openai = pytest.importorskip("openai", reason="the client that the server is tested with")
 uvicorn = pytest.importorskip("uvicorn", reason="an optional package of the server")
 
+from utils.serving.batching import Batcher, SegmentJob  # noqa: E402
 from utils.serving.fetch import Limits  # noqa: E402
 from utils.serving.server import Service, build_app  # noqa: E402
 
@@ -379,6 +380,47 @@ def test_a_bad_request_does_not_spoil_those_beside_it(server, tiny, monkeypatch)
         for one in bad:
             with pytest.raises(openai.BadRequestError):
                 one.result()
+
+
+def test_a_client_that_goes_stops_its_answer(tiny, monkeypatch):
+    jobs = []
+    with Running(tiny, asking=Asking(max_new_tokens=1500)) as server:
+        submit = server.service.batcher.submit
+        monkeypatch.setattr(server.service.batcher, "submit", lambda job: (jobs.append(job), submit(job)))
+        stream = chat(server, question("Where?", data_url(IMAGE)), stream=True)
+        next(iter(stream))
+        stream.close()
+        for _ in range(500):
+            if jobs[0].is_gone.is_set():
+                break
+            time.sleep(0.02)
+        assert jobs[0].is_gone.is_set()
+        assert chat(server, question("And now?", data_url(IMAGE)), max_tokens=2).usage.completion_tokens == 2
+
+
+def test_batches_hold_no_more_masks_than_memory(tiny, monkeypatch):
+    monkeypatch.setattr("utils.serving.batching.MAX_MASK_PIXELS", 5 * IMAGE.shape[0] * IMAGE.shape[1])
+    batcher = Batcher(tiny, max_batch=8, max_waiting=64)
+    monkeypatch.setattr(batcher, "_answer", lambda batch: None)
+    try:
+        with batcher._changed:
+            for number in (2, 2, 2, 1, 9):
+                names = tuple(f"thing {k}" for k in range(number))
+                batcher._waiting.append(SegmentJob(image=IMAGE, classes=names))
+            sizes = []
+            while batcher._waiting:
+                sizes.append([len(job.classes) for job in batcher._next_batch()])
+        assert sizes == [[2, 2, 1], [2], [9]]
+    finally:
+        batcher.close()
+
+
+def test_an_answer_with_too_many_masks_is_cut(server, says, monkeypatch):
+    says(*[Special(SEG)] * 9)
+    monkeypatch.setattr("utils.serving.batching.MAX_MASK_PIXELS", 3 * IMAGE.shape[0] * IMAGE.shape[1])
+    choice = chat(server, question("Where?", data_url(IMAGE))).choices[0]
+    assert len(choice.message.masks) == 3
+    assert choice.finish_reason == "length"
 
 
 def test_a_full_queue_is_said_and_who_goes_is_forgotten(tiny, monkeypatch):

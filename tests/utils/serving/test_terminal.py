@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -316,3 +317,28 @@ def test_help_fits_into_eighty_columns(run, capsys):
     with pytest.raises(SystemExit):
         run("--help")
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_a_reader_who_goes_and_ctrl_c_end_it_without_a_traceback(run, desk, tiny, monkeypatch, capfd):
+    def broken(*_, **__):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(tiny, "segment", broken)
+    with capfd.disabled():
+        reading, writing = os.pipe()
+        os.close(reading)
+        saved = os.dup(1)
+        try:
+            os.dup2(writing, 1)
+            assert run("--image=a.png", "--classes=dog") == 141
+        finally:
+            os.dup2(saved, 1)
+            os.close(writing)
+            os.close(saved)
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tiny, "segment", interrupted)
+    assert run("--image=a.png", "--classes=dog") == 130
+    assert capfd.readouterr().err.endswith("chat.py: interrupted\n")
