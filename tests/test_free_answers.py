@@ -90,6 +90,7 @@ def test_a_mask_that_names_none_of_several_classes_is_said_to_be_of_none(says, t
     answer = ask_classes(model, IMAGE, names, Asking())
     assert answer.absent == ()  # nobody knows
     assert [one.present for one in answer.classes] == [None, None]
+    assert answer.turns == ()
     teller = Teller(config=ChatConfig(version="any", vis_save_path=str(tmp_path)))
     teller.tell(answer, IMAGE, "image", file="image.png", threshold=None, streamed=False)
     said = capsys.readouterr().out

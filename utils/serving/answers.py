@@ -136,7 +136,7 @@ def answer_of(found: Segmentation, format: SequenceFormat, limit: int) -> Answer
         ),
         absent=() if remark else tuple(name for name, present in choices if not present),
         remark=remark,
-        turns=tuple(turns),
+        turns=() if remark else tuple(turns),  # what was said is not known then
         segmentation=found,
     )
 

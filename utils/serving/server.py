@@ -276,7 +276,9 @@ def add_error_handlers(app: FastAPI) -> None:
         return failed(503 if isinstance(problem, StoppingError) else 400, str(problem))
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, problem: RequestValidationError) -> JSONResponse:
+    async def invalid(request: Request, problem: RequestValidationError) -> JSONResponse:
+        if "json" not in request.headers.get("content-type", ""):
+            return failed(400, "the request is no JSON; send the header Content-Type: application/json")
         first = problem.errors()[0]
         place = ".".join(str(part) for part in first["loc"] if part != "body")
         return failed(400, f"{place or 'the request'}: {first['msg']}")

@@ -290,6 +290,10 @@ def test_other_mistakes_have_their_own_status(server):
     assert server.call("/v1/nothing")[0] == 404
     assert server.call("/v1/segment")[0] == 405
     assert server.error("/v1/segment", b"{no json")[0] == 400
+    content = {"image": data_url(IMAGE), "classes": ["dog"]}
+    assert server.error("/v1/segment", content, {"Content-Type": "text/plain"}) == (
+        400, "the request is no JSON; send the header Content-Type: application/json"
+    )  # fmt: skip
     assert server.error("/v1/segment", b"x" * 300_000) == (
         413, "the request has more than 200,000 bytes; shrink the image"
     )  # fmt: skip
