@@ -31,7 +31,7 @@ from utils.toy.layouts.own import write_own
 from utils.toy.layouts.parts import write_paco_lvis, write_pascal_part
 from utils.toy.layouts.reason import write_reason, write_reason_test
 from utils.toy.layouts.refer import write_refer
-from utils.toy.layouts.refer_absent import write_fp_refcoco, write_r_refcoco
+from utils.toy.layouts.refer_absent import write_refer_absent
 from utils.toy.layouts.refer_more import write_refclef, write_refcoco_plus, write_refcocog
 from utils.toy.layouts.refzom import write_refzom
 from utils.toy.layouts.semantic import write_ade20k, write_cityscapes
@@ -57,8 +57,7 @@ WRITERS: dict[str, Writer] = {
     "refcoco+": write_refcoco_plus,
     "refcocog": write_refcocog,
     "reason_test": write_reason_test,
-    "r_refcoco": write_r_refcoco,  # also + and g, as in the next line; both annotate the images of RefCOCO
-    "fp_refcoco": write_fp_refcoco,
+    "refer_absent": write_refer_absent,  # R-RefCOCO and FP-RefCOCO, about the images of RefCOCO
     "muse": write_muse,
     "refzom": write_refzom,
     "llava_mix": write_llava_mix,  # a sixth of its images are COCO's

@@ -24,7 +24,7 @@ from utils.toy.world import WorldConfig, make_world
 
 RECIPE = Recipe(format=SequenceFormat.named("paper"))
 SOURCE = SceneSource(seed=5, num_train=2, num_val=2)
-LAYOUTS = "refer,refcoco+,refcocog,r_refcoco,fp_refcoco"
+LAYOUTS = "refer,refcoco+,refcocog,refer_absent"
 MIX = SceneSource(seed=5, num_train=8, num_val=1)
 BASES = {"refcoco": RefCoco, "refcoco+": RefCocoPlus, "refcocog": RefCocoG}
 
@@ -113,7 +113,7 @@ def test_questions_have_the_masks_of_several_things(tmp_path):
 
 def test_the_layouts_are_the_same_without_the_data_set_that_they_extend(world, tmp_path):
     out = tmp_path / "world"
-    make_world(WorldConfig(out=str(out), seed=5, num_images=2, num_val=2, layouts="fp_refcoco,r_refcoco"))
+    make_world(WorldConfig(out=str(out), seed=5, num_images=2, num_val=2, layouts="refer_absent"))
     for path in out.rglob("*.*"):
         if path.is_file() and path.name != "world.json":
             assert path.read_bytes() == (world / path.relative_to(out)).read_bytes()
