@@ -47,9 +47,12 @@ class DialogueDataset(Dataset):
     def __init__(self, dataset_dir: str | Path, split: str) -> None:
         super().__init__(dataset_dir, split)
         path, folder = self.find_files()
+        content = read_annotations(path)
+        if not isinstance(content, list):
+            raise UserError(f"{path}: a list of dialogues, got {short(content)}")
         self.dialogues: list[Dialogue] = []
         files = FolderListing(folder)
-        for position, entry in enumerate(read_annotations(path)):
+        for position, entry in enumerate(content):
             if self.may_have_no_image and isinstance(entry, Mapping) and not entry.get("image"):
                 self.left_out[TEXT_ONLY] += 1
                 continue
