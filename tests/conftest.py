@@ -14,6 +14,7 @@ import torch
 
 from tests.commands import README, REPOSITORY, SMALL_RUN, Command, fill_in, run, shell_commands
 from tests.golden import COMPLETE, PART, folders
+from tests.tiny_weights import TinyFolders, write_base
 from utils.toy.world import WorldConfig, make_world
 
 NAMES = (
@@ -81,8 +82,18 @@ def toy_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def workspace(toy_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def tiny_folders(tmp_path_factory: pytest.TempPathFactory, llama_tokenizer_folder: Path) -> TinyFolders:
+    """Tiny checkpoints on disk: a LLaVA, its CLIP, a SAM; copy them before changing anything."""
+    return write_base(tmp_path_factory.mktemp("tiny"), llama_tokenizer_folder)
+
+
+@pytest.fixture(scope="session")
+def workspace(
+    toy_world: Path, tiny_folders: TinyFolders, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
     """A working directory that looks like the repository to a user, with the toy world as ./dataset.
+
+    The tiny checkpoints are in ./base.
 
     All output of the tests' runs stays in it. The process group that training creates is destroyed at the end.
     """
@@ -90,6 +101,7 @@ def workspace(toy_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     for name in ("assets", "configs"):
         (folder / name).symlink_to(REPOSITORY / name)
     (folder / "dataset").symlink_to(toy_world)
+    (folder / "base").symlink_to(tiny_folders.llava.parent)
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):

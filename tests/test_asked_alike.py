@@ -16,7 +16,7 @@ from model.checkpoints.load import load_model
 from model.generation.inference import DEFAULT_NEW_TOKENS
 from model.lora import merge
 from model.processor import LasagnaProcessor
-from tests.tiny_weights import noise_image, write_base
+from tests.tiny_weights import noise_image
 from tests.utils.evaluation.told_model import ListDataset
 from utils.config.chat import ChatConfig
 from utils.config.inference import TestConfig
@@ -30,11 +30,14 @@ LIMIT = 2
 
 
 @pytest.fixture(scope="module")
-def in_training(llama_tokenizer_folder, tmp_path_factory):
+def in_training(tiny_folders):
     """The model as train_ds.py builds it, and the settings of the run."""
-    folders = write_base(tmp_path_factory.mktemp("alike"), llama_tokenizer_folder)
     config = TrainConfig(
-        version=str(folders.llava), precision="fp32", num_all_classes=LIMIT, exp_name="alike", **folders.flags
+        version=str(tiny_folders.llava),
+        precision="fp32",
+        num_all_classes=LIMIT,
+        exp_name="alike",
+        **tiny_folders.flags,
     )
     return train_ds.build_model(config)[0], config
 

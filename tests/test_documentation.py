@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from tests.commands import README, REPOSITORY, SMALL_RUN, Command, blocks, fill_in, shell_commands
+from tests.commands import BASE, README, REPOSITORY, SMALL_RUN, Command, blocks, fill_in, shell_commands
 from utils.common.settings import declared
 from utils.config.training import TrainConfig
 from utils.reports.report import Report
@@ -149,9 +149,7 @@ ELSEWHERE = {
     "utils.toy.pretrain": "takes hours; tests/utils/toy/test_pretrain.py",
 }
 MORE = {
-    "train_ds": [*SMALL_RUN, "--no_eval", "--dataset_dir=./dataset", "--version=assets/toy/llava",
-                 "--vision_tower=assets/toy/clip", "--vision_pretrained=assets/toy/sam_toy.pth",
-                 "--epochs=1", "--steps_per_epoch=1"],
+    "train_ds": [*BASE, *SMALL_RUN, "--no_eval", "--epochs=1", "--steps_per_epoch=1"],
     "test_sem": ["--max_samples=1", "--num_threads=1", "--precision=fp32"],
     "chat": ["--max_new_tokens=12"],
 }  # fmt: skip
@@ -168,7 +166,7 @@ COMMANDS = [
 def desk(workspace, trained_run, merged_model, tmp_path_factory):
     """A working directory as the pages assume it: ./dataset, a finished run, a report, images and a class file."""
     folder = tmp_path_factory.mktemp("pages")
-    for name in ("assets", "configs", "dataset"):
+    for name in ("assets", "base", "configs", "dataset"):
         (folder / name).symlink_to((workspace / name).resolve())
     (folder / "runs").mkdir()
     (folder / "runs" / "LaSagnA-7b").symlink_to(trained_run.folder)

@@ -11,7 +11,7 @@ from PIL import Image
 from model.backbones.base import ImageFeatures
 from model.checkpoints.load import load_model
 from model.text.conversation import Conversation
-from tests.tiny_weights import noise_image, write_base
+from tests.tiny_weights import noise_image
 from utils.config.chat import ChatConfig
 from utils.evaluation.predict import predict_batch
 from utils.evaluation.prompting import ROWS_PER_IMAGE, EvaluationSettings, ask_for_masks, ask_freely
@@ -23,10 +23,10 @@ QUESTION = "Where is the dog next to the tree?"
 
 
 @pytest.fixture(scope="module", params=["paper", "lisa"])
-def model(request, llama_tokenizer_folder, tmp_path_factory):
+def model(request, tiny_folders):
     """One that is decoded under constraint, and one that answers freely."""
-    folders = write_base(tmp_path_factory.mktemp("encode"), llama_tokenizer_folder)
-    return load_model(folders.llava, dtype=torch.float32, format=request.param, **folders.parts)[0]
+    parts = tiny_folders.parts
+    return load_model(tiny_folders.llava, dtype=torch.float32, format=request.param, **parts)[0]
 
 
 @pytest.fixture

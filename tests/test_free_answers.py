@@ -10,7 +10,7 @@ from model.checkpoints.load import load_model
 from model.text.conversation import Conversation
 from model.text.special_tokens import SEG, Special
 from model.text.tokens import encode_text
-from tests.tiny_weights import noise_image, write_base
+from tests.tiny_weights import noise_image
 from utils.config.chat import ChatConfig
 from utils.evaluation.predict import predict_batch
 from utils.evaluation.prompting import EvaluationSettings, ask_freely
@@ -22,9 +22,8 @@ MARK = Special(SEG)
 
 
 @pytest.fixture(scope="module")
-def untrained(llama_tokenizer_folder, tmp_path_factory):
-    folders = write_base(tmp_path_factory.mktemp("free"), llama_tokenizer_folder)
-    return load_model(folders.llava, dtype=torch.float32, format="lisa", **folders.parts)[0]
+def untrained(tiny_folders):
+    return load_model(tiny_folders.llava, dtype=torch.float32, format="lisa", **tiny_folders.parts)[0]
 
 
 @pytest.fixture

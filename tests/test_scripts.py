@@ -152,8 +152,8 @@ def test_every_way_from_a_checkpoint_to_a_model_gives_the_same_weights(
 
     file = tmp_path / "pytorch_model.bin"
     torch.save(get_fp32_state_dict_from_zero_checkpoint(str(trained_run.folder / "ckpt_model")), file)
-    base = ["--version", "assets/toy/llava", "--vision_tower", "assets/toy/clip", "--vision_pretrained",
-            "assets/toy/sam_toy.pth", "--lora_alpha", 16, "--precision", "fp32"]  # fmt: skip
+    base = ["--version", "base/llava", "--vision_tower", "base/clip", "--vision_pretrained", "base/sam.pth",
+            "--lora_alpha", 16, "--precision", "fp32"]  # fmt: skip
     expected = load_file(merged_model / "model.safetensors")
     for weight, target in ((fp32_weights, tmp_path / "folder"), (file, tmp_path / "file")):
         assert (

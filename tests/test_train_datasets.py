@@ -5,8 +5,7 @@ import math
 import pytest
 
 import train_ds
-from tests.commands import SMALL_RUN, losses_of
-from tests.tiny_weights import write_base
+from tests.commands import BASE, SMALL_RUN, losses_of
 from utils.data.registry import DATASETS, SOURCE_RATES
 from utils.toy.world import WorldConfig, make_world
 
@@ -29,18 +28,13 @@ def world(tmp_path_factory):
     return out
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory, llama_tokenizer_folder):
-    return write_base(tmp_path_factory.mktemp("base"), llama_tokenizer_folder)
-
-
 @pytest.mark.parametrize("entry", ENTRIES)
-def test_two_steps(entry, world, base, tmp_path, workspace):
+def test_two_steps(entry, world, at_work, tmp_path):
     source = DATASETS[entry.split("|")[0]].source if ":" not in entry else ""
     data = [f"--dataset={source}", f"--{source}_data={entry}"] if source else ["--dataset", entry]
     argv = [
         *(word.replace("WORLD", str(world)) for word in data),
-        *(f"--version={base.llava}", f"--vision_tower={base.clip}", f"--vision_pretrained={base.sam}"),
+        *BASE,
         *(flag for flag in SMALL_RUN if "refer_seg_data" not in flag),
         *("--epochs=1", "--no_eval", "--precision=fp32", "--batch_size=2", "--num_all_classes=8"),
         *(f"--dataset_dir={world}", f"--log_base_dir={tmp_path}", "--exp_name=run"),

@@ -105,8 +105,8 @@ def test_two_processes_under_zero_3_encode_together_what_one_of_them_misses(trai
 
 
 def test_a_full_cache_is_used_as_it_is(train, tmp_path):
-    # An entry is 128 x 16 x 16 numbers of 4 bytes, and a header.
-    flags = ("--precision=fp32", f"--sam_cache={tmp_path / 'cache'}", "--sam_cache_gb=0.00045")
+    # An entry is 32 x 4 x 4 numbers of 4 bytes, and a header.
+    flags = ("--precision=fp32", f"--sam_cache={tmp_path / 'cache'}", "--sam_cache_gb=0.000008")
     first, _ = train("first", *flags)
     again, encoded = train("again", *flags)
     assert again == first

@@ -13,7 +13,7 @@ from tests.commands import SMALL_RUN, losses_of, run
 from utils.common.settings import parse_config
 from utils.config.training import TrainConfig
 
-TOY = {"vision_tower": "assets/toy/clip", "sam": "assets/toy/sam_toy.pth"}
+PARTS = {"vision_tower": "base/clip", "sam": "base/sam.pth"}
 
 
 def trained_parts(model):
@@ -28,7 +28,7 @@ def trained_parts(model):
 def write(layout, folder):
     """A folder whose projection and mask decoder are those of nobody else; returns them."""
     format = {"ours": "paper", "released": "release", "LISA": "lisa"}[layout]
-    model, _ = load_model("assets/toy/llava", dtype=torch.float32, format=format, seed=5, **TOY)
+    model, _ = load_model("base/llava", dtype=torch.float32, format=format, seed=5, **PARTS)
     torch.manual_seed(3)
     with torch.no_grad():
         for value in trained_parts(model).values():
@@ -51,7 +51,7 @@ def test_training_starts_with_the_loaded_mask_decoder_and_projection(layout, at_
              "--steps_per_epoch=3", "--dataset=refer_seg",  # with masks in every step, of which two warm up
              f"--log_base_dir={tmp_path}", "--exp_name=warm"]  # fmt: skip
     if layout != "ours":
-        flags += ["--vision_tower", TOY["vision_tower"]]
+        flags += ["--vision_tower", PARTS["vision_tower"]]
     with caplog.at_level("INFO", logger="model"):
         start, _ = train_ds.build_model(parse_config(TrainConfig, flags))
     assert "projection and mask decoder: trained, from the folder" in caplog.messages

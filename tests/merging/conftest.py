@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from tests.tiny_weights import write_base
 from tests.training_runs import trained_model, write_run
 
 
 @pytest.fixture(scope="package")
-def folders(tmp_path_factory, llama_tokenizer_folder):
-    return write_base(tmp_path_factory.mktemp("base"), llama_tokenizer_folder)
+def folders(tiny_folders):
+    return tiny_folders
 
 
 @pytest.fixture(scope="package")

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from model.checkpoints.load import load_model
 from model.lasagna import LasagnaForConditionalGeneration
-from tests.tiny_weights import TinyFolders, write_base
-
-
-@pytest.fixture(scope="session")
-def tiny_folders(tmp_path_factory: pytest.TempPathFactory, llama_tokenizer_folder: Path) -> TinyFolders:
-    """Checkpoints on disk; copy them before changing anything."""
-    return write_base(tmp_path_factory.mktemp("tiny"), llama_tokenizer_folder)
+from tests.tiny_weights import TinyFolders
 
 
 @pytest.fixture

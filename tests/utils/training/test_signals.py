@@ -50,7 +50,7 @@ def test_a_launcher_that_is_gone_is_noticed(monkeypatch):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     monkeypatch.setattr(signals, "launchers_of", lambda _: {ended.pid: "then"})
-    monkeypatch.setattr(signals, "LOOK_EVERY", 0.0)
+    monkeypatch.setattr(signals, "LOOK_EVERY", 0.2)  # later than the `with` block begins
     with pytest.raises(SystemExit) as caught, StopSignals():
         signal.pause()
     assert caught.value.code == 128 + signal.SIGTERM

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from model.checkpoints.load import load_model
-from tests.tiny_weights import noise_image, write_base
+from tests.tiny_weights import noise_image
 from tests.utils.evaluation.told_model import absent_from
 from utils.data.types import ReasonSample, ReferringSample, SemanticSample, VqaSample
 from utils.evaluation.prompting import EvaluationSettings
@@ -20,10 +20,9 @@ SIZES = ((40, 60), (64, 48), (33, 33), (20, 71), (50, 50))
 
 
 @pytest.fixture(scope="module")
-def model_and_processor(tmp_path_factory, llama_tokenizer_folder):
-    folders = write_base(tmp_path_factory.mktemp("tiny"), llama_tokenizer_folder)
+def model_and_processor(tiny_folders):
     # In float32 the rounding of another batch size decides a tie of two masks here and there.
-    return load_model(folders.llava, dtype=torch.float64, **folders.parts)
+    return load_model(tiny_folders.llava, dtype=torch.float64, **tiny_folders.parts)
 
 
 def samples_of(kind: str) -> list:
@@ -121,9 +120,9 @@ def _predict(model, processor, sample, **settings):
         return protocol.predict(model, processor, [sample])[0]
 
 
-def test_a_model_of_a_format_without_neg_is_evaluated_by_free_answers(tmp_path, llama_tokenizer_folder):
-    folders = write_base(tmp_path / "tiny", llama_tokenizer_folder)
-    model, processor = load_model(folders.llava, dtype=torch.float32, format="lisa", **folders.parts)
+def test_a_model_of_a_format_without_neg_is_evaluated_by_free_answers(tiny_folders):
+    parts = tiny_folders.parts
+    model, processor = load_model(tiny_folders.llava, dtype=torch.float32, format="lisa", **parts)
     protocol = SemanticProtocol(EvaluationSettings(classes_per_query=4), CLASSES)
     samples = samples_of("semantic")[:2]
     with torch.no_grad():
