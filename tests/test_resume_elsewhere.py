@@ -11,8 +11,7 @@ import torch
 
 from model.checkpoints.checkpoint import open_trained
 from tests.commands import QUICK, complaint, losses_of, run
-from tests.test_train import check_same_weights
-from tests.tiny_weights import write_base
+from tests.stopped_runs import check_same_weights
 from tests.two_processes import run_in_two
 
 PRECISIONS = {
@@ -21,16 +20,10 @@ PRECISIONS = {
     2: "bf16",
     3: "fp32",
 }  # of each stage; all other combinations share their code
+# Three steps, saved after each; one process accumulates two micro-batches, with dropout.
+FLAGS = (*QUICK, "--lora_dropout=0.2", "--grad_accumulation_steps=2", "--epochs=1", "--steps_per_epoch=3",
+         "--save_every_steps=1", "--keep_last=9")  # fmt: skip
 CLOSE = {"fp32": 1e-4, "bf16": 0.02}  # a loss is about 8, of which bf16 has three digits
-
-
-@pytest.fixture(scope="module")
-def base(llama_tokenizer_folder, tmp_path_factory) -> list[str]:
-    """Flags of a run of three steps, saved after each; one process accumulates two micro-batches, with dropout."""
-    folders = write_base(tmp_path_factory.mktemp("base"), llama_tokenizer_folder)
-    return [*QUICK, f"--version={folders.llava}", f"--vision_tower={folders.clip}",
-            f"--vision_pretrained={folders.sam}", "--lora_dropout=0.2", "--grad_accumulation_steps=2", "--epochs=1",
-            "--steps_per_epoch=3", "--save_every_steps=1", "--keep_last=9"]  # fmt: skip
 
 
 def stopped_after(step: int, source: Path, target: Path) -> None:
@@ -50,7 +43,7 @@ def train(flags: list[str], folder: Path, *more: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def runs(workspace, base, tmp_path_factory) -> Path:
+def runs(workspace, tmp_path_factory) -> Path:
     """Runs of one process, and what they become on another number of them, by stage.
 
     alone0      three steps of one process
@@ -59,7 +52,7 @@ def runs(workspace, base, tmp_path_factory) -> Path:
     """
     folder = tmp_path_factory.mktemp("runs")
     flags = {
-        stage: [*base, f"--zero_stage={stage}", f"--precision={name}"] for stage, name in PRECISIONS.items()
+        stage: [*FLAGS, f"--zero_stage={stage}", f"--precision={name}"] for stage, name in PRECISIONS.items()
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workspace)
@@ -96,9 +89,9 @@ def test_a_run_goes_on_with_more_and_with_fewer_processes(stage, runs):
 
 @pytest.mark.filterwarnings("ignore:.*is deprecated.*")
 @pytest.mark.parametrize("stage", [0, 2, 3])
-def test_weights_go_on_without_their_optimizer(stage, base, at_work, tmp_path, capsys):
+def test_weights_go_on_without_their_optimizer(stage, at_work, tmp_path, capsys):
     """The step that follows has a fresh optimizer, and other settings of it; data, step and schedule go on."""
-    flags = [*base, f"--zero_stage={stage}", f"--precision={PRECISIONS[stage]}"]
+    flags = [*FLAGS, f"--zero_stage={stage}", f"--precision={PRECISIONS[stage]}"]
     assert train(flags, tmp_path / "whole") == 0
     stopped_after(2, tmp_path / "whole", tmp_path / "run")
     before = losses_of(tmp_path / "whole")
@@ -132,8 +125,8 @@ def steps_of(run_folder: Path) -> set[float]:
     return found
 
 
-def test_another_step_is_said_to_be_one(base, at_work, tmp_path, caplog):
-    flags = [*base, "--zero_stage=2", "--precision=fp32"]
+def test_another_step_is_said_to_be_one(at_work, tmp_path, caplog):
+    flags = [*FLAGS, "--zero_stage=2", "--precision=fp32"]
     assert train(flags, tmp_path / "run") == 0
     stopped_after(2, tmp_path / "run", tmp_path / "other")
     assert train(flags, tmp_path / "other", "--grad_accumulation_steps=4") == 0

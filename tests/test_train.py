@@ -6,11 +6,7 @@ import json
 import math
 import os
 import shutil
-import socket
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,37 +16,13 @@ import train_ds
 from model.checkpoints.checkpoint import open_trained
 from model.checkpoints.layouts import deepspeed
 from model.lora import trainable_pattern
-from tests.commands import BASE, QUICK, REPOSITORY, complaint, losses_of, run
+from tests.commands import QUICK, complaint, losses_of, run
+from tests.stopped_runs import stop_before
 from utils.common.settings import parse_config, path_settings
 from utils.config.training import TrainConfig
-from utils.training import loop, validation
+from utils.training import validation
 from utils.training.profile import PARTS
 from utils.training.progress import Score
-
-
-def stop_before(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """As if somebody pressed Ctrl-C in this step."""
-    log_step = loop.log_step
-
-    def log_or_stop(at: int, *arguments, **named):
-        if at == step:
-            raise KeyboardInterrupt
-        return log_step(at, *arguments, **named)
-
-    monkeypatch.setattr(loop, "log_step", log_or_stop)
-
-
-def check_same_weights(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
-    """Weights of two runs that add the same numbers in another order.
-
-    Softmax does not feel the bias of attention's keys: its gradient is zero but for rounding, and Adam, which divides
-    a gradient by its size, makes whole steps of that.
-    """
-    assert ours.keys() == theirs.keys()
-    for name, value in theirs.items():
-        if not name.endswith("k_proj.bias"):
-            torch.testing.assert_close(ours[name], value, rtol=0, atol=1e-4)
-
 
 # ------------------------------------------------------------------------------------- one whole run
 
@@ -269,66 +241,3 @@ def test_compiling_without_a_compiler_is_one_line(at_work, tmp_path, capsys, mon
     assert run("train_ds", *QUICK, f"--log_base_dir={tmp_path / 'runs'}", "--compile") == 2
     complaint(capsys, "--compile needs a C++ compiler", "no-such-compiler")
     assert not (tmp_path / "runs").exists()
-
-
-# ------------------------------------------------------------------------------ ZeRO, and processes
-
-
-@pytest.fixture(scope="module")
-def stage_0(workspace, tmp_path_factory):
-    """The reference for the stages: losses and weights without ZeRO."""
-    return train_with_stage(workspace, tmp_path_factory.mktemp("runs"), 0)
-
-
-def train_with_stage(workspace: Path, runs: Path, stage: int) -> tuple[list[dict], dict[str, torch.Tensor]]:
-    """Three steps, the last one after a restart."""
-    flags = [*QUICK, f"--log_base_dir={runs}", f"--exp_name=stage{stage}", f"--zero_stage={stage}"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(workspace)
-        with pytest.MonkeyPatch.context() as stopped:
-            stop_before(stopped, step=3)
-            with pytest.raises(KeyboardInterrupt):
-                run("train_ds", *flags)
-        assert run("train_ds", *flags) == 0
-    folder = runs / f"stage{stage}"
-    return losses_of(folder), open_trained(folder / "ckpt_model").weights
-
-
-@pytest.mark.filterwarnings("ignore:.*all_gather_into_tensor.*")
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_every_zero_stage_trains_saves_and_resumes_like_the_others(stage, stage_0, workspace, tmp_path):
-    losses, weights = train_with_stage(workspace, tmp_path, stage)
-    for ours, theirs in zip(losses, stage_0[0], strict=True):
-        assert ours == pytest.approx(theirs, abs=1e-4)
-    check_same_weights(weights, stage_0[1])
-
-
-def test_zero_3_on_several_processes_does_not_validate(at_work, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(train_ds, "world_size", lambda: 2)
-    assert run("train_ds", *BASE, f"--log_base_dir={tmp_path}", "--zero_stage=3") == 2
-    complaint(capsys, "--zero_stage 3", "--no_eval")
-
-
-@pytest.mark.launcher
-def test_two_processes_train_like_one_that_accumulates_two_micro_batches(at_work, tmp_path):
-    flags = [*QUICK, f"--log_base_dir={tmp_path}", "--epochs=1", "--steps_per_epoch=5", "--lora_dropout=0"]
-    # The launcher sets these for its processes; here they may be those of this process.
-    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    launcher = [Path(sys.executable).parent / "deepspeed", "--num_accelerators=2", f"--master_port={port}"]
-    two = subprocess.run(
-        [*launcher, REPOSITORY / "train_ds.py", *flags, "--exp_name=two"],
-        env={**environment, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert two.returncode == 0, two.stderr[-2000:]
-    assert run("train_ds", *flags, "--exp_name=one", "--grad_accumulation_steps=2") == 0
-    for ours, theirs in zip(losses_of(tmp_path / "two"), losses_of(tmp_path / "one"), strict=True):
-        assert ours == pytest.approx(theirs, abs=1e-4)
-    ours, theirs = (open_trained(tmp_path / name / "ckpt_model").weights for name in ("two", "one"))
-    check_same_weights(ours, theirs)

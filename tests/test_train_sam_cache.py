@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from model.decoders.sam import SamSegmenter
-from tests.commands import BASE, REPOSITORY, SMALL_RUN, complaint, losses_of, run
+from tests.commands import BASE, SMALL_RUN, complaint, losses_of, run
+from tests.two_processes import run_in_two
 
 # Eight draws of as many images, so that some come twice.
 FLAGS = (*BASE, *SMALL_RUN, "--no_eval", "--dataset=sem_seg", "--sem_seg_data=ade20k", "--num_all_classes=4",
@@ -70,34 +67,16 @@ def test_zero_3_names_the_entries_as_the_other_stages_do(train, tmp_path):
         assert one == pytest.approx(other, abs=1e-4)
 
 
-def test_two_processes_under_zero_3_encode_together_what_one_of_them_misses(train, tmp_path):
-    """A process that went on alone would wait for the others' weights without end. Started as torchrun or srun do."""
+def test_two_processes_under_zero_3_encode_together_what_one_of_them_misses(train, at_work, tmp_path):
+    """A process that went on alone would wait for the others' weights without end."""
     half = (
         "--precision=fp32",
         "--lora_dropout=0",
         f"--sam_cache={tmp_path / 'cache'}",
         "--steps_per_epoch=4",
     )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     flags = [*FLAGS, *half, "--zero_stage=3", f"--log_base_dir={tmp_path}", "--exp_name=two"]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, REPOSITORY / "train_ds.py", *flags]
-    logs = [tmp_path / f"rank_{rank}.log" for rank in range(2)]
-    processes = []
-    for rank, log in enumerate(logs):
-        environment = os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        with log.open("w") as output:
-            processes.append(
-                subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
-            )
-    try:
-        for process, log in zip(processes, logs, strict=True):
-            assert process.wait(timeout=240) == 0, log.read_text()[-2000:]
-    finally:
-        for process in processes:
-            process.kill()
+    run_in_two([["train_ds", *flags]], at_work)
     one, encoded = train("one", *half, "--grad_accumulation_steps=2")
     assert encoded == 0  # the two have left everything
     for ours, theirs in zip(losses_of(tmp_path / "two"), one, strict=True):
