@@ -75,7 +75,9 @@ def test_what_is_missing_fails_only_when_it_was_asked_for(run, root):
     assert code == 0
     assert "refcoco|train ok" in printed
     assert re.search(r"cityscapes\S* missing", printed)
-    assert f"cityscapes needs {root}/cityscapes".replace(" ", "") in printed.replace(" ", "")  # wrapped anywhere
+    assert f"cityscapes needs {root}/cityscapes".replace(" ", "") in printed.replace(
+        " ", ""
+    )  # wrapped anywhere
     code, printed = run("--sem_seg_data=ade20k||cityscapes", "--num_samples=2")
     assert code == 1
     assert "ade20k|train ok" in printed
