@@ -28,7 +28,7 @@ GROUPS = {
         "output",
     ],
     "test_sem": ["general", "model", "data", "prompting", "images without ground truth", "machine", "output"],
-    "chat": ["general", "model", "question", "prompting", "output"],
+    "chat": ["general", "model", "question", "prompting", "answers in words", "output", "server"],
     "merge_lora_weights_and_save_hf_model": ["general", "checkpoint", "model", "output"],
     "utils.data.tools.check": ["general", "model", "format", "data", "mixture", "output"],
     "utils.data.tools.preview": ["general", "model", "format", "data", "mixture", "output"],
