@@ -27,7 +27,7 @@ import torch.distributed as dist
 
 from model.errors import UserError
 from utils.common.commands import one_line
-from utils.common.processes import start_of
+from utils.common.processes import end_now, start_of
 
 BEAT, GRACE = 1.0, 8.0  # seconds: between two looks; for a process to end by itself after another one has
 LOST = "lost"
@@ -103,15 +103,19 @@ class Peers:
             raise error from None
 
     def _wait_for_verdict(self) -> None:
-        deadline = time.monotonic() + GRACE
+        # An error comes at once where a connection breaks; that a process of another machine is silent takes longer.
+        deadline = time.monotonic() + max(GRACE, (self._timeout or 0) + 2 * BEAT)
         while self._lost is None and time.monotonic() < deadline:
             time.sleep(0.1)
 
     def _watch(self) -> None:
+        assert self._store is not None
         while not self._ended.wait(BEAT):
             try:
                 self._beat("runs")
-                self._lost = self._look()
+                if found := self._look():
+                    self._store.set(LOST, found)  # for the others
+                self._lost = found
             except RuntimeError:  # the store is gone
                 told = self._last if self._watched == 0 else self._first
                 self._lost = self._verdict(told, "has died, or cannot be reached")
@@ -120,13 +124,10 @@ class Peers:
                 return
 
     def _end(self) -> None:
-        """Tell the others; then give this process time to end by itself, or as the lost one's end was in order."""
-        assert self._store is not None
-        with suppress(RuntimeError):
-            self._store.set(LOST, self._lost or "")
+        """Give this process time to end by itself, as it does when the lost one ended in order, or in an error."""
         if not self._ended.wait(GRACE):
             print(f"{self._command}: {self._lost}", file=sys.stderr, flush=True)
-            os._exit(LostError.exit_code)
+            end_now(LostError.exit_code)
 
     def _beat(self, state: str) -> None:
         assert self._store is not None

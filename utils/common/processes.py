@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NoReturn
 
 BOOT_FILE = Path("/proc/sys/kernel/random/boot_id")
+_last_deeds: list[Callable[[], object]] = []
 
 
 def start_of(pid: int) -> str | None:
@@ -46,3 +50,21 @@ def command_of(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
     except OSError:
         return ""
+
+
+def end_now(code: int) -> NoReturn:
+    """End this process from any thread, whatever the main one waits for; what `before_sudden_end` named is done."""
+    for deed in reversed(_last_deeds):
+        with suppress(Exception):
+            deed()
+    os._exit(code)
+
+
+@contextmanager
+def before_sudden_end(deed: Callable[[], object]) -> Iterator[None]:
+    """What `end_now` has to do first while the block runs, which does not come to its own end then."""
+    _last_deeds.append(deed)
+    try:
+        yield
+    finally:
+        _last_deeds.remove(deed)

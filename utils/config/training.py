@@ -297,6 +297,10 @@ class TrainConfig(DataConfig):
                 f"--sam_cache_gb {self.sam_cache_gb:g} needs --sam_cache: the folder that it limits"
             )
         check_run_name(self.exp_name)
+        if self.resume_weights_only and not self.auto_resume:
+            raise UserError(
+                "--resume_weights_only continues a run, which --no_auto_resume forbids; leave one out"
+            )
         if self.compile and self.zero_stage == 3:
             raise UserError(
                 "--compile does not go with --zero_stage 3, which gathers weights around every layer; leave one out"

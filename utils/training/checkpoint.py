@@ -128,6 +128,11 @@ def check_run(config: TrainConfig) -> Found | None:
 def _save_to_continue(config: TrainConfig, folder: Path) -> Found | None:
     put_back_replaced(folder)
     if not saves(folder):
+        if config.resume_weights_only:
+            raise UserError(
+                f"--resume_weights_only: {folder} holds no save to continue; leave it out to start a new run, or "
+                "name the run by --exp_name and --log_base_dir"
+            )
         return None
     if not config.auto_resume:
         raise UserError(

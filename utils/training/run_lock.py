@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from model.errors import UserError
-from utils.common.processes import start_of
+from utils.common.processes import before_sudden_end, start_of
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,8 @@ def run_lock(folder: Path) -> Iterator[None]:
     try:
         _take(path)
         try:
-            yield
+            with before_sudden_end(path.unlink):
+                yield
         finally:
             with suppress(OSError):
                 path.unlink()

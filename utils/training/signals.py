@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Self
 
-from utils.common.processes import command_of, parent_of, start_of
+from utils.common.processes import command_of, end_now, parent_of, start_of
 
 WATCHED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 LAUNCHERS = re.compile(r"deepspeed|torchrun|torch[./]distributed|accelerate|mpirun|mpiexec|slurmstepd")
@@ -98,7 +98,7 @@ class StopSignals:
             deadline = time.monotonic() + GRACE
             while not self._ended.wait(0.1):
                 if time.monotonic() > deadline and not self.saving:
-                    os._exit(128 + signal.SIGTERM)
+                    end_now(128 + signal.SIGTERM)
             return
 
 

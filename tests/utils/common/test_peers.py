@@ -192,6 +192,12 @@ def test_silence_counts_only_after_the_timeout(watch):
     assert watch._look() is None
 
 
+def test_an_error_of_a_connection_waits_for_the_name_of_who_is_silent(watch, monkeypatch):
+    monkeypatch.setattr(peers, "BEAT", 0.1)
+    with pytest.raises(LostError, match=r"rank 0 .host node1, pid 1, .* has been silent"), watch:
+        raise RuntimeError("Connection closed by peer [10.0.0.1]:4000")
+
+
 def test_who_has_ended_well_may_be_silent(watch):
     tell(watch, state="done")
     time.sleep(0.3)

@@ -43,6 +43,13 @@ def test_a_new_run_may_start(config):
     assert resume(None, config, None) == Progress()
 
 
+def test_weights_only_needs_a_run_to_continue(config):
+    with pytest.raises(ValueError, match=r"--resume_weights_only: .*ckpt_model holds no save to continue"):
+        check_run(dataclasses.replace(config, resume_weights_only=True))
+    with pytest.raises(ValueError, match="--no_auto_resume forbids"):
+        dataclasses.replace(config, resume_weights_only=True, auto_resume=False)
+
+
 def test_a_run_continues_with_the_settings_it_had(checkpoint, config):
     check_run(config)
 

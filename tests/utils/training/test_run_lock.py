@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from model.errors import UserError
+from tests.commands import REPOSITORY
 from utils.common.processes import start_of
 from utils.training.run_lock import run_lock
 
@@ -69,3 +70,20 @@ def test_a_run_that_wrote_nothing_leaves_nothing(tmp_path):
     with run_lock(tmp_path / "runs" / "a"):
         assert (tmp_path / "runs" / "a" / "run.lock").exists()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_that_ends_from_another_thread_leaves_no_lock(tmp_path):
+    """As one whose peer has died does, while its main thread waits for that one."""
+    code = f"""
+import threading, time
+from pathlib import Path
+from utils.common.processes import end_now
+from utils.training.run_lock import run_lock
+with run_lock(Path({str(tmp_path / "run")!r})):
+    assert Path({str(tmp_path / "run" / "run.lock")!r}).exists()
+    threading.Thread(target=end_now, args=(4,)).start()
+    time.sleep(60)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False, timeout=60)
+    assert done.returncode == 4
+    assert not (tmp_path / "run" / "run.lock").exists()
