@@ -34,6 +34,7 @@ from model.text.conversation import (
     encode_with_place,
 )
 from model.text.format import SequenceFormat
+from model.text.generated import encode_as_generated
 from model.text.tokenizer_files import load_tokenizer, save_tokenizer
 from model.text.tokens import TokenIds, decode_pieces, decode_text, token_ids, wanted_tokens
 
@@ -125,7 +126,13 @@ class LasagnaProcessor:
         return self.sam_transform(image, fast=fast)
 
     def encode(self, conversation: Conversation) -> Encoded:
-        """Ids and labels of a conversation in this model's prompt template; see `Encoded.with_image`."""
+        """Ids and labels of a conversation in this model's prompt template; see `Encoded.with_image`.
+
+        Answers that `said` made are read by their own tokens.
+        """
+        return encode_as_generated(self._encode, conversation)
+
+    def _encode(self, conversation: Conversation) -> Encoded:
         template, placeholder = self.images.template, self.images.placeholder
         if template is not None:
             return encode_with_place(self.tokenizer, conversation, template)

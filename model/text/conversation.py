@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from itertools import groupby
 from typing import Literal
 
 import numpy as np
@@ -42,8 +41,7 @@ class Turn:
 
     role: Literal["user", "assistant"]
     text: Text
-    # Of a generated answer: its tokens. They are read again as they are, since another tokenization of the same text
-    # would be another answer.
+    # Of a generated answer: its tokens, for `encode_as_generated`.
     token_ids: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -325,7 +323,6 @@ def encode_conversation(
     labels_after = [
         index if after[owner][1] else IGNORE_INDEX for index, owner in zip(ids_after, owners, strict=True)
     ]
-    ids_after, labels_after = _with_generated(conversation, ids_after, labels_after)
     prefix = [*ids_before, *[image_id] * num_image_tokens]
     return Encoded(
         input_ids=[*prefix, *ids_after],
@@ -349,34 +346,8 @@ def encode_with_place(
     bos = tokenizer.bos_token_id
     if bos is not None and ids[:1] != [bos] and tokenizer("").input_ids[:1] == [bos]:
         ids, labels = [bos, *ids], [IGNORE_INDEX, *labels]
-    ids, labels = _with_generated(conversation, ids, labels)
     place = ids.index(tokenizer.convert_tokens_to_ids(template.image_token))
     return Encoded(input_ids=ids, labels=labels, num_image_tokens=1, image_at=place)
-
-
-def _with_generated(
-    conversation: Conversation, ids: list[int], labels: list[int]
-) -> tuple[list[int], list[int]]:
-    """Replaces the tokens of answers by those that were generated, with the end token of the template behind them.
-
-    # ids     ASSISTANT: It is [SEG] . </s> USER: Why? ASSISTANT:
-    # labels      -      It is [SEG] . </s>   -    -       -       a run of labels is an answer
-    """
-    answers = [turn for turn in conversation.turns if turn.role == "assistant"]
-    if all(turn.token_ids is None for turn in answers):
-        return ids, labels
-    new_ids: list[int] = []
-    new_labels: list[int] = []
-    rest = iter(answers)
-    for learned, run in groupby(zip(ids, labels, strict=True), lambda pair: pair[1] != IGNORE_INDEX):
-        old = [token for token, _ in run]
-        given = next(rest).token_ids if learned else None
-        if given is not None:
-            end = old[-1:] if list(given[-1:]) != old[-1:] else []
-            old = [*given, *end]
-        new_ids += old
-        new_labels += old if learned else [IGNORE_INDEX] * len(old)
-    return new_ids, new_labels
 
 
 def _split_at_image(segments: list[Segment]) -> tuple[list[Segment], list[Segment]]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
 from model.errors import UserError
 from model.generation.streaming import TextStream
 from model.text.conversation import IGNORE_INDEX, PROMPTS, Conversation, Turn, encode_conversation
+from model.text.generated import encode_as_generated
 from model.text.special_tokens import Special
 from model.text.tokens import encode_text
 from tests.tiny_weights import noise_image
@@ -58,7 +61,8 @@ def test_a_generated_answer_is_read_again_with_its_own_tokens(tiny_model, prompt
         assert Special("[SEG]") in turn.text
         assert all(piece != processor.tokenizer.eos_token for piece in turn.text)
         conversation = Conversation((Turn("user", ("Where?",)), turn, Turn("user", ("Why?",))))
-        encoded = encode_conversation(processor.tokenizer, conversation, prompt=prompt, num_image_tokens=4)
+        encode = partial(encode_conversation, processor.tokenizer, prompt=prompt, num_image_tokens=4)
+        encoded = encode_as_generated(encode, conversation)
         asked, same = (
             encode_conversation(
                 processor.tokenizer, Conversation.of(*texts), prompt=prompt, num_image_tokens=4
