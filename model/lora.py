@@ -86,7 +86,8 @@ def trainable_pattern(model: PreTrainedModel) -> re.Pattern[str]:
 
 def train_token_rows(model: PreTrainedModel, ids: Sequence[int]) -> None:
     """Lets a LaSagnA model train the rows of these tokens in place of its embedding and head; see `TokenRows`."""
-    model.token_rows = TokenRows(ids, *embedding_and_head(model))
+    scale = getattr(model.get_input_embeddings(), "scalar_embed_scale", 1.0)
+    model.token_rows = TokenRows(ids, *embedding_and_head(model), scale)
 
 
 def embedding_and_head(model: PreTrainedModel) -> tuple[Tensor, Tensor | None]:

@@ -10,6 +10,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForImageTextToText,
+    Gemma3Config,
+    Gemma3ImageProcessor,
+    Gemma3Processor,
     GotOcr2ImageProcessor,
     Idefics3Config,
     Idefics3ImageProcessor,
@@ -26,6 +29,7 @@ from transformers import (
     Qwen2_5_VLProcessor,
     Qwen2VLImageProcessor,
     Qwen2VLVideoProcessor,
+    Qwen3_5Config,
     Qwen3VLConfig,
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
@@ -142,6 +146,42 @@ def qwen2_5_vl() -> tuple[Any, Any]:
     )
 
 
+def qwen3_5() -> tuple[Any, Any]:
+    tokenizer = qwen_tokenizer(*QWEN_VISION, image="<|vision_start|><|image_pad|><|vision_end|>")
+    rope = {
+        "rope_type": "default",
+        "rope_theta": 1e4,
+        "mrope_section": [2, 1, 1],
+        "mrope_interleaved": True,
+        "partial_rotary_factor": 0.25,
+    }
+    config = Qwen3_5Config(
+        text_config={
+            **TEXT,
+            "num_hidden_layers": 4,
+            "head_dim": 32,
+            "rope_parameters": rope,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_heads": 2,
+            "out_hidden_size": HIDDEN_DIM,
+            "num_position_embeddings": 16,
+            "initializer_range": 0.2,
+        },
+        **token_ids_of(tokenizer),
+    )
+    images = Qwen2VLImageProcessor(patch_size=16, size=QWEN_SIZE, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    template = tokenizer.chat_template
+    return config, Qwen3VLProcessor(images, tokenizer, Qwen3VLVideoProcessor(), chat_template=template)
+
+
 def internvl() -> tuple[Any, Any]:
     tokenizer = qwen_tokenizer("<img>", "</img>", "<IMG_CONTEXT>", "<video>", image="<IMG_CONTEXT>\n")
     named = {
@@ -218,11 +258,50 @@ def idefics(config: type, images: type) -> tuple[Any, Any]:
     return found, processor
 
 
+GEMMA = (
+    "{{ '<bos>' }}{% for m in messages %}{% set role = 'model' if m['role'] == 'assistant' else m['role'] %}"
+    "{{ '<start_of_turn>' + role + '\n' }}"
+    "{% for c in m['content'] %}{% if c['type'] == 'image' %}{{ '<start_of_image>' }}{% else %}{{ c['text'] }}"
+    "{% endif %}{% endfor %}{{ '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+
+
+def gemma3() -> tuple[Any, Any]:
+    named = {
+        "boi_token": "<start_of_image>",
+        "eoi_token": "<end_of_image>",
+        "image_token": "<image_soft_token>",
+    }
+    special = ["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>", *named.values()]
+    ends = {"eos_token": "<eos>", "pad_token": "<pad>", "bos_token": "<bos>"}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=write_tokenizer(special, GEMMA, **ends).backend_tokenizer,
+        extra_special_tokens=named,
+        chat_template=GEMMA,
+        **ends,
+    )
+    text = {**TEXT, "head_dim": 8, "sliding_window": 16, "query_pre_attn_scalar": 8}
+    config = Gemma3Config(
+        text_config={**text, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]},
+        vision_config={**VISION, "image_size": 64, "patch_size": 16, "vision_use_head": False},
+        mm_tokens_per_image=4,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image_soft_token>"),
+        boi_token_index=tokenizer.convert_tokens_to_ids("<start_of_image>"),
+        eoi_token_index=tokenizer.convert_tokens_to_ids("<end_of_image>"),
+    )
+    images = Gemma3ImageProcessor(size={"height": 64, "width": 64})
+    template = tokenizer.chat_template
+    return config, Gemma3Processor(images, tokenizer, chat_template=template, image_seq_length=4)
+
+
 FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "qwen3_vl": qwen3_vl,
     "qwen2_5_vl": qwen2_5_vl,
     "internvl": internvl,
     "llava_onevision": llava_onevision,
+    "gemma3": gemma3,
+    "qwen3_5": qwen3_5,
     "smolvlm": lambda: idefics(SmolVLMConfig, SmolVLMImageProcessor),
     "idefics3": lambda: idefics(Idefics3Config, Idefics3ImageProcessor),
 }

@@ -106,6 +106,7 @@ class Backbone(Protocol):
     lm_head: nn.Module
     can_pack: bool  # whether attention takes a mask of its own for each row
     can_crop: bool  # whether a key-value cache can forget its last tokens
+    attentions: tuple[str, ...]  # the values of --attn_implementation that it takes
     num_logits: int  # the tokens that can be written: rows of `text_logits`
 
     def lora_pattern(self, names: Sequence[str]) -> str:
@@ -137,6 +138,10 @@ class Backbone(Protocol):
 
     def new_cache(self) -> Cache:
         """An empty key-value cache."""
+        ...
+
+    def select_rows(self, cache: Cache, rows: Tensor) -> None:
+        """Keeps these rows of a cache, in this order, perhaps several times; in place."""
         ...
 
     def logits(self, states: Tensor) -> Tensor:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel
 
+from model.backbones.gemma import GemmaBackbone
 from model.backbones.huggingface import HuggingFaceBackbone
 from model.backbones.llava import LlavaBackbone
+from model.backbones.recurrent import RecurrentBackbone
 from model.config import LasagnaConfig
 from model.errors import UserError
 
@@ -17,6 +19,8 @@ BACKBONES: dict[str, type[HuggingFaceBackbone]] = {
     "llava_onevision": HuggingFaceBackbone,
     "smolvlm": HuggingFaceBackbone,
     "idefics3": HuggingFaceBackbone,
+    "gemma3": GemmaBackbone,
+    "qwen3_5": RecurrentBackbone,
 }
 
 

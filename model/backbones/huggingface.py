@@ -26,6 +26,7 @@ class HuggingFaceBackbone:
 
     can_pack = True
     can_crop = True
+    attentions: tuple[str, ...] = ("sdpa", "eager", "flash_attention_2", "flex_attention")
 
     def __init__(self, vlm: PreTrainedModel, config: LasagnaConfig) -> None:
         """`vlm` without its PEFT wrapper: adapters sit inside its layers."""
@@ -96,6 +97,10 @@ class HuggingFaceBackbone:
             "deepstack_visual_embeds": layers,
         }
 
+    def needs_prefix(self, features: ImageFeatures) -> bool:
+        """Whether the pass over an image takes more than its embeddings, so that the image goes first, alone."""
+        return bool(features.deep)
+
     def packed_mask(self, input_ids: Tensor, segment_ids: Tensor, position_ids: Tensor) -> Any:
         """The attention mask of packed rows; see model/text/packing.py. All arguments (N, T)."""
         return (
@@ -125,6 +130,10 @@ class HuggingFaceBackbone:
     def new_cache(self) -> Cache:
         """See `Backbone`."""
         return DynamicCache()
+
+    def select_rows(self, cache: Cache, rows: Tensor) -> None:
+        """See `Backbone`."""
+        cache.batch_select_indices(rows)
 
     def logits(self, states: Tensor) -> Tensor:
         """See `Backbone`: the image token is one of the vocabulary, and its logit is -inf."""

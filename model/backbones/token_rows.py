@@ -16,10 +16,15 @@ from torch import Tensor, nn
 class TokenRows(nn.Module):
     """The rows of `ids` in the embedding and, unless both are one matrix, in the head."""
 
-    def __init__(self, ids: Sequence[int], embedding: Tensor, head: Tensor | None) -> None:
-        """`embedding` and `head` are (vocabulary, hidden_dim); `head` is None where they are tied."""
+    def __init__(
+        self, ids: Sequence[int], embedding: Tensor, head: Tensor | None, scale: float = 1.0
+    ) -> None:
+        """`embedding` and `head` are (vocabulary, hidden_dim); `head` is None where they are tied.
+
+        `scale` is what the embedding multiplies its rows with (Gemma).
+        """
         super().__init__()
-        self.ids = tuple(ids)
+        self.ids, self.scale = tuple(ids), scale
         self.embedding = nn.Parameter(embedding.detach()[list(ids)].clone())  # (num_ids, hidden_dim)
         self.head = None if head is None else nn.Parameter(head.detach()[list(ids)].clone())
 
@@ -34,8 +39,9 @@ class TokenRows(nn.Module):
             logits: (..., vocabulary) of the frozen head; changed in place.
         """
         if embeddings is not None:
-            for row, index in zip(self.embedding, self.ids, strict=True):
-                embeddings = torch.where((given == index).unsqueeze(-1), row.to(embeddings.dtype), embeddings)
+            rows = (self.embedding * self.scale).to(embeddings.dtype)
+            for row, index in zip(rows, self.ids, strict=True):
+                embeddings = torch.where((given == index).unsqueeze(-1), row, embeddings)
             return embeddings
         assert logits is not None
         rows = self.embedding if self.head is None else self.head

@@ -101,6 +101,11 @@ def load_model(
         )
         model = load_whole(checkpoint, options, sam=sam, format=format, prompt=prompt, seed=seed)
     check_agreement(model)
+    if attn_implementation not in model.backbone.attentions:
+        raise UserError(
+            f"--attn_implementation {attn_implementation} does not take the masks of a "
+            f"{model.config.vlm_config.model_type}; known: {', '.join(model.backbone.attentions)}"
+        )
     model.processor.images.limit(min_image_tokens, max_image_tokens)
     if quantization:  # the quantised part is on its device already, and must not move
         device = options.device

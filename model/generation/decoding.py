@@ -34,10 +34,12 @@ How the model calls it, with the prompt's embeddings (patch features included) l
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +85,9 @@ def decode_choices(
     neg_id: int,
     prompt_positions: Tensor | None = None,
     embed: Callable[[Tensor], Tensor] | None = None,
+    run: Callable[[Tensor, Tensor | None, Tensor, Cache], Tensor] | None = None,
+    select_rows: Callable[[Cache, Tensor], None] = DynamicCache.batch_select_indices,
+    can_crop: bool = True,
     cache: Cache | None = None,
     presence_threshold: float | None = None,
     rethreshold: float | None = None,
@@ -102,6 +107,10 @@ def decode_choices(
         prompt_positions: (rows, prompt) or (3, rows, prompt), of the columns of `prompt_embeds`; if not given, tokens
             are counted.
         embed: token ids (rows, n) -> (rows, n, hidden); if not given, the language model's embedding.
+        run: embeddings, mask, positions and cache -> last hidden states; if not given, the language model's forward.
+        select_rows: keeps some rows of the cache, in place.
+        can_crop: whether the cache can forget its last tokens; if not, every pass runs the whole answer on a copy of
+            the prompt's cache.
         cache: key-value cache of the tokens before `prompt_embeds`, for every row; modified in place.
         presence_threshold: minimum probability of a present class, in [0, 1]; None is 0.5, the larger logit. It is
             applied during decoding, so later choices are conditioned on its decisions.
@@ -121,7 +130,6 @@ def decode_choices(
         piece_tokens = CPU_PIECE_TOKENS if prompt_embeds.device.type == "cpu" else sys.maxsize
     cache = DynamicCache() if cache is None else cache
     reader = _AnswerReader(
-        language_model,
         prompt_embeds,
         prompt_mask,
         plans,
@@ -129,6 +137,9 @@ def decode_choices(
         neg_id=neg_id,
         prompt_positions=prompt_positions,
         embed=embed or language_model.get_input_embeddings(),
+        run=run or partial(_forward, language_model),
+        select_rows=select_rows,
+        can_crop=can_crop,
     )
     rows = [_Row(plan, piece_tokens) for plan in plans]
     num_passes = 0
@@ -147,6 +158,18 @@ def decode_choices(
             reader.write(index, [seg_id if present else neg_id for present in rows[index].present])
             first = last
     return [row.answer(num_passes, rethreshold) for row in rows]
+
+
+def _forward(
+    language_model: nn.Module, embeddings: Tensor, mask: Tensor | None, positions: Tensor, cache: Cache
+) -> Tensor:
+    return language_model(
+        inputs_embeds=embeddings,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
 
 
 def _logit(probability: float) -> float:
@@ -233,7 +256,6 @@ class _AnswerReader:
 
     def __init__(
         self,
-        language_model: nn.Module,
         prompt_embeds: Tensor,
         prompt_mask: Tensor,
         plans: Sequence[AnswerPlan],
@@ -242,8 +264,12 @@ class _AnswerReader:
         neg_id: int,
         prompt_positions: Tensor | None,
         embed: Callable[[Tensor], Tensor],
+        run: Callable[[Tensor, Tensor | None, Tensor, Cache], Tensor],
+        select_rows: Callable[[Cache, Tensor], None],
+        can_crop: bool,
     ) -> None:
-        self.model, self.embed = language_model, embed
+        self.embed, self.forward, self.select_rows = embed, run, select_rows
+        self.prompt_cache = None if can_crop else cache  # without any answer token, for every row
         self.plans = plans
         self.prompt = prompt_embeds
         self.cache = cache
@@ -278,7 +304,7 @@ class _AnswerReader:
             but the first, which includes the prompt, positions must be greater than `start`.
         """
         end = max(position for _, position in choices)
-        self._forget(rows, start)
+        start = self._forget(rows, start)
         device = self.mask.device
         embeds = self.embed(self.ids[rows, start:end].to(device)).to(self.prompt.dtype)
         first_predicted = start + 1
@@ -290,13 +316,7 @@ class _AnswerReader:
         if len(rows) < len(self.plans):
             chosen = torch.tensor(rows, device=device)
             mask, positions = mask[chosen], positions[..., chosen, :]
-        states = self.model(
-            inputs_embeds=embeds,
-            attention_mask=mask if self.is_padded else None,
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-        ).last_hidden_state
+        states = self.forward(embeds, mask if self.is_padded else None, positions, self.cache)
         self.num_run = end
         place_of = {row: place for place, row in enumerate(rows)}
         return states[
@@ -307,11 +327,22 @@ class _AnswerReader:
         """Write a row's choices into its draft."""
         self.ids[row, list(self.plans[row].positions)] = torch.tensor(token_ids)
 
-    def _forget(self, rows: list[int], start: int) -> None:
-        """Remove the answer tokens from `start` on, and finished rows, from the cache."""
+    def _forget(self, rows: list[int], start: int) -> int:
+        """Removes the answer tokens from `start` on, and finished rows, from the cache; returns where to start."""
+        if self.prompt_cache is not None:
+            if not self.num_run:
+                columns = self.num_before
+                mask = self.mask[:, :columns] if self.is_padded else None
+                positions = self.positions[..., columns - self.prompt.shape[1] : columns]
+                self.forward(self.prompt, mask, positions, self.prompt_cache)
+                self.num_run = 1  # the prompt is in the cache from now on
+            self.cache = copy.deepcopy(self.prompt_cache)
+            self.select_rows(self.cache, torch.tensor(rows, device=self.mask.device))
+            return 0
         if start < self.num_run:
             self.cache.crop(start - self.num_run)
         if rows != self.rows:
             kept = [self.rows.index(row) for row in rows]
-            self.cache.batch_select_indices(torch.tensor(kept, device=self.mask.device))
+            self.select_rows(self.cache, torch.tensor(kept, device=self.mask.device))
             self.rows = rows
+        return start

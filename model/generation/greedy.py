@@ -60,7 +60,7 @@ def greedy(
         if len(going_on) < len(open_rows):  # finished rows leave the batch
             open_rows = [open_rows[place] for place in going_on]
             kept = torch.tensor(going_on, device=mask.device)
-            cache.batch_select_indices(kept)
+            model.backbone.select_rows(cache, kept)
             token, mask, positions = token[kept], mask[kept], positions[..., kept, :]
         step = model.embed(token.unsqueeze(1))
     return tokens, [torch.stack(row) if row else prompt[0, :0] for row in states]

@@ -72,8 +72,9 @@ def read_prompts(
     encoded = [
         row.with_image(found.placeholders[owner]) for row, owner in zip(encoded, image_of_row, strict=True)
     ]
-    # What deepstack adds to the states of an image goes with the pass over its prefix.
-    if len(set(image_of_row)) == len(image_of_row) and not found.features.deep:
+    # A model whose cache forgets nothing takes no padding between a prefix and what follows it.
+    is_alone = len(set(image_of_row)) == len(image_of_row) and not model.backbone.needs_prefix(found.features)
+    if is_alone or not model.backbone.can_crop:
         rows = processor.row_inputs(encoded, "left").to(model.device)
         return Prompts(
             images=found,
@@ -107,7 +108,7 @@ def _after_prefixes(
         model.backbone.deep(start.input_ids, features),
     )
     owners = torch.tensor([used.index(owner) for owner in image_of_row]).to(model.device, non_blocking=True)
-    cache.batch_select_indices(owners)
+    model.backbone.select_rows(cache, owners)
     lengths = [len(prefixes[used.index(owner)].input_ids) for owner in image_of_row]
     own = processor.row_inputs(
         [row.after(length) for row, length in zip(encoded, lengths, strict=True)], "left"

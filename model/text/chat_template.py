@@ -77,7 +77,10 @@ def _render_in_child(
             resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
         try:
             text = tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+                list(messages),
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                enable_thinking=False,  # where a template knows it: answers begin at once
             )
             answer = [False, text]
         except Exception as problem:  # templates raise what they like

@@ -191,7 +191,8 @@ def activation_bytes(model: LasagnaForConditionalGeneration, config: TrainConfig
 def layer_bytes(model: LasagnaForConditionalGeneration, num_tokens: int) -> int:
     """What one layer of the language model keeps for `num_tokens` tokens, its input not counted."""
     text = model.config.vlm_config.text_config
-    layer = model.backbone.language_model.layers[0]
+    layers = model.backbone.language_model.layers
+    layer = next(layer for layer in layers if hasattr(layer, "self_attn"))  # Qwen3.5 has recurrent ones too
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     with FakeTensorMode():
         dtype = give_values(layer)

@@ -66,6 +66,8 @@ def tokens_of_tile(vlm: Any) -> int | None:
 
 def patches_per_token(vlm: Any) -> int:
     """How many patches of the tower become one token."""
+    if num_tokens := getattr(vlm, "mm_tokens_per_image", None):  # Gemma
+        return (vlm.vision_config.image_size // vlm.vision_config.patch_size) ** 2 // num_tokens
     if merge := getattr(vlm.vision_config, "spatial_merge_size", None) or getattr(vlm, "scale_factor", None):
         return merge**2
     return round(1 / getattr(vlm, "downsample_ratio", 1) ** 2)
@@ -93,6 +95,8 @@ def connector_flops(vlm: Any, num_tokens: int) -> int:
     if vlm.model_type == "llava":
         return projector_flops(vlm)
     width, hidden = vlm.vision_config.hidden_size * patches_per_token(vlm), vlm.text_config.hidden_size
+    if vlm.model_type == "gemma3":
+        return linear(num_tokens, vlm.vision_config.hidden_size, hidden)
     if vlm.model_type in ("smolvlm", "idefics3"):
         return linear(num_tokens, width, hidden)
     middle = width if hasattr(vlm.vision_config, "spatial_merge_size") else hidden

@@ -168,7 +168,10 @@ def open_loader(
     """The micro-batches of this process that are left."""
     steps_left = max(config.num_steps - progress.step, 0)
     if config.pack and not engine.module.can_pack_rows:
-        say("conversations are not packed: flash attention cannot mask within a row")
+        why = "flash attention cannot mask within a row"
+        if not engine.module.backbone.can_pack:
+            why = "the recurrent layers of this base see all that is before them in a row"
+        say(f"conversations are not packed: {why}")
     return build_loader(
         mixture,
         engine.module.processor,

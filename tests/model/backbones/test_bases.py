@@ -63,6 +63,8 @@ def test_text_and_pixels_are_those_of_the_base_s_own_processor(model):
 def test_states_equal_those_of_the_library_s_model(model, family):
     batch = model.processor.collate(IMAGES[:1], TALKS[:1], [0])
     inputs = dict(model.processor.images.prepare(IMAGES[0]).pixels)
+    if family == "gemma3":
+        inputs["token_type_ids"] = (batch.input_ids == model.config.image_token_id).int()
     if batch.position_ids is not None:
         inputs["mm_token_type_ids"] = (batch.input_ids == model.config.image_token_id).int()
     with torch.no_grad():
@@ -73,7 +75,7 @@ def test_states_equal_those_of_the_library_s_model(model, family):
 
 
 @pytest.mark.parametrize("size", [(70, 100), (100, 50), (64, 64), (33, 300)])
-@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl", "qwen3_5"])
 def test_positions_with_three_axes_are_those_of_the_library(base_folders, family, size, position_judge):
     processor, judge = position_judge(family)
     prepared = processor.images.prepare(noise_image(*size))
@@ -99,7 +101,7 @@ def position_judge(base_folders):
     return judge_of
 
 
-def test_packed_rows_give_the_same_losses_gradients_and_masks(model):
+def test_packed_rows_give_the_same_losses_gradients_and_masks(model, family):
     model = trained(model).eval()
 
     def run(pack, checkpointing=False):
@@ -111,6 +113,9 @@ def test_packed_rows_give_the_same_losses_gradients_and_masks(model):
         return output, {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
 
     single, expected = run(False)
+    assert model.can_pack_rows == (family != "qwen3_5")
+    if not model.can_pack_rows:
+        pytest.skip("recurrent layers see all that is before them in a row")
     packed, gradients = run(True)
     torch.testing.assert_close(packed.loss, single.loss, rtol=1e-5, atol=1e-5)
     for name, gradient in gradients.items():
@@ -121,12 +126,13 @@ def test_packed_rows_give_the_same_losses_gradients_and_masks(model):
     assert all(torch.equal(again[name], gradients[name]) for name in gradients)
 
 
-def test_three_steps_train_adapters_and_rows_and_merge_into_a_folder(model, tmp_path):
+def test_three_steps_train_adapters_and_rows_and_merge_into_a_folder(model, family, tmp_path):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     trained(model).train()
     names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     language = {name for name in names if ".lora_" in name}
-    assert len(language) == 3 * 2 * 2  # layers, q and v, A and B
+    # Layers, q and v, A and B; Qwen3.5 has three recurrent layers with three adapters each, and one that attends.
+    assert len(language) == ((3 * 3 + 2) * 2 if family == "qwen3_5" else 3 * 2 * 2)
     assert all("visual" not in name and "vision" not in name for name in language)
     is_tied = model.config.vlm_config.tie_word_embeddings
     rows = {name for name in names if name.startswith("token_rows.")}
@@ -136,7 +142,7 @@ def test_three_steps_train_adapters_and_rows_and_merge_into_a_folder(model, tmp_
     losses = []
     for _ in range(3):
         optimizer.zero_grad()
-        loss = model(**batch_of(model, pack=True).fields()).loss
+        loss = model(**batch_of(model, pack=model.can_pack_rows).fields()).loss
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
@@ -204,7 +210,7 @@ def test_constrained_and_free_answers_equal_those_token_by_token(model):
     for answer, image, names in ((alone[0], 0, NAMES), (alone[1], 1, NAMES[:2])):
         present, probabilities = slowly(image, names)
         assert answer.present == present
-        assert answer.probabilities == pytest.approx(probabilities, abs=1e-7)  # norms are float32
+        assert answer.probabilities == pytest.approx(probabilities, abs=1e-6)  # parts are float32
     for image, answer in enumerate(shared):
         assert answer.present == [p for i in (0, 2, 4) for p in slowly(image, NAMES[i : i + 2])[0]]
 
