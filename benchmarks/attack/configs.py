@@ -29,6 +29,11 @@ def put(*keys: str, value: Any) -> Change:
     return change
 
 
+def decoder(kind: str, **changes: Any) -> dict[str, Any]:
+    """A `sam_config` of another kind than the weights', with changes to its image encoder."""
+    return {"kind": kind, "vision_config": {"backbone_config": changes}}
+
+
 def in_model(file: str, changes: tuple[Change, ...], desk: Desk) -> int:
     """A sound model with one file changed."""
     folder = desk.copy_model()
@@ -123,6 +128,9 @@ SIZES: dict[str, tuple[Change, ...]] = {
     "text_config a number": (put("vlm_config", "text_config", value=5),),
     "sam_config a text": (put("sam_config", value="vit_h"),),
     "sam_config unknown": (put("sam_config", "evil", value=1),),
+    "mask decoder of no kind": (put("sam_config", "kind", value=["sam2"]),),
+    "SAM 2 of 1e6 blocks": (put("sam_config", value=decoder("sam2", blocks_per_stage=[1, 10**6])),),
+    "SAM 3 with windows of 1e5": (put("sam_config", value=decoder("sam3_tracker", window_size=10**5)),),
     "sequence_format a list": (put("sequence_format", value=["paper"]),),
     "sequence_format of numbers": (put("sequence_format", "seg", value=5),),
     "prompt a list": (put("prompt", value=["llava_v1"]),),

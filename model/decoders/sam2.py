@@ -25,15 +25,23 @@ from transformers import (
 )
 
 from model.decoders.base import BatchedDecoder
+from model.decoders.sam2_config import (
+    HIERA,
+    NUM_LEVELS,
+    VIT,
+    levels_of,
+    plain,
+    pooled_blocks,
+    side_of,
+    stride_of,
+    windows_of,
+)
 from model.decoders.transform import SQUARE
 from model.errors import UserError
 from model.huggingface import configuration
 from model.inputs import Levels, Size
 
 SECTIONS = ("vision_config", "prompt_encoder_config", "mask_decoder_config")
-# Entries of every configuration of transformers, which say nothing about sizes.
-COMMON = frozenset(PreTrainedConfig().to_dict()) | {"model_type", "_name_or_path"}
-NUM_LEVELS = 3
 
 
 @dataclass(frozen=True)
@@ -51,11 +59,11 @@ class Kind:
 
 KINDS = {
     "sam2": Kind(
-        "SAM 2", Sam2Config, Sam2Model, "sam2_hiera_det_model", "sam2_vision_model",
+        "SAM 2", Sam2Config, Sam2Model, "sam2_hiera_det_model", HIERA,
         (0.485, 0.456, 0.406), (0.229, 0.224, 0.225),
     ),
     "sam3_tracker": Kind(
-        "SAM 3's tracker", Sam3TrackerConfig, Sam3TrackerModel, "sam3_vit_model", "sam3_vision_model",
+        "SAM 3's tracker", Sam3TrackerConfig, Sam3TrackerModel, "sam3_vit_model", VIT,
         (0.5, 0.5, 0.5), (0.5, 0.5, 0.5),
     ),
 }  # fmt: skip
@@ -110,6 +118,13 @@ class Sam2Settings:
             for name, found, expected in facts
             if found != expected
         ]
+        windows, starts = windows_of(vision), pooled_blocks(vision)
+        if windows and max(windows) > self.mask_side:
+            wrong.append(f"a window of {max(windows)} cells is larger than the image, of {self.mask_side}")
+        if starts:
+            wrong.append(
+                f"block {starts[0]} begins a stage and attends globally, which the library cannot compute"
+            )
         if wrong:
             raise UserError(f"the settings of {self.title} do not agree: {'; '.join(wrong)}")
 
@@ -158,37 +173,6 @@ class Sam2Settings:
     def to_dict(self) -> dict[str, Any]:
         pixels = {name: list(getattr(self, name)) for name in ("pixel_mean", "pixel_std")}
         return {"kind": self.kind, **{name: deepcopy(getattr(self, name)) for name in SECTIONS}, **pixels}
-
-
-def plain(section: Mapping[str, Any]) -> dict[str, Any]:
-    """A section of a configuration without what says nothing about sizes; [64, 64] as the size of a square is 64."""
-    entries = {}
-    for name, value in section.items():
-        if name not in COMMON:
-            value = side_of(value) if name == "image_size" else value
-            entries[name] = plain(value) if isinstance(value, Mapping) else value
-    return entries
-
-
-def side_of(size: Any) -> Any:
-    """The side of a square given as a number or as [height, width]; other sizes as they are."""
-    is_square = isinstance(size, list | tuple) and len(size) == 2 and size[0] == size[1]
-    return size[0] if is_square else size
-
-
-def stride_of(vision: PreTrainedConfig) -> Any:
-    """Pixels of the image, along a side, of a cell of the coarsest level that masks are decoded from."""
-    if vision.model_type == KINDS["sam2"].vision:
-        # The finest level has the patches' stride; each further one doubles it.
-        return side_of(vision.backbone_config.patch_stride) * 2 ** (NUM_LEVELS - 1)
-    return side_of(vision.backbone_config.patch_size)
-
-
-def levels_of(vision: PreTrainedConfig) -> int:
-    """Levels of features that masks are decoded from."""
-    if vision.model_type == KINDS["sam2"].vision:
-        return vision.num_feature_levels
-    return sum(scale >= 1 for scale in vision.scale_factors)
 
 
 class Sam2Segmenter(BatchedDecoder):

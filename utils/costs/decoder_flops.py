@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from model.decoders.base import DecoderSettings
 from model.decoders.sam import SamSettings
-from model.decoders.sam2 import Sam2Settings, side_of
+from model.decoders.sam2 import Sam2Settings
+from model.decoders.sam2_config import side_of
 from utils.costs.flop_formulas import (
     Flops,
     attention,

@@ -84,6 +84,11 @@ def test_settings_survive_config_json():
         ({"prompt_encoder_config": {"patch_size": 8}}, "is 16, and must be 8"),
         ({"mask_decoder_config": {"hidden_size": 128}}, "width of the mask decoder is 128, and must be 256"),
         ({"vision_config": {"num_feature_levels": 2}}, "levels of features is 2, and must be 3"),
+        (
+            {"vision_config": {"backbone_config": {"window_size_per_stage": [8, 4, 10**6, 7]}}},
+            "a window of 1000000",
+        ),
+        ({"vision_config": {"backbone_config": {"global_attention_blocks": [3]}}}, "block 3 begins a stage"),
         ({"vision_config": "large"}, "vision_config of sam_config is 'large', not an object"),
         ({"mask_decoder_config": {"mlp_dim": "many"}}, "sam_config: its settings cannot be read"),
         ({"pixel_mean": [0.5]}, r"pixel_mean of sam_config is \[0.5\]; it is three numbers"),
@@ -92,6 +97,11 @@ def test_settings_survive_config_json():
 def test_sizes_that_do_not_belong_together_are_one_line(changes, message):
     with pytest.raises(UserError, match=message):
         Sam2Settings(**changes)
+
+
+def test_a_window_of_sam_3_is_not_larger_than_its_image():
+    with pytest.raises(UserError, match="a window of 100000 cells is larger than the image, of 288"):
+        Sam2Settings(kind="sam3_tracker", vision_config={"backbone_config": {"window_size": 100_000}})
 
 
 def test_an_unknown_kind_is_named():
