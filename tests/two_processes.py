@@ -1,4 +1,4 @@
-"""Commands on two processes of this machine, forked from a server that has imported the stack once for all tests."""
+"""Two processes of this machine, forked from a server that has imported the stack once for all tests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,40 @@ from tests.commands import REPOSITORY, run
 
 TIMEOUT = 240.0  # seconds
 PRELOADED = ["train_ds", "deepspeed"]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How one of the processes ended."""
+
+    code: int
+    printed: str  # on both streams
+
+
+def fork_two(target: Callable[..., None], *arguments: object) -> list[Ended]:
+    """Runs `target(rank, *arguments)`, a function of a module, in two processes, whose ranks are 0 and 1."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(PRELOADED)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(REPOSITORY))  # of the server, which starts with the first process
+        patch.setenv("OMP_NUM_THREADS", "1")
+        logs = [Path(folder) / f"rank_{rank}.log" for rank in range(2)]
+        processes = [
+            server.Process(target=_print_into, args=(log, target, rank, *arguments))
+            for rank, log in enumerate(logs)
+        ]
+        for process in processes:
+            process.start()
+        try:
+            for process in processes:
+                process.join(TIMEOUT)
+        finally:
+            for process in processes:
+                process.kill()
+                process.join()
+        return [
+            Ended(process.exitcode, log.read_text()) for process, log in zip(processes, logs, strict=True)
+        ]
 
 
 def run_in_two(commands: Sequence[Sequence[object]], folder: Path) -> str:
@@ -27,37 +62,24 @@ def run_in_two(commands: Sequence[Sequence[object]], folder: Path) -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(PRELOADED)
-    with tempfile.TemporaryDirectory() as logs, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(REPOSITORY))  # of the server, which starts with the first process
-        patch.setenv("OMP_NUM_THREADS", "1")
-        processes = []
-        for rank in range(2):
-            environment = common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            arguments = (words, folder, environment, Path(logs) / f"rank_{rank}.log")
-            processes.append(server.Process(target=_run_all, args=arguments))
-            processes[-1].start()
-        try:
-            for process in processes:
-                process.join(TIMEOUT)
-        finally:
-            for process in processes:
-                process.kill()
-        printed = [(Path(logs) / f"rank_{rank}.log").read_text() for rank in range(2)]
-    for process, text in zip(processes, printed, strict=True):
-        assert process.exitcode == 0, text[-4000:]
-    return printed[0]
+    ended = fork_two(_run_all, words, folder, port)
+    for one in ended:
+        assert one.code == 0, one.printed[-4000:]
+    return ended[0].printed
 
 
-def _run_all(commands: Sequence[Sequence[str]], folder: Path, environment: dict[str, str], log: Path) -> None:
-    """What each of the two processes does; it prints into `log`."""
+def _print_into(log: Path, target: Callable[..., None], *arguments: object) -> None:
     with log.open("w") as output:
         for descriptor in (1, 2):
             os.dup2(output.fileno(), descriptor)
+    target(*arguments)
+
+
+def _run_all(rank: int, commands: Sequence[Sequence[str]], folder: Path, port: int) -> None:
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
     os.chdir(folder)
-    os.environ.update(environment)
 
     import torch
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import pytest
+import torch.distributed as dist
 
 from model.errors import UserError
 from model.strict_loading import MisfitError
+from tests.two_processes import fork_two
 from utils.common.commands import command, one_line
 
 
@@ -70,34 +71,25 @@ def test_only_the_first_process_of_a_machine_speaks_before_they_meet(
     assert bool(capsys.readouterr().err) == is_said
 
 
-MEETS_AND_FAILS = """
-import sys
-import torch.distributed as dist
-from model.errors import UserError
-from utils.common.commands import command
-
 @command("tool.py")
-def main(argv):
+def tool(argv):
     rank, store, only = int(argv[0]), argv[1], argv[2]
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     if only in ("both", argv[0]):
         raise UserError("the disk of this process is broken")
     dist.barrier()
 
-sys.exit(main(sys.argv[1:]))
-"""
+
+def start_tool(rank: int, *arguments: str) -> None:
+    sys.exit(tool([str(rank), *arguments]))
 
 
 @pytest.mark.parametrize("only", ["both", "1"])
 def test_processes_that_have_met_say_a_message_once_whoever_meets_it(only, tmp_path):
-    command = [sys.executable, "-c", MEETS_AND_FAILS]
-    ranks = [
-        subprocess.Popen([*command, rank, str(tmp_path / "store"), only], stderr=subprocess.PIPE, text=True)
-        for rank in ("1", "0")
-    ]
-    errors = [process.communicate(timeout=120)[1] for process in ranks]
-    assert ranks[0].returncode == 2
-    assert "".join(errors).count("tool.py: the disk of this process is broken") == 1
+    ended = fork_two(start_tool, str(tmp_path / "store"), only)
+    assert ended[1].code == 2
+    printed = "".join(one.printed for one in ended)
+    assert printed.count("tool.py: the disk of this process is broken") == 1
 
 
 def test_a_workers_traceback_and_a_table_of_weights():

@@ -1,9 +1,10 @@
-import multiprocessing
+import json
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 
+from tests.two_processes import fork_two
 from utils.data.counts import MAX_NAMED, DataCounts
 from utils.data.types import Batch
 
@@ -65,23 +66,16 @@ def test_one_bad_file_among_the_first_does_not_stop_a_run_but_too_many_do():
         counted(batch(9, "a: x")).check(0.0)
 
 
-def _count_on_a_rank(rank: int, rendezvous: Path, results) -> None:
+def count_on_a_rank(rank: int, rendezvous: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     counts = counted(batch(3, f"{rank}: x"), batch(rank))
-    results.put((rank, counts.state()))
+    print(json.dumps(counts.state()))
     dist.destroy_process_group()
 
 
 def test_processes_count_together(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    processes = [
-        context.Process(target=_count_on_a_rank, args=(rank, tmp_path / "meet", results)) for rank in (0, 1)
+    states = [
+        json.loads(one.printed.splitlines()[-1]) for one in fork_two(count_on_a_rank, tmp_path / "meet")
     ]
-    for process in processes:
-        process.start()
-    states = dict(results.get(timeout=120) for _ in processes)
-    for process in processes:
-        process.join()
     assert states[0] == states[1]
     assert (states[0]["samples"], states[0]["unusable"], states[0]["first"]) == (7, 2, ["0: x", "1: x"])
