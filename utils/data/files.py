@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -24,10 +25,18 @@ MAX_HELD = 200  # characters of the keys of a file that a message lists
 def locate(root: Path, candidates: Sequence[str], wanted_by: str) -> Path:
     """The first existing path of `candidates`, relative to `root`; FileNotFoundError names what exists instead."""
     for candidate in candidates:
-        if (root / candidate).exists():
+        if is_named(root / candidate):
             return root / candidate
     looked_for = " or ".join(str(root / candidate) for candidate in candidates)
     raise FileNotFoundError(f"{wanted_by} needs {looked_for}; {what_is_there(root / candidates[0])}")
+
+
+def is_named(path: Path) -> bool:
+    """Whether something has this name, be it a link that leads nowhere.
+
+    What somebody put there is read, or is an error; only where nothing is, the next choice is taken instead.
+    """
+    return os.path.lexists(path)
 
 
 def what_is_there(path: Path) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from model.errors import UserError
 from utils.common.label_values import IGNORE
 from utils.data.class_lists import ClassList, make_id_table
-from utils.data.files import locate, read_annotations, what_is_there
+from utils.data.files import is_named, locate, read_annotations, what_is_there
 from utils.data.semantic import SemanticDataset
 
 # Configuration file and label folder of each release, in the order in which they are chosen. The download of
@@ -34,7 +34,7 @@ class Mapillary(SemanticDataset):
         root = locate(self.dataset_dir, ("mapillary",), self.name)
         folder = locate(root, (self.folders[self.split],), self.name)
         for config_name, label_folder in RELEASES:
-            if (root / config_name).is_file() and (folder / label_folder).is_dir():
+            if is_named(root / config_name) and is_named(folder / label_folder):
                 self.classes, self.id_table = read_config(root / config_name)
                 return self.pair_by_stem(locate(folder, ("images",), self.name), folder / label_folder)
         wanted = " or ".join(f"{config} with {folder / labels}" for config, labels in RELEASES)

@@ -22,7 +22,7 @@ from model.errors import UserError
 from utils.data.base import MISSING, UNLABELLED
 from utils.data.class_lists import ClassList, normalize_name
 from utils.data.class_masks import ClassMaskDataset
-from utils.data.files import FolderListing, locate, read_annotations
+from utils.data.files import FolderListing, is_named, locate, read_annotations
 from utils.data.images import read_image, read_label
 from utils.data.masks import union
 
@@ -61,7 +61,7 @@ class OpenImages(ClassMaskDataset):
         self.image_folder = locate(root, ("folder_train",), self.name)
         index = read_annotations(path, keys=(CATEGORIES,))
         self.classes = class_list(index[CATEGORIES], path)
-        negatives = read_annotations(root / NEGATIVES_FILE) if (root / NEGATIVES_FILE).is_file() else {}
+        negatives = read_annotations(root / NEGATIVES_FILE) if is_named(root / NEGATIVES_FILE) else {}
         self.items = self._build_items(index, negatives, path)
         self.check_index(len(self.items), path)
 

@@ -20,7 +20,7 @@ import numpy as np
 from model.errors import UserError
 from utils.common.paths import resolve
 from utils.data.base import FlagError
-from utils.data.files import leaves_folder, names_in
+from utils.data.files import is_named, leaves_folder, names_in
 from utils.data.image_names import ImageFiles
 from utils.data.masks import decode_segmentation
 from utils.data.polygons import (
@@ -95,7 +95,7 @@ def find_path(path: str, dataset_dir: str | Path, wanted_by: str) -> Path:
     # The same path twice if it is absolute.
     candidates = list(dict.fromkeys((Path(given), Path(resolve(str(Path(dataset_dir) / given))))))
     for candidate in candidates:
-        if candidate.exists():
+        if is_named(candidate):
             return candidate
     tried = " or ".join(str(candidate.absolute()) for candidate in candidates)
     raise FileNotFoundError(f"{wanted_by} needs {tried}; there is neither a file nor a folder")

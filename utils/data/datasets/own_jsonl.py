@@ -107,6 +107,7 @@ class OwnJsonl(Dataset):
                     why += f"; {self.images.why_not(line.image)}"
                 self.drop(self.where(line), why, MISSING)
         self.check_index(len(self.lines), self.file)
+        self.sizes = sizes_told(self.lines)
         self.questions = [line for line in self.lines if line.is_question]
         self.has_no_target = any(not line.masks for line in self.questions)
         if not training:
@@ -197,8 +198,17 @@ class OwnJsonl(Dataset):
         drawn = replace(
             drawn, sizes=drawn.sizes + tuple(m.shape for m in written if isinstance(m, np.ndarray))
         )
+        # Polygons have no size of their own; masks of other lines may tell that of the image.
+        told = None if drawn.sizes else self.sizes.get(line.image)
+        if told is not None:
+            drawn = replace(drawn, sizes=(told,))
         with self.usable(self.where(line)):
             image = self.load_image(self.images.path(line.image), drawn=drawn)
+            if told not in (None, image.shape[:2]):
+                raise UserError(
+                    f"{line.image} is {image.shape[:2]} (height, width), and masks of it are of {told}; is it the "
+                    "image that was annotated?"
+                )
         height, width = image.shape[:2]
         masks = np.zeros((len(written), height, width), dtype=np.uint8)
         for number, mask in enumerate(written):
@@ -226,6 +236,15 @@ def read_lines(path: Path) -> list[Line]:
         except (ValueError, RecursionError) as problem:
             raise UserError(f"{path}, line {number}: {problem}") from None
     return lines
+
+
+def sizes_told(lines: Sequence[Line]) -> dict[str, tuple[int, int]]:
+    """(height, width) of each image by the run-length codes of all its lines, where these agree."""
+    told: dict[str, set[tuple[int, int]]] = {}
+    for line in lines:
+        drawn = Drawn.of(mask for mask in line.masks if not isinstance(mask, str))
+        told.setdefault(line.image, set()).update(drawn.sizes)
+    return {image: next(iter(sizes)) for image, sizes in told.items() if len(sizes) == 1}
 
 
 def parse_line(number: int, entry: Any) -> Line:

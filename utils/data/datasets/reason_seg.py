@@ -17,7 +17,7 @@ from model.errors import UserError
 from model.text.conversation import Conversation
 from model.text.sequence import reasoning_conversation
 from utils.data.base import UNLABELLED, Dataset, sample_up_to, well_formed
-from utils.data.files import locate, log_skipped, read_annotations
+from utils.data.files import is_named, locate, log_skipped, read_annotations
 from utils.data.frames import Drawn
 from utils.data.images import images_in
 from utils.data.labelme import IGNORED, TARGET, draw_shapes, open_shapes, read_shapes
@@ -160,7 +160,7 @@ def text_conversation(question: str, is_sentence: bool, explanation: str) -> Con
 
 def read_explanations(path: Path) -> dict[str, str]:
     """Image file name -> explanation; empty if the file does not exist, as it is optional."""
-    if not path.exists():
+    if not is_named(path):
         return {}
     explanations = {}
     with well_formed(path):

@@ -161,6 +161,25 @@ def test_masks_line_up_with_an_image_as_the_camera_stored_it(tmp_path, recipe, f
 # ----------------------------------------------------------------------------------------- bad input
 
 
+def test_polygons_of_another_image_are_found_by_the_other_masks_of_that_image(tmp_path, recipe):
+    box, rle = line("a?", "[SEG]", masks=[BOX]), line("b?", "[SEG]", masks=[compressed_rle(INSIDE)])
+    other = line("c?", "[SEG]", masks=[BOX], image="c.png")
+    path = write(tmp_path, box, rle, other)
+    save(tmp_path / "c.png", seeded_image(0))
+    data = training(path)
+    assert [np.array_equal(data.sample_of(index, None, recipe).masks, [INSIDE]) for index in range(3)]
+    large = np.repeat(np.repeat(seeded_image(0), 2, axis=0), 2, axis=1)
+    save(tmp_path / "a.png", large)
+    save(tmp_path / "c.png", large)
+    data = training(path)
+    for index in range(2):
+        with pytest.raises(UnusableItemError) as caught:
+            data.sample_of(index, None, recipe)
+        assert str((HEIGHT, WIDTH)) in str(caught.value)
+        assert str((2 * HEIGHT, 2 * WIDTH)) in str(caught.value)
+    data.sample_of(2, None, recipe)  # nothing says what size it had
+
+
 def without(key):
     entry = line("a?", "[SEG]", masks=[BOX])
     del entry[key]
