@@ -206,7 +206,7 @@ def run_case(
     output = (desk / OUTPUT).read_text(encoding="utf-8", errors="replace")
     if options.case is not None:
         print(output)
-    outcome, detail = judge(sound, path, damage, desk, status, output)
+    outcome, detail = judge(sound, path, damage, did, desk, status, output)
     return replace(case, outcome=outcome, detail=detail)
 
 
@@ -229,7 +229,7 @@ def look_again(target: Target, bench: Bench, watch: Watch, desk: Path, real_step
 
 
 def judge(
-    sound: Sound, path: Path, damage: Damage, desk: Path, status: int | None, output: str
+    sound: Sound, path: Path, damage: Damage, did: str, desk: Path, status: int | None, output: str
 ) -> tuple[str, str]:
     """The outcome of a case, the worst first, and what it was."""
     last = next((line for line in reversed(output.splitlines()) if line.strip()), "")
@@ -250,7 +250,7 @@ def judge(
     outside = str(desk.parent / "data" / OUTSIDE)
     if strays := [name for name in told["read"] if name.startswith((outside, "/etc/passwd", "/dev/zero"))]:
         return "read elsewhere", ", ".join(strays[:3])
-    if damage.shows_in(path) and (wrong := wrong_labels(sound.seen, seen)):
+    if damage.shows_in(path, did) and (wrong := wrong_labels(sound.seen, seen)):
         return "wrong label", "; ".join(wrong[:3])
     if not seen.num_used:
         return "refused", "; ".join(seen.refused[:2])
