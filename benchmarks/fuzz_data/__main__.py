@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 from benchmarks.attack.runner import in_child
-from benchmarks.fuzz_data.damage import Damage, damages_for
+from benchmarks.fuzz_data.damage import WRONG_SIZE, Damage, damages_for
 from benchmarks.fuzz_data.probe import Bench, Seen, probe, wrong_labels
 from benchmarks.fuzz_data.world import ALL_LAYOUTS, OUTSIDE, Target, Watch, files_of, make_worlds, restore
 from model.checkpoints.load import load_model
@@ -43,6 +43,7 @@ from utils.data.tools.selection import processor_for
 TOY = Path(__file__).parents[2] / "assets" / "toy"
 PROBLEMS = ("traceback", "hang", "died", "written elsewhere", "read elsewhere", "wrong label")
 TIME_LIMIT = 120.0  # seconds of one case; a sound data set takes less than one
+WITHOUT_SIZES = ("ReasonSeg", "own_jsonl")  # polygons, and nothing says of how large an image
 RESULT, OUTPUT = "result.json", "output.txt"
 
 
@@ -250,7 +251,10 @@ def judge(
     outside = str(desk.parent / "data" / OUTSIDE)
     if strays := [name for name in told["read"] if name.startswith((outside, "/etc/passwd", "/dev/zero"))]:
         return "read elsewhere", ", ".join(strays[:3])
-    if damage.shows_in(path, did) and (wrong := wrong_labels(sound.seen, seen)):
+    shows = damage.shows_in(path, did) and not (
+        damage.name == WRONG_SIZE and sound.target.name in WITHOUT_SIZES
+    )
+    if shows and (wrong := wrong_labels(sound.seen, seen)):
         return "wrong label", "; ".join(wrong[:3])
     if not seen.num_used:
         return "refused", "; ".join(seen.refused[:2])

@@ -20,6 +20,7 @@ from PIL import Image
 from benchmarks.fuzz_data.world import OUTSIDE
 
 Rng = np.random.Generator
+WRONG_SIZE = "wrong size"
 IMAGES, LABELS = (".jpg", ".jpeg"), (".png", ".tif")
 
 
@@ -381,7 +382,7 @@ DAMAGES = (
     Damage("link to nothing", dangling),
     Damage("pipe", pipe),
     Damage("device", device),
-    Damage("wrong size", size, IMAGES + LABELS),
+    Damage(WRONG_SIZE, size, IMAGES + LABELS),
     Damage("wrong mode", mode, IMAGES + LABELS),
     Damage("wrong label values", values, LABELS),
     Damage("huge header", huge_header, IMAGES + LABELS),
