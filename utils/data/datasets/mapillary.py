@@ -8,6 +8,7 @@ import numpy as np
 
 from model.errors import UserError
 from utils.common.label_values import IGNORE
+from utils.data.base import well_formed
 from utils.data.class_lists import ClassList, make_id_table
 from utils.data.files import is_named, locate, read_annotations, what_is_there
 from utils.data.semantic import SemanticDataset
@@ -35,7 +36,8 @@ class Mapillary(SemanticDataset):
         folder = locate(root, (self.folders[self.split],), self.name)
         for config_name, label_folder in RELEASES:
             if is_named(root / config_name) and is_named(folder / label_folder):
-                self.classes, self.id_table = read_config(root / config_name)
+                with well_formed(root / config_name):
+                    self.classes, self.id_table = read_config(root / config_name)
                 return self.pair_by_stem(locate(folder, ("images",), self.name), folder / label_folder)
         wanted = " or ".join(f"{config} with {folder / labels}" for config, labels in RELEASES)
         raise FileNotFoundError(f"{self.name} needs {wanted}; {what_is_there(root / RELEASES[0][0])}")

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from model.errors import UserError
-from utils.data.base import MISSING, UNLABELLED
+from utils.data.base import MISSING, UNLABELLED, well_formed
 from utils.data.class_lists import ClassList, normalize_name
 from utils.data.class_masks import ClassMaskDataset
 from utils.data.files import FolderListing, is_named, locate, read_annotations
@@ -60,9 +60,11 @@ class OpenImages(ClassMaskDataset):
         self.mask_folder = locate(root, ("train-masks",), self.name)
         self.image_folder = locate(root, ("folder_train",), self.name)
         index = read_annotations(path, keys=(CATEGORIES,))
-        self.classes = class_list(index[CATEGORIES], path)
+        with well_formed(path):
+            self.classes = class_list(index[CATEGORIES], path)
         negatives = read_annotations(root / NEGATIVES_FILE) if is_named(root / NEGATIVES_FILE) else {}
-        self.items = self._build_items(index, negatives, path)
+        with well_formed(path):
+            self.items = self._build_items(index, negatives, path)
         self.check_index(len(self.items), path)
 
     def __len__(self) -> int:

@@ -61,7 +61,14 @@ class Pc459(VocDataset):
                 self.drop(label_path, f"no image {image_path}", MISSING)
 
     def read_values(self, path: Path) -> np.ndarray:
-        return read_label_map(path) if path.suffix == ".mat" else super().read_values(path)
+        if path.suffix == ".mat":
+            return read_label_map(path)
+        values = super().read_values(path)
+        if values.dtype != np.uint16:  # 65535 is ignored, so eight bits hold something else
+            raise UserError(
+                f"{path}: holds 8 bits a pixel, and the 459 classes take 16; convert the .mat file again"
+            )
+        return values
 
 
 def read_label_map(path: Path) -> np.ndarray:

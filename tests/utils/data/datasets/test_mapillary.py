@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from model.errors import UserError
 from tests.utils.data.layouts import blocks, save, save_json, seeded_image
 from utils.common.label_values import IGNORE
 from utils.data.datasets.mapillary import Mapillary, read_config
@@ -87,3 +88,12 @@ def test_bad_labels_are_named(tmp_path, recipe):
     data.pairs = data.pairs[3:]
     with pytest.raises(UnusableItemError, match=r"no pixel has a class"):
         data.draw(np.random.default_rng(0), recipe)
+
+
+@pytest.mark.parametrize(
+    "labels", [None, 3, "text", {"a": 1}, [None], [[1]], [{"name": 1, "readable": 2, "evaluate": True}]]
+)
+def test_a_configuration_of_wrong_types_is_one_line(labels, tmp_path):
+    write_mapillary(tmp_path, [blocks([0])], entries=labels)
+    with pytest.raises(UserError, match=r"config_v2\.0\.json"):
+        Mapillary(tmp_path, "train")

@@ -185,6 +185,16 @@ def test_missing_csv_files_are_named(tmp_path, capsys):
     assert "--class_descriptions no.csv is not there" in third
 
 
+@pytest.mark.parametrize("categories", [None, 3, [1], [None], [["a"]], "text"])
+def test_an_index_of_wrong_types_is_one_line(categories, tmp_path):
+    root = tmp_path / "OpenImageV6"
+    for name in ("train-masks", "folder_train"):
+        (root / name).mkdir(parents=True)
+    (root / "train_mask.json").write_text(json.dumps({"categories": categories}))
+    with pytest.raises((ValueError, OSError), match=r"train_mask\.json"):
+        OpenImages(tmp_path, "train")
+
+
 def test_build_index_is_a_function_of_its_files(tmp_path):
     folder = write_csv(tmp_path)
     files = [folder / "class-descriptions-boxable.csv", folder / "train-annotations-object-segmentation.csv"]

@@ -116,3 +116,10 @@ def test_what_is_listed_but_not_there_is_dropped_and_what_is_missing_named(tmp_p
         Pas20(tmp_path, "val")
     with pytest.raises(ValueError, match=r"pas20 has no split 'train'; known: val"):
         Pas20(tmp_path, "train")
+
+
+def test_a_converted_label_map_of_eight_bits_is_refused(tmp_path):
+    path = tmp_path / "a.tif"
+    save(path, np.full((4, 6), 7, dtype=np.uint8))
+    with pytest.raises(ValueError, match="8 bits a pixel"):
+        object.__new__(Pc459).read_values(path)
