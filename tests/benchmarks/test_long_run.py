@@ -14,7 +14,7 @@ from benchmarks.long_run import BARS, Look, children_of, look_at, shared, slope
 
 def test_a_run_is_looked_at_until_its_end(tmp_path):
     """Too short to say that nothing grows but handles, threads and shared memory: `--steps 2000` says the rest."""
-    long_run.main(["--steps=16", "--every=1", f"--out={tmp_path / 'long.json'}"])
+    long_run.main(["--steps=8", "--every=1", f"--out={tmp_path / 'long.json'}"])
     result = json.loads((tmp_path / "long.json").read_text())
     looks = result["looks"]
     assert looks[-1]["step"] > looks[0]["step"]

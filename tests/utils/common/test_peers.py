@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 import torch.distributed as dist
@@ -23,7 +24,10 @@ from datetime import timedelta
 import torch, torch.distributed as dist
 from utils.common.commands import command
 from utils.common.rendezvous import meet
+from utils.common import peers
 from utils.common.peers import Peers
+
+peers.BEAT, peers.GRACE = 0.4, 3.0
 
 def train(rank, victim, deed):
     store = meet(20)
@@ -35,7 +39,7 @@ def train(rank, victim, deed):
             step += 1
             dist.all_reduce(torch.ones(1))
             if step == 7:
-                time.sleep(2.5)
+                time.sleep(1.5)
             if step == 7 and rank == victim:
                 deed()
             if step == 7 and hangs:  # as NCCL's collectives do: no error comes from them
@@ -162,13 +166,16 @@ def test_processes_that_end_well_are_left_alone(scenes):
 
 
 @pytest.fixture
-def watch(monkeypatch) -> Peers:
+def watch(monkeypatch) -> Iterator[Peers]:
     """What rank 2 of 3 makes of rank 0, which it watches; rank 0 is alive, on another machine."""
     monkeypatch.setattr(dist, "get_rank", lambda: 2)
     monkeypatch.setattr(dist, "get_world_size", lambda: 3)
     watch = Peers(dist.HashStore(), 0.2, command="train_ds.py", cure="Go on")
+    # Its thread would end this process some seconds after the verdict.
+    monkeypatch.setattr(peers, "end_now", lambda code: None)
     tell(watch, beat=1)
-    return watch
+    yield watch
+    watch._ended.set()
 
 
 def tell(watch: Peers, **changes: object) -> None:
