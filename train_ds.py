@@ -139,6 +139,10 @@ def build_model(config: TrainConfig) -> tuple[LasagnaForConditionalGeneration, L
     )
     model.config.loss_weights = config.loss_weights
     model.config.num_all_classes = config.num_all_classes
+    if config.image_aspect_ratio:
+        model.set_image_aspect_ratio(config.image_aspect_ratio)
+    if config.spatial_prompt:
+        model.add_spatial_prompt(config.num_latent_prompts, seed=config.seed)
     torch.manual_seed(config.seed)  # the adapters' first values and dropout
     adapt(model, new_ids=processor.new_token_ids, **config.adapters)
     if config.gradient_checkpointing:

@@ -26,6 +26,8 @@ from model.inputs import ImageInputs, ModelInputs, RowInputs
 from model.losses import learned_positions
 from model.text.conversation import IGNORE_INDEX, Encoded
 from model.text.packing import PADDING, PackedRow, pack_within
+from model.text.tokens import TokenIds
+from model.token_grid import TokenGrid
 
 
 def pad_rows(encoded: Sequence[Encoded], pad_id: int, side: str) -> RowInputs:
@@ -112,9 +114,13 @@ def pad_images(images: Sequence[np.ndarray]) -> Tensor | None:
     return torch.from_numpy(padded)
 
 
-def join(rows: RowInputs, images: ImageInputs, image_of_row: Sequence[int], seg_id: int) -> ModelInputs:
+def join(rows: RowInputs, images: ImageInputs, image_of_row: Sequence[int], ids: TokenIds) -> ModelInputs:
     """Rows and their images as one batch, with the positions of [SEG] sorted by image, then row, then column."""
-    found = (rows.input_ids == seg_id).nonzero().tolist()
+
+    def rows_of(image: int) -> list[int]:
+        return [row for row, owner in enumerate(image_of_row) if owner == image]
+
+    found = (rows.input_ids == ids.seg).nonzero().tolist()
     found.sort(key=lambda place: (image_of_row[place[0]], *place))
     return ModelInputs(
         **rows.fields(),
@@ -123,7 +129,24 @@ def join(rows: RowInputs, images: ImageInputs, image_of_row: Sequence[int], seg_
         seg_rows=torch.tensor([row for row, _ in found], dtype=torch.long),
         seg_columns=torch.tensor([column for _, column in found], dtype=torch.long),
         seg_images=tuple(image_of_row[row] for row, _ in found),
+        grid_places=tuple(
+            grid_places(rows.input_ids, ids.image, rows_of(image), grid)
+            for image, grid in enumerate(images.token_grids)
+        ),
     )
+
+
+def grid_places(input_ids: Tensor, image_id: int, rows: Sequence[int], grid: TokenGrid) -> Tensor:
+    """Places (grid rows * columns,) in the flattened ids (N, T) of the tokens of an image's grid, in its first row.
+
+    In a causal model their states depend on nothing behind the image, so each of its rows has the same. None without
+    a row.
+    """
+    if not rows:
+        return torch.zeros(0, dtype=torch.long)
+    row = rows[0]
+    [columns] = (input_ids[row] == image_id).nonzero(as_tuple=True)
+    return torch.tensor(grid.pick(columns.tolist())) + row * input_ids.shape[1]
 
 
 def with_masks(inputs: ModelInputs, masks: Sequence[np.ndarray]) -> ModelInputs:

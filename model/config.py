@@ -21,6 +21,11 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
+# What becomes of an image that is no square, for CLIP: its middle is cut out (LLaVA v1), it is padded (LLaVA 1.5), or
+# squashed.
+ASPECT_RATIOS = ("square", "pad", "stretch")
+MAX_LATENT_PROMPTS = 64
+
 # Entries without which config.json does not say what its weights are: a default model of 7B would be built.
 NEEDED = ("vlm_config", "sequence_format", "image_token_id", "seg_token_id")
 
@@ -35,9 +40,10 @@ class LasagnaConfig(PreTrainedConfig):
         prompt: name of the prompt template.
         num_all_classes: maximum number of classes of one complex query, in training and inference.
         image_token_id, seg_token_id, neg_token_id: rows of the vocabulary; LISA has no `neg_token_id`.
-        image_aspect_ratio: "square" crops the image for CLIP, "pad" pads it to a square first.
+        image_aspect_ratio: "square" crops the image for CLIP, "pad" pads it to a square first, "stretch" squashes it.
         clip_mean, clip_std: pixel statistics for CLIP, for values in 0..1.
-        loss_weights: factors of `cross_entropy`, `mask_bce` and `dice` in the training loss.
+        loss_weights: factor of each term of `Losses` in the training loss.
+        spatial_prompt, num_latent_prompts: see model/spatial_prompt.py; off in the paper.
     """
 
     model_type = "lasagna"
@@ -57,6 +63,8 @@ class LasagnaConfig(PreTrainedConfig):
         clip_mean: tuple[float, float, float] = CLIP_MEAN,
         clip_std: tuple[float, float, float] = CLIP_STD,
         loss_weights: dict[str, float] | None = None,
+        spatial_prompt: bool = False,
+        num_latent_prompts: int = 0,
         **kwargs: Any,
     ) -> None:
         if vlm_config is None:
@@ -79,12 +87,16 @@ class LasagnaConfig(PreTrainedConfig):
         self.image_token_id = image_token_id
         self.seg_token_id = seg_token_id
         self.neg_token_id = neg_token_id
-        if image_aspect_ratio not in ("square", "pad"):
-            raise UserError(f"image_aspect_ratio must be square or pad, got {image_aspect_ratio!r}")
+        if image_aspect_ratio not in ASPECT_RATIOS:
+            known = ", ".join(ASPECT_RATIOS)
+            raise UserError(f"image_aspect_ratio must be one of {known}, got {image_aspect_ratio!r}")
         self.image_aspect_ratio = image_aspect_ratio
         self.clip_mean = list(clip_mean)
         self.clip_std = list(clip_std)
         self.loss_weights = {**DEFAULT_WEIGHTS, **(loss_weights or {})}
+        check_spatial(spatial_prompt, num_latent_prompts)
+        self.spatial_prompt = spatial_prompt
+        self.num_latent_prompts = num_latent_prompts
         super().__init__(**kwargs)
 
     @property
@@ -109,6 +121,18 @@ class LasagnaConfig(PreTrainedConfig):
     def sam_settings(self) -> DecoderSettings:
         """The sizes of the mask decoder."""
         return decoder_settings(self.sam_config)
+
+
+def check_spatial(spatial_prompt: bool, num_latent_prompts: int) -> None:
+    """Raises a UserError unless both settings of the spatial prompt fit together."""
+    if not isinstance(spatial_prompt, bool):
+        raise UserError(f"spatial_prompt must be true or false, got {spatial_prompt!r}")
+    if type(num_latent_prompts) is not int or not 0 <= num_latent_prompts <= MAX_LATENT_PROMPTS:
+        raise UserError(
+            f"num_latent_prompts must be from 0 to {MAX_LATENT_PROMPTS}, got {num_latent_prompts!r}"
+        )
+    if num_latent_prompts and not spatial_prompt:
+        raise UserError(f"num_latent_prompts {num_latent_prompts} needs --spatial_prompt")
 
 
 def check_stored(folder: Path) -> None:

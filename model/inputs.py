@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from model.text.placeholder import Placeholder
+from model.token_grid import Size, TokenGrid
 
-Size = tuple[int, int]  # (height, width) in pixels
 Levels = tuple[
     Tensor, ...
 ]  # features of B images by a mask decoder: (B, channels, height, width), finest first
@@ -72,6 +72,7 @@ class ImageInputs(TensorFields):
 
     vlm_images: dict[str, Tensor]  # of `ImageReader.collate`; LLaVA: "clip_images" (B, 3, S, S) uint8
     placeholders: tuple[Placeholder, ...]  # B, what stands for each image in the text
+    token_grids: tuple[TokenGrid, ...]  # B, where its tokens lie
     sam_images: Tensor | None = None  # (B, 3, h, w) uint8, resized, zeros at the right and the bottom
     sam_embeddings: Levels | None = None  # as the mask decoder's `encode` gives them
     resized_sizes: tuple[Size, ...]  # B, of each image within `sam_images`
@@ -92,6 +93,8 @@ class ModelInputs(RowInputs, ImageInputs):
     seg_rows: Tensor  # (n,) int64
     seg_columns: Tensor  # (n,) int64
     seg_images: tuple[int, ...]  # n
+    # Of the tokens of each image's grid, in one of its rows: row * T + column.
+    grid_places: tuple[Tensor, ...]  # B of (grid rows * columns,) int64
     gt_masks: tuple[Tensor, ...] | None = (
         None  # B of (n_i, height, width), in the order of the image's [SEG]s
     )

@@ -13,19 +13,21 @@ Training and inference share this path; they differ only in where the tokens com
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
+from model.backbones.clip_images import ClipImages
 from model.backbones.mixin import BackboneMixin
 from model.backbones.token_rows import TokenRows
 from model.buffers import ExactBuffers
 from model.config import LasagnaConfig, check_stored
 from model.decoders.build import build_decoder
+from model.errors import UserError
 from model.folders import local_folder
 from model.generation.inference import InferenceMixin
 from model.huggingface import from_config, from_pretrained
@@ -33,20 +35,23 @@ from model.inputs import Levels, Size
 from model.losses import (
     LOGITS_PER_CHUNK,
     learned_positions,
-    mask_losses,
     segmentation_losses,
     text_cross_entropy,
 )
+from model.mask_path import MaskPathMixin, build_spatial_prompt
 from model.outputs import EncodedImages, LasagnaOutput
 from model.processor import FILE_NAME as PROCESSOR_FILE
 from model.processor import LasagnaProcessor
 from model.strict_loading import check_loading_info
 from model.text.placeholder import Placeholder
+from model.token_grid import TokenGrid
 
 CHUNKS_OF_DIVIDED_HEAD = 8  # chunks of the text loss under ZeRO-3, whatever its length
 
 
-class LasagnaForConditionalGeneration(BackboneMixin, InferenceMixin, ExactBuffers, PreTrainedModel):
+class LasagnaForConditionalGeneration(
+    BackboneMixin, MaskPathMixin, InferenceMixin, ExactBuffers, PreTrainedModel
+):
     """The whole model. `vlm` is a Hugging Face vision-language model (PEFT may wrap it), `sam` a `MaskDecoder`."""
 
     config: LasagnaConfig
@@ -66,6 +71,7 @@ class LasagnaForConditionalGeneration(BackboneMixin, InferenceMixin, ExactBuffer
         self.vlm = from_config(AutoModelForImageTextToText, config.vlm_config)
         self.sam = build_decoder(config.sam_settings)
         self.seg_projector = build_seg_projector(config)
+        self.spatial_prompt = build_spatial_prompt(config)
         self.token_rows: TokenRows | None = None  # only in training, and not of every backbone
         self._processor: LasagnaProcessor | None = None
         self.post_init()
@@ -115,6 +121,21 @@ class LasagnaForConditionalGeneration(BackboneMixin, InferenceMixin, ExactBuffer
     def processor(self, processor: LasagnaProcessor | None) -> None:
         self._processor = processor
 
+    def set_image_aspect_ratio(self, value: str) -> None:
+        """What becomes of an image that is no square, for CLIP; with the processor's.
+
+        Raises:
+            UserError: the backbone is no LLaVA, whose images are squares.
+        """
+        images = self.processor.images
+        if not isinstance(images, ClipImages):
+            raise UserError(
+                f"--image_aspect_ratio {value} is for a LLaVA; a {self.config.vlm_config.model_type} resizes images "
+                "its own way: leave it out"
+            )
+        self.config.image_aspect_ratio = value
+        self.processor = replace(self.processor, images=replace(images, image_aspect_ratio=value))
+
     @property
     def has_processor(self) -> bool:
         """Whether there is one."""
@@ -124,6 +145,7 @@ class LasagnaForConditionalGeneration(BackboneMixin, InferenceMixin, ExactBuffer
         self,
         vlm_images: Mapping[str, Tensor],
         placeholders: Sequence[Placeholder],
+        token_grids: Sequence[TokenGrid],
         resized_sizes: Sequence[Size],
         original_sizes: Sequence[Size],
         sam_images: Tensor | None = None,
@@ -145,46 +167,11 @@ class LasagnaForConditionalGeneration(BackboneMixin, InferenceMixin, ExactBuffer
         return EncodedImages(
             features=features,
             placeholders=tuple(placeholders),
+            token_grids=tuple(token_grids),
             embeddings=sam_embeddings,
             resized_sizes=tuple(resized_sizes),
             original_sizes=tuple(original_sizes),
         )
-
-    def decode_masks(
-        self, states: Sequence[Tensor], images: EncodedImages, owners: Sequence[int]
-    ) -> list[Tensor]:
-        """Decodes one mask for each hidden state that predicted a [SEG].
-
-        Args:
-            states: groups (n_i, hidden_dim) of hidden states one position before a [SEG]; n_i may be 0.
-            images: the encoded batch.
-            owners: for each group the index of its image.
-
-        Returns:
-            For each group (n_i, height, width) float32 logits at the original size of its image.
-        """
-        return self._at_original_size(self._decode_low_res(states, images, owners), images, owners)
-
-    def _decode_low_res(
-        self, states: Sequence[Tensor], images: EncodedImages, owners: Sequence[int]
-    ) -> Sequence[Tensor]:
-        """As `decode_masks`, but (n_i, mask_side, mask_side) as the mask decoder gives them."""
-        if not states:
-            return []
-        counts = [len(group) for group in states]
-        image_of_mask = [owner for owner, count in zip(owners, counts, strict=True) for _ in range(count)]
-        prompts = torch.cat(list(states))
-        if image_of_mask:
-            prompts = self.seg_projector(prompts)
-        return self.sam.decode(prompts.unsqueeze(1), images.embeddings, image_of_mask).split(counts)
-
-    def _at_original_size(
-        self, low_res: Sequence[Tensor], images: EncodedImages, owners: Sequence[int]
-    ) -> list[Tensor]:
-        return [
-            self.sam.resize_masks(masks, images.resized_sizes[owner], images.original_sizes[owner])
-            for masks, owner in zip(low_res, owners, strict=True)
-        ]
 
     def forward(
         self,
@@ -193,12 +180,14 @@ class LasagnaForConditionalGeneration(BackboneMixin, InferenceMixin, ExactBuffer
         attention_mask: Tensor,
         vlm_images: Mapping[str, Tensor],
         placeholders: Sequence[Placeholder],
+        token_grids: Sequence[TokenGrid],
         resized_sizes: Sequence[Size],
         original_sizes: Sequence[Size],
         image_of_row: Sequence[int],
         seg_rows: Tensor,
         seg_columns: Tensor,
         seg_images: Sequence[int],
+        grid_places: Sequence[Tensor] = (),
         sam_images: Tensor | None = None,
         sam_embeddings: Levels | None = None,
         labels: Tensor | None = None,
@@ -222,6 +211,7 @@ class LasagnaForConditionalGeneration(BackboneMixin, InferenceMixin, ExactBuffer
         images = self.encode_images(
             vlm_images,
             placeholders,
+            token_grids,
             resized_sizes,
             original_sizes,
             sam_images=sam_images,
@@ -236,22 +226,27 @@ class LasagnaForConditionalGeneration(BackboneMixin, InferenceMixin, ExactBuffer
             states = self.language_states(embeddings, attention_mask, position_ids, deep=deep)
         # The state at t predicts token t + 1, and the prompt to SAM is the state that decided on [SEG].
         deciding = states[seg_rows, seg_columns - 1].split([seg_images.count(i) for i in range(len(images))])
+        image_states = (
+            None if self.spatial_prompt is None else [states.flatten(0, 1)[places] for places in grid_places]
+        )
         with record_function("mask decoder"):
-            low_res = self._decode_low_res(deciding, images, range(len(images)))
+            low_res, maps = self.decode_low_res(deciding, images, range(len(images)), image_states)
         # Here and not later: under ZeRO-3 all processes must call the parts in the same order.
-        untouched = self._untouched_parts(states, images) if labels is not None and not seg_images else 0.0
+        is_untouched = labels is not None and not seg_images
+        untouched = self.untouched_parts(states, images, image_states) if is_untouched else 0.0
         output = LasagnaOutput(last_hidden_state=states)
         if labels is None or return_predictions:
             output.logits = self.text_logits(states)
-            output.masks = self._at_original_size(low_res, images, range(len(images)))
+            output.masks = self.at_original_size(low_res, images, range(len(images)))
         if labels is not None:
             if learned_rows is None or learned_columns is None:
                 learned_rows, learned_columns = learned_positions(labels)
             with record_function("losses"):
                 output.losses = segmentation_losses(
                     self._text_loss(states, labels, learned_rows, learned_columns),
-                    *self._mask_losses(low_res, images, gt_masks),
+                    *self.mask_terms(low_res, images, gt_masks),
                     self.config.loss_weights,
+                    self.map_terms(maps, images, gt_masks),
                 )
             output.loss = output.losses.total + untouched
         return output
@@ -264,25 +259,6 @@ class LasagnaForConditionalGeneration(BackboneMixin, InferenceMixin, ExactBuffer
         return text_cross_entropy(
             states[rows, columns - 1], labels[rows, columns], self.text_logits, num_chunks
         )
-
-    def _mask_losses(
-        self, low_res: Sequence[Tensor], images: EncodedImages, gt_masks: Sequence[Tensor] | None
-    ) -> tuple[Tensor, Tensor]:
-        if gt_masks is None:
-            nothing = torch.zeros(0, device=images.device)
-            return nothing, nothing
-        sizes = zip(images.resized_sizes, images.original_sizes, strict=True)
-        resizes = [self.sam.mask_resize(*size, images.device) for size in sizes]
-        return mask_losses(low_res, resizes, gt_masks)
-
-    def _untouched_parts(self, states: Tensor, images: EncodedImages) -> Tensor:
-        """Zero, with a gradient path through projection and mask decoder.
-
-        ZeRO-2 and 3 wait for every rank's gradients: a rank whose batch has no [SEG] must use the parts too.
-        """
-        prompt = self.seg_projector(states[:1, 0]).unsqueeze(1)
-        low_res = self.sam.decode(prompt, images.embeddings, [0])
-        return 0.0 * low_res.sum()
 
 
 def build_seg_projector(config: LasagnaConfig) -> nn.Sequential:

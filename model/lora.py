@@ -19,7 +19,7 @@ from model.errors import UserError
 TARGET_PATTERN = r".*language_model.*\.(q_proj|v_proj)"
 
 # Trainable parameters besides those of the mask decoder, which lists its own; the rest is frozen.
-TRAINABLE_PATTERN = r"vlm\..*\.lora_[AB]\..*|seg_projector\..*"
+TRAINABLE_PATTERN = r"vlm\..*\.lora_[AB]\..*|seg_projector\..*|spatial_prompt\..*"
 EMBEDDINGS_PATTERN = r"vlm\..*\.embed_tokens\..*|vlm\.(.*\.)?lm_head\..*"
 TOKEN_ROWS_PATTERN = r"token_rows\..*"
 
@@ -81,7 +81,10 @@ def adapt(
 def trainable_pattern(model: PreTrainedModel) -> re.Pattern[str]:
     """Matches the full names of the parameters of a LaSagnA model that train."""
     words = EMBEDDINGS_PATTERN if model.token_rows is None else TOKEN_ROWS_PATTERN
-    return re.compile(rf"{TRAINABLE_PATTERN}|{words}|sam\.(?:{model.sam.trainable_pattern})")
+    in_decoder = model.sam.trainable_pattern
+    if model.spatial_prompt is not None:
+        in_decoder += f"|{model.sam.mask_prompt_pattern}"
+    return re.compile(rf"{TRAINABLE_PATTERN}|{words}|sam\.(?:{in_decoder})")
 
 
 def train_token_rows(model: PreTrainedModel, ids: Sequence[int]) -> None:

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from model.decoders.geometry import MaskResize
 
 IGNORE_LABEL = -100
-DEFAULT_WEIGHTS = {"cross_entropy": 1.0, "mask_bce": 2.0, "dice": 0.5}
+DEFAULT_WEIGHTS = {"cross_entropy": 1.0, "mask_bce": 2.0, "dice": 0.5, "map_bce": 1.0, "map_dice": 0.25}
 LOGITS_PER_CHUNK = 2**24  # 64 MB in float32, 524 tokens with a vocabulary of 32,000
 PIXELS_PER_CHUNK = 2**22  # mask pixels, 16 MB in float32
 DICE_SCALE = 1000.0  # the sums of the dice term are divided by it to keep them small
@@ -29,12 +29,18 @@ DICE_EPS = 1e-6  # corresponds to DICE_EPS * DICE_SCALE pixels
 
 @dataclass(frozen=True)
 class Losses:
-    """Scalars, each already multiplied by its weight: the last three add up to `total`."""
+    """Scalars, each already multiplied by its weight: all others add up to `total`."""
 
     total: Tensor
     cross_entropy: Tensor
     mask_bce: Tensor
     dice: Tensor
+    map_bce: Tensor | None = None  # of the spatial prompt's maps, where the model has one
+    map_dice: Tensor | None = None
+
+    def values(self) -> dict[str, Tensor]:
+        """Those that there are, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 def learned_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -159,17 +165,22 @@ def _gradients_of(
 
 
 def segmentation_losses(
-    cross_entropy: Tensor, bce: Tensor, dice: Tensor, weights: Mapping[str, float] = DEFAULT_WEIGHTS
+    cross_entropy: Tensor,
+    bce: Tensor,
+    dice: Tensor,
+    weights: Mapping[str, float] = DEFAULT_WEIGHTS,
+    maps: tuple[Tensor, Tensor] | None = None,
 ) -> Losses:
     """Weighted losses of a batch; the mask terms are means over all masks of the batch, 0 if there are none.
 
     Args:
         cross_entropy: scalar, the mean over the tokens with a label.
         bce, dice: (number of masks,), as `mask_losses` returns them.
+        maps: the same of the spatial prompt's maps, as `map_losses` returns them.
     """
-    terms = {
-        "cross_entropy": weights["cross_entropy"] * cross_entropy,
-        "mask_bce": weights["mask_bce"] * bce.sum() / max(len(bce), 1),
-        "dice": weights["dice"] * dice.sum() / max(len(dice), 1),
-    }
+    of_masks = {"mask_bce": bce, "dice": dice}
+    if maps is not None:
+        of_masks |= dict(zip(("map_bce", "map_dice"), maps, strict=True))
+    terms = {"cross_entropy": weights["cross_entropy"] * cross_entropy}
+    terms |= {name: weights[name] * each.sum() / max(len(each), 1) for name, each in of_masks.items()}
     return Losses(total=sum(terms.values()), **terms)

@@ -14,6 +14,7 @@ from model.exports import Exportable
 from model.inputs import Levels, Size
 from model.losses import Losses
 from model.text.placeholder import Placeholder
+from model.token_grid import TokenGrid
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,6 +27,7 @@ class EncodedImage:
 
     features: ImageFeatures  # of one image, for the language model
     placeholder: Placeholder  # what stands for it in the text
+    token_grid: TokenGrid  # where its tokens lie
     embedding: tuple[Tensor, ...]  # each level (channels, height, width) for the mask decoder
     resized_size: Size
     original_size: Size
@@ -37,6 +39,7 @@ class EncodedImages:
 
     features: ImageFeatures  # of B images, for the language model
     placeholders: tuple[Placeholder, ...]  # B, what stands for each in the text
+    token_grids: tuple[TokenGrid, ...]  # B, where its tokens lie
     embeddings: Levels  # for the mask decoder
     resized_sizes: tuple[Size, ...]
     original_sizes: tuple[Size, ...]
@@ -54,6 +57,7 @@ class EncodedImages:
         return EncodedImage(
             features=self.features.select([index]),
             placeholder=self.placeholders[index],
+            token_grid=self.token_grids[index],
             embedding=tuple(level[index] for level in self.embeddings),
             resized_size=self.resized_sizes[index],
             original_size=self.original_sizes[index],
@@ -65,6 +69,7 @@ class EncodedImages:
         return cls(
             features=ImageFeatures.join([image.features for image in images]),
             placeholders=tuple(image.placeholder for image in images),
+            token_grids=tuple(image.token_grid for image in images),
             embeddings=tuple(
                 torch.stack(levels) for levels in zip(*(image.embedding for image in images), strict=True)
             ),
@@ -101,6 +106,8 @@ class Segmentation(Exportable):
     unattributed: tuple[str, ...] = ()
     # (num_names, hidden_dim) the states that decided on each name, for `model.rethreshold`; None of a free answer.
     states: Tensor | None = field(default=None, repr=False)
+    # (tokens of the image's grid, hidden_dim) with a spatial prompt, for the same.
+    image_states: Tensor | None = field(default=None, repr=False)
 
     @property
     def present_names(self) -> tuple[str, ...]:

@@ -215,7 +215,7 @@ class LasagnaProcessor:
 
     def join(self, rows: RowInputs, images: ImageInputs, image_of_row: Sequence[int]) -> ModelInputs:
         """Rows and their images as one batch, without ground truth masks."""
-        return join(rows, images, image_of_row, self.token_ids.seg)
+        return join(rows, images, image_of_row, self.token_ids)
 
     def image_inputs(
         self,
@@ -232,6 +232,7 @@ class LasagnaProcessor:
         return ImageInputs(
             vlm_images=self.images.collate(prepared),
             placeholders=tuple(image.placeholder for image in prepared),
+            token_grids=tuple(image.grid for image in prepared),
             sam_images=pad_images([self.sam_image(images[index], fast=fast_resize) for index in needed]),
             resized_sizes=tuple(self.sam_transform.size(*size) for size in sizes),
             original_sizes=sizes,

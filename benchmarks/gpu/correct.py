@@ -61,6 +61,7 @@ def everything(
     images = model.encode_images(
         inputs.vlm_images,
         inputs.placeholders,
+        inputs.token_grids,
         inputs.resized_sizes,
         inputs.original_sizes,
         sam_images=inputs.sam_images,

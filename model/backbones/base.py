@@ -18,6 +18,7 @@ from transformers import Cache
 
 from model.text.conversation import OwnChatTemplate
 from model.text.placeholder import Placeholder
+from model.token_grid import TokenGrid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,7 @@ class PreparedImage:
 
     pixels: dict[str, Tensor]
     placeholder: Placeholder
+    grid: TokenGrid  # the tokens that cover the image once
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

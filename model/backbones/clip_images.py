@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +15,15 @@ from torch import Tensor
 from transformers import CLIPImageProcessorPil
 
 from model.backbones.base import PreparedImage
+from model.config import ASPECT_RATIOS
 from model.errors import UserError
 from model.huggingface import from_pretrained
 from model.image_resize import resize_fast
 from model.text.conversation import OwnChatTemplate
 from model.text.placeholder import Placeholder
 from model.text.special_tokens import IMAGE
+from model.token_grid import Region, TokenGrid
 
-ASPECT_RATIOS = ("square", "pad")
 MAX_SIDE = 8192  # pixels of an image for CLIP; the published ones have 336
 MAX_IMAGE_TOKENS = 65_536
 
@@ -32,7 +34,7 @@ class ClipImages:
 
     clip: CLIPImageProcessorPil
     num_image_tokens: int  # patch features of one image in the language model's input
-    image_aspect_ratio: str = "square"  # "square" crops for CLIP (LLaVA v1), "pad" pads first (LLaVA 1.5)
+    image_aspect_ratio: str = "square"  # one of ASPECT_RATIOS
 
     def __post_init__(self) -> None:
         value = self.num_image_tokens
@@ -62,7 +64,38 @@ class ClipImages:
         """See `ImageReader`."""
         assert self.placeholder is not None
         pixels = torch.from_numpy(self.clip_image(image, fast=fast))
-        return PreparedImage(pixels={"clip_images": pixels}, placeholder=self.placeholder)
+        grid = TokenGrid(
+            size=(self.grid_side, self.grid_side),
+            region=self.region(image.shape[0], image.shape[1]),
+            tokens=None
+            if self.grid_side**2 == self.num_image_tokens
+            else tuple(range(1, self.grid_side**2 + 1)),
+        )
+        return PreparedImage(pixels={"clip_images": pixels}, placeholder=self.placeholder, grid=grid)
+
+    @property
+    def grid_side(self) -> int:
+        """Patches along a side; a class token in front of them is not counted."""
+        return math.isqrt(self.num_image_tokens)
+
+    def region(self, height: int, width: int) -> Region:
+        """The part of an image that CLIP sees."""
+        if self.image_aspect_ratio == "stretch":
+            return 0, 0, height, width
+        if self.image_aspect_ratio == "pad":
+            side = max(height, width)
+            top, left = (side - height) // 2, (side - width) // 2
+            return -top, -left, side - top, side - left
+        shortest, crop = min(height, width), self.clip.crop_size["height"]
+        edge = self.clip.size.get("shortest_edge", crop)
+        # Rounded as the processor does: the longer side is resized, then its middle is cut out.
+        sides = [edge if side == shortest else int(edge * side / shortest) for side in (height, width)]
+        starts = [(side - crop) // 2 for side in sides]
+        (top, bottom), (left, right) = (
+            (start / resized * side, (start + crop) / resized * side)
+            for start, resized, side in zip(starts, sides, (height, width), strict=True)
+        )
+        return top, left, bottom, right
 
     def limit(self, min_tokens: int | None, max_tokens: int | None) -> None:
         """See `ImageReader`."""
@@ -96,6 +129,10 @@ class ClipImages:
         """
         if self.image_aspect_ratio == "pad":
             image = pad_to_square(image, self.clip.image_mean)
+        elif self.image_aspect_ratio == "stretch":
+            size = self.clip.crop_size["width"], self.clip.crop_size["height"]
+            squashed = Image.fromarray(image).resize(size, Image.Resampling(self.clip.resample))
+            return np.ascontiguousarray(np.asarray(squashed).transpose(2, 0, 1))
         shortest = self.clip.size.get("shortest_edge")
         fast = fast and shortest is not None and self.clip.resample == Image.Resampling.BICUBIC
         if fast:

@@ -21,6 +21,7 @@ from transformers import (
     AutoImageProcessor,
     AutoProcessor,
     Idefics3Processor,
+    LlavaOnevisionProcessor,
     PreTrainedTokenizerBase,
     ProcessorMixin,
 )
@@ -34,6 +35,7 @@ from model.text.placeholder import Placeholder
 from model.text.special_tokens import Special, Text
 from model.text.tokenizer_files import load_tokenizer
 from model.text.tokens import encode_text
+from model.token_grid import TokenGrid
 
 FOLDER = "base_processor"  # below a model's folder: the processor of its base
 PIXELS = ("pixel_values", "image_grid_thw", "image_sizes", "pixel_attention_mask")
@@ -86,6 +88,7 @@ class HuggingFaceImages:
         return PreparedImage(
             pixels={name: found[name] for name in PIXELS if name in found},
             placeholder=Placeholder(ids=tuple(ids), num_image_tokens=num_tokens, cells=self._cells(found)),
+            grid=self._grid(found, num_tokens, image),
         )
 
     def collate(self, images: Sequence[PreparedImage]) -> dict[str, Tensor]:
@@ -198,6 +201,24 @@ class HuggingFaceImages:
         merge = self.processor.image_processor.merge_size
         _, rows, columns = found["image_grid_thw"][0].tolist()
         return rows // merge, columns // merge
+
+    def _grid(self, found: Any, num_tokens: int, image: np.ndarray) -> TokenGrid:
+        """The tokens that show the whole image: all or, where it is cut into tiles, those of its thumbnail."""
+        size = self._cells(found)
+        tokens = None
+        if size is None:
+            each = getattr(self.processor, "image_seq_length", None) or getattr(
+                self.processor, "image_seq_len", None
+            )
+            # OneVision has the whole image first, as large as one tile of its tower; others have it last.
+            is_first = isinstance(self.processor, LlavaOnevisionProcessor)
+            count = min(self.processor.num_image_tokens if is_first else each or num_tokens, num_tokens)
+            side = math.isqrt(count)
+            size = (side, side)
+            if count < num_tokens:
+                tokens = tuple(range(side * side) if is_first else range(num_tokens - count, num_tokens))
+        height, width = image.shape[:2]
+        return TokenGrid(size=size, region=(0, 0, height, width), tokens=tokens)
 
 
 def _padded(value: Tensor, num_tiles: int) -> Tensor:

@@ -20,7 +20,7 @@ from model.checkpoints.checkpoint import TrainedWeights, WholeModel, open_checkp
 from model.checkpoints.layouts import released
 from model.checkpoints.layouts.base import ReadOptions
 from model.checkpoints.quantize import quantization_config
-from model.checkpoints.trained import apply_trained
+from model.checkpoints.trained import apply_trained, take_settings
 from model.errors import UserError
 from model.folders import local_folder
 from model.lasagna import LasagnaForConditionalGeneration
@@ -172,7 +172,7 @@ def load_trained(
         seed=seed,
         **settings.image_tokens,
     )
-    model.config.num_all_classes = settings.num_all_classes or model.config.num_all_classes
+    take_settings(model, settings)
     return apply_trained(model, checkpoint, lora_alpha=lora_alpha)
 
 

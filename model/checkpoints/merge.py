@@ -24,6 +24,7 @@ from model.checkpoints.layouts.write_released import write_released
 from model.checkpoints.load import load_model
 from model.checkpoints.merged_model import MergedModel
 from model.checkpoints.sums import write_sums
+from model.checkpoints.trained import take_settings
 from model.checkpoints.write import SHARD_SIZE, finished_folder, require_space, verify, write_shards
 from model.errors import UserError
 from model.folders import local_folder
@@ -90,7 +91,7 @@ def open_merge(
                 )
         except (UserError, FileNotFoundError) as error:
             raise type(error)(str(error).replace(str(copy), str(base.path))) from error
-    frame.config.num_all_classes = settings.num_all_classes or frame.config.num_all_classes
+    take_settings(frame, settings)
     if getattr(processor.tokenizer, "vocab_file", None):  # copied when the tokenizer is saved
         processor.tokenizer.vocab_file = str(base.path / Path(processor.tokenizer.vocab_file).name)
     merged = MergedModel(base, frame)

@@ -15,7 +15,15 @@ from model.files import read_json, read_yaml
 from model.text.format import SequenceFormat
 
 # Settings of a run that are read, by what they are.
-TEXTS = ("version", "vision_tower", "vision_pretrained", "started_in", "precision", "prompt")
+TEXTS = (
+    "version",
+    "vision_tower",
+    "vision_pretrained",
+    "started_in",
+    "precision",
+    "prompt",
+    "image_aspect_ratio",
+)
 NUMBERS = ("lora_alpha", "lora_r", "num_all_classes", "min_image_tokens", "max_image_tokens")
 
 
@@ -57,6 +65,21 @@ class RunSettings:
     def num_all_classes(self) -> int | None:
         """Most classes that one query named; runs older than the entry of config.json have it in run.yaml."""
         return self.config.get("num_all_classes") or self.run.get("num_all_classes")
+
+    @property
+    def image_aspect_ratio(self) -> str | None:
+        """What became of images that are no squares, where the run was told; else it is the base's."""
+        return self.run.get("image_aspect_ratio") or None
+
+    @property
+    def spatial_prompt(self) -> bool:
+        """Whether the model was trained with a spatial prompt."""
+        return bool(self.config.get("spatial_prompt"))
+
+    @property
+    def num_latent_prompts(self) -> int:
+        """Of the spatial prompt."""
+        return self.config.get("num_latent_prompts", 0)
 
     @property
     def lora_alpha(self) -> float | None:

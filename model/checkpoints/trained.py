@@ -12,6 +12,7 @@ from torch import Tensor
 
 from model.checkpoints.checkpoint import TrainedWeights
 from model.checkpoints.layouts import released
+from model.checkpoints.run_settings import RunSettings
 from model.errors import UserError
 from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import add_lora, merge, train_token_rows, trainable_pattern
@@ -70,6 +71,15 @@ def lora_of(
             "%s does not come with the run's settings; LoRA alpha is taken to be %g", trained.path, alpha
         )
     return Lora(rank=next(iter(ranks.values())), alpha=float(alpha), layers=tuple(ranks))
+
+
+def take_settings(model: LasagnaForConditionalGeneration, settings: RunSettings) -> None:
+    """Gives the model that a run started from what the run's settings add to it; its weights come afterwards."""
+    model.config.num_all_classes = settings.num_all_classes or model.config.num_all_classes
+    if settings.image_aspect_ratio:
+        model.set_image_aspect_ratio(settings.image_aspect_ratio)
+    if settings.spatial_prompt:
+        model.add_spatial_prompt(settings.num_latent_prompts)
 
 
 def apply_trained(

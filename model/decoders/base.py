@@ -9,7 +9,8 @@ A decoder is one file beside this one: settings that say its sizes (`DecoderSett
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -22,6 +23,23 @@ from model.inputs import Levels, Size
 
 # Masks decoded in one call: with a 64 x 64 grid, each activation of 64 prompts takes 256 MB in bfloat16.
 MASKS_PER_CALL = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskPrompts:
+    """Dense prompts of n masks: where each of them is thought to be."""
+
+    logits: Tensor  # (n, 1, mask_side, mask_side)
+    gates: Tensor  # (n,): 0 is as without a mask prompt, 1 as the mask decoder was trained
+
+    def __getitem__(self, chosen: slice) -> MaskPrompts:
+        """Those of some masks."""
+        return MaskPrompts(logits=self.logits[chosen], gates=self.gates[chosen])
+
+    def embeddings(self, embed: Callable[[Tensor], Tensor], without: Tensor) -> Tensor:
+        """(n, prompt_embed_dim, grid, grid): from `without`, for no mask prompt, to `embed(logits)`."""
+        gates = self.gates.to(without.dtype).view(-1, 1, 1, 1)
+        return without + gates * (embed(self.logits.to(without.dtype)) - without)
 
 
 class DecoderSettings(Protocol):
@@ -78,6 +96,8 @@ class MaskDecoder(Protocol):
     settings: DecoderSettings
     # Full names, below this module, of the parameters that train. Nothing that `encode` reads may be among them.
     trainable_pattern: str
+    # Further ones that train where there are mask prompts.
+    mask_prompt_pattern: str
 
     def encode(self, images: Tensor, resized_sizes: Sequence[Size]) -> Levels:
         """Features of a batch of images, without gradients.
@@ -92,7 +112,7 @@ class MaskDecoder(Protocol):
         ...
 
     def decode(
-        self, prompts: Tensor, levels: Levels, image_of_mask: Sequence[int], dense: Tensor | None = None
+        self, prompts: Tensor, levels: Levels, image_of_mask: Sequence[int], dense: MaskPrompts | None = None
     ) -> Tensor:
         """Low-resolution logits, one mask for each prompt.
 
@@ -100,7 +120,7 @@ class MaskDecoder(Protocol):
             prompts: (n, K, prompt_embed_dim): K tokens are the sparse prompt of a mask; n may be 0.
             levels: of B images, from `encode`.
             image_of_mask: for each prompt the index of its image.
-            dense: (n, 1, mask_side, mask_side) logits as a mask prompt; None: no mask prompt.
+            dense: mask prompts; None: no mask prompt.
 
         Returns:
             (n, mask_side, mask_side) float32 logits.
@@ -135,6 +155,7 @@ class BatchedDecoder(ExactBuffers):
 
     settings: DecoderSettings
     trainable_pattern: str
+    mask_prompt_pattern: str
     mask_decoder: nn.Module
 
     def encode(self, images: Tensor, resized_sizes: Sequence[Size]) -> Levels:
@@ -146,7 +167,7 @@ class BatchedDecoder(ExactBuffers):
         raise NotImplementedError
 
     def low_res_masks(
-        self, prompts: Tensor, levels: Levels, positions: Tensor, dense: Tensor | None
+        self, prompts: Tensor, levels: Levels, positions: Tensor, dense: MaskPrompts | None
     ) -> Tensor:
         """Logits (n, mask_side, mask_side) of n prompts, each with its own row of every level."""
         raise NotImplementedError
@@ -166,7 +187,7 @@ class BatchedDecoder(ExactBuffers):
         return self.settings.image_size
 
     def decode(
-        self, prompts: Tensor, levels: Levels, image_of_mask: Sequence[int], dense: Tensor | None = None
+        self, prompts: Tensor, levels: Levels, image_of_mask: Sequence[int], dense: MaskPrompts | None = None
     ) -> Tensor:
         """See `MaskDecoder`; the mask decoders of the libraries raise for n = 0."""
         like = levels[-1]
@@ -185,7 +206,7 @@ class BatchedDecoder(ExactBuffers):
                 prompts[chunk].to(like.dtype),
                 tuple(level[owners[chunk]] for level in levels),
                 positions,
-                None if dense is None else dense[chunk].to(like.dtype),
+                None if dense is None else dense[chunk],
             )
             masks.append(logits.float())
         return torch.cat(masks)

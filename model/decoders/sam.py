@@ -19,7 +19,7 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from model.decoders.base import BatchedDecoder
+from model.decoders.base import BatchedDecoder, MaskPrompts
 from model.decoders.sam_attention import use_fused_attention
 from model.decoders.transform import LONGEST_SIDE
 from model.errors import UserError
@@ -191,6 +191,7 @@ class SamSegmenter(BatchedDecoder):
 
     # SAM's prediction of a mask's quality is not used: its head would never get a gradient.
     trainable_pattern = r"mask_decoder\.(?!iou_prediction_head\.).*"
+    mask_prompt_pattern = r"prompt_encoder\.mask_downscaling\..*"
 
     def __init__(self, settings: SamSettings) -> None:
         super().__init__()
@@ -236,17 +237,18 @@ class SamSegmenter(BatchedDecoder):
         return functional_call(layer, buffers, (self.settings.grid_size,)).unsqueeze(0).to(like)
 
     def low_res_masks(
-        self, prompts: Tensor, levels: Levels, positions: Tensor, dense: Tensor | None
+        self, prompts: Tensor, levels: Levels, positions: Tensor, dense: MaskPrompts | None
     ) -> Tensor:
         """See `BatchedDecoder`."""
         [image_embeddings] = levels
         # The decoder adds one image embedding to the dense prompt of each mask. With the two arguments swapped the
         # sum is the same, and one call can decode masks of several images.
-        if dense is None:
-            shared = self.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1).expand_as(positions)
-        else:
+        shared = self.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1).expand_as(positions)
+        if dense is not None:
+            image_embeddings = image_embeddings + dense.embeddings(
+                self.prompt_encoder.mask_downscaling, shared.to(image_embeddings.dtype)
+            )
             shared = torch.zeros_like(positions)
-            image_embeddings = image_embeddings + self.prompt_encoder.mask_downscaling(dense)
         logits, _ = self.mask_decoder(
             image_embeddings=shared.to(image_embeddings.dtype),
             image_pe=positions,

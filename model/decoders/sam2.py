@@ -24,7 +24,7 @@ from transformers import (
     Sam3TrackerModel,
 )
 
-from model.decoders.base import BatchedDecoder
+from model.decoders.base import BatchedDecoder, MaskPrompts
 from model.decoders.sam2_config import (
     HIERA,
     NUM_LEVELS,
@@ -181,6 +181,7 @@ class Sam2Segmenter(BatchedDecoder):
     # Not used and without gradient: the predictions of a mask's quality and of presence. `conv_s0` and `conv_s1`
     # run in `encode`: trained, they would make cached embeddings stale.
     trainable_pattern = r"mask_decoder\.(?!(iou_prediction_head|pred_obj_score_head|conv_s[01])\.).*"
+    mask_prompt_pattern = r"prompt_encoder\.mask_embed\..*"
 
     def __init__(self, settings: Sam2Settings) -> None:
         super().__init__()
@@ -240,13 +241,12 @@ class Sam2Segmenter(BatchedDecoder):
         return positions.permute(2, 0, 1).unsqueeze(0).to(like)
 
     def low_res_masks(
-        self, prompts: Tensor, levels: Levels, positions: Tensor, dense: Tensor | None
+        self, prompts: Tensor, levels: Levels, positions: Tensor, dense: MaskPrompts | None
     ) -> Tensor:
         """See `BatchedDecoder`."""
-        if dense is None:
-            mask_prompt = self.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1).to(prompts.dtype)
-        else:
-            mask_prompt = self.prompt_encoder.mask_embed(dense)
+        mask_prompt = self.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1).to(prompts.dtype)
+        if dense is not None:
+            mask_prompt = dense.embeddings(self.prompt_encoder.mask_embed, mask_prompt)
         masks, *_ = self.mask_decoder(
             image_embeddings=levels[-1],
             image_positional_embeddings=positions,

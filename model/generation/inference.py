@@ -162,7 +162,8 @@ class InferenceMixin(nn.Module):
         present = [probability >= threshold for probability in answer.probabilities]
         with self._evaluating():
             states = of_present(answer.states, present)
-            [masks] = self.decode_masks([states], EncodedImages.of([image]), [0])
+            of_image = None if answer.image_states is None else [answer.image_states]
+            [masks] = self.decode_masks([states], EncodedImages.of([image]), [0], of_image)
         return replace(answer, present=present, masks=masks)
 
     def chat(
@@ -237,7 +238,7 @@ class InferenceMixin(nn.Module):
                 state[[position for position, token in enumerate(row) if token == seg]]
                 for row, state in zip(tokens, states, strict=True)
             ]
-            masks = self.decode_masks(chosen, prompts.images, owners)
+            masks = self.decode_masks(chosen, prompts.images, owners, prompts.image_states)
         return [
             ChatAnswer(
                 text=processor.decode(row),
@@ -307,7 +308,7 @@ class InferenceMixin(nn.Module):
         )
         rows_of = rows_of_images(owners, len(images))
         states = [torch.cat([answers[i].seg_states for i in rows]) for rows in rows_of]
-        masks = self.decode_masks(states, prompts.images, range(len(images)))
+        masks = self.decode_masks(states, prompts.images, range(len(images)), prompts.image_states)
         return [
             Segmentation(
                 names=tuple(name for i in rows for name in answers[i].names),
@@ -316,8 +317,9 @@ class InferenceMixin(nn.Module):
                 masks=of_image,
                 num_passes=max(answers[i].num_passes for i in rows),
                 states=torch.cat([answers[i].states for i in rows]),
+                image_states=None if prompts.image_states is None else prompts.image_states[index],
             )
-            for rows, of_image in zip(rows_of, masks, strict=True)
+            for index, (rows, of_image) in enumerate(zip(rows_of, masks, strict=True))
         ]
 
     def _segment_freely(

@@ -40,6 +40,8 @@ class Prompts:
     positions: Tensor  # (N, T) or (3, N, T) of the same tokens, 0 at padding
     mask: Tensor  # (N, P + T), 1 for a token, 0 for padding
     cache: Cache  # key-value cache of P tokens in N rows
+    # B of (tokens of the image's grid, hidden_dim): their states, where the model has a spatial prompt.
+    image_states: tuple[Tensor, ...] | None = None
 
 
 def read_prompts(
@@ -72,8 +74,10 @@ def read_prompts(
     encoded = [
         row.with_image(found.placeholders[owner]) for row, owner in zip(encoded, image_of_row, strict=True)
     ]
+    # With a spatial prompt the states of an image are read in the pass over its prefix.
+    needs_prefix = model.backbone.needs_prefix(found.features) or model.spatial_prompt is not None
+    is_alone = len(set(image_of_row)) == len(image_of_row) and not needs_prefix
     # A model whose cache forgets nothing takes no padding between a prefix and what follows it.
-    is_alone = len(set(image_of_row)) == len(image_of_row) and not model.backbone.needs_prefix(found.features)
     if is_alone or not model.backbone.can_crop:
         rows = processor.row_inputs(encoded, "left").to(model.device)
         return Prompts(
@@ -100,7 +104,7 @@ def _after_prefixes(
     start = processor.row_inputs(prefixes, "left").to(model.device)
     features = found.features.select(used)
     cache = model.backbone.new_cache()
-    model.language_states(
+    states = model.language_states(
         model.embed(start.input_ids, features),
         start.attention_mask,
         last_positions(start, start.attention_mask),
@@ -120,7 +124,28 @@ def _after_prefixes(
         positions=last_positions(own, mask),
         mask=mask,
         cache=cache,
+        image_states=None
+        if model.spatial_prompt is None
+        else _image_states(states, prefixes, found, used, processor.token_ids.image),
     )
+
+
+def _image_states(
+    states: Tensor, prefixes: Sequence[Encoded], images: EncodedImages, used: Sequence[int], image_id: int
+) -> tuple[Tensor, ...]:
+    """For each image the states of its grid's tokens; none for those that no prompt is about.
+
+    Args:
+        states: (len(used), P, hidden_dim) of the left-padded prefixes.
+        used: the images that the prefixes are of.
+    """
+    found = [states.new_zeros(0, states.shape[-1])] * len(images)
+    for row, (prefix, image) in enumerate(zip(prefixes, used, strict=True)):
+        padding = states.shape[1] - len(prefix.input_ids)
+        columns = [padding + column for column, token in enumerate(prefix.input_ids) if token == image_id]
+        places = torch.tensor(images.token_grids[image].pick(columns)).to(states.device, non_blocking=True)
+        found[image] = states[row, places]
+    return tuple(found)
 
 
 def last_positions(rows: RowInputs, mask: Tensor) -> Tensor:

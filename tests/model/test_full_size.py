@@ -21,9 +21,11 @@ from model.generation.greedy import greedy
 from model.inputs import ModelInputs
 from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import add_lora, mark_trainable
+from model.spatial_prompt import SpatialPrompt
 from model.text.answer_plan import AnswerPlan
 from model.text.format import SequenceFormat
 from model.text.placeholder import Placeholder
+from model.token_grid import TokenGrid
 
 VOCABULARY, NUM_PATCHES, TEXT_LENGTH = 32006, 256, 120
 SIZES = [(768, 1024), (1024, 683)]
@@ -87,6 +89,8 @@ def batch_on(device="cuda"):
         learned_columns=torch.ones(NUM_LEARNED, dtype=torch.long, device=device),
         vlm_images={"clip_images": torch.zeros(2, 3, 224, 224, dtype=torch.uint8, device=device)},
         placeholders=(Placeholder(ids=(), num_image_tokens=256),) * 2,
+        token_grids=(TokenGrid(size=(16, 16), region=(0, 80, 480, 560)),) * 2,
+        grid_places=(torch.zeros(256, dtype=torch.long, device=device),) * 2,
         sam_images=torch.zeros(2, 3, 1024, 1024, dtype=torch.uint8, device=device),
         resized_sizes=tuple(SIZES),
         original_sizes=tuple(ORIGINAL),
@@ -130,6 +134,19 @@ def test_a_batch_without_seg_fits_together_on_a_gpu(model):
         assert (output.logits, output.masks) == (None, None)
 
 
+def test_a_spatial_prompt_fits_together_on_a_gpu(model, monkeypatch):
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with FAKE, torch.device("cuda"):
+            spatial = SpatialPrompt(4096, 256, num_latent_prompts=2)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with FAKE:
+        monkeypatch.setattr(model, "spatial_prompt", spatial)
+        output = model(**batch_on().fields(), return_predictions=True)
+        assert output.losses.map_bce.device.type == output.masks[0].device.type == "cuda"
+
+
 @pytest.fixture
 def prompts(model):
     """The model and what both encoders make of two images, with the prompts of three rows."""
@@ -139,6 +156,7 @@ def prompts(model):
         images = model.encode_images(
             batch.vlm_images,
             batch.placeholders,
+            batch.token_grids,
             batch.resized_sizes,
             batch.original_sizes,
             sam_images=batch.sam_images,

@@ -38,6 +38,8 @@ def test_every_tensor_moves_and_nothing_else_changes(tiny_model):
             assert (there.device.type, there.shape, there.dtype) == ("meta", value.shape, value.dtype), name
         elif name == "vlm_images":
             assert [value.device.type for value in there.values()] == ["meta"]
+        elif name == "grid_places":
+            assert [(place.device.type, len(place)) for place in there] == [("meta", len(value[0]))]
         elif name != "gt_masks":
             assert there == value, name
     assert [(mask.device.type, mask.shape) for mask in moved.gt_masks] == [("meta", (1, 40, 60))]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from model.config import ASPECT_RATIOS, check_spatial
 from model.errors import UserError
 from model.text.conversation import PROMPTS
 from model.text.format import DEFAULT_NUM_ALL_CLASSES, TOKENS_OF_FORMAT, SequenceFormat
@@ -152,6 +153,21 @@ class TrainConfig(DataConfig):
         group=MODEL,
         unset="the base's own",
     )
+    image_aspect_ratio: str = setting(
+        "",
+        "an image that is no square, for CLIP: its middle is cut out, it is padded, or squashed",
+        ("", *ASPECT_RATIOS),
+        group=MODEL,
+        unset="as the base was trained",
+    )
+    spatial_prompt: bool = setting(
+        False,
+        "similarity of a [SEG] with the image tokens as a mask prompt; off in the paper",
+        group=MODEL,
+    )
+    num_latent_prompts: int = setting(
+        0, "further prompt tokens of a [SEG], with --spatial_prompt", group=MODEL
+    )
     attn_implementation: str = setting("auto", "attention of the language model", ATTENTION, group=MODEL)
 
     pack: bool = setting(
@@ -188,6 +204,10 @@ class TrainConfig(DataConfig):
     ce_loss_weight: float = setting(1.0, "weight of the token cross-entropy", group=RECIPE)
     bce_loss_weight: float = setting(2.0, "weight of the masks' binary cross-entropy", group=RECIPE)
     dice_loss_weight: float = setting(0.5, "weight of the masks' dice loss", group=RECIPE)
+    map_bce_loss_weight: float = setting(
+        1.0, "weight of the spatial prompt's binary cross-entropy", group=RECIPE
+    )
+    map_dice_loss_weight: float = setting(0.25, "weight of the spatial prompt's dice loss", group=RECIPE)
     trained_embeddings: str = setting(
         "auto",
         "what trains of embedding and head: all, new (the rows of [SEG], [NEG] and their like), or auto: all of a "
@@ -281,8 +301,10 @@ class TrainConfig(DataConfig):
         )  # fmt: skip
         require_not_negative(
             self, "workers", "sam_cache_gb", "warmup_steps", "lora_r", "weight_decay", "profile",
-            "ce_loss_weight", "bce_loss_weight", "dice_loss_weight", "disk_patience",
+            "ce_loss_weight", "bce_loss_weight", "dice_loss_weight", "map_bce_loss_weight", "map_dice_loss_weight",
+            "disk_patience",
         )  # fmt: skip
+        check_spatial(self.spatial_prompt, self.num_latent_prompts)
         if max(self.lr, self.weight_decay, self.lr * self.weight_decay) > MAX_STEP_SIZE:
             raise UserError(
                 f"--lr {self.lr:g} and --weight_decay {self.weight_decay:g}, and their product, must be at most "
@@ -331,6 +353,8 @@ class TrainConfig(DataConfig):
             "cross_entropy": self.ce_loss_weight,
             "mask_bce": self.bce_loss_weight,
             "dice": self.dice_loss_weight,
+            "map_bce": self.map_bce_loss_weight,
+            "map_dice": self.map_dice_loss_weight,
         }
 
     @property

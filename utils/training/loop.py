@@ -221,6 +221,7 @@ def train_step(
         batch = next(batches)
         torch.manual_seed(seed_of_micro_batch(config.seed, progress.step, micro_batch))  # dropout
         output = engine(**batch.inputs.fields())
+        assert output.losses is not None, "a batch of training has labels"
         loss = watch.see(batch, output.loss)
         with record_function("backward"):
             engine.backward(loss)
@@ -229,5 +230,5 @@ def train_step(
                 watch.before_step()
             engine.step()
         progress.counts.add(batch)
-        meters.add(vars(output.losses) | {"skipped": len(batch.skipped), "shortened": batch.num_shortened})
+        meters.add(output.losses.values() | {"skipped": len(batch.skipped), "shortened": batch.num_shortened})
     progress.samples += config.batch_size * accumulation * world_size()

@@ -116,6 +116,9 @@ def released_config(config: LasagnaConfig, *, dtype: torch.dtype) -> dict[str, A
     """
     if config.sam_settings.kind != "sam":
         raise UserError(f"the released layout holds a SAM; this model has {config.sam_settings.title}")
+    if config.spatial_prompt or config.image_aspect_ratio == "stretch":
+        what = "--spatial_prompt" if config.spatial_prompt else "--image_aspect_ratio stretch"
+        raise UserError(f"the released layout has no place for {what}; take --layout lasagna")
     text, vision = config.vlm_config.text_config, config.vlm_config.vision_config
     if text.model_type != "llama":
         raise UserError(f"the released layout holds a LLaMA; this model has a {text.model_type!r}")

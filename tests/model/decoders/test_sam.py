@@ -4,6 +4,7 @@ import torch
 from segment_anything import sam_model_registry
 from segment_anything.utils.transforms import ResizeLongestSide
 
+from model.decoders.base import MaskPrompts
 from model.decoders.sam import SamSegmenter, SamSettings, build_sam, sam_settings_from_state_dict
 
 NARROW = SamSettings(
@@ -113,7 +114,7 @@ def test_several_prompt_tokens_and_a_mask_prompt_equal_segment_anything(sam):
     dense = torch.randn(3, 1, NARROW.mask_side, NARROW.mask_side)
     with torch.no_grad():
         [embeddings] = ours.encode(padded, sizes)
-        low_res = ours.decode(prompts, (embeddings,), owners, dense)
+        low_res = ours.decode(prompts, (embeddings,), owners, MaskPrompts(logits=dense, gates=torch.ones(3)))
         for index, owner in enumerate(owners):
             _, mask_prompt = reference.prompt_encoder(None, None, dense[index : index + 1])
             expected, _ = reference.mask_decoder(

@@ -14,6 +14,7 @@ from transformers import Sam2ImageProcessor, Sam3TrackerModel
 from transformers.models.sam3.image_processing_sam3 import Sam3ImageProcessor
 
 from model.checkpoints.layouts.sam2 import published
+from model.decoders.base import MaskPrompts
 from model.decoders.build import build_decoder, decoder_settings
 from model.decoders.sam2 import KINDS, Sam2Settings
 from model.decoders.transform import SQUARE, ImageTransform
@@ -158,7 +159,7 @@ def test_mask_prompts_equal_the_library_s_one_by_one(pair):
     levels, side = encode(ours, images), ours.settings.mask_side
     dense = torch.randn(len(OWNERS), 1, side, side, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        masks = ours.decode(prompts, levels, OWNERS, dense)
+        masks = ours.decode(prompts, levels, OWNERS, MaskPrompts(logits=dense, gates=torch.ones(len(OWNERS))))
         for index, owner in enumerate(OWNERS):
             expected = library(
                 image_embeddings=[level[owner : owner + 1] for level in levels],
@@ -301,7 +302,8 @@ def test_the_published_sizes_fit_together_on_a_gpu(settings):
         assert {level.dtype for level in levels} == {torch.bfloat16}
         prompts = torch.zeros(70, 2, 256, dtype=torch.bfloat16, device="cuda")
         dense = torch.zeros(70, 1, settings.mask_side, settings.mask_side, device="cuda")
-        for mask_prompt in (None, dense):
+        mask_prompts = MaskPrompts(logits=dense, gates=torch.ones(70, device="cuda"))
+        for mask_prompt in (None, mask_prompts):
             low_res = model.decode(prompts, levels, [0, 1] * 35, mask_prompt)
             masks = model.resize_masks(low_res, (side, side), original)
             assert (masks.shape, masks.dtype, masks.device.type) == ((70, *original), torch.float32, "cuda")

@@ -9,6 +9,7 @@ import torch
 
 from model.backbones.llava import LlavaBackbone
 from model.errors import UserError
+from model.losses import DEFAULT_WEIGHTS
 from utils.common.settings import parse_config, save_config
 from utils.config.chat import ChatConfig
 from utils.config.inference import MergeConfig, TestConfig
@@ -48,7 +49,10 @@ def test_the_defaults_are_the_recipe_of_the_paper():
     )
     assert (config.batch_size, config.grad_accumulation_steps, config.num_steps) == (2, 10, 36 * 500)
     assert (config.model_max_length, config.num_all_classes, config.num_expressions) == (1024, 80, 5)
-    assert config.loss_weights == {"cross_entropy": 1.0, "mask_bce": 2.0, "dice": 0.5}
+    assert config.loss_weights == DEFAULT_WEIGHTS
+    assert DEFAULT_WEIGHTS == {
+        "cross_entropy": 1.0, "mask_bce": 2.0, "dice": 0.5, "map_bce": 1.0, "map_dice": 0.25
+    }  # fmt: skip
     format = config.sequence_format
     assert format.name == "paper"
     assert format.random_classes_list

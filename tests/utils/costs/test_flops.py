@@ -21,6 +21,7 @@ from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import add_lora, mark_trainable
 from model.text.format import SequenceFormat
 from model.text.placeholder import Placeholder
+from model.token_grid import TokenGrid
 from tests.commands import REPOSITORY
 from tests.tiny_weights import SAM
 from utils.common.settings import parse_config
@@ -86,6 +87,8 @@ def batch(num_features: int, num_text: int, sides: tuple[int, int], image_token_
         learned_columns=torch.arange(length - 20, length).repeat(3),
         vlm_images={"clip_images": torch.zeros(2, 3, clip_side, clip_side, dtype=torch.uint8)},
         placeholders=(Placeholder(ids=(), num_image_tokens=1),) * 2,
+        token_grids=(TokenGrid(size=(1, 1), region=(0, 0, 40, 60)),) * 2,
+        grid_places=(torch.zeros(1, dtype=torch.long),) * 2,
         sam_images=torch.zeros(2, 3, sam_side, sam_side, dtype=torch.uint8),
         resized_sizes=((sam_side // 2, sam_side), (sam_side, sam_side * 3 // 4)),
         original_sizes=sizes,

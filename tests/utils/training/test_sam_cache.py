@@ -338,6 +338,8 @@ def batch_of(sam: SamSegmenter, cache: SamCache, images: list[Tensor]) -> Batch:
         attention_mask=nothing,
         vlm_images={},
         placeholders=(),
+        token_grids=(),
+        grid_places=(),
         sam_images=torch.stack([images[index] for index in missing]) if missing else None,
         sam_embeddings=tuple(map(torch.stack, zip(*found, strict=True))) if found else None,
         resized_sizes=sizes,
