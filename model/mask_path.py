@@ -132,8 +132,8 @@ class MaskPathMixin(nn.Module):
             return
         if not self.backbone.can_crop:
             raise UserError(
-                f"--spatial_prompt does not go with a {self.config.vlm_config.model_type}, whose answers are not computed "
-                "behind a shared image; leave it out"
+                f"--spatial_prompt does not go with a {self.config.vlm_config.model_type}, whose answers are not "
+                "computed behind a shared image; leave it out"
             )
         self.config.spatial_prompt, self.config.num_latent_prompts = True, num_latent_prompts
         module = build_spatial_prompt(self.config)

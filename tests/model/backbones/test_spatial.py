@@ -1,4 +1,4 @@
-"""The spatial prompt with every family of bases: training and inference draw the same masks, the grid is the image's."""
+"""The spatial prompt with every family of bases: training and inference decode the same masks."""
 
 from __future__ import annotations
 
