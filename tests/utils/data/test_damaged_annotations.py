@@ -96,12 +96,21 @@ def write_lines(root: Path, content: Any) -> None:
     (root / "talk.jsonl").write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
 
 
-def write_references(root: Path, content: Any) -> None:
-    folder = root / "refer_seg" / "refcoco"
-    folder.mkdir(parents=True, exist_ok=True)
-    both = content if isinstance(content, dict) else {}
-    (folder / "refs(unc).p").write_bytes(pickle.dumps(both.get("refs")))
-    (folder / "instances.json").write_text(json.dumps(both.get("instances")), encoding="utf-8")
+def write_references(name: str, refs_file: str) -> Callable[[Path, Any], None]:
+    def write(root: Path, content: Any) -> None:
+        folder = root / "refer_seg" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        both = content if isinstance(content, dict) else {}
+        (folder / refs_file).write_bytes(pickle.dumps(both.get("refs")))
+        (folder / "instances.json").write_text(json.dumps(both.get("instances")), encoding="utf-8")
+
+    return write
+
+
+def marked(ref: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """A reference with further keys in its last sentence."""
+    ref["sentences"][-1] |= more
+    return ref
 
 
 COCO = {
@@ -151,6 +160,28 @@ REFERENCES = {
         "annotations": [{"id": 1, "segmentation": [BOX]}, {"id": 2, "segmentation": compressed_rle(MASK)}],
     },
 }
+TALK = [
+    {
+        "id": str(number),
+        "image": f"{number}.png",
+        "conversations": [
+            {"from": ("human", "gpt")[place % 2], "value": text}
+            for place, text in enumerate(("<image>\nWhat?", "A.", "Why?", "So."))
+        ],
+    }
+    for number in (1, 2)
+]
+CUP = {"segmentation": [BOX], "category_name": "cup", "rephrased_name": "the red cup"}
+QUESTIONS = [
+    {
+        "coco_url": "http://images.cocodataset.org/train2017/1.png",
+        "height": HEIGHT,
+        "width": WIDTH,
+        "questions": ["Both?"],
+        "answers": [[CUP, {"segmentation": compressed_rle(MASK), "category_name": "dish"}]],
+        "text_answers": ["the cup {seg} and the dish {seg}."],
+    }
+]
 LAYOUTS = {
     "own_coco": Layout(
         Entry("own_coco", ("ROOT/boats.json", "exhaustive=true")), COCO, write_json("boats.json")
@@ -159,7 +190,29 @@ LAYOUTS = {
     "ReasonSeg": Layout(
         Entry("ReasonSeg", ("train",)), SHAPES, write_json("reason_seg", "ReasonSeg", "train", "1.json")
     ),
-    "refcoco": Layout(Entry("refcoco", ("train",)), REFERENCES, write_references),
+    "refcoco": Layout(Entry("refcoco", ("train",)), REFERENCES, write_references("refcoco", "refs(unc).p")),
+    "R-refcoco": Layout(
+        Entry("R-refcoco", ("train",)),
+        {**REFERENCES, "refs": [marked(reference(0, 1, 1, "train", "a", "b"), exist=False)]},
+        write_references("R-refcoco", "refs(unc).p"),
+    ),
+    "refzom": Layout(
+        Entry("refzom", ("train",)),
+        {**REFERENCES, "refs": [{**reference(0, [1, 2], 1, "train", "a"), "source": "many"}]},
+        write_references("refzom", "Ref_ZOM.p"),
+    ),
+    "MUSE": Layout(Entry("MUSE", ("train",)), QUESTIONS, write_json("muse", "muse_train.json")),
+    "llava_instruct_150k": Layout(
+        Entry("llava_instruct_150k", ("train",)),
+        TALK,
+        write_json("llava_dataset", "llava_instruct_150k.json"),
+    ),
+    "llava_mix": Layout(
+        Entry("llava_mix"),
+        [{**TALK[0], "image": "coco/train2017/1.png"}, {"id": "2", "model": "", "conversations": []}],
+        write_json("llava_dataset", "llava_v1_5_mix665k.json"),
+        is_evaluated=False,
+    ),
     "paco_lvis": Layout(
         Entry("paco_lvis"),
         PACO,
