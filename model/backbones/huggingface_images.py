@@ -40,6 +40,9 @@ from model.token_grid import TokenGrid
 FOLDER = "base_processor"  # below a model's folder: the processor of its base
 PIXELS = ("pixel_values", "image_grid_thw", "image_sizes", "pixel_attention_mask")
 MAX_IMAGE_TOKENS = 65_536
+MAX_SIDE, MAX_PATCHES = 8192, 1024
+PATCHES = ("patch_size", "merge_size", "temporal_patch_size", "min_patches", "max_patches")
+LENGTHS = ("image_seq_len", "image_seq_length", "num_image_tokens")
 
 
 class HuggingFaceImages:
@@ -111,8 +114,10 @@ class HuggingFaceImages:
 
     @classmethod
     def load(cls, folder: Path, name: str, tokenizer: PreTrainedTokenizerBase) -> HuggingFaceImages:
-        """What `save` wrote."""
-        return cls(read_processor(folder / name), tokenizer)
+        """What `save` wrote; `name` is its entry of processor_config.json."""
+        if name != FOLDER:
+            raise UserError(f"{folder}/processor_config.json: base_processor is {name!r}; it is {FOLDER!r}")
+        return cls(read_processor(folder / FOLDER), tokenizer)
 
     def limit(self, min_tokens: int | None, max_tokens: int | None) -> None:
         """See `ImageReader`."""
@@ -252,7 +257,27 @@ def read_processor(folder: Path) -> ProcessorMixin:
         processor = from_pretrained(AutoProcessor, folder)
     if not hasattr(processor, "image_processor"):
         raise UserError(f"{folder} has no image processor; pass an image-text-to-text model")
+    check_sizes(processor, folder)
     return processor
+
+
+def check_sizes(processor: ProcessorMixin, folder: Path) -> None:
+    """UserError for sizes of images, tiles or placeholders that no model has, before anything is made of them."""
+    reader = processor.image_processor
+    most = MAX_SIDE**2 if hasattr(reader, "merge_size") else MAX_SIDE  # areas in the Qwen family
+    found = [
+        (f"{name}.{side}", value, most)
+        for name in ("size", "max_image_size", "crop_size")
+        for side, value in dict(getattr(reader, name, None) or {}).items()
+    ]
+    found += [(name, getattr(reader, name, None), MAX_PATCHES) for name in PATCHES]
+    found += [(name, getattr(processor, name, None), MAX_IMAGE_TOKENS) for name in LENGTHS]
+    for name, value, limit in found:
+        if value is not None and (type(value) is not int or not 1 <= value <= limit):
+            raise UserError(
+                f"{folder}: {name} of its image processor is {value!r}; it is a number from 1 to {limit:,}; copy "
+                "processor_config.json and preprocessor_config.json from where the weights come from"
+            )
 
 
 def images_of_base(

@@ -12,7 +12,10 @@ from model.errors import UserError
 CHOICES = ("8bit", "4bit")
 # What is not quantised, as patterns from the start of a name or as its end: masks are sensitive to SAM and the
 # projection, the tower and LLaVA's projector are small, and lm_head gets rows for new tokens.
-KEPT = [r".*vision_tower", r".*multi_modal_projector", r".*lm_head", "sam", "seg_projector"]
+KEPT = [
+    *(r".*vision_tower", r".*vision_model", r".*visual", r".*multi_modal_projector", r".*connector"),
+    *(r".*lm_head", "sam", "seg_projector"),
+]
 
 
 def quantization_config(name: str, dtype: torch.dtype | None) -> BitsAndBytesConfig:

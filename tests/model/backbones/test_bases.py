@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -9,11 +10,16 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from model.checkpoints.checkpoint import open_trained
 from model.checkpoints.load import load_model
+from model.checkpoints.merge import open_merge, save
+from model.errors import UserError
 from model.lora import adapt, merge
+from model.processor import LasagnaProcessor
 from model.text.conversation import Conversation, Encoded
 from model.text.special_tokens import NEG, SEG, Special
-from tests.tiny_weights import noise_image
+from tests.tiny_weights import TinyFolders, edit_json, noise_image
+from tests.training_runs import write_run
 from utils.costs.vision_flops import connector_flops, tower_flops
 
 IMAGES = [noise_image(70, 100), noise_image(100, 50, seed=1)]
@@ -173,6 +179,50 @@ def test_three_steps_train_adapters_and_rows_and_merge_into_a_folder(model, fami
     assert (head is tie) == is_tied
     with torch.no_grad():
         assert torch.equal(again(**rows).last_hidden_state, found.last_hidden_state)
+
+
+def test_a_merge_on_disk_is_the_merge_in_memory(model, family, base_folders, tmp_path):
+    new_ids = model.processor.new_token_ids
+    embeddings = "all" if family == "qwen3_vl" else "new"  # of a tied matrix
+    adapt(model, ("q_proj",), rank=4, alpha=32, dropout=0.0, embeddings=embeddings, new_ids=new_ids)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    folder, sam = base_folders / family, base_folders / "sam.pth"
+    places = TinyFolders(llava=folder, clip=folder, sam=sam)
+    weights = write_run(tmp_path, model, places, vision_tower="", lora_r=4, lora_alpha=32)
+    expected, _ = load_model(weights)
+    merged = open_merge(str(folder), open_trained(weights), scratch=tmp_path)
+    save(merged, tmp_path / "merged", card="")
+    found, _ = load_model(tmp_path / "merged")
+    for name, value in expected.state_dict().items():
+        assert torch.equal(found.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 190), (190, 1), (3, 5), (600, 7)])
+def test_an_image_of_any_shape_is_prepared(model, size):
+    prepared = model.processor.images.prepare(noise_image(*size))
+    with torch.no_grad():
+        features = model.image_features(model.processor.images.collate([prepared]), [prepared.placeholder])
+    assert len(features.tokens[0]) == prepared.placeholder.num_image_tokens > 0
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl"])
+def test_images_and_settings_that_no_model_takes_are_told(model, tmp_path):
+    with pytest.raises(UserError, match="an image of 900 x 2 pixels cannot be prepared"):
+        model.processor.images.prepare(noise_image(2, 900))
+    model.processor.save_pretrained(tmp_path)
+    path = tmp_path / "base_processor" / "processor_config.json"
+    content = json.loads(path.read_text())
+    content["image_processor"]["patch_size"] = 10**9
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"patch_size of its image processor is 1000000000"):
+        LasagnaProcessor.from_pretrained(tmp_path)
+    edit_json(tmp_path / "processor_config.json", base_processor="../elsewhere")
+    with pytest.raises(UserError, match=r"base_processor is '\.\./elsewhere'"):
+        LasagnaProcessor.from_pretrained(tmp_path)
 
 
 def state_after(model, encoded: Encoded, ids: list[int], features):
