@@ -1,6 +1,6 @@
 # Everything sets itself up: .venv with the locked versions, once.
 #   make demo    train, merge, evaluate and chat on the toy world (runs/demo); a second call continues
-#   make test    the tests
+#   make test    the tests, a process for each core (at most four)
 #   make lint    ruff and mypy
 #   make bench   the performance claims (runs/benchmarks/results.md), about ten minutes on an idle machine
 #   make gpu     the same on one CUDA GPU with 80 GB, at most 8 minutes (runs/gpu/gpu.md)
@@ -15,7 +15,7 @@ demo: $(READY)
 	$(BIN)/python -m utils.toy.demo
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 lint: $(READY)
 	$(BIN)/ruff check .
