@@ -16,7 +16,7 @@ from utils.serving import inline_images
 from utils.serving.inline_images import attributes, iterm2, kitty, protocol_of, show, sixel
 
 
-def picture(height: int = 13, width: int = 20) -> Image.Image:
+def coloured(height: int = 13, width: int = 20) -> Image.Image:
     """Four flat colours that both halves of a per cent keep apart."""
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[: height // 2, : width // 2] = (255, 0, 0)
@@ -53,7 +53,7 @@ def read_sixel(text: str) -> np.ndarray:
 
 
 def test_a_sixel_image_has_the_pixels_of_the_image():
-    assert np.array_equal(read_sixel(sixel(picture())), np.asarray(picture()))
+    assert np.array_equal(read_sixel(sixel(coloured())), np.asarray(coloured()))
 
 
 def test_a_png_goes_to_kitty_in_chunks_and_to_iterm_whole():
@@ -116,8 +116,8 @@ def test_a_terminal_is_asked_for_its_attributes(answer, expected, monkeypatch):
 
 def test_a_large_image_is_shrunk_and_nothing_is_shown_where_nothing_can_be():
     out = io.StringIO()
-    show(picture(1600, 200), "sixel", out)
+    show(coloured(1600, 200), "sixel", out)
     assert read_sixel(out.getvalue().rstrip("\n")).shape == (800, 100, 3)
     quiet = io.StringIO()
-    show(picture(), "none", quiet)
+    show(coloured(), "none", quiet)
     assert quiet.getvalue() == ""

@@ -29,9 +29,9 @@ def world(model):
     left, right = np.zeros((4, 10), dtype=np.uint8), np.zeros((4, 10), dtype=np.uint8)
     left[:, :5], right[:, 5:] = 1, 1
 
-    def tell(picture, question, text, masks):
+    def tell(image, question, text, masks):
         stacked = torch.stack([mask_logits(m) for m in masks]) if masks else torch.zeros(0, 4, 10)
-        model.answers[picture.tobytes(), str(reasoning_query(question, True)[0])] = (text, stacked)
+        model.answers[image.tobytes(), str(reasoning_query(question, True)[0])] = (text, stacked)
 
     tell(image, "Both?", "The right [SEG] and the left [SEG].", [right, left])
     tell(image, "Again?", "It is [SEG].", [right])
