@@ -123,7 +123,7 @@ class Writes:
 
 
 class _DyingFile:
-    """A file whose first write is cut in half by the end of the process."""
+    """A file whose first write, or where it is copied into, all of it, is cut in half by the end of the process."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
@@ -140,7 +140,12 @@ class _DyingFile:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._file.close()
+        os.truncate(self._file.name, os.path.getsize(self._file.name) // 2)
+        die()
 
 
 def die() -> int:

@@ -45,7 +45,9 @@ def write_all(folder: Path) -> None:
     torch.save({"a": torch.arange(1000)}, folder / "a" / "weights.pt")
     os.replace(folder / "a" / "text", folder / "a" / "renamed")
     (folder / "a" / "renamed").unlink()
-    (folder / "a" / "left").write_bytes(b"x")
+    (folder / "a" / "left").write_bytes(b"0123456789")
+    shutil.copyfile(folder / "a" / "left", folder / "a" / "copy")
+    (folder / "a" / "copy").unlink()
     (folder / "a" / "last").write_bytes(b"x")
     shutil.rmtree(folder / "a")
 
@@ -84,6 +86,7 @@ def test_a_process_dies_before_in_and_after_every_write(tmp_path):
     assert (left["after replace a/text"] / "renamed").read_text() == "0123456789"
     whole = (left["after torch.save a/weights.pt"] / "weights.pt").stat().st_size
     assert (left["half of torch.save a/weights.pt"] / "weights.pt").stat().st_size == whole // 2
+    assert (left["half of open a/copy (wb)"] / "copy").read_text() == "01234"
     assert len(list(left["half of rmtree a"].iterdir())) == 1
     assert not left["after rmtree a"].exists()
 
