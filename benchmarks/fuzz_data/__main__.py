@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 from benchmarks.attack.runner import in_child
-from benchmarks.fuzz_data.damage import WRONG_SIZE, Damage, damages_for
+from benchmarks.fuzz_data.damage import IMAGES, RESIZING, Damage, damages_for
 from benchmarks.fuzz_data.probe import Bench, Seen, probe, wrong_labels
 from benchmarks.fuzz_data.world import ALL_LAYOUTS, OUTSIDE, Target, Watch, files_of, make_worlds, restore
 from model.checkpoints.load import load_model
@@ -43,7 +43,8 @@ from utils.data.tools.selection import processor_for
 TOY = Path(__file__).parents[2] / "assets" / "toy"
 PROBLEMS = ("traceback", "hang", "died", "written elsewhere", "read elsewhere", "wrong label")
 TIME_LIMIT = 120.0  # seconds of one case; a sound data set takes less than one
-WITHOUT_SIZES = ("ReasonSeg", "own_jsonl")  # polygons, and nothing says of how large an image
+# Polygons of which nothing says how large their image was, and masks that are stretched to their image.
+WITHOUT_SIZES = ("ReasonSeg", "own_jsonl", "openimage")
 RESULT, OUTPUT = "result.json", "output.txt"
 
 
@@ -251,9 +252,8 @@ def judge(
     outside = str(desk.parent / "data" / OUTSIDE)
     if strays := [name for name in told["read"] if name.startswith((outside, "/etc/passwd", "/dev/zero"))]:
         return "read elsewhere", ", ".join(strays[:3])
-    shows = damage.shows_in(path, did) and not (
-        damage.name == WRONG_SIZE and sound.target.name in WITHOUT_SIZES
-    )
+    fits_any_size = sound.target.name in WITHOUT_SIZES and damage.name in RESIZING and path.suffix in IMAGES
+    shows = damage.shows_in(path, did) and not fits_any_size
     if shows and (wrong := wrong_labels(sound.seen, seen)):
         return "wrong label", "; ".join(wrong[:3])
     if not seen.num_used:
