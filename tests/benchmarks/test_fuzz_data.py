@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def test_damages_have_no_consequence(sound, folder, bench, watch):
 
 
 def crash(*_):
-    os.abort()
+    os.kill(os.getpid(), signal.SIGKILL)  # a segmentation fault without its dump
 
 
 def wait(*_):
