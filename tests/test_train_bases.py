@@ -40,6 +40,7 @@ def test_a_run_is_merged_as_in_memory_and_goes_on(base, at_work, capsys):
     assert run("train_ds", *arguments(base), *name) == 0
     folder, weights = at_work / "runs/qwen/merged", at_work / "runs/qwen/ckpt_model"
     assert run("merge_lora_weights_and_save_hf_model", "--weight", weights, "--save_path", folder) == 0
+    assert "family `qwen3_vl`" in (folder / "README.md").read_text()
     merged, processor = load_model(folder)
     in_memory, _ = load_model(weights)
     for key, value in in_memory.state_dict().items():

@@ -19,7 +19,7 @@ from utils.reports.tables import results_table, shown_metrics
 UNESCAPED_BAR, BAR = re.compile(r"(?<!\\)\|"), r"\\|"
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 TASK = "image-segmentation"  # as the hub calls it
-TAGS = ["lasagna", "llava", "segment-anything", "referring-segmentation", "semantic-segmentation"]
+TAGS = ["segment-anything", "referring-segmentation", "semantic-segmentation"]
 # The settings of a run that describe the model. Folders and machines are private.
 DATA = (
     "dataset", "sample_rates", "sem_seg_data", "sem_seg_rates", "refer_seg_data", "refer_seg_rates",
@@ -53,6 +53,7 @@ def model_card(
         report: what test_sem.py measured.
     """
     text, format = config.vlm_config.text_config, config.sequence_format
+    family = config.vlm_config.model_type
     assert format is not None, "a merged model knows its sequence format"
     facts = {
         "Base model": escaped(last_part(base)),
@@ -70,7 +71,7 @@ def model_card(
         library_name="transformers",
         pipeline_tag=TASK,
         license="other",
-        tags=TAGS,
+        tags=["lasagna", family.replace("_", "-"), *TAGS],
         model_name=name,
         eval_results=eval_results(report) if report else None,
     )
@@ -78,6 +79,7 @@ def model_card(
         metadata,
         template_path=str(TEMPLATE),
         name=name,
+        family=family,
         facts=table(("", ""), facts.items()),
         data=settings_table(run, DATA),
         recipe=settings_table(run, RECIPE),
