@@ -132,7 +132,7 @@ def clip_config(tower: str) -> CLIPVisionConfig:
 
 def sam_settings(path: str) -> DecoderSettings:
     """The mask decoder's sizes: those of the file or folder, else those that its name says."""
-    if Path(path).expanduser().exists():
+    if path and Path(path).expanduser().exists():
         return read_mask_decoder(path)[0]
     return by_name(path or "vit_h", decoders(), "--vision_pretrained")()
 
