@@ -1,5 +1,6 @@
 # Everything sets itself up: .venv with the locked versions, once.
 #   make demo    train, merge, evaluate and chat on the toy world (runs/demo); a second call continues
+#   make try     ask a small trained model about example images, in the terminal
 #   make test    the tests, a process for each core (at most four)
 #   make lint    ruff and mypy
 #   make bench   the performance claims (runs/benchmarks/results.md), about ten minutes on an idle machine
@@ -9,10 +10,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test lint bench gpu setup clean
+.PHONY: demo try test lint bench gpu setup clean
 
 demo: $(READY)
 	$(BIN)/python -m utils.toy.demo
+
+try: $(READY)
+	@$(BIN)/python chat.py
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder

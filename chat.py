@@ -1,5 +1,6 @@
 """Ask a model about images: the answer, its masks, and an overlay.
 
+    python chat.py                          # a toy model, to try it at once
     python chat.py --version FOLDER
     python chat.py --version FOLDER --image street.jpg \\
       --prompt "Can you segment the red car in this image?"
@@ -32,6 +33,7 @@ from utils.common.logs import start_logging
 from utils.common.paths import check_writable
 from utils.common.settings import parse_config
 from utils.config.chat import ChatConfig
+from utils.config.inference import TOY_REMARK
 from utils.serving.lines import check_question, images_asked
 from utils.serving.serve import check_packages, check_server, listen, serve
 from utils.serving.terminal import ask_about_images, converse
@@ -72,8 +74,10 @@ def answer(config: ChatConfig) -> int:
 def load(config: ChatConfig) -> LasagnaForConditionalGeneration:
     """The model on this machine's device."""
     if config.verify:
-        verify_sums(config.version, "--version")
-    model, _ = load_model(config.version, device=device_of(), **config.loading)
+        verify_sums(config.model_folder, "--version")
+    if not config.version:
+        print(TOY_REMARK, file=sys.stderr)
+    model, _ = load_model(config.model_folder, device=device_of(), **config.loading)
     return model
 
 

@@ -38,7 +38,7 @@ from utils.common.files import write_png
 from utils.common.logs import start_logging
 from utils.common.paths import file_stems, writable_folder
 from utils.common.settings import parse_config
-from utils.config.inference import TestConfig
+from utils.config.inference import TOY_REMARK, TestConfig
 from utils.data.val_datasets import open_list
 from utils.evaluation.dataset_run import NUM_SHOWN, Outputs
 from utils.evaluation.evaluate import check_calibration, evaluate_datasets
@@ -73,7 +73,9 @@ def evaluate_and_report(config: TestConfig) -> None:
     outputs = outputs_of(config)
     with distributed(config.rank_timeout, command="test_sem.py", cure=CURE) as rank:
         model, processor = load(config)
-        report = evaluate_datasets(model, processor, datasets, settings, name=config.version, outputs=outputs)
+        report = evaluate_datasets(
+            model, processor, datasets, settings, name=config.model_folder, outputs=outputs
+        )
         if rank == 0:
             publish(report, config)
 
@@ -87,7 +89,7 @@ def predict(config: TestConfig) -> None:
     with distributed(config.rank_timeout, command="test_sem.py", cure="Start again"):
         model, processor = load(config)
         path = predict_images(
-            model, processor, images, classes, folder, settings, class_values=values, name=config.version
+            model, processor, images, classes, folder, settings, class_values=values, name=config.model_folder
         )
         if path:
             print(f"predictions: {path}")
@@ -98,8 +100,10 @@ def load(config: TestConfig) -> tuple[LasagnaForConditionalGeneration, LasagnaPr
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     if config.verify:
-        verify_sums(config.version, "--version")
-    return load_model(config.version, device=device_of(), **config.loading)
+        verify_sums(config.model_folder, "--version")
+    if not config.version:
+        print(TOY_REMARK, file=sys.stderr)
+    return load_model(config.model_folder, device=device_of(), **config.loading)
 
 
 def settings_of(config: TestConfig) -> EvaluationSettings:

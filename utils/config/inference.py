@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from model.errors import UserError
@@ -13,6 +14,11 @@ from utils.common.distributed import dtype_unless_stored
 from utils.common.settings import setting
 from utils.config.training import ATTENTION, DATA, MACHINE, MODEL, OUTPUT, PRECISIONS
 
+TOY_ASSISTANT = Path(__file__).resolve().parents[2] / "assets" / "toy" / "assistant"
+TOY_REMARK = """\
+No --version: the toy assistant answers, which knows cartoon scenes alone.
+Try assets/toy/examples/street.jpg, then :classes car, person, boat or ask:
+Can you segment the blue car?"""
 MERGE_LAYOUTS = ("lasagna", "lisa")
 STORED = "auto"  # a precision that is not changed
 PROMPTING, PREDICTION, QUESTION = "prompting", "images without ground truth", "question"
@@ -23,7 +29,13 @@ CHECKPOINT, AS_RUN = "checkpoint", "as the run says"
 class LoadingConfig:
     """Settings of loading a model, shared by test_sem.py and chat.py."""
 
-    version: str = setting("", "model folder that the merge script wrote (required)", group=MODEL, path=True)
+    version: str = setting(
+        "",
+        "model folder that the merge script wrote",
+        group=MODEL,
+        unset="the toy assistant of this repository, for chat.py and for --images",
+        path=True,
+    )
     precision: str = setting(
         STORED,
         "dtype of weights and activations; auto keeps that of the folder",
@@ -39,10 +51,20 @@ class LoadingConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        if not self.version:
+        if not self.version and not self.may_be_the_toy:
             raise UserError("--version says which model to load: the folder that the merge script wrote")
         if self.load_in_8bit and self.load_in_4bit:
             raise UserError("--load_in_8bit and --load_in_4bit exclude each other; choose one")
+
+    @property
+    def may_be_the_toy(self) -> bool:
+        """Whether the toy assistant is loaded where no model is named."""
+        return True
+
+    @property
+    def model_folder(self) -> str:
+        """The model that is loaded."""
+        return self.version or str(TOY_ASSISTANT)
 
     @property
     def loading(self) -> dict[str, Any]:
@@ -141,6 +163,11 @@ class TestConfig(LoadingConfig):
     save_predictions: str = setting(
         "", "folder for label images and masks that other programs read", group=OUTPUT, path=True
     )
+
+    @property
+    def may_be_the_toy(self) -> bool:
+        """See `LoadingConfig`: its scores on a data set would be taken for those of a model."""
+        return bool(self.images)
 
     def __post_init__(self) -> None:
         super().__post_init__()
