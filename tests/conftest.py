@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sentencepiece
@@ -29,6 +30,23 @@ SENTENCES = (
     "A chat between a curious human and an artificial intelligence assistant about the {a} and the {b}.",
     "The assistant gives helpful, detailed, and polite answers to the human's questions on {a}, {b}.",
 )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Iterator[None]:
+    """What a test printed travels as UTF-8 from its process: lone surrogates, of damaged names, are spelled out."""
+    return spelled_out((yield))
+
+
+def spelled_out(value: Any) -> Any:
+    """Nested lists, tuples and dictionaries with every text writable as UTF-8."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {spelled_out(name): spelled_out(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(spelled_out(entry) for entry in value)
+    return value
 
 
 @pytest.fixture(scope="session")

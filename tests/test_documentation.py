@@ -149,7 +149,9 @@ ELSEWHERE = {
     "utils.toy.pretrain": "takes hours; tests/utils/toy/test_pretrain.py",
 }
 MORE = {
-    "train_ds": [*BASE, *SMALL_RUN, "--no_eval", "--epochs=1", "--steps_per_epoch=1"],
+    "train_ds": [*BASE, *SMALL_RUN, "--no_eval", "--epochs=1", "--steps_per_epoch=1",
+                 # A recipe for another base is tried with a LLaVA, whose images have a fixed number of tokens.
+                 "--min_image_tokens=none", "--max_image_tokens=none"],
     "test_sem": ["--max_samples=1", "--num_threads=1", "--precision=fp32"],
     "chat": ["--max_new_tokens=12"],
 }  # fmt: skip

@@ -103,6 +103,7 @@ def flat(batch: Batch) -> list:
     tensors = {name: value for name, value in batch.inputs.fields().items() if name != "gt_masks"}
     masks = [mask.tolist() for mask in batch.inputs.gt_masks]
     tensors |= {"vlm_images": tensors["vlm_images"]["clip_images"]}
+    tensors |= {"grid_places": torch.stack(tensors["grid_places"])}
     return [*(v.tolist() if hasattr(v, "tolist") else v for v in tensors.values()), masks, batch.sources]
 
 
