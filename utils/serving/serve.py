@@ -73,7 +73,12 @@ def serve(model: LasagnaForConditionalGeneration, config: ChatConfig, listener: 
     hosts = frozenset({"localhost", "127.0.0.1", "::1", host}) if is_local and not api_key else None
     app = build_app(service, api_key=api_key, hosts=hosts)
     settings = uvicorn.Config(
-        app, log_level="warning", server_header=False, timeout_graceful_shutdown=GRACE_SECONDS, lifespan="on"
+        app,
+        log_config=None,  # uvicorn's own would close the handlers of everybody else
+        log_level="warning",
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        lifespan="on",
     )
     if not is_local and not api_key:
         logger.warning("listening on %s without --api_key: everybody who reaches this machine can ask", host)

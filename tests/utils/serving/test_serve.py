@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import sys
 import urllib.request
@@ -40,6 +41,15 @@ def test_it_listens_on_this_machine_alone_and_says_where(run, capsys):
     assert address[0] == "127.0.0.1"
     assert capsys.readouterr().out == f"toy at http://127.0.0.1:{address[1]}/v1 (Ctrl-C stops it)\n"
     assert config.app.title == "LaSagnA"
+
+
+def test_it_leaves_the_log_handlers_of_others_alone(run, monkeypatch):
+    """Closed, absl's handler would close the stream that it writes to."""
+    closed = []
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "close", lambda: closed.append(1))
+    assert run("--port=0")[0] == 0
+    assert not closed
 
 
 def test_without_a_key_other_machines_are_warned_of(run, caplog, monkeypatch):
