@@ -62,7 +62,9 @@ class LocalServer:
         )
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
-        self.server = uvicorn.Server(uvicorn.Config(build_app(self.service), log_level="error"))
+        self.server = uvicorn.Server(
+            uvicorn.Config(build_app(self.service), log_config=None, log_level="error")
+        )
         self.thread = threading.Thread(
             target=self.server.run, kwargs={"sockets": [self.listener]}, daemon=True
         )

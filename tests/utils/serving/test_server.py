@@ -58,7 +58,7 @@ class Running:
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         app = build_app(self.service, api_key=api_key, hosts=hosts)
-        self.server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+        self.server = uvicorn.Server(uvicorn.Config(app, log_config=None, log_level="error"))
         self.thread = threading.Thread(
             target=self.server.run, kwargs={"sockets": [self.listener]}, daemon=True
         )
