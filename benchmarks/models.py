@@ -19,7 +19,7 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, PreTrainedTokenizerBase
 
 from benchmarks import ROOT
-from model.checkpoints.assemble import DEFAULT_FORMAT, build_processor
+from model.checkpoints.assemble import DEFAULT_FORMAT, build_processor, images_of_llava
 from model.checkpoints.load import load_model
 from model.config import LasagnaConfig
 from model.lasagna import LasagnaForConditionalGeneration
@@ -132,7 +132,7 @@ def make_random(
     with torch.device(device), default_dtype(dtype):
         model = LasagnaForConditionalGeneration(config)
     fill_positions(model.sam.image_encoder)
-    model.processor = build_processor(config, tokenizer, clip={})
+    model.processor = build_processor(config, tokenizer, images_of_llava(config, clip={}))
     return model
 
 

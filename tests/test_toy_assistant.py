@@ -10,7 +10,7 @@ import torch
 from model.checkpoints.load import load_model
 from tests.commands import REPOSITORY, complaint, run
 from utils.config.inference import TOY_ASSISTANT
-from utils.toy.assistant import MAX_BYTES, pack
+from utils.toy.assistant import BASE, MAX_BYTES, pack
 
 EXAMPLES = REPOSITORY / "assets" / "toy" / "examples"
 # What is in the scenes, and what is not.
@@ -70,7 +70,7 @@ def test_an_evaluation_does_not_take_it(capsys):
 
 
 def test_a_packed_run_is_the_run_in_bfloat16(trained_run, workspace, tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("utils.toy.assistant", fromlist=["BASE"]).BASE, "version", "base/llava")
+    monkeypatch.setitem(BASE, "version", "base/llava")
     pack(trained_run.folder, workspace / "packed")
     monkeypatch.chdir(workspace)
     parts = {"vision_tower": "base/clip", "sam": "base/sam.pth"}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.clip import CLIPImageProcessorPil
 
+from model.backbones.base import ImageReader
 from model.backbones.clip_images import ClipImages
 from model.backbones.huggingface_images import images_of_base
 from model.checkpoints.agreement import patches_of
@@ -100,17 +101,7 @@ def assemble(
         clip_std=clip.get("image_std", CLIP_STD),
     )
     model = from_parts(config, parts.vlm, sam_weights, parts.seg_projector, generator)
-    if images is None:
-        model.processor = build_processor(config, tokenizer, clip)
-    else:
-        model.processor = LasagnaProcessor(
-            tokenizer=tokenizer,
-            images=images,
-            sam_image_size=config.sam_settings.image_size,
-            sam_resize=config.sam_settings.resize,
-            prompt=config.prompt,
-            format=config.format,
-        )
+    model.processor = build_processor(config, tokenizer, images or images_of_llava(config, clip))
     return model
 
 
@@ -198,9 +189,21 @@ def fit_vocabulary(vlm: PreTrainedModel, num_known: int, num_tokens: int, genera
 
 
 def build_processor(
-    config: LasagnaConfig, tokenizer: PreTrainedTokenizerBase, clip: dict[str, Any]
+    config: LasagnaConfig, tokenizer: PreTrainedTokenizerBase, images: ImageReader
 ) -> LasagnaProcessor:
-    """The processor of a model; `clip` is the preprocessor_config.json of its CLIP tower, possibly empty."""
+    """The processor of a model, around the reader of its base's images."""
+    return LasagnaProcessor(
+        tokenizer=tokenizer,
+        images=images,
+        sam_image_size=config.sam_settings.image_size,
+        sam_resize=config.sam_settings.resize,
+        prompt=config.prompt,
+        format=config.format,
+    )
+
+
+def images_of_llava(config: LasagnaConfig, clip: dict[str, Any]) -> ClipImages:
+    """The images of a LLaVA; `clip` is the preprocessor_config.json of its CLIP tower, possibly empty."""
     vision = config.vlm_config.vision_config
     side = vision.image_size
     image_processor = CLIPImageProcessorPil(
@@ -211,16 +214,8 @@ def build_processor(
         **{name: clip[name] for name in ("resample",) if name in clip},
     )
     has_class_token = config.vlm_config.vision_feature_select_strategy == "full"
-    images = ClipImages(
+    return ClipImages(
         clip=image_processor,
         num_image_tokens=patches_of(vision) + has_class_token,
         image_aspect_ratio=config.image_aspect_ratio,
-    )
-    return LasagnaProcessor(
-        tokenizer=tokenizer,
-        images=images,
-        sam_image_size=config.sam_settings.image_size,
-        sam_resize=config.sam_settings.resize,
-        prompt=config.prompt,
-        format=config.format,
     )
