@@ -7,12 +7,13 @@ the form asks for it; boxes are in pixels of the original image, the lower right
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import cv2
 import numpy as np
+import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import Tensor
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import supervision
 
 Box = tuple[int, int, int, int]
+InstanceSource = Literal["components", "model"]  # connected parts of masks, or objects of the model's own
 RunLengths = dict[str, Any]  # COCO's compressed run-length code: {"size": [height, width], "counts": text}
 UNNAMED = "object"  # in formats in which every mask needs a name
 MIN_POINTS = 3
@@ -30,7 +32,7 @@ MIN_POINTS = 3
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FoundMask:
-    """One mask of an answer, or one connected part of it."""
+    """One mask of an answer, or one instance: a single object."""
 
     label: str  # class name; of an answer in words what it calls the mask, "" where it says nothing
     pixels: np.ndarray  # (height, width) bool
@@ -76,28 +78,33 @@ class Exportable:
         """For each mask its label and the probability that its class is in the image, None where unknown."""
         raise NotImplementedError
 
+    def own_instances(self) -> Sequence[FoundMask] | None:
+        """The objects that the model itself told apart; None where it gives one mask for each class or [SEG]."""
+        return None
+
+    @property
+    def instance_source(self) -> InstanceSource:
+        """Where the instances of this answer come from."""
+        return "components" if self.own_instances() is None else "model"
+
     def found(self, *, instances: bool = False, min_area: int = 0) -> list[FoundMask]:
         """The masks with label, probability, score, box, area, run lengths and polygons, in the order of `masks`.
 
         Args:
-            instances: each connected part of a mask for itself, the largest first. Pixels that touch at a corner are
-                connected.
-            min_area: smaller parts, in pixels, are left out; only with `instances`.
+            instances: the single objects instead of whole masks, see `instances_of`.
+            min_area: smaller instances, in pixels, are left out; only with `instances`.
 
         Raises:
             UserError: `min_area` is below 0, or given without `instances`.
         """
         check_min_area(min_area, instances=instances)
-        whole = []
-        for (label, probability), logits in zip(self.labels_and_probabilities(), self.masks, strict=True):
-            inside = logits > 0
-            sure = float(logits[inside].float().sigmoid().mean()) if bool(inside.any()) else 0.0
-            score = sure if probability is None else sure * probability
-            pixels = inside.cpu().numpy()
-            whole.append(FoundMask(label=label, pixels=pixels, probability=probability, score=score))
-        if not instances:
-            return whole
-        return [replace(mask, pixels=part) for mask in whole for part in components(mask.pixels, min_area)]
+        if instances:
+            return instances_of(self, min_area)
+        labels = self.labels_and_probabilities()
+        return [
+            found_mask(label, probability, logits, (logits > 0).cpu().numpy())
+            for (label, probability), logits in zip(labels, self.masks, strict=True)
+        ]
 
     def to_coco(
         self,
@@ -197,6 +204,32 @@ def check_min_area(min_area: int, *, instances: bool, name: str = "min_area") ->
         raise UserError(
             f"{name} leaves out small instances; it needs {name.replace('min_area', 'instances')} too"
         )
+
+
+def instances_of(answer: Exportable, min_area: int = 0) -> list[FoundMask]:
+    """The single objects of an answer, of at least `min_area` pixels, in the order of its labels.
+
+    They are those that the model told apart (`own_instances`), or else the connected parts of each mask, the largest
+    first: pixels that touch at a corner are connected, and two objects that touch are one part. All that prints,
+    writes or converts instances asks here.
+    """
+    own = answer.own_instances()
+    if own is not None:
+        return [one for one in own if one.area >= max(min_area, 1)]
+    labels = answer.labels_and_probabilities()
+    return [
+        found_mask(label, probability, logits, part)
+        for (label, probability), logits in zip(labels, answer.masks, strict=True)
+        for part in components((logits > 0).cpu().numpy(), min_area)
+    ]
+
+
+def found_mask(label: str, probability: float | None, logits: Tensor, pixels: np.ndarray) -> FoundMask:
+    """Some pixels (height, width) bool of a mask with the score that its logits (height, width) give them."""
+    inside = logits[torch.from_numpy(pixels).to(logits.device)]
+    sure = float(inside.float().sigmoid().mean()) if len(inside) else 0.0
+    score = sure if probability is None else sure * probability
+    return FoundMask(label=label, pixels=pixels, probability=probability, score=score)
 
 
 def components(mask: np.ndarray, min_area: int = 0) -> list[np.ndarray]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from model.backbones.base import ImageFeatures
-from model.exports import Exportable
+from model.exports import Exportable, FoundMask
 from model.inputs import Levels, Size
 from model.losses import Losses
 from model.text.placeholder import Placeholder
@@ -104,6 +104,9 @@ class Segmentation(Exportable):
     # Of a freely generated answer, the words before each mask that names none of the classes ("it is"): such masks
     # are dropped, and whether a class without a mask is absent is then unknown.
     unattributed: tuple[str, ...] = ()
+    # The single objects, in the order of the present names, where the model tells them apart; None: it does not, and
+    # instances are the connected parts of `masks` (model/exports.py: `instances_of`).
+    instances: tuple[FoundMask, ...] | None = None
     # (num_names, hidden_dim) the states that decided on each name, for `model.rethreshold`; None of a free answer.
     states: Tensor | None = field(default=None, repr=False)
     # (tokens of the image's grid, hidden_dim) with a spatial prompt, for the same.
@@ -118,6 +121,10 @@ class Segmentation(Exportable):
         """For each mask its class and the probability that the class is present."""
         rows = zip(self.names, self.present, self.probabilities, strict=True)
         return [(name, probability) for name, present, probability in rows if present]
+
+    def own_instances(self) -> Sequence[FoundMask] | None:
+        """`instances`."""
+        return self.instances
 
     def _categories(self) -> Sequence[str]:
         return list(dict.fromkeys(self.names))

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from pycocotools.coco import COCO
 from scipy import ndimage
 
 from model.errors import UserError
-from model.exports import components, outer_outlines
+from model.exports import FoundMask, components, instances_of, outer_outlines
 from model.outputs import ChatAnswer, Segmentation
 
 TOUCHING = np.ones((3, 3), dtype=bool)  # pixels that touch at a corner are connected
@@ -59,6 +60,34 @@ def test_instances_are_the_components_of_scipy_the_largest_first(seed):
     assert {part.tobytes() for part in parts} == {(labels == k).tobytes() for k in range(1, count + 1)}
     least = areas[1]
     assert len(components(mask, least)) == sum(area >= least for area in areas)
+
+
+def test_an_instance_has_the_score_of_its_own_pixels():
+    parts = instances_of(ANSWER)
+    assert len(parts) == sum(len(components(mask)) for mask in MASKS)
+    for part in parts:
+        row = ("dog", "sky", "tree").index(part.label)
+        inside = ANSWER.masks[row].numpy()[part.pixels].astype(np.float64)
+        expected = (0.9, 0.6, 0.75)[row] * np.mean(1 / (1 + np.exp(-inside)))
+        assert part.score == pytest.approx(expected, abs=1e-6)
+        assert part.probability == (0.9, 0.6, 0.75)[row]
+    assert len({part.score for part in parts}) > 3, "not that of the whole mask"
+
+
+def test_instances_are_those_of_the_model_where_it_tells_objects_apart():
+    assert ANSWER.instance_source == "components"
+    left, right = np.zeros((40, 60), dtype=bool), np.zeros((40, 60), dtype=bool)
+    left[:10, :30], right[:10, 30:] = True, True  # they touch: connected parts would be one
+    own = tuple(
+        FoundMask(label="dog", pixels=pixels, probability=0.9, score=score)
+        for pixels, score in ((left, 0.8), (right, 0.7), (np.zeros_like(left), 0.1))
+    )
+    told_apart = replace(ANSWER, instances=own)
+    assert told_apart.instance_source == "model"
+    assert instances_of(told_apart) == list(own[:2]), "one without pixels is none"
+    assert told_apart.found(instances=True, min_area=301) == []
+    assert [entry["score"] for entry in told_apart.to_coco(instances=True)["annotations"]] == [0.8, 0.7]
+    assert len(told_apart.found()) == 3
 
 
 def test_no_pixels_are_no_instances():

@@ -56,9 +56,12 @@ class ChatConfig(LoadingConfig):
 
     vis_save_path: str = setting("./vis_output", "folder for masks and overlays", group=OUTPUT, path=True)
     instances: bool = setting(
-        False, "each connected part of a mask as a mask of its own, the largest first", group=OUTPUT
+        False,
+        "a mask for each object instead of each class: those that the model tells apart, or else the connected parts "
+        "of a mask, the largest first",
+        group=OUTPUT,
     )
-    min_area: int = setting(0, "with --instances: parts with fewer pixels are left out", group=OUTPUT)
+    min_area: int = setting(0, "with --instances: objects with fewer pixels are left out", group=OUTPUT)
     cutouts: bool = setting(
         False, "also what each mask covers, as a PNG that is transparent outside", group=OUTPUT
     )

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from model.errors import UserError
-from model.exports import Exportable
+from model.exports import Exportable, FoundMask
 from model.generation.inference import DEFAULT_NEW_TOKENS
 from model.generation.sampling import GREEDY, Sampling
 from model.generation.streaming import TextStream
@@ -77,6 +77,10 @@ class Answer(Exportable):
         """For each mask its name and the probability that the class is present."""
         known = {one.label: one.probability for one in self.classes}
         return [(name, known.get(name)) for name in self.names]
+
+    def own_instances(self) -> Sequence[FoundMask] | None:
+        """Those of the segmentation, where its model tells objects apart."""
+        return None if self.segmentation is None else self.segmentation.own_instances()
 
 
 def ask_classes(

@@ -14,10 +14,10 @@ from typing import (
 
 from typing_extensions import TypedDict
 
-from model.exports import FoundMask
+from model.exports import FoundMask, InstanceSource
 from utils.serving.answers import Answer
 
-VERSION = "lasagna.answer/1"
+VERSION = "lasagna.answer/2"
 CONVERSATION_VERSION = "lasagna.conversation/1"
 DIGITS = 6  # of probabilities and scores
 
@@ -38,7 +38,7 @@ class ClassJson(TypedDict):
 
 
 class MaskJson(TypedDict):
-    """One mask of the answer or, with --instances, one connected part of a mask."""
+    """One mask of the answer or, with --instances, one object."""
 
     label: str  # "" where the answer does not name it
     probability: float | None  # of the class
@@ -62,7 +62,7 @@ class ImageJson(TypedDict):
 class AnswerJson(TypedDict):
     """One answer."""
 
-    schema: str  # "lasagna.answer/1"
+    schema: str  # "lasagna.answer/2"
     image: ImageJson
     prompt: str | None  # a question in words, or
     asked: list[str] | None  # the classes of a complex query
@@ -70,6 +70,7 @@ class AnswerJson(TypedDict):
     complete: bool  # false: cut after max_new_tokens
     threshold: float | None  # of presence; null: the more probable choice
     classes: list[ClassJson]
+    instances: InstanceSource | None  # what `masks` are; null: one mask for each class or [SEG]
     masks: list[MaskJson]
     remark: str  # what of the answer could not be used
     overlay: NotRequired[str]  # file
@@ -106,8 +107,9 @@ def answer_json(
     file: str | None = None,
     threshold: float | None = None,
     polygons: bool = False,
+    instances: bool = False,
 ) -> AnswerJson:
-    """An answer with its masks, whole or as instances; size: (height, width) of the image."""
+    """An answer with its masks; size: (height, width) of the image; instances: whether `found` are its instances."""
     image = ImageJson(height=size[0], width=size[1])
     if file is not None:
         image["file"] = file
@@ -123,6 +125,7 @@ def answer_json(
             ClassJson(label=one.label, present=one.present, probability=rounded(one.probability))
             for one in answer.classes
         ],
+        instances=answer.instance_source if instances else None,
         masks=[mask_json(mask, polygons=polygons) for mask in found],
         remark=answer.remark,
     )

@@ -323,7 +323,14 @@ def segment_json(
     masks = answer.found(instances=body.instances, min_area=body.min_area)
     height, width = job.image.shape[:2]
     content: dict[str, Any] = dict(
-        answer_json(answer, masks, size=(height, width), threshold=job.threshold, polygons=body.polygons)
+        answer_json(
+            answer,
+            masks,
+            size=(height, width),
+            threshold=job.threshold,
+            polygons=body.polygons,
+            instances=body.instances,
+        )
     )
     if body.overlay:
         file = io.BytesIO()

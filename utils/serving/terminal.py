@@ -85,7 +85,13 @@ class Teller:
             answer, found, image, stem, config.vis_save_path, cutouts=config.cutouts
         )
         content = answer_json(
-            answer, found, size=image.shape[:2], file=file, threshold=threshold, polygons=config.polygons
+            answer,
+            found,
+            size=image.shape[:2],
+            file=file,
+            threshold=threshold,
+            polygons=config.polygons,
+            instances=config.instances,
         )
         content["overlay"] = str(written.overlay)
         for entry, path in zip(content["masks"], written.masks, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from pycocotools import mask as coco_mask
 from pydantic import TypeAdapter
 
 import chat
-from model.exports import components
+from model.exports import FoundMask, components
 from model.text.special_tokens import NEG, SEG, Special
 from tests.commands import REPOSITORY, complaint
 from tests.tiny_weights import noise_image
@@ -103,6 +104,19 @@ def test_instances_are_masks_of_their_own(run, desk, tiny, capsys):
     ]
     assert [(mask["label"], mask["area"]) for mask in parts["masks"]] == expected
     assert len({mask["file"] for mask in parts["masks"]}) == len(expected)
+    assert (whole["instances"], parts["instances"]) == (None, "components")
+
+
+def test_objects_that_the_model_tells_apart_are_the_instances(run, desk, tiny, monkeypatch, capsys):
+    segment, pixels = type(tiny).segment, np.ones((40, 60), dtype=bool)
+    own = (FoundMask(label="dog", pixels=pixels, probability=0.5, score=0.25),)
+    monkeypatch.setattr(
+        tiny, "segment", lambda *args, **rest: replace(segment(tiny, *args, **rest), instances=own)
+    )
+    assert run("--image=a.png", "--classes=dog, tree", "--instances", "--json") == 0
+    [answer] = answers_in(capsys.readouterr().out)
+    assert answer["instances"] == "model"
+    assert [(mask["label"], mask["area"], mask["score"]) for mask in answer["masks"]] == [("dog", 2400, 0.25)]
 
 
 def test_many_images_are_answered_one_after_the_other(run, desk, says, capsys):
