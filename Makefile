@@ -1,5 +1,6 @@
 # Everything sets itself up: .venv with the locked versions, once.
 #   make demo    train, merge, evaluate and chat on the toy world (runs/demo); a second call continues
+#   make ablation   what each strategy brings, on the toy world (runs/ablation): hours; a second call continues
 #   make try     ask a small trained model about example images, in the terminal
 #   make test    the tests, a process for each core (at most four)
 #   make lint    ruff and mypy
@@ -10,10 +11,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo try test lint bench gpu setup clean
+.PHONY: demo ablation try test lint bench gpu setup clean
 
 demo: $(READY)
 	$(BIN)/python -m utils.toy.demo
+
+ablation: $(READY)
+	$(BIN)/python -m utils.toy.ablation --jobs 2
 
 try: $(READY)
 	@$(BIN)/python chat.py

@@ -6,7 +6,8 @@ report.json, schema version 2 (numbers are fractions between 0 and 1; null: not 
     model            the folder that was evaluated
     protocol         settings that the numbers depend on: {"answers": "generated" or "teacher_forced", ...}
     semantic         {"dataset", "num_samples", "miou", "mean_accuracy", "pixel_accuracy", ...}
-    presence         {..., "accuracy", "balanced_accuracy", "precision", "recall", "f1", "num_pairs"}
+    presence         {..., "accuracy", "balanced_accuracy", "precision", "recall", "f1", "num_pairs",
+                     "hallucinated_per_image", "forgotten_per_image" (classes, a count)}
     referring        {..., "giou", "ciou"}
     generalized      {..., "giou", "ciou", "n_acc", "t_acc"}; giou_50px etc.: unions below 50 px are empty
     no_target        {..., "accuracy" (N-acc), "accuracy_50px", "see_accuracy"; "roc_auc", "ap" where measured}
@@ -53,7 +54,16 @@ MASK_METRICS = ("giou", "ciou", "p@0.5", "p@0.6", "p@0.7", "p@0.8", "p@0.9")
 # What the tables show of each section; report.json holds everything.
 SHOWN: dict[str, tuple[str, ...]] = {
     "semantic": ("miou", "mean_accuracy", "pixel_accuracy"),
-    "presence": ("accuracy", "precision", "recall", "f1", "map", "recall_all"),
+    "presence": (
+        "accuracy",
+        "precision",
+        "recall",
+        "f1",
+        "map",
+        "recall_all",
+        "hallucinated_per_image",
+        "forgotten_per_image",
+    ),
     "calibration": ("threshold", "f1", "f1_as_decoded"),
     "free_names": ("exact", "near", "repeated", "hallucinated", "hallucination_rate", "unanswered"),
     "hallucinated_names": (),  # names are no metrics; report.md lists them

@@ -27,6 +27,7 @@ TITLES = {
     "ciou_50px": "cIoU (50 px)", "t_acc_50px": "T-acc (50 px)", "exact_match": "EM", "rouge_l": "ROUGE-L",
     "p@0.5": "P@0.5", "p@0.6": "P@0.6", "p@0.7": "P@0.7", "p@0.8": "P@0.8", "p@0.9": "P@0.9",
     "recall_all": "recall (all pairs)", "giou_target": "gIoU (with target)", "ciou_target": "cIoU (with target)",
+    "hallucinated_per_image": "hallucinated per image", "forgotten_per_image": "forgotten per image",
     "see_accuracy": "See", "roc_auc": "ROC-AUC", "ap": "AP", "oiou": "oIoU", "mrr": "mRR", "riou": "rIoU",
 }  # fmt: skip
 SECTION_TITLES = {"no_target": {"accuracy": "N-acc", "accuracy_50px": "N-acc (50 px)"}}
@@ -182,18 +183,22 @@ def print_report(report: Report, targets: Sequence[Target] = (), console: Consol
     if targets:
         tables.append(targets_table(report, targets))
     for table in tables:
-        drawn = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        for index, heading in enumerate(table.headings):
-            # A long data set entry wraps; numbers never do.
-            is_text = index < table.num_left
-            drawn.add_column(
-                heading, justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold"
-            )
-        for row in table.rows:
-            drawn.add_row(*(Text(cell) for cell in row))
-        console.print(drawn, width=width)
+        print_table(table, console)
     for line in remarks(report):
         console.print(Text(line, style="yellow"), width=width)
+
+
+def print_table(table: Table, console: Console) -> None:
+    """Print a table in at most 80 columns: long text wraps, numbers never do."""
+    drawn = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for index, heading in enumerate(table.headings):
+        is_text = index < table.num_left
+        drawn.add_column(
+            heading, justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold"
+        )
+    for row in table.rows:
+        drawn.add_row(*(Text(cell) for cell in row))
+    console.print(drawn, width=min(console.width, 80))
 
 
 def to_markdown(
@@ -206,13 +211,13 @@ def to_markdown(
 
     images, links: files relative to the report; a link is its text and its file.
     """
-    parts = ["# Evaluation", f"Model: {code(report.model)}", _markdown(results_table(report))]
+    parts = ["# Evaluation", f"Model: {code(report.model)}", markdown_table(results_table(report))]
     if targets:
-        parts += ["## Targets", _markdown(targets_table(report, targets))]
+        parts += ["## Targets", markdown_table(targets_table(report, targets))]
     parts += [f"[{text}]({file})" for text, file in links]
     parts += [f"![{Path(image).stem}]({image})" for image in images]
     for section, table in wide_tables(report).items():
-        parts += [f"## {section.replace('_', ' ').capitalize()}, percent", _markdown(table)]
+        parts += [f"## {section.replace('_', ' ').capitalize()}, percent", markdown_table(table)]
     if lines := data_lines(report):
         parts += ["## Data", "\n".join(lines)]
     parts += ["## Protocol", _bullets(report.protocol)]
@@ -222,7 +227,7 @@ def to_markdown(
         if names := result.sections.get("hallucinated_names"):
             parts += [f"## Hallucinated names on {code(result.dataset)}", _bullets(names)]
         if result.per_class:
-            parts += [f"## Classes of {code(result.dataset)}", _markdown(classes_table(result))]
+            parts += [f"## Classes of {code(result.dataset)}", markdown_table(classes_table(result))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -244,7 +249,8 @@ def _about_data(result: Result, *, brief: bool) -> str:
     return ". ".join([*parts, *result.notes])
 
 
-def _markdown(table: Table) -> str:
+def markdown_table(table: Table) -> str:
+    """The table in Markdown; cells are escaped."""
     rule = tuple("---" if index < table.num_left else "---:" for index in range(len(table.headings)))
     rows = [tuple(escaped(cell) for cell in row) for row in table.rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in (table.headings, rule, *rows))
@@ -282,9 +288,9 @@ def _interval(numbers: Mapping[str, float], name: str) -> str:
 
 
 def _percent(numbers: Mapping[str, float], name: str) -> str:
-    """ "42.0 (40.1-43.9)", with the confidence interval where there is one; counts are printed as they are."""
+    """ "42.0 (40.1-43.9)", with the confidence interval where there is one; counts, also of an image, as they are."""
     value = numbers.get(name)
-    if value is None or isinstance(value, int) or math.isnan(value):
+    if value is None or isinstance(value, int) or math.isnan(value) or name.endswith("_per_image"):
         return _show(value)
     low, high = (100 * numbers.get(name + end, math.nan) for end in ("_low", "_high"))
     return f"{100 * value:.1f}" + ("" if math.isnan(low) else f" ({low:.1f}-{high:.1f})")

@@ -19,7 +19,7 @@ from utils.evaluation.metrics import (
     intervals,
     presence_measures,
 )
-from utils.evaluation.metrics.common import known_mean, safe_divide
+from utils.evaluation.metrics.common import known_mean, ratio, safe_divide
 
 HEADLINES = ("accuracy", "f1")  # metrics of the balanced pairs that get a confidence interval
 
@@ -80,7 +80,9 @@ class PresenceTable:
         it and occur in other images.
 
         Beside them the metrics over all pairs that are judged (`_all`), nearly all of which are absent, and the mean
-        over classes of the average precision (`map`) where there are probabilities. `seed` draws the absent classes.
+        over classes of the average precision (`map`) where there are probabilities; and per image that is judged the
+        number of absent classes answered as present (`hallucinated`) and of present ones answered as absent
+        (`forgotten`), of all that were asked. `seed` draws the absent classes.
         """
         occurs = self.truth.any(axis=0)
         balanced, total = PresenceCounts(), np.zeros((len(self.truth), 4))
@@ -94,9 +96,12 @@ class PresenceTable:
         every_pair = PresenceCounts()
         every_pair.add(self.truth[self.judged], self.answered[self.judged])
         bounds = intervals(total, _headlines, seed=seed)
+        num_judged = int(self.judged.any(axis=1).sum())
         return {
             **balanced.summary(),
             **{f"{name}_all": value for name, value in every_pair.summary().items()},
+            "hallucinated_per_image": ratio(every_pair.false_positives, num_judged),
+            "forgotten_per_image": ratio(every_pair.false_negatives, num_judged),
             **({"map": float(known_mean(self.precisions()))} if self.probabilities is not None else {}),
             **bounds,
         }

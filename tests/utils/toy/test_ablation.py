@@ -1,0 +1,103 @@
+"""`make ablation` in small: runs that continue, are compared and are told apart from those of other settings."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.commands import REPOSITORY, complaint, main_of
+from utils.reports.report import Report, Result
+from utils.reports.write import write_report
+from utils.toy import ablation
+from utils.toy.ablation import VARIANTS, Study, results, results_table
+
+FEW = ("--num_images=4", "--num_val=2", "--max_samples=1", "--steps=1")
+SHORT = "--batch_size 1 --lora_r 2"
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Runs the scripts here instead of in processes of their own; gives the list of their command lines."""
+    called = []
+
+    def run(words, **_):
+        assert words[0] == sys.executable
+        called.append(words[1:])
+        return subprocess.CompletedProcess(words, main_of(words[1].removesuffix(".py"))(words[2:]))
+
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr(subprocess, "run", run)
+    return called
+
+
+def write_fake(study: Study, variant: str, seed: int, **metrics: float) -> None:
+    sections = {"semantic": {"miou": metrics["miou"]}, "presence": {"hallucinated_per_image": metrics["ghosts"]}}
+    result = Result(dataset="ade20k", task="semantic", num_samples=1, sections=sections)
+    report = Report(model="", protocol={}, results=(result,))
+    write_report(report, study.folder(variant, seed) / "eval")
+
+
+def test_every_flag_of_a_variant_is_one_of_training():
+    from utils.common.settings import parse_config
+    from utils.config.training import TrainConfig
+
+    for variant in VARIANTS.values():
+        config = parse_config(TrainConfig, ["--config", str(REPOSITORY / "configs/toy.yaml"), *variant.flags])
+        assert config.spatial_prompt == ("--spatial_prompt" in variant.flags)
+
+
+def test_a_run_trains_and_is_evaluated_once(in_this_process, tmp_path, capsys):
+    arguments = [f"--out={tmp_path}", "--variants", "none", "latent", "--seeds", "0", *FEW, "--train_flags", SHORT]
+    assert ablation.main(arguments) == 0
+    assert [words[0] for words in in_this_process] == ["train_ds.py", "test_sem.py"] * 2
+    content = json.loads((tmp_path / "ablation.json").read_text())
+    assert [len(content["variants"][name]["semantic.miou"]) for name in ("none", "latent")] == [1, 1]
+    assert "(5) none: without all three" in (tmp_path / "ablation.md").read_text()
+
+    in_this_process.clear()
+    capsys.readouterr()
+    assert ablation.main(arguments) == 0
+    assert not in_this_process
+    table = [line for line in capsys.readouterr().out.splitlines() if str(tmp_path) not in line]
+    assert max(map(len, table)) <= 80
+
+
+def test_a_table_has_mean_and_sample_deviation_over_the_seeds(tmp_path):
+    study = Study(tmp_path, steps=1)
+    write_fake(study, "full", 0, miou=0.70, ghosts=0.5)
+    write_fake(study, "full", 1, miou=0.74, ghosts=1.5)
+    write_fake(study, "spatial", 1, miou=0.755, ghosts=0.25)
+    table = results_table(results(study, ["full", "no_neg", "spatial"], [0, 1]))
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert table.headings == ("", "(1)", "(3)", "(6)")
+    assert rows["seeds"] == ("2", "0", "1")
+    assert rows["mIoU"] == ("72.0 ± 2.8", "-", "75.5")  # sqrt((2^2 + 2^2) / 1) = 2.83
+    assert rows["hallucinated classes per image"] == ("1.00 ± 0.71", "-", "0.25")
+    assert rows["N-acc"] == ("-", "-", "-")
+
+
+def test_a_run_that_stops_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
+    stopped = subprocess.CompletedProcess([], returncode=2)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: stopped)
+    assert ablation.main([f"--out={tmp_path}", "--variants", "full", "spatial", "--seeds", "3", *FEW]) == 1
+    shown = capsys.readouterr().out
+    assert "full, seed 3 stopped" in shown
+    assert "spatial, seed 3 stopped" in shown
+    assert "train_ds.py" in (tmp_path / "full" / "seed3" / "log.txt").read_text()
+
+
+def test_runs_of_other_settings_are_not_mixed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], returncode=2))
+    arguments = [f"--out={tmp_path}", "--variants", "full", "--seeds", "0", *FEW]
+    assert ablation.main(arguments) == 1
+    capsys.readouterr()
+    assert ablation.main([*arguments[:-1], "--steps=2"]) == 2
+    complaint(capsys, "'steps': 1", "'steps': 2", "another --out")
+
+
+def test_numbers_that_make_no_sense_are_refused(tmp_path, capsys):
+    assert ablation.main([f"--out={tmp_path}", "--jobs=0"]) == 2
+    complaint(capsys, "--jobs must be at least 1")
