@@ -146,6 +146,7 @@ def test_every_training_setting_is_in_one_group_of_the_training_page():
 ELSEWHERE = {
     "hf": "the hub's own program",
     "benchmarks.full_scale": "takes 40 GB; tests/benchmarks/test_full_scale.py runs it small",
+    "utils.toy.ablation": "takes minutes a run; tests/utils/toy/test_ablation.py runs it small",
     "utils.toy.pretrain": "takes hours; tests/utils/toy/test_pretrain.py",
 }
 MORE = {

@@ -167,7 +167,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         failed = run_all(study, runs, args.jobs)
     publish(study, args.variants, args.seeds)
     for variant, seed in failed:
-        console.print(f"{variant}, seed {seed} stopped: {study.folder(variant, seed) / 'log.txt'}", style="red")
+        console.print(
+            f"{variant}, seed {seed} stopped: {study.folder(variant, seed) / 'log.txt'}", style="red"
+        )
     return 1 if failed else 0
 
 
@@ -278,7 +280,9 @@ def write_results(study: Study, variants: Sequence[str] = tuple(VARIANTS), seeds
     """ablation.json and ablation.md of all finished runs."""
     seeds = seeds or sorted({int(path.parent.parent.name.removeprefix("seed"))
                              for path in study.out.glob("*/seed*/eval/report.json")})  # fmt: skip
-    found = {name: columns for name, columns in results(study, variants, seeds).items() if any(columns.values())}
+    found = {
+        name: columns for name, columns in results(study, variants, seeds).items() if any(columns.values())
+    }
     content = {"steps": study.steps, "variants": found}
     write_whole(study.out / "ablation.json", json.dumps(content, indent=1) + "\n")
     lines = "\n".join(f"- {line}" for line in legend(list(found)))

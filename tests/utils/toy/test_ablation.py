@@ -34,7 +34,10 @@ def in_this_process(monkeypatch):
 
 
 def write_fake(study: Study, variant: str, seed: int, **metrics: float) -> None:
-    sections = {"semantic": {"miou": metrics["miou"]}, "presence": {"hallucinated_per_image": metrics["ghosts"]}}
+    sections = {
+        "semantic": {"miou": metrics["miou"]},
+        "presence": {"hallucinated_per_image": metrics["ghosts"]},
+    }
     result = Result(dataset="ade20k", task="semantic", num_samples=1, sections=sections)
     report = Report(model="", protocol={}, results=(result,))
     write_report(report, study.folder(variant, seed) / "eval")
@@ -50,7 +53,17 @@ def test_every_flag_of_a_variant_is_one_of_training():
 
 
 def test_a_run_trains_and_is_evaluated_once(in_this_process, tmp_path, capsys):
-    arguments = [f"--out={tmp_path}", "--variants", "none", "latent", "--seeds", "0", *FEW, "--train_flags", SHORT]
+    arguments = [
+        f"--out={tmp_path}",
+        "--variants",
+        "none",
+        "latent",
+        "--seeds",
+        "0",
+        *FEW,
+        "--train_flags",
+        SHORT,
+    ]
     assert ablation.main(arguments) == 0
     assert [words[0] for words in in_this_process] == ["train_ds.py", "test_sem.py"] * 2
     content = json.loads((tmp_path / "ablation.json").read_text())
