@@ -38,9 +38,10 @@ bench: $(READY)
 
 setup: $(READY)
 
-$(READY): requirements.lock
+$(READY): requirements.lock tests/requirements-nodeps.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/requirements-nodeps.txt
 	touch $@
 
 clean:

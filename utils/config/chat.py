@@ -93,6 +93,19 @@ class ChatConfig(LoadingConfig):
     allow_urls: bool = setting(
         False, "fetch images that requests name by address, from the public web only", group=SERVER
     )
+    label_studio_url: str = setting(
+        "",
+        "address of the Label Studio whose tasks are labelled (docs/label_studio.md): images are fetched from it; "
+        "also LABEL_STUDIO_URL in the environment",
+        group=SERVER,
+        unset="none",
+    )
+    label_studio_token: str = setting(
+        "",
+        "access token of an account there; also LABEL_STUDIO_API_KEY in the environment",
+        group=SERVER,
+        unset="none",
+    )
     max_batch: int = setting(8, "requests answered together", group=SERVER)
     max_waiting: int = setting(64, "requests that may wait; others get status 429", group=SERVER)
     max_request_mb: float = setting(20.0, "size of a request in 10^6 bytes", group=SERVER)

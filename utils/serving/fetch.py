@@ -2,18 +2,20 @@
 
 A server that fetches what strangers name can be sent to machines that only it can reach. So every address is looked
 up here, all answers must be public, the connection goes to the address that was checked, and so does every redirect.
+One site may be excepted, which whoever started the server has named: that of the label tool.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import http.client
 import ipaddress
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from urllib.parse import SplitResult, urljoin, urlsplit
 
@@ -29,6 +31,10 @@ HIDING = tuple(
 )
 
 
+class RefusedError(UserError):
+    """The site does not accept the token that it was sent."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """What an image may take."""
@@ -37,8 +43,20 @@ class Limits:
     allow_urls: bool = False
 
 
-def image_bytes(url: str, limits: Limits) -> bytes:
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """A site that need not be public, and what is sent to it and to nobody else."""
+
+    origin: tuple[str, str, int]  # as `origin_of`
+    headers: Mapping[str, str]
+    login: str  # the path of the page that it sends those to whom it does not know
+
+
+def image_bytes(url: str, limits: Limits, site: Site | None = None) -> bytes:
     """The content of the file that `url` holds or names.
+
+    Args:
+        site: fetched from whether or not others are allowed, also where it is not public.
 
     Raises:
         UserError: it is no data URL and others are not allowed; it leads to an address that is not public; it is too
@@ -51,12 +69,7 @@ def image_bytes(url: str, limits: Limits) -> bytes:
         raise UserError(
             f"image_url begins with {url[:20]!r}; send the image itself: data:image/png;base64,..."
         )
-    if not limits.allow_urls:
-        raise UserError(
-            "this server fetches no addresses (it was started without --allow_urls); send the image itself: "
-            "data:image/png;base64,..."
-        )
-    return fetch(url, limits.max_bytes)
+    return fetch(url, limits, site)
 
 
 def of_data_url(url: str, max_bytes: int) -> bytes:
@@ -76,29 +89,61 @@ def of_data_url(url: str, max_bytes: int) -> bytes:
         raise UserError("the data URL is not valid base64; encode the file again") from None
 
 
-def fetch(url: str, max_bytes: int) -> bytes:
-    """The file at a public address, following redirects to public addresses."""
+def fetch(url: str, limits: Limits, site: Site | None = None) -> bytes:
+    """The file at an address of the site or, where that is allowed, of the public web; redirects alike."""
     end = time.monotonic() + SECONDS
     for _ in range(MAX_REDIRECTS + 1):
         target = checked(url)
-        connection = connect(target, end)
-        try:
-            path = (target.path or "/") + (f"?{target.query}" if target.query else "")
-            connection.request("GET", path, headers={"User-Agent": AGENT, "Accept": "image/*"})
-            response = connection.getresponse()
+        is_home = site is not None and origin_of(target) == site.origin
+        if not is_home and not limits.allow_urls:
+            raise UserError(
+                f"{short(url)}: this server fetches no addresses (it was started without --allow_urls); send the "
+                "image itself: data:image/png;base64,..."
+            )
+        headers = {"User-Agent": AGENT, "Accept": "image/*"}
+        if site is not None and is_home:
+            headers |= site.headers
+        with asked("GET", target, headers, end, anywhere=is_home) as response:
             if response.status in (301, 302, 303, 307, 308):
-                url = urljoin(url, response.getheader("Location") or "")
+                asked_for, url = url, urljoin(url, response.getheader("Location") or "")
+                if site is not None and is_home and site.login in url:
+                    raise RefusedError(f"{short(asked_for)} leads to a login page")
                 continue
+            if is_home and response.status in (401, 403):
+                raise RefusedError(f"{short(url)} answers with status {response.status}")
             if response.status != 200:
                 raise UserError(f"{short(url)} answers with status {response.status}; check the address")
-            return read_at_most(response, max_bytes, end, url)
-        except (OSError, http.client.HTTPException) as problem:
-            raise UserError(f"{short(url)} cannot be fetched ({short(str(problem))})") from None
-        finally:
-            connection.close()
+            return read_at_most(response, limits.max_bytes, end, url)
     raise UserError(
         f"{short(url)}: more than {MAX_REDIRECTS} redirects; give the address of the image itself"
     )
+
+
+@contextlib.contextmanager
+def asked(
+    method: str,
+    target: SplitResult,
+    headers: Mapping[str, str],
+    end: float,
+    *,
+    body: bytes | None = None,
+    anywhere: bool = False,
+) -> Iterator[http.client.HTTPResponse]:
+    """A response that is still to be read; `anywhere`: the address need not be public."""
+    connection = connect(target, end, anywhere=anywhere)
+    path = (target.path or "/") + (f"?{target.query}" if target.query else "")
+    try:
+        connection.request(method, path, body, dict(headers))
+        yield connection.getresponse()
+    except (OSError, http.client.HTTPException) as problem:
+        raise UserError(f"{short(target.geturl())} cannot be fetched ({short(str(problem))})") from None
+    finally:
+        connection.close()
+
+
+def origin_of(target: SplitResult) -> tuple[str, str, int]:
+    """Scheme, host and port of an address: what has to be equal for two of them to be of one site."""
+    return target.scheme, target.hostname or "", target.port or (443 if target.scheme == "https" else 80)
 
 
 def checked(url: str) -> SplitResult:
@@ -115,13 +160,13 @@ def checked(url: str) -> SplitResult:
     return target
 
 
-def connect(target: SplitResult, end: float) -> http.client.HTTPConnection:
+def connect(target: SplitResult, end: float, *, anywhere: bool = False) -> http.client.HTTPConnection:
     """A connection to a checked address of the host: what is looked up is what is connected to."""
     assert target.hostname is not None
     is_https = target.scheme == "https"
     port = target.port or (443 if is_https else 80)
     last: OSError | None = None
-    for address in public_addresses(target.hostname, port):
+    for address in addresses_of(target.hostname, port, anywhere=anywhere):
         left = end - time.monotonic()
         if left <= 0:
             break
@@ -146,15 +191,15 @@ def connect(target: SplitResult, end: float) -> http.client.HTTPConnection:
     raise UserError(f"{target.hostname} cannot be reached ({short(str(last or 'too slow'))})")
 
 
-def public_addresses(host: str, port: int) -> Iterator[str]:
-    """The addresses of a host. UserError if one of them is not public: then none is tried."""
+def addresses_of(host: str, port: int, *, anywhere: bool = False) -> Iterator[str]:
+    """The addresses of a host. UserError if one of them is not public, unless `anywhere`: then none is tried."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         raise UserError(f"there is no host {short(host)}; check the address") from None
     addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
     for address in addresses:
-        if not is_public(address):
+        if not anywhere and not is_public(address):
             raise UserError(
                 f"{short(host)} is not a public address; this server fetches from the public web only"
             )

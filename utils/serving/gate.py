@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import hmac
 import json
 import time
@@ -109,11 +111,21 @@ class Gate:
         headers = {name.lower(): value for name, value in scope["headers"]}
         if self.hosts is not None and host_of(headers.get(b"host", b"")) not in self.hosts:
             return 403, "this server answers under the names of this machine only; set --api_key for others"
-        if self.api_key and scope["path"] not in OPEN:
-            given = headers.get(b"authorization", b"")
-            if not hmac.compare_digest(given, f"Bearer {self.api_key}".encode()):
-                return 401, "the key is missing or wrong; send the header Authorization: Bearer KEY"
+        given = headers.get(b"authorization", b"")
+        if self.api_key and scope["path"] not in OPEN and not brings_key(given, self.api_key):
+            return 401, "the key is missing or wrong; send the header Authorization: Bearer KEY"
         return None
+
+
+def brings_key(header: bytes, key: str) -> bool:
+    """Whether an Authorization header has the key: after Bearer or, as Label Studio sends it, as a password."""
+    kind, _, given = header.partition(b" ")
+    if kind == b"Basic":
+        try:
+            given = base64.b64decode(given, validate=True).partition(b":")[2]
+        except binascii.Error:
+            return False
+    return kind in (b"Basic", b"Bearer") and hmac.compare_digest(given, key.encode())
 
 
 def host_of(header: bytes) -> str:

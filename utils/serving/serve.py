@@ -17,6 +17,7 @@ from utils.config.chat import SERVER, ChatConfig
 from utils.config.inference import QUESTION
 from utils.config.training import OUTPUT
 from utils.serving.answers import Asking
+from utils.serving.label_host import TOKEN_VARIABLE, URL_VARIABLE, LabelHost
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ def check_server(config: ChatConfig) -> None:
             raise UserError(
                 f"--{one.name} is no setting of the server, as requests say what they want; leave it out"
             )
+    if config.serve:
+        label_host_of(config)
 
 
 def check_packages() -> None:
@@ -71,7 +74,7 @@ def serve(model: LasagnaForConditionalGeneration, config: ChatConfig, listener: 
     )
     # A page in a browser can be made to ask a local server under a name of its own; only a key stops the others.
     hosts = frozenset({"localhost", "127.0.0.1", "::1", host}) if is_local and not api_key else None
-    app = build_app(service, api_key=api_key, hosts=hosts)
+    app = build_app(service, api_key=api_key, hosts=hosts, label_host=label_host_of(config))
     settings = uvicorn.Config(
         app,
         log_config=None,  # uvicorn's own would close the handlers of everybody else
@@ -86,6 +89,14 @@ def serve(model: LasagnaForConditionalGeneration, config: ChatConfig, listener: 
     print(printable(f"{service.name} at http://{shown}:{port}/v1 (Ctrl-C stops it)"), flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(settings).run(sockets=[listener])
+
+
+def label_host_of(config: ChatConfig) -> LabelHost:
+    """The Label Studio of the flags or of the environment. UserError for an address or a token that is none."""
+    return LabelHost(
+        config.label_studio_url or os.environ.get(URL_VARIABLE, ""),
+        config.label_studio_token or os.environ.get(TOKEN_VARIABLE, ""),
+    )
 
 
 def listen(config: ChatConfig) -> socket.socket:

@@ -27,6 +27,7 @@ from model.lasagna import LasagnaForConditionalGeneration
 from model.outputs import ChatAnswer, Segmentation
 from model.text.conversation import Conversation
 from utils.data.images import image_of_bytes
+from utils.serving import label_studio
 from utils.serving.answers import (
     Answer,
     Asking,
@@ -57,6 +58,7 @@ from utils.serving.dialect import (
 from utils.serving.fetch import Limits, image_bytes
 from utils.serving.files import draw
 from utils.serving.gate import Counts, Gate
+from utils.serving.label_host import LabelHost
 from utils.serving.schema import MaskJson, answer_json, mask_json
 
 logger = logging.getLogger(__name__)
@@ -165,7 +167,13 @@ class Service:
         return answer, await run_in_threadpool(masks_json, answer, wanted), usage
 
 
-def build_app(service: Service, *, api_key: str = "", hosts: frozenset[str] | None = None) -> FastAPI:
+def build_app(
+    service: Service,
+    *,
+    api_key: str = "",
+    hosts: frozenset[str] | None = None,
+    label_host: LabelHost | None = None,
+) -> FastAPI:
     """The routes. `hosts`: names under which requests may ask for the server; None: any."""
 
     @contextlib.asynccontextmanager
@@ -179,10 +187,11 @@ def build_app(service: Service, *, api_key: str = "", hosts: frozenset[str] | No
         api_key=api_key,
         max_bytes=service.limits.max_bytes,
         counts=service.counts,
-        paths=frozenset(PATHS),
+        paths=frozenset((*PATHS, *label_studio.PATHS)),
         hosts=hosts,
     )
     add_error_handlers(app)
+    label_studio.add_label_studio(app, service, label_host or LabelHost())
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
