@@ -74,6 +74,19 @@ def image_of_bytes(content: bytes, name: str, max_pixels: int | None = None) -> 
     return _oriented(io.BytesIO(content), name, None, max_pixels)[0]
 
 
+def image_of_pillow(image: Image.Image, name: str) -> np.ndarray:
+    """The image of `read_image` from one that Pillow has opened; `name` stands for its path in errors."""
+    check_num_pixels(image, name)
+    try:
+        image.load()
+        turn = TO_UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        return np.array(_to_rgb(image if turn is None else image.transpose(turn), name))
+    except UserError:
+        raise
+    except Exception as problem:  # as in `_decode`
+        raise UserError(f"{name}: cannot be decoded ({_reason(problem)})") from None
+
+
 def read_oriented(path: str | Path, label_size: tuple[int, int] | None = None) -> tuple[np.ndarray, str]:
     """The image of `read_image`, and which frame of a turned image was taken: UPRIGHT or AS_STORED.
 
@@ -204,8 +217,12 @@ def _decode(
         file.seek(0)
         raise UserError(f"{path}: cannot be decoded ({_what_it_is(file.read(512))})") from None
     except Exception as problem:  # anything: these are the decoders' own ways to say that a file is damaged
-        reason = " ".join(str(problem).split())[:MAX_REASON] or type(problem).__name__
-        raise UserError(f"{path}: cannot be decoded ({reason})") from None
+        raise UserError(f"{path}: cannot be decoded ({_reason(problem)})") from None
+
+
+def _reason(problem: Exception) -> str:
+    """What a decoder says about a file that it cannot read."""
+    return " ".join(str(problem).split())[:MAX_REASON] or type(problem).__name__
 
 
 def _stored_mode(image: Image.Image) -> str:

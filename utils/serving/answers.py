@@ -219,12 +219,19 @@ def answer_in_words(
 
 
 def split_names(text: str) -> list[str]:
-    """Each name of 'person, Tree ,tree' once, as it is spoken, in the order given.
-
-    A name with a comma stands in double quotes, as in a CSV file: 'dog, "traffic light, red"'.
+    """Each name of 'person, Tree ,tree' once, as it is spoken, in the order given; see `split_list`.
 
     Raises:
         UserError: there is no name, or a quote is not closed.
+    """
+    return unique_names(split_list(text), text)
+
+
+def split_list(text: str) -> list[str]:
+    """The parts between the commas of a text; they may be empty.
+
+    One with a comma stands in double quotes, as in a CSV file: 'dog, "traffic light, red"'. Raises a UserError for a
+    quote that is not closed.
     """
     plain = " ".join(text.split())
     try:
@@ -238,7 +245,7 @@ def split_names(text: str) -> list[str]:
             f"{text!r}: a double quote before a name is closed after it; write names with commas like this: "
             'dog, "traffic light, red"'
         ) from None
-    return unique_names(row, text)
+    return [part.strip() for part in row]
 
 
 def unique_names(names: Sequence[str], text: str = "") -> list[str]:
