@@ -156,8 +156,9 @@ MORE = {
     "test_sem": ["--max_samples=1", "--num_threads=1", "--precision=fp32"],
     "chat": ["--max_new_tokens=12"],
 }  # fmt: skip
-# README.md: tests/test_scripts.py. docs/own_data.md: tests/test_own_data.py.
-RUN_HERE = [page for page in PAGES if page not in (README, DOCS / "own_data.md")]
+# README.md: tests/test_scripts.py. docs/own_data.md: tests/test_own_data.py. docs/quick_start.md:
+# tests/test_quick_start.py.
+RUN_HERE = [page for page in PAGES if page not in (README, DOCS / "own_data.md", DOCS / "quick_start.md")]
 COMMANDS = [
     pytest.param(line, id=f"{page.stem}-{number}")
     for page in RUN_HERE

@@ -62,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = [(entry, True) for entry in entries_asked(config)]
     if config.val_dataset_list:
         asked += [(entry, False) for entry in entries_to_evaluate(config)]
+    if not asked or not all(entry.is_own for entry, _ in asked):
+        check_dataset_dir(config)
     surveyor = build_surveyor(config)
     findings = survey(surveyor, asked or entries_known())
     findings = findings if asked else missing_in_one_row(findings)
@@ -83,9 +85,13 @@ def entries_to_evaluate(config: CheckConfig) -> list[Entry]:
     return [*entries, *(parse_entry(text, FLAG) for text in found)]
 
 
-def build_surveyor(config: CheckConfig) -> Surveyor:
+def check_dataset_dir(config: CheckConfig) -> None:
+    """FileNotFoundError without the folder of the public data sets."""
     if not Path(config.dataset_dir).is_dir():
         raise FileNotFoundError(f"--dataset_dir {config.dataset_dir} is not a folder")
+
+
+def build_surveyor(config: CheckConfig) -> Surveyor:
     format = config.sequence_format
     return Surveyor(
         dataset_dir=config.dataset_dir,
