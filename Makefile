@@ -1,5 +1,6 @@
 # Everything sets itself up: .venv with the locked versions, once.
 #   make demo    train, merge, evaluate and chat on the toy world (runs/demo); a second call continues
+#   make demo QUICK=1   the same steps in three minutes, with weaker numbers (runs/demo_quick)
 #   make ablation   what each strategy brings, on the toy world (runs/ablation): hours; a second call continues
 #   make try     ask a small trained model about example images, in the terminal
 #   make test    the tests, a process for each core (at most four)
@@ -14,7 +15,7 @@ READY := $(VENV)/ready
 .PHONY: demo ablation try test lint bench gpu setup clean
 
 demo: $(READY)
-	$(BIN)/python -m utils.toy.demo
+	$(BIN)/python -m utils.toy.demo $(if $(filter-out 0,$(QUICK)),--quick)
 
 ablation: $(READY)
 	$(BIN)/python -m utils.toy.ablation --jobs 2
@@ -45,4 +46,4 @@ $(READY): requirements.lock tests/requirements-nodeps.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs/demo
+	rm -rf $(VENV) runs/demo runs/demo_quick

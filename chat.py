@@ -34,6 +34,7 @@ from utils.common.paths import check_writable
 from utils.common.settings import parse_config
 from utils.config.chat import ChatConfig
 from utils.config.inference import TOY_REMARK
+from utils.evaluation.maps import check_has_maps, check_maps
 from utils.serving.lines import check_question, images_asked
 from utils.serving.serve import check_packages, check_server, listen, serve
 from utils.serving.terminal import ask_about_images, converse
@@ -77,7 +78,11 @@ def load(config: ChatConfig) -> LasagnaForConditionalGeneration:
         verify_sums(config.model_folder, "--version")
     if not config.version:
         print(TOY_REMARK, file=sys.stderr)
+    if config.save_maps:
+        check_maps(config.model_folder)
     model, _ = load_model(config.model_folder, device=device_of(), **config.loading)
+    if config.save_maps:
+        check_has_maps(model, config.model_folder)
     return model
 
 

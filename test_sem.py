@@ -42,6 +42,7 @@ from utils.config.inference import TOY_REMARK, TestConfig
 from utils.data.val_datasets import open_list
 from utils.evaluation.dataset_run import NUM_SHOWN, Outputs
 from utils.evaluation.evaluate import check_calibration, evaluate_datasets
+from utils.evaluation.maps import check_has_maps, check_maps
 from utils.evaluation.predict import classes_asked, find_images, predict_images
 from utils.evaluation.prompting import EvaluationSettings
 from utils.reports.report import Report
@@ -89,7 +90,15 @@ def predict(config: TestConfig) -> None:
     with distributed(config.rank_timeout, command="test_sem.py", cure="Start again"):
         model, processor = load(config)
         path = predict_images(
-            model, processor, images, classes, folder, settings, class_values=values, name=config.model_folder
+            model,
+            processor,
+            images,
+            classes,
+            folder,
+            settings,
+            class_values=values,
+            name=config.model_folder,
+            maps=config.save_maps,
         )
         if path:
             print(f"predictions: {path}")
@@ -103,7 +112,12 @@ def load(config: TestConfig) -> tuple[LasagnaForConditionalGeneration, LasagnaPr
         verify_sums(config.model_folder, "--version")
     if not config.version:
         print(TOY_REMARK, file=sys.stderr)
-    return load_model(config.model_folder, device=device_of(), **config.loading)
+    if config.save_maps:
+        check_maps(config.model_folder)
+    model, processor = load_model(config.model_folder, device=device_of(), **config.loading)
+    if config.save_maps:
+        check_has_maps(model, config.model_folder)
+    return model, processor
 
 
 def settings_of(config: TestConfig) -> EvaluationSettings:
@@ -129,6 +143,10 @@ def outputs_of(config: TestConfig) -> Outputs:
     """The folders to write to, created and checked; UserError for one that cannot be written to."""
     if config.resume and not config.report_dir:
         raise UserError("--resume needs --report_dir: the folder of the evaluation that was killed")
+    if config.save_maps and not config.save_predictions:
+        raise UserError("--save_maps needs --save_predictions: the folder that the maps go to")
+    if config.save_maps and config.teacher_forced:
+        raise UserError("--save_maps shows what a model answers itself; leave --teacher_forced out")
     if config.vis_save_path:
         writable_folder(config.vis_save_path, "--vis_save_path")
     return Outputs(
@@ -139,6 +157,7 @@ def outputs_of(config: TestConfig) -> Outputs:
             if config.save_predictions
             else None
         ),
+        save_maps=config.save_maps,
         num_shown=NUM_SHOWN if config.report_dir else 0,
     )
 

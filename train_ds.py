@@ -5,12 +5,14 @@
       --dataset_dir=./dataset --exp_name=LaSagnA-7b
     deepspeed train_ds.py --config configs/lasagna_7b.yaml --lr 1e-4
     python train_ds.py --config configs/toy.yaml            # a single process
+    python train_ds.py --config configs/toy.yaml --dry_run  # does it fit?
     python train_ds.py --config configs/toy.yaml --profile  # runs/EXP/profile
 
 Started again, a run continues where it stopped. Weights go to
 runs/EXP/ckpt_model, the best to runs/EXP/ckpt_best; losses to
 runs/EXP/losses.jsonl and, for TensorBoard, to runs/EXP; what became of the
-samples to runs/EXP/data.json.
+samples to runs/EXP/data.json. A line for each step has the time left, the
+losses (ce: words, bce and dice: masks), text tokens a second, and memory.
 """
 
 from __future__ import annotations
@@ -30,7 +32,14 @@ from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import adapt
 from model.processor import LasagnaProcessor
 from utils.common.commands import command
-from utils.common.distributed import dtype_of, rendezvous, set_launch_environment, world_size
+from utils.common.config_files import as_yaml
+from utils.common.distributed import (
+    dtype_of,
+    is_main_process,
+    rendezvous,
+    set_launch_environment,
+    world_size,
+)
 from utils.common.logs import start_logging
 from utils.common.paths import check_writable
 from utils.common.peers import Peers
@@ -38,17 +47,22 @@ from utils.common.rendezvous import meet
 from utils.common.settings import parse_config
 from utils.config.training import TrainConfig
 from utils.data.collate import LengthLimit
-from utils.data.mixture import build_train_mixture
+from utils.data.mixture import Mixture, build_train_mixture
 from utils.training.checkpoint import check_run, resume, step_size_of
 from utils.training.compile import check_compiler, compile_blocks
 from utils.training.deepspeed_config import deepspeed_config
+from utils.training.dry_run import dry_run
 from utils.training.engine import Engine
+from utils.training.header import header
 from utils.training.log import say
 from utils.training.loop import train
+from utils.training.next_steps import farewell
+from utils.training.progress import Progress
 from utils.training.run_lock import run_lock
 from utils.training.sam_cache import SamCache
 from utils.training.signals import StopSignals
 from utils.training.step_size import accumulation_of
+from utils.training.trackers import check_trackers
 from utils.training.validation import open_validation
 
 
@@ -56,9 +70,13 @@ from utils.training.validation import open_validation
 def main(argv: Sequence[str] | None = None) -> int:
     config = parse_config(TrainConfig, argv, about=__doc__)
     is_first = os.environ.get("RANK", "0") == "0"
+    if config.print_config:
+        print(as_yaml(config, left_out=("print_config",)) if is_first else "", end="")
+        return 0
     if is_first:  # before the others wait for it
-        check_folders(config)
-    with StopSignals() as signals, run_lock(config.run_dir) if is_first else nullcontext():
+        check_first(config)
+    holds_folder = is_first and not config.dry_run
+    with StopSignals() as signals, run_lock(config.run_dir) if holds_folder else nullcontext():
         run(config, signals)
     return 0
 
@@ -74,23 +92,39 @@ def run(config: TrainConfig, signals: StopSignals) -> None:
 def build_and_train(config: TrainConfig, signals: StopSignals, peers: Peers) -> None:
     """Build everything, continue from the newest save, and train."""
     check_stage(config)
+    if config.dry_run:
+        return try_one_step(config)
     found = check_run(config)
     accumulation = accumulation_of(config, world_size(), step_size_of(config, found) if found else None)
     datasets = open_validation(config)
     model, processor = build_model(config)
-    mixture = build_train_mixture(
-        config, config.sequence_format, LengthLimit(processor, config.model_max_length)
-    )
+    mixture = open_mixture(config, processor)
     sam_cache = open_sam_cache(config, model)
     engine = start_deepspeed(config, model, accumulation)
     progress = resume(engine, config, found)
     peers.where = lambda: f"in step {progress.step}"
-    say(f"{mixture.describe()}\nsteps {progress.step} to {config.num_steps}, {count_trainable(model)}")
+    say(header(config, model, mixture, datasets, accumulation, progress))
     train(engine, config, mixture, datasets, progress, sam_cache, signals)
+    if is_main_process():
+        say(farewell(config, progress))
 
 
-def check_folders(config: TrainConfig) -> None:
-    """Whether the folders of the run can be written to."""
+def try_one_step(config: TrainConfig) -> None:
+    """--dry_run: build everything, train one step with a batch of each data set, and save nothing."""
+    datasets = open_validation(config)
+    model, processor = build_model(config)
+    mixture = open_mixture(config, processor)
+    accumulation = accumulation_of(config, world_size(), None)
+    say(header(config, model, mixture, datasets, accumulation, Progress()))
+    engine = start_deepspeed(config, model, len(mixture.sources))
+    say(dry_run(engine, config, mixture))
+
+
+def check_first(config: TrainConfig) -> None:
+    """What the first process needs: folders that it can write to, and the trackers' packages."""
+    check_trackers(config)
+    if config.dry_run:
+        return
     check_writable(config.run_dir, "--log_base_dir")
     if config.sam_cache:
         check_writable(config.sam_cache, "--sam_cache")
@@ -152,6 +186,12 @@ def build_model(config: TrainConfig) -> tuple[LasagnaForConditionalGeneration, L
     return model.train(), processor
 
 
+def open_mixture(config: TrainConfig, processor: LasagnaProcessor) -> Mixture:
+    """The stream of training samples, none of which is longer than --model_max_length."""
+    limit = LengthLimit(processor, config.model_max_length)
+    return build_train_mixture(config, config.sequence_format, limit)
+
+
 def open_sam_cache(config: TrainConfig, model: LasagnaForConditionalGeneration) -> SamCache | None:
     """The cache of SAM's embeddings, made before ZeRO-3 shards the weights that its key is computed from."""
     if not config.sam_cache:
@@ -176,14 +216,6 @@ def start_deepspeed(config: TrainConfig, model: LasagnaForConditionalGeneration,
         config=deepspeed_config(config, world_size()),
     )
     return engine
-
-
-def count_trainable(model: torch.nn.Module) -> str:
-    """The number of trainable parameters, for the log."""
-    # `ds_numel` is the size of a parameter that ZeRO-3 has sharded.
-    sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]
-    trainable, total = sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
-    return f"{trainable / 1e6:.1f} of {total / 1e6:.1f} million parameters train ({trainable / total:.1%})"
 
 
 if __name__ == "__main__":

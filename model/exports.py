@@ -7,7 +7,7 @@ the form asks for it; boxes are in pixels of the original image, the lower right
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -38,6 +38,7 @@ class FoundMask:
     pixels: np.ndarray  # (height, width) bool
     probability: float | None  # that the class is in the image; None where the model does not give one
     score: float  # mean probability of the pixels inside, times `probability` where there is one; 0 without pixels
+    index: int = 0  # of the mask of the answer that it is, or is a part of
 
     @cached_property
     def area(self) -> int:
@@ -102,8 +103,8 @@ class Exportable:
             return instances_of(self, min_area)
         labels = self.labels_and_probabilities()
         return [
-            found_mask(label, probability, logits, (logits > 0).cpu().numpy())
-            for (label, probability), logits in zip(labels, self.masks, strict=True)
+            replace(found_mask(label, probability, logits, (logits > 0).cpu().numpy()), index=index)
+            for index, ((label, probability), logits) in enumerate(zip(labels, self.masks, strict=True))
         ]
 
     def to_coco(
@@ -218,8 +219,8 @@ def instances_of(answer: Exportable, min_area: int = 0) -> list[FoundMask]:
         return [one for one in own if one.area >= max(min_area, 1)]
     labels = answer.labels_and_probabilities()
     return [
-        found_mask(label, probability, logits, part)
-        for (label, probability), logits in zip(labels, answer.masks, strict=True)
+        replace(found_mask(label, probability, logits, part), index=index)
+        for index, ((label, probability), logits) in enumerate(zip(labels, answer.masks, strict=True))
         for part in components((logits > 0).cpu().numpy(), min_area)
     ]
 

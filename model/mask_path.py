@@ -11,7 +11,7 @@ from model.config import LasagnaConfig, check_spatial
 from model.decoders.base import BatchedDecoder, MaskPrompts, enlarged
 from model.errors import UserError
 from model.losses import mask_losses
-from model.outputs import EncodedImages
+from model.outputs import EncodedImages, SimilarityMaps
 from model.spatial_prompt import SpatialPrompt, SpatialPrompts, map_losses
 from model.token_grid import average_over_cells, place_in_prompt
 
@@ -43,8 +43,24 @@ class MaskPathMixin(nn.Module):
         Returns:
             For each group (n_i, height, width) float32 logits at the original size of its image.
         """
-        low_res, _ = self.decode_low_res(states, images, owners, image_states)
-        return self.at_original_size(low_res, images, owners)
+        return self.decode_masks_and_maps(states, images, owners, image_states)[0]
+
+    def decode_masks_and_maps(
+        self,
+        states: Sequence[Tensor],
+        images: EncodedImages,
+        owners: Sequence[int],
+        image_states: Sequence[Tensor] | None = None,
+    ) -> tuple[list[Tensor], list[SimilarityMaps | None]]:
+        """As `decode_masks`; beside the masks of each group its similarity maps, None without a spatial prompt."""
+        low_res, logits = self.decode_low_res(states, images, owners, image_states)
+        masks = self.at_original_size(low_res, images, owners)
+        if self.spatial_prompt is None:
+            return masks, [None] * len(masks)
+        grids = [images.token_grids[owner] for owner in owners]
+        if logits is None:  # no group has a [SEG]
+            logits = [torch.zeros(0, *grid.size, device=images.device) for grid in grids]
+        return masks, [SimilarityMaps(logits=one, grid=grid) for one, grid in zip(logits, grids, strict=True)]
 
     def decode_low_res(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from model.exports import Exportable, FoundMask
 from model.inputs import Levels, Size
 from model.losses import Losses
 from model.text.placeholder import Placeholder
-from model.token_grid import TokenGrid
+from model.token_grid import TokenGrid, place_in_image
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,6 +78,37 @@ class EncodedImages:
         )
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SimilarityMaps:
+    """How similar each [SEG] is to the tokens of its image: what the spatial prompt gives to the mask decoder."""
+
+    logits: Tensor  # (n, grid rows, grid columns) float32
+    grid: TokenGrid  # where they lie in the image
+
+    def probabilities(self, size: Size) -> Tensor:
+        """(n, height, width) float32 in 0..1 at the size of the image; NaN what the language model does not see."""
+        place = place_in_image(self.grid, size, self.logits.device)
+        seen = place(torch.ones_like(self.logits[:1])) > 0
+        return place(self.logits).sigmoid().where(seen, torch.nan)
+
+    def __getitem__(self, order: list[int]) -> SimilarityMaps:
+        """Some of them, in this order."""
+        return replace(self, logits=self.logits[order])
+
+    def merged(self, groups: Sequence[Sequence[int]]) -> SimilarityMaps:
+        """One map for each group of maps: the largest value of each cell."""
+        logits = [self.logits[list(group)].amax(0) for group in groups]
+        return replace(self, logits=torch.stack(logits) if logits else self.logits[:0])
+
+    @classmethod
+    def joined(cls, parts: Sequence[SimilarityMaps | None]) -> SimilarityMaps | None:
+        """Those of several answers about one image; None without a spatial prompt."""
+        known = [part for part in parts if part is not None]
+        if not known:
+            return None
+        return replace(known[0], logits=torch.cat([part.logits for part in known]))
+
+
 @dataclass
 class LasagnaOutput(ModelOutput):
     """Outputs of `LasagnaForConditionalGeneration.forward`; B images, N conversations of T tokens.
@@ -111,6 +142,7 @@ class Segmentation(Exportable):
     states: Tensor | None = field(default=None, repr=False)
     # (tokens of the image's grid, hidden_dim) with a spatial prompt, for the same.
     image_states: Tensor | None = field(default=None, repr=False)
+    maps: SimilarityMaps | None = field(default=None, repr=False)  # one for each mask, with a spatial prompt
 
     @property
     def present_names(self) -> tuple[str, ...]:
@@ -140,6 +172,7 @@ class ChatAnswer(Exportable):
     mentions: tuple[
         tuple[str, bool], ...
     ] = ()  # (name, present?) of each SEG and NEG; those present have masks
+    maps: SimilarityMaps | None = field(default=None, repr=False)  # one for each mask, with a spatial prompt
 
     def labels_and_probabilities(self) -> list[tuple[str, float | None]]:
         """For each mask the words before it, such as "the red car" or "it is"; the probability is unknown."""

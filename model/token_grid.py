@@ -86,6 +86,17 @@ def place_in_prompt(
     return Placement(rows=_on(rows, device), columns=_on(columns, device))
 
 
+def place_in_image(grid: TokenGrid, original: Size, device: torch.device) -> Placement:
+    """Places a map at the size of the image, (height, width); bilinear, 0 where the grid does not reach."""
+    rows, columns = (
+        interpolation(
+            np.arange(original[axis]) + 0.5, grid.region[axis], grid.region[axis + 2], grid.size[axis]
+        )
+        for axis in (0, 1)
+    )
+    return Placement(rows=_on(rows, device), columns=_on(columns, device))
+
+
 def average_over_cells(grid: TokenGrid, original: Size, device: torch.device) -> Placement:
     """Averages a mask of the original image over the cell of each token; what lies outside the image counts as 0.
 

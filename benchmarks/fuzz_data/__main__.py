@@ -36,7 +36,7 @@ from benchmarks.fuzz_data.world import ALL_LAYOUTS, OUTSIDE, Target, Watch, file
 from model.checkpoints.load import load_model
 from model.lora import mark_trainable
 from model.text.format import SequenceFormat
-from utils.config.training import DataConfig
+from utils.config.data import DataConfig
 from utils.data.mixture import recipe_of
 from utils.data.tools.selection import processor_for
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from rapidfuzz import process
@@ -18,7 +18,7 @@ from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
 from model.errors import UserError
-from model.outputs import ChatAnswer
+from model.outputs import ChatAnswer, SimilarityMaps
 from model.text.format import SequenceFormat
 
 DEFAULT_MATCH_DISTANCE = 0.2  # edits / length of the longer name: "trees" matches "tree", "cat" not "car"
@@ -111,7 +111,11 @@ class FreeAnswer:
 
     found: tuple[int, ...]  # indices of the names that got a mask, each once, in order of first mention
     masks: Tensor  # (len(found), height, width) float: the maximum over the masks of a name
+    members: tuple[
+        tuple[int, ...], ...
+    ]  # for each of `found` the masks of the answer that it is the maximum of
     counts: NameCounts
+    maps: SimilarityMaps | None = None  # one for each of `found`, of a model with a spatial prompt
     unattributed: tuple[str, ...] = ()  # for each mask that matches no name, the text before it: "it is"
 
 
@@ -129,7 +133,8 @@ def read_answer(
     """
     matcher = NameMatcher(names, max_distance=max_distance)
     lone_name = len(names) == 1 and format.neg is None
-    return match_mentions(answer.mentions, answer.masks, matcher, lone_name=lone_name)
+    read = match_mentions(answer.mentions, answer.masks, matcher, lone_name=lone_name)
+    return read if answer.maps is None else replace(read, maps=answer.maps.merged(read.members))
 
 
 def match_mentions(
@@ -143,10 +148,10 @@ def match_mentions(
         lone_name: the query has one name, and every mention is matched to it.
     """
     assert sum(present for _, present in mentions) == len(masks)
-    mask_of: dict[int, Tensor] = {}
+    masks_of: dict[int, list[int]] = {}
     matches: list[Match] = []
     unmatched, unattributed = [], []
-    rest = iter(masks)
+    rest = iter(range(len(masks)))
     for name, present in mentions:
         mask = next(rest) if present else None
         match = Match(index=0, exact=True) if lone_name else matcher.find(name)
@@ -157,8 +162,7 @@ def match_mentions(
             continue
         matches.append(match)
         if mask is not None:
-            held = mask_of.get(match.index)
-            mask_of[match.index] = mask if held is None else torch.maximum(held, mask)
+            masks_of.setdefault(match.index, []).append(mask)
     num_named = len({match.index for match in matches})
     num_exact = sum(match.exact for match in matches)
     counts = NameCounts(
@@ -168,8 +172,14 @@ def match_mentions(
         num_unanswered=len(matcher.keys) - num_named,
         unmatched=tuple(unmatched),
     )
-    merged = torch.stack(list(mask_of.values())) if mask_of else masks[:0]
-    return FreeAnswer(found=tuple(mask_of), masks=merged, counts=counts, unattributed=tuple(unattributed))
+    merged = [masks[members].amax(0) for members in masks_of.values()]
+    return FreeAnswer(
+        found=tuple(masks_of),
+        masks=torch.stack(merged) if merged else masks[:0],
+        members=tuple(map(tuple, masks_of.values())),
+        counts=counts,
+        unattributed=tuple(unattributed),
+    )
 
 
 def _without_fillers(text: str) -> str:

@@ -23,7 +23,7 @@ from model.generation.presence import target_probabilities
 from model.generation.prompts import encode_batch, read_prompts
 from model.generation.sampling import GREEDY, Sampling, TokenChooser
 from model.generation.streaming import OnToken
-from model.outputs import ChatAnswer, EncodedImage, EncodedImages, Segmentation
+from model.outputs import ChatAnswer, EncodedImage, EncodedImages, Segmentation, SimilarityMaps
 from model.processor import LasagnaProcessor
 from model.text.conversation import Conversation
 from model.text.format import class_names
@@ -163,8 +163,8 @@ class InferenceMixin(nn.Module):
         with self._evaluating():
             states = of_present(answer.states, present)
             of_image = None if answer.image_states is None else [answer.image_states]
-            [masks] = self.decode_masks([states], EncodedImages.of([image]), [0], of_image)
-        return replace(answer, present=present, masks=masks)
+            [masks], [maps] = self.decode_masks_and_maps([states], EncodedImages.of([image]), [0], of_image)
+        return replace(answer, present=present, masks=masks, maps=maps)
 
     def chat(
         self,
@@ -238,15 +238,16 @@ class InferenceMixin(nn.Module):
                 state[[position for position, token in enumerate(row) if token == seg]]
                 for row, state in zip(tokens, states, strict=True)
             ]
-            masks = self.decode_masks(chosen, prompts.images, owners, prompts.image_states)
+            masks, maps = self.decode_masks_and_maps(chosen, prompts.images, owners, prompts.image_states)
         return [
             ChatAnswer(
                 text=processor.decode(row),
                 masks=row_masks,
                 token_ids=row,
                 mentions=processor.mentions(row),
+                maps=row_maps,
             )
-            for row, row_masks in zip(tokens, masks, strict=True)
+            for row, row_masks, row_maps in zip(tokens, masks, maps, strict=True)
         ]
 
     @torch.no_grad()
@@ -308,7 +309,9 @@ class InferenceMixin(nn.Module):
         )
         rows_of = rows_of_images(owners, len(images))
         states = [torch.cat([answers[i].seg_states for i in rows]) for rows in rows_of]
-        masks = self.decode_masks(states, prompts.images, range(len(images)), prompts.image_states)
+        masks, maps = self.decode_masks_and_maps(
+            states, prompts.images, range(len(images)), prompts.image_states
+        )
         return [
             Segmentation(
                 names=tuple(name for i in rows for name in answers[i].names),
@@ -318,6 +321,7 @@ class InferenceMixin(nn.Module):
                 num_passes=max(answers[i].num_passes for i in rows),
                 states=torch.cat([answers[i].states for i in rows]),
                 image_states=None if prompts.image_states is None else prompts.image_states[index],
+                maps=maps[index],
             )
             for index, (rows, of_image) in enumerate(zip(rows_of, masks, strict=True))
         ]
@@ -346,7 +350,8 @@ class InferenceMixin(nn.Module):
             # From the order of the answer to the order of the query.
             order = sorted(range(len(read.found)), key=read.found.__getitem__)
             present = [index in read.found for index in range(len(names))]
-            results.append((names, present, read.masks[order], answer, read.unattributed))
+            maps = None if read.maps is None else read.maps[order]
+            results.append((names, present, read.masks[order], answer, read.unattributed, maps))
         return [
             Segmentation(
                 names=tuple(name for i in rows for name in results[i][0]),
@@ -355,6 +360,7 @@ class InferenceMixin(nn.Module):
                 masks=torch.cat([results[i][2] for i in rows]),
                 num_passes=max(len(results[i][3].token_ids) for i in rows),
                 unattributed=tuple(words for i in rows for words in results[i][4]),
+                maps=SimilarityMaps.joined([results[i][5] for i in rows]),
             )
             for rows in rows_of_images(owners, len(images))
         ]

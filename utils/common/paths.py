@@ -19,6 +19,7 @@ from model.errors import UserError
 ESCAPED = re.compile(r"\\([\s'\"()\[\]{}&;!$`*?<>|#~\\])")
 QUOTES = ("'", '"')
 MAX_NAME_BYTES = 255  # of one part of a path, on every common file system
+MAX_CLASS_BYTES = 80  # of a class name in it
 
 
 def resolve(text: str, flag: str = "") -> str:
@@ -183,3 +184,9 @@ def file_stems(entries: Iterable[str]) -> dict[str, str]:
             plain += "_"
         stems[entry] = stem
     return stems
+
+
+def file_suffix(name: str) -> str:
+    """A class name as the end of a file name."""
+    words = shortened(re.sub(r"\W+", "_", name).strip("_"), MAX_CLASS_BYTES)
+    return f"_{words}" if words else ""

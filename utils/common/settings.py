@@ -10,20 +10,16 @@ from __future__ import annotations
 import argparse
 import difflib
 import inspect
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
-import yaml
-
 from model.errors import UserError
 from model.files import read_yaml
 from utils.common.commands import Parser
-from utils.common.files import write_whole
 from utils.common.help import HelpEntry, help_page
 from utils.common.paths import resolve
 
@@ -264,7 +260,7 @@ def _flags_of(
     if not Path(path).is_file():
         raise FileNotFoundError(f"--config {path} does not exist; shipped ones are in configs/")
     content = read_yaml(Path(path), flag="--config")
-    names = _keys(kind)
+    names, optional = _keys(kind), {one.name for one in declared(kind) if one.optional}
     ignored = {STARTED_IN, *(_keys(passed_over) if passed_over else ())} - set(names)
     given: dict[str, Any] = {}
     for key, value in content.items():
@@ -275,11 +271,11 @@ def _flags_of(
             meant = _closest(str(key), spellings)
             hint = f"; did you mean {meant!r}?" if meant else ""
             raise UserError(f"{path}: unknown setting {key!r} of {kind.__name__}{hint}")
-        if value is None or (key != names[key] and value == ""):
+        if (value is None and names[key] not in optional) or (key != names[key] and value == ""):
             continue
         if names[key] in given:
             raise UserError(f"{path}: {names[key]!r} is given twice, also by its other name; leave one out")
-        given[names[key]] = value
+        given[names[key]] = "none" if value is None else value
     return [f"--{name}={value}" for name, value in given.items()]
 
 
@@ -287,12 +283,3 @@ def _keys(kind: type[DataclassInstance]) -> dict[str, str]:
     """Keys of a file, and the settings that they stand for."""
     keys = {one.name: one.name for one in declared(kind)}
     return keys | {one.alias: one.name for one in declared(kind) if one.alias}
-
-
-def save_config(config: DataclassInstance, path: Path) -> None:
-    """Write settings as YAML that `--config` reads, from any folder: paths that are there become absolute."""
-    content = asdict(config) | {STARTED_IN: os.getcwd()}
-    for name in path_settings(config):
-        if content[name] and os.path.exists(content[name]):
-            content[name] = os.path.abspath(content[name])
-    write_whole(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))

@@ -10,8 +10,8 @@ from model.generation.inference import DEFAULT_NEW_TOKENS
 from model.generation.sampling import Sampling
 from utils.common.checks import require_fraction, require_positive
 from utils.common.settings import setting
+from utils.config.data import OUTPUT
 from utils.config.inference import PROMPTING, QUESTION, LoadingConfig
-from utils.config.training import OUTPUT
 
 SAMPLING, SERVER = "answers in words", "server"
 PROTOCOLS = ("auto", "none", "kitty", "iterm2", "sixel")  # for images in the terminal
@@ -64,6 +64,11 @@ class ChatConfig(LoadingConfig):
     min_area: int = setting(0, "with --instances: objects with fewer pixels are left out", group=OUTPUT)
     cutouts: bool = setting(
         False, "also what each mask covers, as a PNG that is transparent outside", group=OUTPUT
+    )
+    save_maps: bool = setting(
+        False,
+        "also where each [SEG] looks, as a heat map over the image; of a model trained with --spatial_prompt",
+        group=OUTPUT,
     )
     json: bool = setting(
         False, "print each answer as one line of JSON (docs/chat.md) and nothing else", group=OUTPUT

@@ -12,7 +12,8 @@ from model.generation.inference import DEFAULT_NEW_TOKENS
 from utils.common.checks import check_choices, require_not_negative, require_positive
 from utils.common.distributed import dtype_unless_stored
 from utils.common.settings import setting
-from utils.config.training import ATTENTION, DATA, MACHINE, MODEL, OUTPUT, PRECISIONS
+from utils.config.data import DATA, MACHINE, MODEL, OUTPUT
+from utils.config.training import ATTENTION, PRECISIONS
 
 TOY_ASSISTANT = Path(__file__).resolve().parents[2] / "assets" / "toy" / "assistant"
 TOY_REMARK = """\
@@ -162,6 +163,11 @@ class TestConfig(LoadingConfig):
     vis_save_path: str = setting("", "folder for drawings of some samples", group=OUTPUT, path=True)
     save_predictions: str = setting(
         "", "folder for label images and masks that other programs read", group=OUTPUT, path=True
+    )
+    save_maps: bool = setting(
+        False,
+        "where each [SEG] looks, as heat maps in --save_predictions; of a model trained with --spatial_prompt",
+        group=OUTPUT,
     )
 
     @property

@@ -2,7 +2,8 @@
 
     config = parse_config(TrainConfig)        # defaults < --config FILE.yaml < flags
 
-A boolean that is on by default has a switch --no_NAME. Those of the other scripts: utils/config/inference.py.
+A boolean that is on by default has a switch --no_NAME. Those of the data: utils/config/data.py; of the other
+scripts: utils/config/inference.py.
 """
 
 from __future__ import annotations
@@ -13,122 +14,14 @@ from typing import Any
 
 from model.config import ASPECT_RATIOS, check_spatial
 from model.errors import UserError
-from model.text.conversation import PROMPTS
-from model.text.format import DEFAULT_NUM_ALL_CLASSES, TOKENS_OF_FORMAT, SequenceFormat
-from utils.common.checks import check_choices, require_fraction, require_not_negative, require_positive
-from utils.common.paths import MAX_NAME_BYTES
+from utils.common.checks import require_fraction, require_not_negative, require_positive
 from utils.common.settings import setting
+from utils.config.data import LOADING, MACHINE, MODEL, OUTPUT, RECIPE, VALIDATION, DataConfig
+from utils.config.output import check_run_name, trackers_named
 
 PRECISIONS = ("fp32", "bf16", "fp16")
-MAX_RUN_NAME = 100  # characters
 MAX_STEP_SIZE = 1e30  # AdamW's first step is ten times that, and float32 ends at 3e38
 ATTENTION = ("auto", "sdpa", "eager", "flash_attention_2", "flex_attention")
-# Groups of settings, as --help lists them; those of the other scripts are among them.
-MODEL, FORMAT, DATA, MIXTURE, LOADING = "model", "format", "data", "mixture", "loading"
-RECIPE, MACHINE, VALIDATION, OUTPUT = "recipe", "machine", "validation", "output"
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Settings of the data and of the sequence format, shared by training and the commands `check` and `preview`."""
-
-    version: str = setting(
-        "",
-        "model to start from: a LLaVA, or any model of this family (warm start); required",
-        group=MODEL,
-        path=True,
-    )
-
-    format: str = setting("paper", "how complex queries are written", tuple(TOKENS_OF_FORMAT), group=FORMAT)
-    conv_type: str = setting(
-        "auto",
-        "prompt template of conversations; auto: llava_v1 for a LLaVA, its own chat template for another base",
-        ("auto", *PROMPTS),
-        group=FORMAT,
-    )
-    model_max_length: int = setting(
-        1024, "maximum number of text tokens of a conversation; image features are not counted", group=FORMAT
-    )
-    num_all_classes: int = setting(
-        DEFAULT_NUM_ALL_CLASSES,
-        "maximum number of classes that one complex query names; stored in the model's config",
-        group=FORMAT,
-    )
-    random_classes_list: bool = setting(
-        True, "ask for random subsets of the class list instead of the whole list", group=FORMAT
-    )
-    sequence_augmentation: bool = setting(True, "answer absent classes too, with [NEG]", group=FORMAT)
-    order_following: bool = setting(True, "answer in the order of the query", group=FORMAT)
-
-    dataset_dir: str = setting("./dataset", "root folder of the data sets", group=DATA, path=True)
-    dataset: str = setting(
-        "sem_seg||refer_seg||vqa||reason_seg",
-        "sources to sample from; own data, for example, as own_sem:PATH",
-        group=DATA,
-    )
-    sem_seg_data: str = setting("ade20k||cocostuff||cityscapes", "semantic data sets", group=DATA)
-    refer_seg_data: str = setting("refclef||refcoco||refcoco+||refcocog", "referring data sets", group=DATA)
-    neg_refer_seg_data: str = setting(
-        "R-refcoco||R-refcoco+||R-refcocog", "referring data sets with negative sentences", group=DATA
-    )
-    vqa_data: str = setting("llava_instruct_150k", "data sets of questions answered in words", group=DATA)
-    reason_seg_data: str = setting("ReasonSeg|train", "reasoning data sets", group=DATA)
-    max_bad_fraction: float = setting(
-        0.01, "maximum fraction of draws that hit an unusable item; above it the run ends", group=DATA
-    )
-
-    sample_rates: str = setting(
-        "",
-        "sampling rate of each source, as in 10,6,1,2",
-        group=MIXTURE,
-        unset="the recipe's, 10 for own data",
-    )
-    sem_seg_rates: str = setting(
-        "", "sampling rate of each semantic data set", group=MIXTURE, unset="the recipe's"
-    )
-    refer_seg_rates: str = setting(
-        "", "sampling rate of each referring data set", group=MIXTURE, unset="all equal"
-    )
-    neg_refer_seg_rates: str = setting(
-        "",
-        "sampling rate of each referring data set with negative sentences",
-        group=MIXTURE,
-        unset="all equal",
-    )
-    vqa_rates: str = setting("", "sampling rate of each VQA data set", group=MIXTURE, unset="all equal")
-    reason_seg_rates: str = setting(
-        "", "sampling rate of each reasoning data set", group=MIXTURE, unset="all equal"
-    )
-    explanatory: float = setting(
-        0.1, "fraction of reasoning samples that are answered with an explanation", group=MIXTURE
-    )
-    likely_negatives: float = setting(
-        0.0, "fraction of hard negatives (classes of another image); the rest uniform", group=MIXTURE
-    )
-    num_expressions: int = setting(5, "referring expressions per image", group=MIXTURE)
-    num_questions: int = setting(3, "reasoning questions per image", group=MIXTURE)
-    seed: int = setting(0, "seed of every random draw", group=MIXTURE)
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        require_positive(self, "num_all_classes", "model_max_length", "num_expressions", "num_questions")
-        require_not_negative(self, "seed")
-        require_fraction(self, "explanatory", "likely_negatives", "max_bad_fraction")
-
-    @property
-    def prompt_template(self) -> str | None:
-        """The name of the prompt template; None for the one that goes with the base."""
-        return None if self.conv_type == "auto" else self.conv_type
-
-    @property
-    def sequence_format(self) -> SequenceFormat:
-        """The format of complex queries with the strategies of this run."""
-        return SequenceFormat.named(
-            self.format,
-            sequence_augmentation=self.sequence_augmentation,
-            order_following=self.order_following,
-            random_classes_list=self.random_classes_list,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,6 +167,19 @@ class TrainConfig(DataConfig):
 
     log_base_dir: str = setting("./runs", "parent folder of all runs", group=OUTPUT, path=True)
     exp_name: str = setting("lasagna", "name of the run; its folder holds checkpoints and logs", group=OUTPUT)
+    report_to: str = setting(
+        "tensorboard",
+        "who gets the curves: tensorboard, wandb, trackio, several of them with commas between, or none",
+        group=OUTPUT,
+    )
+    print_config: bool = setting(
+        False, "print all settings as YAML that --config reads, and stop", group=OUTPUT
+    )
+    dry_run: bool = setting(
+        False,
+        "train one step with a batch of each data set, print lengths and memory, and stop; nothing is saved",
+        group=OUTPUT,
+    )
     auto_resume: bool = setting(True, "continue from the run's newest checkpoint", group=OUTPUT)
     resume_weights_only: bool = setting(
         False,
@@ -319,6 +225,7 @@ class TrainConfig(DataConfig):
                 f"--sam_cache_gb {self.sam_cache_gb:g} needs --sam_cache: the folder that it limits"
             )
         check_run_name(self.exp_name)
+        _ = self.trackers  # their names are checked
         if self.resume_weights_only and not self.auto_resume:
             raise UserError(
                 "--resume_weights_only continues a run, which --no_auto_resume forbids; leave one out"
@@ -358,22 +265,11 @@ class TrainConfig(DataConfig):
         }
 
     @property
+    def trackers(self) -> tuple[str, ...]:
+        """Who gets the curves, by name."""
+        return trackers_named(self.report_to)
+
+    @property
     def run_dir(self) -> Path:
         """The folder of the run: checkpoints and logs."""
         return Path(self.log_base_dir) / self.exp_name
-
-
-def check_run_name(name: str) -> None:
-    """UserError unless --exp_name is one part of a path: it names a folder in --log_base_dir, and none elsewhere."""
-    shown = name if len(name) <= MAX_RUN_NAME else f"{name[:MAX_RUN_NAME]}..."
-    rule = f"--exp_name {shown!r} must be the name of a folder in --log_base_dir"
-    if name.strip() in ("", ".", ".."):
-        raise UserError(f"{rule}, and names none of its own")
-    if any(character in "/\\" or not character.isprintable() for character in name):
-        raise UserError(
-            f"{rule}, without separators and control characters; --log_base_dir says where it lies"
-        )
-    if len(name) > MAX_RUN_NAME or len(name.encode(errors="replace")) > MAX_NAME_BYTES:
-        raise UserError(
-            f"{rule} of at most {MAX_RUN_NAME} characters and {MAX_NAME_BYTES} bytes, got {len(name)}"
-        )

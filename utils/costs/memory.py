@@ -43,9 +43,9 @@ from utils.costs.vision_flops import IMAGE_SIZE, num_image_tokens
 STAGES = (0, 1, 2, 3)
 CARDS = (24, 40, 80)  # GB = 10^9 bytes; what a card of 24 GiB has beyond that goes to the CUDA context
 
-# DeepSpeed's: reduce_bucket_size of utils/training/deepspeed_config.py on a GPU, and the default of
-# stage3_max_live_parameters; both count parameters.
-REDUCE_BUCKET = 500_000_000
+# DeepSpeed's: reduce_bucket_size of utils/training/deepspeed_config.py on a GPU and on a CPU, and the default of
+# stage3_max_live_parameters; all count parameters.
+REDUCE_BUCKET, REDUCE_BUCKET_OF_CPU = 500_000_000, 50_000_000
 MAX_LIVE = 1_000_000_000
 # An image of ADE20K shows 10.5 classes in the mean (Zhou et al., 2017); few show more than this.
 MASKS_PER_IMAGE = 16
@@ -130,15 +130,17 @@ def count_parameters(model: nn.Module) -> Count:
     )
 
 
-def estimate(count: Count, stage: int, num_gpus: int, precision: str, activations: int) -> Estimate:
+def estimate(
+    count: Count, stage: int, num_gpus: int, precision: str, activations: int, *, on_gpu: bool = True
+) -> Estimate:
     """Bytes of one process.
 
     Mixed-precision Adam keeps for every trainable parameter a float32 copy and two float32 moments, 12 bytes; the
     stages divide optimizer (1), gradients too (2), weights too (3): Rajbhandari et al., "ZeRO: Memory Optimizations
     Toward Training Trillion Parameter Models", 2020, section 3 and figure 1. Frozen parameters have weights only.
     Buffers, as DeepSpeed 0.19.8 allocates them: two reduce buckets in stages 1 and 2, which overlap communication
-    with computation; in stage 3 one bucket and the weights that are gathered at a time. Before a step, gradients of
-    this process's part of the optimizer become float32.
+    with computation, on a CPU one; in stage 3 one bucket and the weights that are gathered at a time. Before a step,
+    gradients of this process's part of the optimizer become float32.
     """
     width = dtype_of(precision).itemsize
     part = -(-count.trainable // num_gpus)  # rounded up
@@ -146,12 +148,9 @@ def estimate(count: Count, stage: int, num_gpus: int, precision: str, activation
     # In float32 without ZeRO, Adam works on the weights themselves.
     copies = 2 if width == 4 and stage == 0 else 3
     float32_gradients = 0 if width == 4 else 4 * own_part
-    buffers = {
-        0: 0,
-        1: 2 * REDUCE_BUCKET,
-        2: 2 * REDUCE_BUCKET,
-        3: REDUCE_BUCKET + min(MAX_LIVE, count.total),
-    }
+    bucket = REDUCE_BUCKET if on_gpu else REDUCE_BUCKET_OF_CPU
+    overlapping = (2 if on_gpu else 1) * bucket
+    buffers = {0: 0, 1: overlapping, 2: overlapping, 3: bucket + min(MAX_LIVE, count.total)}
     return Estimate(
         stage=stage,
         weights=width * (count.total if stage < 3 else -(-count.total // num_gpus)),

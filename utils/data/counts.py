@@ -1,4 +1,4 @@
-"""Data counters of a run: samples, unusable items, samples that were shortened."""
+"""Data counters of a run: samples of each data set, unusable items, samples that were shortened."""
 
 from __future__ import annotations
 
@@ -32,8 +32,10 @@ class DataCounts:
     shortened: int = 0  # samples from which something was left out to fit the maximum length
     classes_left_out: int = 0
     conversations_left_out: int = 0
+    datasets: dict[str, int] = field(default_factory=dict)  # samples of each data set
     first: list[str] = field(default_factory=list)  # "path: reason" of the first unusable items
     _new: Counter[str] = field(default_factory=Counter, repr=False)
+    _new_datasets: Counter[str] = field(default_factory=Counter, repr=False)
     _new_names: list[str] = field(default_factory=list, repr=False)
 
     @classmethod
@@ -54,6 +56,7 @@ class DataCounts:
             classes_left_out=batch.classes_left_out,
             conversations_left_out=batch.conversations_left_out,
         )
+        self._new_datasets.update(batch.datasets)
         self._new_names += batch.skipped
 
     def gather(self) -> None:
@@ -62,11 +65,16 @@ class DataCounts:
         new = {name: int(number) for name, number in zip(NUMBERS, sums, strict=True)}
         for name, number in new.items():
             setattr(self, name, getattr(self, name) + number)
+        everyone: Counter[str] = Counter(self.datasets)
+        for of_process in gather_objects(dict(self._new_datasets)):
+            everyone.update(of_process)
+        self.datasets = dict(sorted(everyone.items()))
         if new["unusable"] and len(self.first) < MAX_NAMED:  # the same on every process
             mine = list(dict.fromkeys(self._new_names))[:MAX_NAMED]
             names = (name for process in gather_objects(mine) for name in process)
             self.first = list(dict.fromkeys([*self.first, *names]))[:MAX_NAMED]
         self._new.clear()
+        self._new_datasets.clear()
         self._new_names.clear()
 
     def check(self, max_bad_fraction: float) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from model.errors import UserError
 from model.text.format import SequenceFormat
-from utils.config.training import DataConfig
+from utils.config.data import DataConfig
 from utils.data.base import Dataset
 from utils.data.registry import parse_dataset_flags
 from utils.data.types import Recipe, Sample, UnusableItemError

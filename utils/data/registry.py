@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from model.errors import UserError
-from utils.config.training import DataConfig
+from utils.config.data import DataConfig
 from utils.data.base import Dataset
 from utils.data.datasets.ade20k import Ade20k
 from utils.data.datasets.cityscapes import Cityscapes

@@ -38,6 +38,7 @@ class Outputs:
     report_dir: Path | None = None  # finished samples are kept in it, so that --resume can continue
     resume: bool = False  # count the finished samples that are there
     predictions_dir: Path | None = None  # for label images and masks
+    save_maps: bool = False  # also the similarity maps of a spatial prompt
     num_shown: int = 0  # best and worst samples that are kept with their images
 
 
@@ -64,7 +65,7 @@ class DatasetRun:
         self.num_shown = outputs.num_shown
         self.rank, self.world_size = rank_and_world_size()
         folder = outputs.predictions_dir
-        self.writer = PredictionWriter(folder, stem, dataset) if folder else None
+        self.writer = PredictionWriter(folder, stem, dataset, maps=outputs.save_maps) if folder else None
         self.shard = Shard(outputs.report_dir, stem, self.rank, identity) if outputs.report_dir else None
         self.kept = Spool(folder=outputs.report_dir or folder)
         self.scores: dict[int, float] = {}

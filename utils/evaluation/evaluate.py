@@ -81,7 +81,7 @@ def evaluate_datasets(
             entry=entry,
             num_items=len(dataset),
             protocol=protocol,
-            predictions=str(outputs.predictions_dir or ""),
+            predictions=f"{outputs.predictions_dir or ''}{' with maps' if outputs.save_maps else ''}",
             num_shown=outputs.num_shown,
             num_sheet_rows=settings.num_sheet_rows,
         )

@@ -5,8 +5,11 @@
     out/labels/NAME.png      class of each pixel: the line of the class file, counted from 0, as in own data; 255
                              (65535 where a class has the number 255 or more) where no mask is
     out/overlays/NAME.png    the masks drawn over the image, with a legend
+    out/maps/NAME_map_1_CLASS.png
+                             with --save_maps, where each [SEG] looks: its similarity map over the image
     out/predictions.json     {"model", "classes", "values", "no_class", "settings", "images": [{"file", "labels",
-                             "overlay", "present": [{"class", "name", "probability", "pixels"}],
+                             "overlay", "present": [{"class", "name", "probability", "pixels",
+                             with --save_maps "map"}],
                              "unattributed": [...]}], "unreadable": [...]}; "values" has the line of each class,
                              "class" is one of them
 
@@ -30,16 +33,18 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from model.outputs import SimilarityMaps
 from model.processor import LasagnaProcessor
 from model.text.format import SequenceFormat
 from utils.common.files import write_png, write_whole
-from utils.common.paths import matches
+from utils.common.paths import file_suffix, matches
 from utils.data.class_file import read_class_file
 from utils.data.class_lists import CLASSES_DIR, ClassList, load_class_list
 from utils.data.files import is_hidden, log_skipped
 from utils.data.images import images_in, read_image
 from utils.evaluation.batches import in_batches
 from utils.evaluation.gather import gather, raise_everywhere, rank_and_world_size
+from utils.evaluation.maps import write_heat_maps
 from utils.evaluation.metrics import label_map
 from utils.evaluation.model import SegmentationModel, evaluation_mode
 from utils.evaluation.prompting import ROWS_PER_IMAGE, EvaluationSettings
@@ -59,6 +64,7 @@ class ImagePrediction:
     labels: np.ndarray  # (height, width) int16 class ids, UNCLAIMED where no mask is
     present: dict[int, float]  # class id -> probability, of the classes that are present
     unattributed: tuple[str, ...] = ()  # see `Segmentation.unattributed`
+    maps: SimilarityMaps | None = None  # one for each of `present`, of a model with a spatial prompt
 
 
 def find_images(pattern: str, flag: str = "--images") -> list[Path]:
@@ -110,6 +116,7 @@ def predict_images(
     *,
     class_values: Sequence[int] | None = None,
     name: str = "",
+    maps: bool = False,
     show_progress: bool = True,
 ) -> Path | None:
     """Predict images and write the files; an image that cannot be read is logged and listed.
@@ -118,6 +125,7 @@ def predict_images(
 
     Args:
         class_values: label value of each class; by default its index in `classes`.
+        maps: also write the similarity maps of a spatial prompt.
 
     Returns:
         the path of predictions.json, on the first process.
@@ -139,7 +147,9 @@ def predict_images(
                 readable = {index: image for index in batch if (image := _read(images[index])) is not None}
                 found = predict_batch(model, processor, list(readable.values()), classes, settings)
                 for (index, image), prediction in zip(readable.items(), found, strict=True):
-                    entries[index] = _write(image, prediction, classes, values, folder, names[index])
+                    entries[index] = _write(
+                        image, prediction, classes, values, folder, names[index], maps=maps
+                    )
                 bar.update(len(batch))
     except Exception as problem:  # told to the other processes, which would wait for this one
         failure = problem
@@ -189,6 +199,7 @@ def predict_batch(
     masks: list[list[torch.Tensor]] = [[] for _ in images]
     present: list[dict[int, float]] = [{} for _ in images]
     unattributed: list[tuple[str, ...]] = [() for _ in images]
+    maps: list[list[SimilarityMaps | None]] = [[] for _ in images]
     for start in range(0, len(classes), at_once):
         answers = model.segment_batch(
             encoded,
@@ -201,6 +212,7 @@ def predict_batch(
         )
         for number, answer in enumerate(answers):
             masks[number].append(answer.masks)
+            maps[number].append(answer.maps)
             unattributed[number] += answer.unattributed
             said = enumerate(zip(answer.present, answer.probabilities, strict=True), start)
             present[number] |= {
@@ -211,8 +223,9 @@ def predict_batch(
             labels=label_map(torch.cat(of_image), list(classes_there)),
             present=classes_there,
             unattributed=words,
+            maps=SimilarityMaps.joined(maps_there),
         )
-        for of_image, classes_there, words in zip(masks, present, unattributed, strict=True)
+        for of_image, classes_there, words, maps_there in zip(masks, present, unattributed, maps, strict=True)
     ]
 
 
@@ -249,8 +262,10 @@ def _write(
     values: np.ndarray,
     folder: Path,
     name: str,
+    *,
+    maps: bool,
 ) -> dict[str, Any]:
-    """Write the label image and the overlay of one image; returns its entry in predictions.json."""
+    """Write the label image, the overlay and the maps of one image; returns its entry in predictions.json."""
     labels, present = prediction.labels, prediction.present
     files = {"labels": f"labels/{name}.png", "overlay": f"overlays/{name}.png"}
     write_png(folder / files["labels"], Image.fromarray(values[labels]))  # UNCLAIMED is -1, the last value
@@ -264,10 +279,23 @@ def _write(
     small = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.LANCZOS))
     overlay = annotate(small, resize_labels(labels, size), palette(classes), legend)
     write_png(folder / files["overlay"], overlay)
+    map_of: dict[int, str] = {}
+    if maps and prediction.maps is not None:
+        map_of = {
+            k: f"maps/{name}_map_{number}{file_suffix(classes[k])}.png"
+            for number, k in enumerate(present, start=1)
+        }
+        write_heat_maps(image, prediction.maps, [folder / path for path in map_of.values()])
     return {
         **files,
         "present": [
-            {"class": int(values[k]), "name": classes[k], "probability": present[k], "pixels": int(pixels[k])}
+            {
+                "class": int(values[k]),
+                "name": classes[k],
+                "probability": present[k],
+                "pixels": int(pixels[k]),
+                **({"map": map_of[k]} if k in map_of else {}),
+            }
             for k in ranked
         ],
         "unattributed": list(prediction.unattributed),

@@ -7,6 +7,10 @@
                              the segmentation is a run-length code, the last two are 1 as there is one category;
                              questions with answers in text: the same up to "answer"
 
+    FOLDER/STEM_maps/IMAGE_map_1_CLASS.png, IMAGE_0_map_1.png
+                             with --save_maps the similarity map of each [SEG] over the image: of a class, or of the
+                             masks of question 0; "maps" of an entry lists its files
+
 STEM is the entry of --val_dataset_list as a file name. `image_id` is the number at the end of a COCO file name, else
 the name without its suffix; `number` counts the questions about an image.
 """
@@ -24,8 +28,10 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from model.outputs import SimilarityMaps
 from utils.common.files import write_png, write_whole, written_aside
 from utils.common.label_values import IGNORE, NOTHING
+from utils.common.paths import file_suffix
 from utils.data.base import Dataset
 from utils.data.registry import DATASETS
 from utils.data.semantic import SemanticDataset
@@ -36,6 +42,7 @@ from utils.data.types import (
     ReferringSample,
     SemanticSample,
 )
+from utils.evaluation.maps import write_heat_maps
 
 PredictionEntry = dict[str, Any]
 
@@ -43,16 +50,22 @@ PredictionEntry = dict[str, Any]
 class PredictionWriter:
     """The files of one data set. Label images are written at once, the JSON file when all processes have finished."""
 
-    def __init__(self, folder: Path, stem: str, dataset: Dataset | Sequence[EvalSample]) -> None:
+    def __init__(
+        self, folder: Path, stem: str, dataset: Dataset | Sequence[EvalSample], *, maps: bool = False
+    ) -> None:
         self.folder = folder
         self.stem = stem
         self.dataset = dataset
+        self.maps = maps
         self._table: np.ndarray | None = None
 
     def add(self, sample: EvalSample, prediction: Any) -> tuple[PredictionEntry, ...]:
         """Write a label image, or return the entries for the JSON file."""
         if isinstance(sample, SemanticSample):
             self._write_labels(sample, prediction.labels)
+            if self.maps:
+                present = [sample.classes[class_id] for class_id in prediction.answered_present]
+                self._write_maps(sample, prediction.maps, "_map_", present)
             return ()
         if isinstance(sample, ReferringSample):
             questions, answers = sample.expressions, prediction
@@ -69,9 +82,34 @@ class PredictionWriter:
                 "segmentation": run_lengths(answer.mask),
                 "category_id": 1,
                 "score": 1.0,
+                **self._maps_of(sample, number, answer),
             }
             for number, (question, answer) in enumerate(zip(questions, answers, strict=True))
         )
+
+    def _maps_of(self, sample: EvalSample, number: int, answer: Any) -> PredictionEntry:
+        """The entry's "maps" for one question, if they are asked for."""
+        if not self.maps:
+            return {}
+        names = [""] * (0 if answer.maps is None else len(answer.maps.logits))
+        return {"maps": self._write_maps(sample, answer.maps, f"_{number}_map_", names)}
+
+    def _write_maps(
+        self, sample: EvalSample, maps: SimilarityMaps | None, ending: str, names: Sequence[str]
+    ) -> list[str]:
+        """Write similarity maps; returns their paths below the folder.
+
+        Args:
+            names: of each map, "" for none.
+        """
+        if maps is None:
+            return []
+        start = Path(f"{self.stem}_maps") / self._name(sample.source).with_suffix("")
+        written = [
+            f"{start}{ending}{number}{file_suffix(name)}.png" for number, name in enumerate(names, start=1)
+        ]
+        write_heat_maps(sample.image, maps, [self.folder / path for path in written])
+        return written
 
     def finish(self, entries: Iterable[Mapping[str, Any]]) -> None:
         """Write the JSON file, entry by entry, in the order of the samples; none without entries."""

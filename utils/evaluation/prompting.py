@@ -12,7 +12,7 @@ from torch import Tensor
 from model.errors import UserError
 from model.generation.answers import DEFAULT_MATCH_DISTANCE, FreeAnswer, read_answer
 from model.generation.inference import DEFAULT_NEW_TOKENS, TOKENS_PER_CLASS
-from model.outputs import ChatAnswer, EncodedImage
+from model.outputs import ChatAnswer, EncodedImage, SimilarityMaps
 from model.processor import LasagnaProcessor
 from model.text.conversation import Conversation
 from model.text.format import SequenceFormat
@@ -123,6 +123,7 @@ class MaskAnswer:
     parts: np.ndarray = field(
         default_factory=_no_masks
     )  # (num_masks, height, width) float32 logits, if asked for
+    maps: SimilarityMaps | None = None  # one for each mask of the answer, of a model with a spatial prompt
 
 
 def ask_for_masks(
@@ -159,7 +160,9 @@ def ask_for_masks(
             mask = union_mask(answer.masks, images[owner].shape[:2])
             parts = answer.masks.float().cpu().numpy() if with_parts else _no_masks()
             answers[owner].append(
-                MaskAnswer(text=answer.text, mask=mask, probability=probability, parts=parts)
+                MaskAnswer(
+                    text=answer.text, mask=mask, probability=probability, parts=parts, maps=answer.maps
+                )
             )
     return answers
 

@@ -18,7 +18,7 @@ report.json, schema version 2 (numbers are fractions between 0 and 1; null: not 
     datasets         for each data set {"dataset", "task", "num_samples", "sections", "per_class", "data", "notes"}
     baseline         the same sections of the model before training; missing when it was not evaluated
     timings          {"seconds": {data set: seconds}}, the only part that differs between two identical runs
-    anything else    facts that the caller added, such as "minutes_train"
+    anything else    facts that the caller added, such as "minutes_train", or "remark": a sentence about all of it
 
 A section at the top level is that of the first data set, in the order given, that has it. Main numbers have their
 95 % confidence interval beside them, as NAME_low and NAME_high. `per_class` has the numbers of each class that was

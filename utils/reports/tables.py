@@ -212,6 +212,8 @@ def to_markdown(
     images, links: files relative to the report; a link is its text and its file.
     """
     parts = ["# Evaluation", f"Model: {code(report.model)}", markdown_table(results_table(report))]
+    if remark := report.facts.get("remark"):
+        parts.insert(1, f"**{escaped(str(remark))}**")
     if targets:
         parts += ["## Targets", markdown_table(targets_table(report, targets))]
     parts += [f"[{text}]({file})" for text, file in links]

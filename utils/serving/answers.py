@@ -16,7 +16,7 @@ from model.generation.inference import DEFAULT_NEW_TOKENS
 from model.generation.sampling import GREEDY, Sampling
 from model.generation.streaming import TextStream
 from model.lasagna import LasagnaForConditionalGeneration
-from model.outputs import ChatAnswer, EncodedImage, Segmentation
+from model.outputs import ChatAnswer, EncodedImage, Segmentation, SimilarityMaps
 from model.processor import LasagnaProcessor
 from model.text.conversation import Conversation, Turn
 from model.text.format import SequenceFormat, spoken
@@ -72,6 +72,7 @@ class Answer(Exportable):
     turns: tuple[Turn, ...] = ()  # the question and its answer, for a conversation that goes on
     segmentation: Segmentation | None = None  # of a class query, to decide again; see `decide_again`
     is_complete: bool = True  # False: it was cut after `max_new_tokens`
+    maps: SimilarityMaps | None = None  # one for each mask, of a model with a spatial prompt
 
     def labels_and_probabilities(self) -> list[tuple[str, float | None]]:
         """For each mask its name and the probability that the class is present."""
@@ -142,6 +143,7 @@ def answer_of(found: Segmentation, format: SequenceFormat, limit: int) -> Answer
         remark=remark,
         turns=() if remark else tuple(turns),  # what was said is not known then
         segmentation=found,
+        maps=found.maps,
     )
 
 
@@ -215,6 +217,7 @@ def answer_in_words(
         absent=tuple(name for name, present in mentions if name and not present),
         turns=(conversation.turns[-1], said),
         is_complete=is_complete,
+        maps=answer.maps,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +11,14 @@ from PIL import Image
 
 from model.exports import FoundMask
 from utils.common.files import write_png
-from utils.common.paths import shortened, writable_folder
+from utils.common.paths import file_suffix, shortened, writable_folder
+from utils.evaluation.maps import write_heat_maps
 from utils.evaluation.metrics import label_map
 from utils.reports.colours import MASK_COLOURS, Colour, class_colour
 from utils.reports.drawing import LegendEntry, annotate
 from utils.serving.answers import Answer
 
-MAX_STEM_BYTES, MAX_CLASS_BYTES = 120, 80  # of a file name, which holds 255
+MAX_STEM_BYTES = 120  # of a file name, which holds 255
 
 
 @dataclass(kw_only=True)
@@ -30,6 +30,7 @@ class WrittenFiles:
     cutouts: list[Path | None] = field(
         default_factory=list
     )  # one for each mask if wanted; None without pixels
+    maps: list[Path] = field(default_factory=list)  # one for each mask if wanted
 
 
 def write_files(
@@ -40,6 +41,7 @@ def write_files(
     folder: str | Path,
     *,
     cutouts: bool = False,
+    maps: bool = False,
 ) -> tuple[WrittenFiles, Image.Image]:
     """Writes FOLDER/STEM_mask_1_NAME.png and so on; returns the paths, and the overlay as an image.
 
@@ -48,6 +50,7 @@ def write_files(
         image: (height, width, 3) uint8.
         stem: may hold folders.
         cutouts: also STEM_cutout_1_NAME.png, what a mask covers, cut to its box.
+        maps: also STEM_map_1_NAME.png, the similarity map of a [SEG] over the image, where the answer has them.
     """
     folder = writable_folder(folder, "--vis_save_path")
     place, name = folder / Path(stem).parent, shortened(Path(stem).name, MAX_STEM_BYTES)
@@ -62,15 +65,26 @@ def write_files(
             if path is not None:
                 write_png(path, cutout(image, mask))
             written.cutouts.append(path)
+    if maps and answer.maps is not None:
+        written.maps = write_maps(answer, found, image, place / f"{name}_map_")
     overlay = draw(answer, image)
     write_png(written.overlay, overlay)
     return written, overlay
 
 
-def file_suffix(name: str) -> str:
-    """A class name as the end of a file name."""
-    words = shortened(re.sub(r"\W+", "_", name).strip("_"), MAX_CLASS_BYTES)
-    return f"_{words}" if words else ""
+def write_maps(answer: Answer, found: Sequence[FoundMask], image: np.ndarray, start: Path) -> list[Path]:
+    """Write the similarity map of each [SEG]; returns that of each mask: instances of one [SEG] share it.
+
+    Args:
+        start: what the paths begin with.
+    """
+    assert answer.maps is not None
+    paths = [
+        start.with_name(f"{start.name}{number}{file_suffix(label)}.png")
+        for number, label in enumerate(answer.names, start=1)
+    ]
+    write_heat_maps(image, answer.maps, paths)
+    return [paths[mask.index] for mask in found]
 
 
 def cutout(image: np.ndarray, mask: FoundMask) -> Image.Image:

@@ -49,6 +49,7 @@ class MaskJson(TypedDict):
     polygons: NotRequired[list[list[float]]]  # outer outlines [x0, y0, x1, y1, ...]; on request
     file: NotRequired[str]  # the mask as a PNG, 255 inside
     cutout: NotRequired[str]  # what the mask covers as a PNG, transparent outside
+    map: NotRequired[str]  # the similarity map of its [SEG] over the image as a PNG, of a spatial prompt
 
 
 class ImageJson(TypedDict):

@@ -14,8 +14,8 @@ from model.lasagna import LasagnaForConditionalGeneration
 from utils.common.settings import declared
 from utils.common.terminal import printable
 from utils.config.chat import SERVER, ChatConfig
+from utils.config.data import OUTPUT
 from utils.config.inference import QUESTION
-from utils.config.training import OUTPUT
 from utils.serving.answers import Asking
 from utils.serving.label_host import TOKEN_VARIABLE, URL_VARIABLE, LabelHost
 

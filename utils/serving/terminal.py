@@ -82,7 +82,7 @@ class Teller:
                 print(wrapped(f"(cut after {config.max_new_tokens} tokens; --max_new_tokens allows more)"))
         found = answer.found(instances=config.instances, min_area=config.min_area)
         written, overlay = write_files(
-            answer, found, image, stem, config.vis_save_path, cutouts=config.cutouts
+            answer, found, image, stem, config.vis_save_path, cutouts=config.cutouts, maps=config.save_maps
         )
         content = answer_json(
             answer,
@@ -99,6 +99,8 @@ class Teller:
         for entry, cut in zip(content["masks"], written.cutouts):  # noqa: B905, none unless asked for
             if cut is not None:
                 entry["cutout"] = str(cut)
+        for entry, path in zip(content["masks"], written.maps):  # noqa: B905, the same
+            entry["map"] = str(path)
         if config.json:
             print(one_json_line(content), flush=True)
             return content
@@ -110,6 +112,8 @@ class Teller:
             print(printable(f"  mask {number}{name}: {entry['file']}"))
             if "cutout" in entry:
                 print(printable(f"  cut-out {number}{name}: {entry['cutout']}"))
+            if "map" in entry:
+                print(printable(f"  map {number}{name}: {entry['map']}"))
         print(printable(f"  overlay: {written.overlay}"), flush=True)
         show(overlay, self.protocol, sys.stdout)
         return content
@@ -235,9 +239,9 @@ class Dialogue:
 
 
 def forget_files(content: AnswerJson) -> None:
-    """Remove the masks and cut-outs that were written for an answer."""
+    """Remove the masks, cut-outs and maps that were written for an answer."""
     for mask in content["masks"]:
-        for path in (mask.get("file"), mask.get("cutout")):
+        for path in (mask.get("file"), mask.get("cutout"), mask.get("map")):
             if path is not None:
                 Path(path).unlink(missing_ok=True)
 

@@ -1,6 +1,7 @@
 """`make demo`: a segmentation assistant learns on the toy world, from the shipped base weights to a chat.
 
     python -m utils.toy.demo            # everything, into runs/demo; a second call continues
+    python -m utils.toy.demo --quick    # every step in three minutes, with weaker numbers, into runs/demo_quick
 
 Each step prints the command that a person would type. At the end: report.json, report.md, losses.png, sheet.png.
 """
@@ -16,9 +17,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from model.checkpoints.load import load_model
 from utils.common.commands import Parser, command
@@ -49,6 +52,42 @@ TARGETS = (
     Target(metric="baseline.semantic.miou", bar=0.05, at_most=True),
 )
 
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How much of everything there is."""
+
+    out: Path
+    num_images: int  # training scenes of each layout
+    num_val: int  # validation scenes of each layout
+    max_samples: int | None = None  # of each data set, in the evaluation
+    train_flags: tuple[str, ...] = ()
+    remark: str = ""  # what the report says about it
+
+
+FULL = Scale(out=Path("runs/demo"), num_images=400, num_val=100)
+QUICK = Scale(
+    out=Path("runs/demo_quick"),
+    num_images=60,
+    num_val=12,
+    max_samples=12,
+    train_flags=("--epochs", "2", "--steps_per_epoch", "45", "--max_val_samples", "2"),
+    remark="A quick demo: every step, with a fraction of the training and of the samples. Its numbers are weaker "
+    "than those of the whole demo (make demo) and are not held to its bars.",
+)
+# What is said before each step.
+STEPS = {
+    "draw": "Draw the toy world: cartoon scenes in the layouts of the official data sets.",
+    "train": "Train. The language model learns to answer each class of a query with [SEG] or [NEG], and to find what "
+    "an expression or a question means (loss ce); the projection and the mask decoder learn to draw a mask for each "
+    "[SEG] (bce, dice). After each epoch some held-out scenes say how far that is.",
+    "merge": "Merge the adapters into a folder that other programs load.",
+    "before": "Evaluate the model as it was before its first step, for comparison.",
+    "after": "Evaluate the trained model on held-out scenes: classes of a long list, referring expressions, "
+    "expressions without a target, questions that need reasoning, ordinary questions.",
+    "ask": "Ask three questions about a held-out scene: a list of classes, an expression, one without a target.",
+}
+
 console = Console()
 
 
@@ -59,30 +98,52 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", type=path_flag, default=Path("runs/demo"))
-    parser.add_argument("--num_images", type=int, default=400, help="training scenes of each layout")
-    parser.add_argument("--num_val", type=int, default=100, help="validation scenes of each layout")
+    parser.add_argument("--quick", action="store_true", help="every step in three minutes, weaker numbers")
+    parser.add_argument("--out", type=path_flag, default=None)
+    parser.add_argument("--num_images", type=int, default=None, help="training scenes of each layout")
+    parser.add_argument("--num_val", type=int, default=None, help="validation scenes of each layout")
     parser.add_argument("--train_flags", default="", help="more flags for train_ds.py")
     parser.add_argument(
         "--max_samples", type=int, default=None, help="evaluate on at most n samples of each data set"
     )
     args = parser.parse_args(argv)
-    out: Path = args.out
-    dataset, merged = out / "dataset", out / "lasagna-toy"
+    scale = QUICK if args.quick else FULL
+    given = ("out", "num_images", "num_val", "max_samples")
+    scale = replace(scale, **{name: getattr(args, name) for name in given if getattr(args, name) is not None})
+    return show(replace(scale, train_flags=(*scale.train_flags, *shlex.split(args.train_flags))))
 
-    run(world.main, "python -m utils.toy.world", "--out", dataset, "--num_images", args.num_images,
-        "--num_val", args.num_val, "--layouts", LAYOUTS)  # fmt: skip
-    train(out, dataset, shlex.split(args.train_flags))
+
+def show(scale: Scale) -> int:
+    """The whole demo; finished steps are left out."""
+    out = scale.out
+    dataset, merged = out / "dataset", out / "lasagna-toy"
+    if scale.remark:
+        console.print(scale.remark, style="yellow")
+    announce("draw")
+    run(world.main, "python -m utils.toy.world", "--out", dataset, "--num_images", scale.num_images,
+        "--num_val", scale.num_val, "--layouts", LAYOUTS)  # fmt: skip
+    announce("train")
+    train(out, dataset, list(scale.train_flags))
+    announce("merge")
     if not (merged / "config.json").is_file():
         run(main_of("merge_lora_weights_and_save_hf_model"),
             "python merge_lora_weights_and_save_hf_model.py", "--weight", out / "ckpt_model",
             "--save_path", merged, "--precision", "fp32")  # fmt: skip
+    announce("before")
     untrained = write_untrained(out / "untrained")
-    baseline = report_of(untrained, dataset, BASELINE_DATASETS, out / "eval_untrained", args.max_samples)
-    report = report_of(merged, dataset, VAL_DATASETS, out / "eval", args.max_samples)
+    baseline = report_of(untrained, dataset, BASELINE_DATASETS, out / "eval_untrained", scale.max_samples)
+    announce("after")
+    report = report_of(merged, dataset, VAL_DATASETS, out / "eval", scale.max_samples)
+    announce("ask")
     ask_three_questions(merged, dataset, out / "chat")
-    publish(report, baseline, out)
+    publish(report, baseline, out, scale.remark)
     return 0
+
+
+def announce(step: str) -> None:
+    """Say which step begins, and what it is for."""
+    number = list(STEPS).index(step) + 1
+    console.print(f"\n[bold cyan]{number}/{len(STEPS)}[/bold cyan] {escape(STEPS[step])}", highlight=False)
 
 
 def main_of(script: str) -> Callable[[Sequence[str]], int]:
@@ -161,18 +222,26 @@ def ask_three_questions(model: Path, dataset: Path, out: Path) -> None:
             "--precision", "fp32", "--vis_save_path", out / str(number))  # fmt: skip
 
 
-def publish(report: Report, baseline: Report, out: Path) -> None:
-    """report.json, report.md, losses.png and sheet.png in `out`, and the table on the terminal."""
+def publish(report: Report, baseline: Report, out: Path, remark: str = "") -> None:
+    """report.json, report.md, losses.png and sheet.png in `out`, and the table on the terminal.
+
+    remark: said in all of them; then the numbers are not compared with the bars.
+    """
     minutes = json.loads((out / "train_seconds.json").read_text()) / 60
     change = report.value("vqa.exact_match") - baseline.value("vqa.exact_match")
     report = report.with_baseline(baseline).with_facts(
         minutes_train=round(minutes, 2), **{"vqa.exact_match_change": round(change, 4)}
     )
+    targets: Sequence[Target] = TARGETS
+    if remark:
+        report, targets = report.with_facts(remark=remark), ()
     curves = read_curves(out / "losses.jsonl", ["total", "cross_entropy", "mask_bce", "dice"])
     save_curves(curves, out / "losses.png", title="training on the toy world")
     write_whole(out / "sheet.png", (out / "eval" / "sheet_ade20k.png").read_bytes())
-    path = write_report(report, out, TARGETS, images=["sheet.png", "losses.png"])
-    print_report(report, TARGETS)
+    path = write_report(report, out, targets, images=["sheet.png", "losses.png"])
+    print_report(report, targets)
+    if remark:
+        console.print(remark, style="yellow")
     console.print(f"\n{path}, {out / 'report.md'}, {out / 'sheet.png'}, {out / 'losses.png'}")
 
 

@@ -51,6 +51,10 @@ class Engine(Protocol):
         """Whether the last `step` changed the weights; not when a gradient was not finite."""
         ...
 
+    def get_global_grad_norm(self) -> Tensor | float | None:
+        """The norm of all gradients of the last optimizer step, before they were clipped."""
+        ...
+
     def gradient_accumulation_steps(self) -> int:
         """The micro-batches of this process in an optimizer step."""
         ...

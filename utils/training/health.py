@@ -39,6 +39,7 @@ class Watch:
             tuple[tuple[str, ...], Tensor]
         ] = []  # the samples of a micro-batch, () bool on the device
         # A plain torch optimizer (ZeRO-0 in float32) applies any gradient. DeepSpeed asks every optimizer for this.
+        self._norm: Tensor | None = None  # of the gradients, of a plain optimizer
         self._is_plain = isinstance(engine.optimizer, torch.optim.Optimizer)
         if self._is_plain:
             engine.optimizer.overflow = False
@@ -55,8 +56,13 @@ class Watch:
         if not self._is_plain:
             return
         gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        self._engine.optimizer.overflow = not bool(torch.isfinite(norm))
+        self._norm = torch.nn.utils.get_total_norm(gradients)
+        self._engine.optimizer.overflow = not bool(torch.isfinite(self._norm))
+
+    def grad_norm(self) -> float | None:
+        """The norm of all gradients of the step, before they were clipped; None where the optimizer has none."""
+        norm = self._norm if self._is_plain else self._engine.get_global_grad_norm()
+        return None if norm is None else float(norm)
 
     def after_step(self, step: int, bad: BadSteps, max_bad_steps: int | None) -> bool:
         """Count whether the step was applied, the same on every process; a collective call if it was not.

@@ -1,7 +1,7 @@
-"""Logs of a training run: progress bar, TensorBoard, losses.jsonl; and the score that decides which epoch is best.
+"""Logs of a training run: a line a step, trackers such as TensorBoard, losses.jsonl; which epoch is the best.
 
-losses.jsonl holds only what the seed determines, so that two runs can be compared; speed and memory go to the bar
-and to TensorBoard.
+losses.jsonl holds only what the seed determines, so that two runs can be compared; speed, memory and gradient norm
+go to the terminal and to the trackers.
 """
 
 from __future__ import annotations
@@ -9,22 +9,25 @@ from __future__ import annotations
 import json
 import logging
 import math
+import textwrap
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from tqdm import tqdm
-
 from model.errors import UserError
 from utils.common.commands import one_line
 from utils.common.distributed import is_main_process
 from utils.config.training import TrainConfig
+from utils.data.counts import DataCounts
 from utils.reports.report import Report, Result
 from utils.training.checkpoint import forget_after
 from utils.training.meters import Meters, Summary
 from utils.training.progress import Score
-from utils.training.records import LOSSES_FILE, Records
+from utils.training.records import LOSSES_FILE, Records, last_step
+from utils.training.sample_images import sample_images
+from utils.training.step_line import StepClock, step_line
+from utils.training.trackers import open_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -36,16 +39,15 @@ SCORES = (
     ("reasoning", "giou"),
     ("vqa", "exact_match"),
 )
-# Short names of the losses in the bar, which fits 80 columns with six-figure steps and hours left.
-SHOWN = {"total": "loss", "cross_entropy": "ce", "mask_bce": "bce", "dice": "dice"}
-BAR = "{n_fmt}/{total_fmt} <{remaining} {desc}"
+WIDTH = 80
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainLog:
-    """Where a run is logged; on processes other than the first, `records` is None and the bar is silent."""
+    """Where a run is logged; on processes other than the first, `records` is None and nothing is printed."""
 
-    bar: tqdm
+    num_steps: int  # of the whole run
+    clock: StepClock
     records: Records | None
 
     @property
@@ -66,47 +68,68 @@ class TrainLog:
 @contextmanager
 def open_log(config: TrainConfig, start: int) -> Iterator[TrainLog]:
     """The run's logs, without what an interrupted start wrote about the steps after `start`, which are run again."""
-    writes = is_main_process()
-    bar = tqdm(total=config.num_steps, initial=start, bar_format=BAR, disable=not writes)
     records = None
-    if writes:
+    if is_main_process():
+        told = last_step(config.run_dir / LOSSES_FILE)  # before they are forgotten
         forget_after(config.run_dir / LOSSES_FILE, start)
-        records = Records(config.run_dir, start, config.disk_patience)
+        trackers = open_trackers(config, told)
+        records = Records(
+            config.run_dir,
+            start,
+            config.disk_patience,
+            has_board="tensorboard" in config.trackers,
+            trackers=trackers,
+        )
     ended_well = False
     try:
-        yield TrainLog(bar=bar, records=records)
+        yield TrainLog(num_steps=config.num_steps, clock=StepClock(), records=records)
         ended_well = True
     finally:
-        bar.close()
         if records is not None:
             records.close(patiently=ended_well)
 
 
 def log_step(
-    step: int, log: TrainLog, meters: Meters, lr: float, started: float, *, applied: bool = True
+    step: int,
+    log: TrainLog,
+    meters: Meters,
+    lr: float,
+    started: float,
+    *,
+    applied: bool = True,
+    grad_norm: float | None = None,
 ) -> Summary:
     """Log, and return, what one step was like over all processes, and how fast it was.
 
     Args:
         started: its time.perf_counter().
         applied: whether it changed the weights; not when a loss or gradient was not finite.
+        grad_norm: of all gradients, before they are clipped; None: unknown.
     """
     summary = meters.summary()  # waits for the GPU, so that the time is that of the work
     seconds = time.perf_counter() - started
     meters.reset()
-    log.bar.update()
     if log.records is None:
         return summary
     losses, speed = {**dict(sorted(summary.means.items())), "lr": lr}, speed_of(summary, seconds)
-    log.bar.set_description_str(bar_text(losses, speed), refresh=False)
+    left = log.clock.seconds_left(seconds, log.num_steps - step)
+    print(step_line(step, log.num_steps, left, losses, speed, applied=applied), flush=True)
+    norm = {} if grad_norm is None else {"grad_norm": float(grad_norm)}
     values = [
         (f"{group}/{name}", value, step)
-        for group, numbers in (("train", losses), ("speed", speed))
+        for group, numbers in (("train", losses | norm), ("speed", speed))
         for name, value in numbers.items()
         if math.isfinite(value)
     ]
     log.records.add(line_of(step, losses, applied), values)
     return summary
+
+
+def log_counts(step: int, log: TrainLog, counts: DataCounts) -> None:
+    """How many samples of each data set the run has seen, to the trackers."""
+    if log.records is not None:
+        numbers = {**counts.datasets, "all": counts.samples, "unusable": counts.unusable}
+        log.records.add(values=[(f"samples/{name}", number, step) for name, number in numbers.items()])
 
 
 def line_of(step: int, losses: Mapping[str, float], applied: bool) -> str:
@@ -124,21 +147,6 @@ def speed_of(summary: Summary, seconds: float) -> dict[str, float]:
         "model_tflops_per_second": summary.totals["model_flops"] / seconds / 1e12,
         "memory_gb": summary.peaks["memory"] / 1e9,
     }
-
-
-def bar_text(losses: dict[str, float], speed: dict[str, float]) -> str:
-    """loss 1.23 ce 0.90 bce 0.23 dice 0.10 4.1 img/s 0.2 TF/s"""
-    shown = [f"{short} {losses[name]:.2f}" for name, short in SHOWN.items()]
-    images, flops = speed["images_per_second"], speed["model_tflops_per_second"] * 1e12
-    unit, letter = next(
-        (unit, letter) for unit, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (0, "M")) if flops >= unit
-    )
-    return " ".join([*shown, f"{rounded(images)} img/s", f"{rounded(flops / (unit or 1e6))} {letter}F/s"])
-
-
-def rounded(value: float) -> str:
-    """At least two significant digits, without needless decimals."""
-    return f"{value:.1f}" if value < 10 else f"{value:.0f}"
 
 
 def score_of(result: Result) -> tuple[str, float] | None:
@@ -171,7 +179,7 @@ def log_failed_validation(step: int, problem: Exception) -> None:
 
 
 def log_validation(step: int, report: Report | None, log: TrainLog) -> None:
-    """Every number to TensorBoard, one of each data set to the terminal."""
+    """Every number and some samples as images to the trackers, one number of each data set to the terminal."""
     if report is None or log.records is None:
         return
     shown, values = [], []
@@ -181,8 +189,9 @@ def log_validation(step: int, report: Report | None, log: TrainLog) -> None:
                 values.append((f"val/{result.dataset}/{section}/{name}", value, step))
         if score := score_of(result):
             shown.append(f"{result.dataset} {score[0]} {score[1]:.3f}")
-    log.records.add(values=values)
-    tqdm.write(f"step {step}: {', '.join(shown)}")
+    log.records.add(values=values, images=[(tag, image, step) for tag, image in sample_images(report)])
+    text = f"step {step}: {', '.join(shown)}"
+    print(textwrap.fill(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False), flush=True)
 
 
 def say(text: str) -> None:

@@ -22,7 +22,7 @@ from utils.data.types import Batch
 from utils.training.checkpoint import save_best, save_checkpoint
 from utils.training.engine import Engine
 from utils.training.health import DivergedError, Watch
-from utils.training.log import TrainLog, log_step, open_log, say
+from utils.training.log import TrainLog, log_counts, log_step, open_log, say
 from utils.training.meters import Meters, peak_memory
 from utils.training.profile import StepProfiler
 from utils.training.progress import Progress
@@ -74,8 +74,15 @@ def train(
             meters.peak({"gave_up": log.gave_up})
             meters.peak({"memory": peak_memory(engine.device)})
             applied = engine.was_step_applied()
-            rate = engine.get_lr()[0]
-            summary = log_step(progress.step, log, meters, rate, started, applied=applied)
+            summary = log_step(
+                progress.step,
+                log,
+                meters,
+                engine.get_lr()[0],
+                started,
+                applied=applied,
+                grad_norm=watch.grad_norm(),
+            )
             watch.after_step(progress.step, progress.bad, config.max_bad_steps)
             profiler.step()
             stop = int(summary.peaks["stop"])
@@ -114,6 +121,7 @@ def save_if_due(
     is_due = progress.owes_save and not progress.bad.in_row
     if is_due or ends_epoch or progress.step % COUNT_EVERY == 0:
         progress.counts.gather()
+        log_counts(progress.step, log, progress.counts)
         progress.counts.check(config.max_bad_fraction)
     if is_due:
         signals.saving = True

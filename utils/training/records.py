@@ -1,4 +1,4 @@
-"""losses.jsonl and TensorBoard's files of a run: what cannot be written waits in memory, and is tried again.
+"""losses.jsonl, TensorBoard's files and other trackers: what cannot be written waits in memory, and is tried again.
 
 A step is not worth less because the disk is full while it ends: training goes on for --disk_patience minutes, and a
 save of the weights waits until the lines before it are written.
@@ -6,16 +6,21 @@ save of the weights waits until the lines before it are written.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 from model.errors import UserError
+from model.files import read_text, split_lines
 from utils.common.commands import one_line
 from utils.common.files import append_whole
+from utils.training.trackers import Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +28,7 @@ LOSSES_FILE = "losses.jsonl"
 RETRY_SECONDS = 20.0  # between two tries to write on a disk that is full or away
 SURE_SECONDS = 10.0  # after which values are known to be in TensorBoard's file
 Value = tuple[str, float, int]  # tag, value, step
+TaggedImage = tuple[str, np.ndarray, int]  # tag, (height, width, 3) uint8, step
 
 
 class Records:
@@ -32,13 +38,24 @@ class Records:
         folder: of the run.
         start: step that the run continues from.
         patience: minutes of --disk_patience.
+        has_board: whether values and images go to TensorBoard's files.
+        trackers: who else gets them.
     """
 
-    def __init__(self, folder: Path, start: int, patience: float) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        start: int,
+        patience: float,
+        *,
+        has_board: bool = True,
+        trackers: Sequence[Tracker] = (),
+    ) -> None:
         self.folder, self.patience = folder, patience
+        self.has_board, self.trackers = has_board, trackers
         self._purge_step: int | None = start + 1  # steps of an interrupted start, which are run again
         self._lines: list[str] = []  # not in losses.jsonl
-        self._values: list[Value] = []  # may not be in TensorBoard's file
+        self._values: list[Value | TaggedImage] = []  # may not be in TensorBoard's file
         self._num_sent = 0  # of them: handed to the writer
         self._writer: SummaryWriter | None = None
         self._sure = self._tried = time.monotonic()
@@ -51,10 +68,13 @@ class Records:
         since = self._failing_since
         return since is not None and time.monotonic() - since >= 60 * self.patience
 
-    def add(self, line: str = "", values: list[Value] | None = None) -> None:
-        """Record a line of losses.jsonl and values for TensorBoard; written now, or when the disk allows it."""
+    def add(self, line: str = "", values: Sequence[Value] = (), images: Sequence[TaggedImage] = ()) -> None:
+        """Record a line of losses.jsonl, values and images; written now, or when the disk allows it."""
         self._lines += [line] if line else []
-        self._values += values or []
+        if self.has_board:
+            self._values += [*values, *images]
+        for tracker in self.trackers:
+            tracker.add(values, images)
         if self._failing_since is None or time.monotonic() - self._tried >= RETRY_SECONDS:
             self.write()
 
@@ -102,20 +122,29 @@ class Records:
         Raises:
             UserError: it cannot be written.
         """
-        while self.write(surely=True) and patiently:
-            self.check()
-            time.sleep(RETRY_SECONDS)
-        self._close_writer()
+        try:
+            while self.write(surely=True) and patiently:
+                self.check()
+                time.sleep(RETRY_SECONDS)
+            self._close_writer()
+        finally:
+            for tracker in self.trackers:
+                tracker.close()
 
     def _write_values(self, *, surely: bool) -> None:
         """Hand values to TensorBoard, whose thread writes them; an error of the thread is raised here, if late."""
+        if not self.has_board:
+            return
         try:
             if self._writer is None:
                 # Resolved, as the writer's thread opens its file again and again.
                 self._writer = SummaryWriter(str(self.folder.resolve()), purge_step=self._purge_step)
                 self._purge_step = None
             for tag, value, step in self._values[self._num_sent :]:
-                self._writer.add_scalar(tag, value, step)
+                if isinstance(value, np.ndarray):
+                    self._writer.add_image(tag, value, step, dataformats="HWC")
+                else:
+                    self._writer.add_scalar(tag, value, step)
                 self._num_sent += 1
             if surely or time.monotonic() - self._sure >= SURE_SECONDS:
                 self._writer.flush()
@@ -131,3 +160,13 @@ class Records:
             with suppress(OSError):
                 self._writer.close()
             self._writer = None
+
+
+def last_step(path: Path) -> int:
+    """The last step in a losses.jsonl, 0 without any."""
+    if not path.is_file():
+        return 0
+    for line in reversed(split_lines(read_text(path))):
+        with suppress(ValueError, KeyError, TypeError):  # the last line of a process that was killed
+            return int(json.loads(line)["step"])
+    return 0

@@ -24,7 +24,7 @@ FREE = (
     "val_dataset_list", "no_eval", "val_batch_size", "max_val_samples", "classes_per_query",
     "log_base_dir", "exp_name", "auto_resume", "resume_weights_only",
     "save_every_minutes", "save_every_steps", "keep_last", "disk_patience",
-    "batch_size", "grad_accumulation_steps", "rank_timeout",
+    "batch_size", "grad_accumulation_steps", "rank_timeout", "report_to", "print_config", "dry_run",
 )  # fmt: skip
 # With --resume_weights_only also what only the optimizer feels, which starts anew then.
 OF_OPTIMIZER = ("lr", "warmup_steps", "beta1", "beta2", "weight_decay", "grad_clip")

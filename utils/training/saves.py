@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,9 +34,10 @@ from model.checkpoints.manifest import (
 )
 from model.errors import UserError
 from utils.common.commands import one_line
+from utils.common.config_files import save_config
 from utils.common.distributed import gather_objects, is_main_process, world_size
 from utils.common.files import sync_folder, write_whole
-from utils.common.settings import save_config
+from utils.config.data import absolute_own_data
 from utils.config.training import TrainConfig
 from utils.training.engine import Engine
 from utils.training.health import check_weights
@@ -143,7 +145,12 @@ def _save_settings(engine: Engine, config: TrainConfig, folder: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=f"{PARTIAL}settings_", dir=folder.parent) as aside:
         engine.module.config.save_pretrained(aside)
         engine.module.processor.save_pretrained(aside)
-        save_config(config, Path(aside) / "run.yaml")
+        found_anywhere = replace(
+            config,
+            dataset=absolute_own_data(config.dataset, "||"),
+            val_dataset_list=absolute_own_data(config.val_dataset_list, ","),
+        )
+        save_config(found_anywhere, Path(aside) / "run.yaml")
         for path in sorted(Path(aside).rglob("*")):
             target = folder / path.relative_to(aside)
             if path.is_dir():

@@ -14,6 +14,7 @@ from utils.training.checkpoint import save_best, save_validated
 from utils.training.engine import Engine
 from utils.training.log import TrainLog, deciding_score, log_failed_validation, log_validation, say
 from utils.training.progress import Progress
+from utils.training.sample_images import num_rows
 
 
 def open_validation(config: TrainConfig) -> dict[str, Dataset]:
@@ -39,7 +40,6 @@ def validate_epoch(
     except Exception as problem:  # whatever it is, days of training do not end for it
         log_failed_validation(step, problem)
         return
-    log_validation(step, report, log)
     score = deciding_score(report)
     if score is not None and validated.is_beaten_by(score):
         if validated.measures_otherwise(score):
@@ -49,6 +49,8 @@ def validate_epoch(
             )
         save_best(engine, config, step, score)
         validated = replace(validated, best_step=step, best_score=score.value, best_measured=score.measured)
+    # Not before: a run that is killed while it saves the best validates this step again, and would log it twice.
+    log_validation(step, report, log)
     progress.validated = replace(validated, step=step)
     save_validated(config, progress.validated)
 
@@ -59,7 +61,7 @@ def validate(engine: Engine, datasets: dict[str, Dataset], config: TrainConfig) 
         classes_per_query=config.classes_per_query,
         max_samples=config.max_val_samples,
         val_batch_size=config.val_batch_size,
-        num_sheet_rows=0,
+        num_sheet_rows=num_rows(len(datasets)) if config.trackers else 0,
     )
     return evaluate_datasets(
         engine.module, engine.module.processor, datasets, settings, name=config.exp_name, show_progress=False

@@ -139,7 +139,7 @@ NO_PATHS = {  # settings of text that name no path
     "attn_implementation", "lora_target_modules", "push_to_hub", "sem_seg_data", "refer_seg_data", "vqa_data",
     "reason_seg_data", "sample_rates", "sem_seg_rates", "refer_seg_rates", "vqa_rates", "reason_seg_rates",
     "neg_refer_seg_data", "neg_refer_seg_rates", "image_aspect_ratio", "trained_embeddings",
-    "inline_images", "host", "api_key", "model_name", "label_studio_url", "label_studio_token",
+    "inline_images", "report_to", "host", "api_key", "model_name", "label_studio_url", "label_studio_token",
 }  # fmt: skip
 
 

@@ -10,8 +10,10 @@ import torch
 from model.backbones.llava import LlavaBackbone
 from model.errors import UserError
 from model.losses import DEFAULT_WEIGHTS
-from utils.common.settings import parse_config, save_config
+from utils.common.config_files import as_yaml, save_config
+from utils.common.settings import parse_config
 from utils.config.chat import ChatConfig
+from utils.config.data import absolute_own_data
 from utils.config.inference import MergeConfig, TestConfig
 from utils.config.training import TrainConfig
 
@@ -109,6 +111,53 @@ def test_saved_settings_are_read_back_and_a_flag_still_wins(tmp_path):
     assert (
         parse_config(TrainConfig, [*again, "--val_dataset_list=cityscapes"]).val_dataset_list == "cityscapes"
     )
+
+
+def test_a_number_that_was_taken_back_stays_so_in_a_file(tmp_path):
+    """`none`, where the default is a number, is not the default."""
+    config = train("--max_bad_steps=none", "--save_every_minutes=none", "--rank_timeout=none")
+    save_config(config, tmp_path / "run.yaml")
+    assert parse_config(TrainConfig, ["--config", str(tmp_path / "run.yaml")]) == config
+    (tmp_path / "mine.yaml").write_text("version: m\nmax_bad_steps:\nlr:\n")
+    mine = train("--config", str(tmp_path / "mine.yaml"))
+    assert (mine.max_bad_steps, mine.lr) == (None, 3e-4)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--exp_name=1e5", "--sample_rates=1,2", "--lr=1e-05", "--seed=7"],
+        ["--exp_name=yes", "--sem_seg_rates=6_2", "--lora_dropout=0"],
+        [
+            "--exp_name=größe: #1",
+            "--val_dataset_list=ade20k,refcoco|unc|val",
+            "--dataset=sem_seg||own_sem:a b",
+        ],
+        ["--exp_name=none", "--no_pack", "--spatial_prompt", "--num_latent_prompts=2", "--beta2=0.1"],
+    ],
+)
+def test_settings_as_yaml_give_the_same_settings(flags, tmp_path):
+    config = train(*flags)
+    path = tmp_path / "settings.yaml"
+    path.write_text(as_yaml(config, left_out=("print_config",)), encoding="utf-8")
+    again = parse_config(TrainConfig, ["--config", str(path)])
+    assert again == config
+    assert as_yaml(again, left_out=("print_config",)) == path.read_text(encoding="utf-8")
+
+
+def test_own_data_in_a_list_becomes_absolute_where_it_is_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my scans").mkdir()
+    entries = "sem_seg||own_sem:./my scans|train||own_coco:gone"
+    expected = f"sem_seg||own_sem:{tmp_path / 'my scans'}|train||own_coco:gone"
+    assert absolute_own_data(entries, "||") == expected
+    assert absolute_own_data("ade20k,refcoco|unc|val", ",") == "ade20k,refcoco|unc|val"
+
+
+def test_trackers_are_named_each_once():
+    assert train().trackers == ("tensorboard",)
+    assert train("--report_to=wandb, tensorboard,wandb").trackers == ("wandb", "tensorboard")
+    assert train("--report_to=none").trackers == ()
 
 
 @pytest.mark.parametrize("kind", [TrainConfig, TestConfig])

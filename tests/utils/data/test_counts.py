@@ -29,7 +29,7 @@ def test_batches_are_added_up():
     counts.gather()  # nothing is counted twice
     assert counts.state() == {
         "samples": 8, "unusable": 1, "shortened": 2, "classes_left_out": 7, "conversations_left_out": 1,
-        "first": ["a: broken"],
+        "datasets": {"x": 8}, "first": ["a: broken"],
     }  # fmt: skip
     assert counts.describe().splitlines() == [
         "8 samples; 1 unusable items replaced (11.11%); "

@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 
-from utils.common.settings import save_config
+from utils.common.config_files import save_config
 from utils.config.training import TrainConfig
 from utils.training.checkpoint import (
     check_run,

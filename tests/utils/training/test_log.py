@@ -1,4 +1,4 @@
-"""What a run tells: losses that can be compared, speed beside them, a bar that fits the terminal."""
+"""What a run tells: losses that can be compared, speed beside them, images of a validation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from utils.config.training import TrainConfig
 from utils.costs.cost_model import COUNTED
 from utils.reports.report import Report, Result
-from utils.training.log import BAR, bar_text, deciding_score, log_step, log_validation, open_log, speed_of
+from utils.training.log import deciding_score, log_step, log_validation, open_log, speed_of
 from utils.training.meters import Meters, Summary
 
 LOSSES = {"total": 1.234, "cross_entropy": 0.9, "mask_bce": 0.234, "dice": 0.1}
@@ -40,34 +40,19 @@ def test_rates_are_totals_over_seconds():
     }
 
 
-@pytest.mark.parametrize(
-    ("images", "tflops", "end"),
-    [
-        (4.13, 0.21, "4.1 img/s 210 GF/s"),
-        (41.3, 9.87, "41 img/s 9.9 TF/s"),
-        (2719, 64512, "2719 img/s 65 PF/s"),
-        (0.02, 2e-9, "0.0 img/s 0.0 MF/s"),
-    ],
-)
-def test_the_bar_fits_80_columns(images, tflops, end):
-    text = bar_text(LOSSES, {"images_per_second": images, "model_tflops_per_second": tflops})
-    assert text == f"loss 1.23 ce 0.90 bce 0.23 dice 0.10 {end}"
-    line = BAR.format(n_fmt="18000", total_fmt="18000", remaining="10:00:00", desc=text)
-    assert len(line) <= 80
-
-
 def test_losses_go_to_the_file_and_speed_to_tensorboard_alone(tmp_path):
     config = TrainConfig(version="a", log_base_dir=str(tmp_path), exp_name="run", epochs=1, steps_per_epoch=2)
     config.run_dir.mkdir()
     meters = measured()
     with open_log(config, 0) as log:
-        log_step(1, log, meters, 0.5, time.perf_counter())
+        log_step(1, log, meters, 0.5, time.perf_counter(), grad_norm=2.0)
     assert meters.summary().means == {}
     [line] = (config.run_dir / "losses.jsonl").read_text().splitlines()
     assert json.loads(line) == pytest.approx({"step": 1, "lr": 0.5, **LOSSES}, rel=1e-6)
     board = EventAccumulator(str(config.run_dir)).Reload()
     assert {f"train/{name}" for name in (*LOSSES, "lr")} <= set(board.Tags()["scalars"])
     assert [point.value for point in board.Scalars("speed/memory_gb")] == [3.0]
+    assert [point.value for point in board.Scalars("train/grad_norm")] == [2.0]
     assert board.Scalars("speed/images_per_second")[0].value > 0
 
 

@@ -27,7 +27,8 @@ from utils.common.commands import command
 from utils.common.logs import quiet, start_logging
 from utils.common.settings import parse_config, setting
 from utils.common.terminal import PrintableText as Text
-from utils.config.training import DATA, MODEL, OUTPUT, TrainConfig
+from utils.config.data import DATA, MODEL, OUTPUT
+from utils.config.training import TrainConfig
 from utils.data.mixture import recipe_of
 from utils.data.registry import Entry, parse_entry, parse_val_list, split_list
 from utils.data.tools.selection import LookConfig, entries_asked, entries_known, processor_for

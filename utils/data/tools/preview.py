@@ -34,7 +34,8 @@ from utils.common.label_values import UNCLAIMED
 from utils.common.logs import quiet, start_logging
 from utils.common.paths import check_writable
 from utils.common.settings import parse_config, setting
-from utils.config.training import MODEL, OUTPUT, TrainConfig
+from utils.config.data import MODEL, OUTPUT
+from utils.config.training import TrainConfig
 from utils.data.base import Dataset
 from utils.data.collate import LengthLimit
 from utils.data.mixture import Mixture, recipe_of

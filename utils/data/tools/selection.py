@@ -21,7 +21,7 @@ from model.text.tokenizer_files import load_tokenizer
 from model.text.tokens import add_special_tokens
 from utils.common.checks import require_positive
 from utils.common.settings import setting
-from utils.config.training import DATA, OUTPUT, DataConfig
+from utils.config.data import DATA, OUTPUT, DataConfig
 from utils.data.registry import DATASETS, SOURCE_RATES, Entry, parse_dataset_flags
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from model.outputs import SimilarityMaps
 from model.processor import LasagnaProcessor
 from model.text.sequence import reasoning_query
 from utils.data.types import MultiTargetSample
@@ -35,6 +36,7 @@ class MultiAnswer:
     mask: np.ndarray  # (height, width) bool, the union of the answer's masks
     overlaps: tuple[Overlap, ...]  # as from `matched_overlaps`
     num_masks: int
+    maps: SimilarityMaps | None = None  # one for each mask, of a model with a spatial prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +67,7 @@ class MultiTargetProtocol(TaskProtocol[MultiTargetSample, Sequence[MultiAnswer],
                     mask=answer.mask,
                     overlaps=tuple(matched_overlaps(answer.parts, targets)),
                     num_masks=len(answer.parts),
+                    maps=answer.maps,
                 )
                 for answer, targets in zip(of_image, sample.masks, strict=True)
             ]

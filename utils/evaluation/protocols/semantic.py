@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from model.generation.answers import NameCounts
+from model.outputs import SimilarityMaps
 from model.processor import LasagnaProcessor
 from utils.common.label_values import IGNORE, NOTHING, UNCLAIMED
 from utils.data.types import SemanticSample
@@ -33,6 +34,7 @@ class SemanticPrediction:
     answered_present: np.ndarray  # (num_present,) int16 class ids that the model answered with [SEG]
     probabilities: np.ndarray | None = None  # (num_asked,) float64 of being present; None: generated freely
     names: NameCounts | None = None  # names in freely generated answers
+    maps: SimilarityMaps | None = None  # one for each of `answered_present`, of a model with a spatial prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +107,7 @@ class SemanticProtocol(TaskProtocol[SemanticSample, SemanticPrediction, Semantic
                     asked=ids,
                     answered_present=present,
                     probabilities=np.array(answer.probabilities, dtype=np.float64),
+                    maps=answer.maps,
                 )
             )
         return predictions
@@ -128,6 +131,7 @@ class SemanticProtocol(TaskProtocol[SemanticSample, SemanticPrediction, Semantic
                     asked=ids,
                     answered_present=np.array(present, dtype=np.int16),
                     names=NameCounts.total(answer.counts for _, answer in answers),
+                    maps=SimilarityMaps.joined([answer.maps for _, answer in answers]),
                 )
             )
         return predictions
