@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
 
 from model.checkpoints.load import load_model
-from tests.commands import REPOSITORY, complaint, run
+from tests.commands import REPOSITORY, blocks, complaint, run
 from utils.config.inference import TOY_ASSISTANT
+from utils.serving.lines import HELP
 from utils.toy.assistant import BASE, MAX_BYTES, pack
 
 EXAMPLES = REPOSITORY / "assets" / "toy" / "examples"
@@ -39,6 +41,25 @@ def test_it_says_what_is_in_the_examples_and_what_is_not(assistant, name, tmp_pa
     found = assistant.segment(read_image(EXAMPLES / name), THERE[name] + ABSENT[name])
     assert set(found.present_names) == set(THERE[name])
     assert all(mask.any() for mask in found.masks > 0)
+
+
+def test_it_says_what_the_session_of_the_documentation_says(assistant, tmp_path, monkeypatch, capsys):
+    (session,) = [
+        block for block in blocks(REPOSITORY / "docs/chat.md", "text") if block.startswith("image> ")
+    ]
+    session = session.replace("\n    ", " ")  # a line that the terminal's width has wrapped
+    typed = iter(re.findall(r"^\w+> (.*)$", session, re.M))
+    (tmp_path / "assets").symlink_to(REPOSITORY / "assets")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("builtins.input", lambda prompt="": next(typed, ":quit"))
+    monkeypatch.setattr("chat.load_model", lambda *_, **__: (assistant, assistant.processor))
+    assert run("chat", "--vis_save_path=answers") == 0
+    told = capsys.readouterr().out.removeprefix(f"{HELP}\n")
+
+    def plain(text):  # probabilities may differ in their last digit
+        return re.sub(r"\d\.\d\d", "0.00", text).splitlines()
+
+    assert plain(told) == [line for line in plain(session) if "> " not in line]
 
 
 def test_it_is_small():

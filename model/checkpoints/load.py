@@ -173,7 +173,9 @@ def load_trained(
         **settings.image_tokens,
     )
     take_settings(model, settings)
-    return apply_trained(model, checkpoint, lora_alpha=lora_alpha)
+    model = apply_trained(model, checkpoint, lora_alpha=lora_alpha)
+    logger.info("projection and mask decoder: trained, from %s", checkpoint.path)
+    return model
 
 
 def choose_attention(name: str, dtype: torch.dtype | None) -> str:

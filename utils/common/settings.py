@@ -30,7 +30,9 @@ Config = TypeVar("Config", bound="DataclassInstance")
 STARTED_IN = "started_in"  # in a run's run.yaml: the folder that its relative paths count from
 METAVARS = {int: "INT", float: "FLOAT", str: "TEXT"}
 GENERAL = (
-    HelpEntry(flag="--config FILE", text="YAML file with any of these; a flag wins over it", group="general"),
+    HelpEntry(
+        flag="--config FILE", text="YAML file with any of these settings; flags override it", group="general"
+    ),
     HelpEntry(flag="-h, --help", text="show this page", group="general"),
 )
 TRUTH = dict.fromkeys(("true", "yes", "t", "y", "1"), True) | dict.fromkeys(
@@ -105,7 +107,7 @@ class Setting:
             flag += f" [{value}]" if self.alone is not None else f" {value}"
         text = self.help
         if self.choices:
-            text += f"; one of {', '.join(map(str, self.choices))}"
+            text += f"; one of {', '.join(str(choice) for choice in self.choices if choice != '')}"
         if self.alias:
             text += f"; also --{self.alias}"
         return HelpEntry(flag=flag, text=f"{text}{self._default_text()}", group=self.group)

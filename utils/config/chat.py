@@ -52,7 +52,7 @@ class ChatConfig(LoadingConfig):
     top_p: float = setting(
         1.0, "draw among the most probable tokens that together have this probability", group=SAMPLING
     )
-    seed: int = setting(0, "of the draws", group=SAMPLING)
+    seed: int = setting(0, "random seed of the drawn tokens", group=SAMPLING)
 
     vis_save_path: str = setting("./vis_output", "folder for masks and overlays", group=OUTPUT, path=True)
     instances: bool = setting(
@@ -73,7 +73,7 @@ class ChatConfig(LoadingConfig):
     json: bool = setting(
         False, "print each answer as one line of JSON (docs/chat.md) and nothing else", group=OUTPUT
     )
-    polygons: bool = setting(False, "the JSON has outlines beside run lengths", group=OUTPUT)
+    polygons: bool = setting(False, "add outlines to the JSON, beside run lengths", group=OUTPUT)
     inline_images: str = setting(
         "auto",
         "show overlays in the terminal; auto: if the terminal says that it can",
@@ -83,7 +83,8 @@ class ChatConfig(LoadingConfig):
 
     serve: bool = setting(
         False,
-        "answer requests over HTTP (docs/serving.md); the flags above are their defaults",
+        "answer requests over HTTP (docs/serving.md), also those of Label Studio; flags on prompting and answers are "
+        "the defaults of requests",
         group=SERVER,
     )
     host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0: every one of this machine", group=SERVER)
@@ -111,10 +112,10 @@ class ChatConfig(LoadingConfig):
         group=SERVER,
         unset="none",
     )
-    max_batch: int = setting(8, "requests answered together", group=SERVER)
-    max_waiting: int = setting(64, "requests that may wait; others get status 429", group=SERVER)
-    max_request_mb: float = setting(20.0, "size of a request in 10^6 bytes", group=SERVER)
-    max_megapixels: float = setting(12.0, "size of an image in 10^6 pixels", group=SERVER)
+    max_batch: int = setting(8, "maximum number of requests answered together", group=SERVER)
+    max_waiting: int = setting(64, "maximum number of waiting requests; others get status 429", group=SERVER)
+    max_request_mb: float = setting(20.0, "maximum size of a request, in 10^6 bytes", group=SERVER)
+    max_megapixels: float = setting(12.0, "maximum size of an image, in 10^6 pixels", group=SERVER)
 
     def __post_init__(self) -> None:
         super().__post_init__()

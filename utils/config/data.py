@@ -51,7 +51,7 @@ class DataConfig:
     dataset_dir: str = setting("./dataset", "root folder of the data sets", group=DATA, path=True)
     dataset: str = setting(
         "sem_seg||refer_seg||vqa||reason_seg",
-        "sources to sample from; own data, for example, as own_sem:PATH",
+        "sources to sample from; own data, for example, as own_sem:PATH (docs/own_data.md)",
         group=DATA,
     )
     sem_seg_data: str = setting("ade20k||cocostuff||cityscapes", "semantic data sets", group=DATA)

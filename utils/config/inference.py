@@ -94,7 +94,7 @@ class TestConfig(LoadingConfig):
         None, "maximum number of samples of each data set", group=DATA, unset="all"
     )
     seed: int = setting(
-        0, "draws the pairs of the presence test and the images of the confidence intervals", group=DATA
+        0, "random seed of the pairs of the presence test and of the confidence intervals", group=DATA
     )
     eval_only: bool = setting(True, "accepted for older command lines; without effect", group=DATA)
 
@@ -109,7 +109,7 @@ class TestConfig(LoadingConfig):
     )
     rethreshold: float | None = setting(
         None,
-        "probability from which a class counts as present, decided when all are known",
+        "the same, applied to the finished probabilities",
         group=PROMPTING,
         unset="as decoded",
     )

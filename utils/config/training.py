@@ -48,7 +48,7 @@ class TrainConfig(DataConfig):
     )
     image_aspect_ratio: str = setting(
         "",
-        "an image that is no square, for CLIP: its middle is cut out, it is padded, or squashed",
+        "how an image becomes a square for CLIP: its middle is cut out (square), it is padded, or stretched",
         ("", *ASPECT_RATIOS),
         group=MODEL,
         unset="as the base was trained",
@@ -103,13 +103,13 @@ class TrainConfig(DataConfig):
     map_dice_loss_weight: float = setting(0.25, "weight of the spatial prompt's dice loss", group=RECIPE)
     trained_embeddings: str = setting(
         "auto",
-        "what trains of embedding and head: all, new (the rows of [SEG], [NEG] and their like), or auto: all of a "
-        "LLaVA, new of other bases",
+        "which rows of embedding and lm_head train: all, new ([SEG], [NEG] and other added tokens), or auto (all for "
+        "a LLaVA, new for other bases)",
         ("auto", "all", "new"),
         group=RECIPE,
     )
     lora_r: int = setting(8, "rank of the adapters; 0 trains without them", group=RECIPE)
-    lora_alpha: float = setting(16.0, "scale of the adapters, times 1 / rank", group=RECIPE)
+    lora_alpha: float = setting(16.0, "LoRA alpha: adapters are scaled by alpha / rank", group=RECIPE)
     lora_dropout: float = setting(0.05, "dropout before the adapters", group=RECIPE)
     lora_target_modules: str = setting(
         "q_proj,v_proj", "layers of the language model that get adapters", group=RECIPE
@@ -183,7 +183,7 @@ class TrainConfig(DataConfig):
     auto_resume: bool = setting(True, "continue from the run's newest checkpoint", group=OUTPUT)
     resume_weights_only: bool = setting(
         False,
-        "continue with the weights alone: a fresh optimizer, whose settings may be other ones",
+        "continue with the weights alone and a fresh optimizer, whose settings may differ",
         group=OUTPUT,
     )
     save_every_minutes: float | None = setting(
