@@ -27,7 +27,6 @@ import deepspeed
 import torch
 
 from model.checkpoints.load import load_model
-from model.errors import UserError
 from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import adapt
 from model.processor import LasagnaProcessor
@@ -64,6 +63,7 @@ from utils.training.signals import StopSignals
 from utils.training.step_size import accumulation_of
 from utils.training.trackers import check_trackers
 from utils.training.validation import open_validation
+from utils.training.whole_model import WholeModel
 
 
 @command("train_ds.py")
@@ -100,11 +100,13 @@ def build_and_train(config: TrainConfig, signals: StopSignals, peers: Peers) -> 
     model, processor = build_model(config)
     mixture = open_mixture(config, processor)
     sam_cache = open_sam_cache(config, model)
+    together = config.zero_stage == 3 and world_size() > 1
+    whole = WholeModel(model) if together and datasets else None  # before ZeRO-3 divides it
     engine = start_deepspeed(config, model, accumulation)
     progress = resume(engine, config, found)
     peers.where = lambda: f"in step {progress.step}"
     say(header(config, model, mixture, datasets, accumulation, progress))
-    train(engine, config, mixture, datasets, progress, sam_cache, signals)
+    train(engine, config, mixture, datasets, progress, sam_cache, signals, whole)
     if is_main_process():
         say(farewell(config, progress))
 
@@ -150,11 +152,6 @@ def check_stage(config: TrainConfig) -> None:
     """What this machine and this number of processes cannot do."""
     if config.compile:
         check_compiler()
-    if config.zero_stage == 3 and world_size() > 1 and not config.no_eval:
-        raise UserError(
-            "--zero_stage 3 cannot validate on several processes, whose answers differ in length; add --no_eval and "
-            "evaluate the merged model with test_sem.py, or take --zero_stage 2"
-        )
 
 
 def build_model(config: TrainConfig) -> tuple[LasagnaForConditionalGeneration, LasagnaProcessor]:

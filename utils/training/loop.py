@@ -30,6 +30,7 @@ from utils.training.sam_cache import SamCache
 from utils.training.saves import first_problem, from_main, keep_trying, write_patiently
 from utils.training.signals import StopSignals
 from utils.training.validation import validate_epoch
+from utils.training.whole_model import WholeModel
 
 PROFILE_FOLDER = "profile"
 SUMMARY_FILE = "data.json"  # what became of the samples
@@ -46,8 +47,9 @@ def train(
     progress: Progress,
     sam_cache: SamCache | None,
     signals: StopSignals,
+    whole: WholeModel | None = None,
 ) -> None:
-    """Run the optimizer steps that are left; `progress` moves on with them.
+    """Run the optimizer steps that are left; `progress` moves on with them. `whole`: see `validate_epoch`.
 
     Raises:
         DivergedError: the numbers are not finite any more.
@@ -64,7 +66,7 @@ def train(
         if progress.owes_validation:
             # A validation that was interrupted: the weights of an epoch are saved before they are validated.
             with signals.deferred(False):
-                validate_epoch(engine, config, datasets, progress, log)
+                validate_epoch(engine, config, datasets, progress, log, whole)
         while progress.step < config.num_steps:
             started = time.perf_counter()
             progress.step += 1
@@ -97,7 +99,7 @@ def train(
             # After the save, so that nothing is lost if the validation fails.
             if progress.owes_validation and not progress.owes_save:
                 with signals.deferred(False):
-                    validate_epoch(engine, config, datasets, progress, log)
+                    validate_epoch(engine, config, datasets, progress, log, whole)
         check_last_step(progress)
         if datasets and progress.validated.best_step is None:
             say("no validation came to a number: ckpt_best holds the last weights")

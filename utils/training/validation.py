@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 from utils.config.training import TrainConfig
@@ -15,6 +16,7 @@ from utils.training.engine import Engine
 from utils.training.log import TrainLog, deciding_score, log_failed_validation, log_validation, say
 from utils.training.progress import Progress
 from utils.training.sample_images import num_rows
+from utils.training.whole_model import WholeModel
 
 
 def open_validation(config: TrainConfig) -> dict[str, Dataset]:
@@ -25,18 +27,26 @@ def open_validation(config: TrainConfig) -> dict[str, Dataset]:
 
 
 def validate_epoch(
-    engine: Engine, config: TrainConfig, datasets: dict[str, Dataset], progress: Progress, log: TrainLog
+    engine: Engine,
+    config: TrainConfig,
+    datasets: dict[str, Dataset],
+    progress: Progress,
+    log: TrainLog,
+    whole: WholeModel | None = None,
 ) -> None:
     """Validate the weights as they are, keep them if they are the best so far, and note that it is done.
 
     A validation that fails is logged, and tried again when the run is resumed at this step.
+
+    Args:
+        whole: where processes cannot run the model independently of each other, a copy to validate.
     """
     progress.owes_validation = False
     if not datasets:
         return
     step, validated = progress.step, progress.validated
     try:
-        report = validate(engine, datasets, config)
+        report = validate(engine, datasets, config, whole)
     except Exception as problem:  # whatever it is, days of training do not end for it
         log_failed_validation(step, problem)
         return
@@ -55,7 +65,9 @@ def validate_epoch(
     save_validated(config, progress.validated)
 
 
-def validate(engine: Engine, datasets: dict[str, Dataset], config: TrainConfig) -> Report:
+def validate(
+    engine: Engine, datasets: dict[str, Dataset], config: TrainConfig, whole: WholeModel | None = None
+) -> Report:
     """The report of the model as it is now."""
     settings = EvaluationSettings(
         classes_per_query=config.classes_per_query,
@@ -63,6 +75,7 @@ def validate(engine: Engine, datasets: dict[str, Dataset], config: TrainConfig) 
         val_batch_size=config.val_batch_size,
         num_sheet_rows=num_rows(len(datasets)) if config.trackers else 0,
     )
-    return evaluate_datasets(
-        engine.module, engine.module.processor, datasets, settings, name=config.exp_name, show_progress=False
-    )
+    with whole.filled_from(engine.module) if whole else nullcontext(engine.module) as model:
+        return evaluate_datasets(
+            model, model.processor, datasets, settings, name=config.exp_name, show_progress=False
+        )
