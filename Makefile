@@ -1,6 +1,7 @@
 # Everything sets itself up: .venv with the locked versions, once.
 #   make demo    train, merge, evaluate and chat on the toy world (runs/demo); a second call continues
 #   make demo QUICK=1   the same steps in three minutes, with weaker numbers (runs/demo_quick)
+#   make demo BASE=smolvlm   the same from a base of another family (runs/demo_smolvlm)
 #   make ablation   what each strategy brings, on the toy world (runs/ablation): hours; a second call continues
 #   make try     ask a small trained model about example images, in the terminal
 #   make test    the tests, a process for each core (at most four)
@@ -8,6 +9,7 @@
 #   make bench   the performance claims (runs/benchmarks/results.md), about ten minutes on an idle machine
 #   make gpu     the same on one CUDA GPU with 80 GB, at most 8 minutes (runs/gpu/gpu.md)
 PYTHON ?= python3
+BASE ?= llava
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
@@ -15,7 +17,7 @@ READY := $(VENV)/ready
 .PHONY: demo ablation try test lint bench gpu setup clean
 
 demo: $(READY)
-	$(BIN)/python -m utils.toy.demo $(if $(filter-out 0,$(QUICK)),--quick)
+	$(BIN)/python -m utils.toy.demo --base $(BASE) $(if $(filter-out 0,$(QUICK)),--quick)
 
 ablation: $(READY)
 	$(BIN)/python -m utils.toy.ablation --jobs 2

@@ -1,7 +1,8 @@
 """`make demo`: a segmentation assistant learns on the toy world, from the shipped base weights to a chat.
 
-    python -m utils.toy.demo            # everything, into runs/demo; a second call continues
-    python -m utils.toy.demo --quick    # every step in three minutes, with weaker numbers, into runs/demo_quick
+    python -m utils.toy.demo                  # everything, into runs/demo; a second call continues
+    python -m utils.toy.demo --quick          # every step in three minutes, weaker numbers, into runs/demo_quick
+    python -m utils.toy.demo --base smolvlm   # from a base of another family, into runs/demo_smolvlm
 
 Each step prints the command that a person would type. At the end: report.json, report.md, losses.png, sheet.png.
 """
@@ -36,8 +37,10 @@ from utils.reports.report import Report, read_report
 from utils.reports.tables import Target, print_report
 from utils.reports.write import write_report
 from utils.toy import world
+from utils.toy.pretrain import smolvlm
 
 CONFIG = Path("configs/toy.yaml")
+CONFIGS = {"llava": CONFIG, "smolvlm": Path("configs/toy_smolvlm.yaml")}
 LAYOUTS = "ade20k,coco,cityscapes,refer,reason"  # those that configs/toy.yaml and the evaluation use
 VAL_DATASETS = "ade20k,refcoco|unc|val,grefcoco|unc|val,ReasonSeg|val,llava_instruct_150k"
 BASELINE_DATASETS = "ade20k,llava_instruct_150k"
@@ -58,6 +61,7 @@ class Scale:
     """How much of everything there is."""
 
     out: Path
+    base: str = "llava"
     num_images: int  # training scenes of each layout
     num_val: int  # validation scenes of each layout
     max_samples: int | None = None  # of each data set, in the evaluation
@@ -98,8 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--base", choices=list(CONFIGS), default="llava", help="the toy base to start from")
     parser.add_argument("--quick", action="store_true", help="every step in three minutes, weaker numbers")
-    parser.add_argument("--out", type=path_flag, default=None)
+    parser.add_argument("--out", type=path_flag, default=None, help="folder; by default one below runs for each kind of demo")
     parser.add_argument("--num_images", type=int, default=None, help="training scenes of each layout")
     parser.add_argument("--num_val", type=int, default=None, help="validation scenes of each layout")
     parser.add_argument("--train_flags", default="", help="more flags for train_ds.py")
@@ -108,6 +113,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     scale = QUICK if args.quick else FULL
+    if args.base != scale.base:
+        scale = replace(scale, base=args.base, out=Path(f"{scale.out}_{args.base}"))
     given = ("out", "num_images", "num_val", "max_samples")
     scale = replace(scale, **{name: getattr(args, name) for name in given if getattr(args, name) is not None})
     return show(replace(scale, train_flags=(*scale.train_flags, *shlex.split(args.train_flags))))
@@ -122,15 +129,16 @@ def show(scale: Scale) -> int:
     announce("draw")
     run(world.main, "python -m utils.toy.world", "--out", dataset, "--num_images", scale.num_images,
         "--num_val", scale.num_val, "--layouts", LAYOUTS)  # fmt: skip
+    config, version = CONFIGS[scale.base], write_base(scale.base, out / "base")
     announce("train")
-    train(out, dataset, list(scale.train_flags))
+    train(out, dataset, [*version, *scale.train_flags], config)
     announce("merge")
     if not (merged / "config.json").is_file():
         run(main_of("merge_lora_weights_and_save_hf_model"),
             "python merge_lora_weights_and_save_hf_model.py", "--weight", out / "ckpt_model",
             "--save_path", merged, "--precision", "fp32")  # fmt: skip
     announce("before")
-    untrained = write_untrained(out / "untrained")
+    untrained = write_untrained(out / "untrained", config, version)
     baseline = report_of(untrained, dataset, BASELINE_DATASETS, out / "eval_untrained", scale.max_samples)
     announce("after")
     report = report_of(merged, dataset, VAL_DATASETS, out / "eval", scale.max_samples)
@@ -159,13 +167,22 @@ def run(script: Callable[[Sequence[str]], int], command: str, *arguments: object
         raise SystemExit(f"demo: the step above failed; fix it and run again ({command})")
 
 
-def train(out: Path, dataset: Path, flags: list[str]) -> None:
+def write_base(name: str, folder: Path) -> list[str]:
+    """The flags that name a base. The LLaVA is shipped as it is, others are put together in `folder`."""
+    if name == "llava":
+        return []
+    if not (folder / "config.json").is_file():
+        run(smolvlm.main, "python -m utils.toy.pretrain.smolvlm", "--out", folder)
+    return ["--version", str(folder)]
+
+
+def train(out: Path, dataset: Path, flags: list[str], config: Path = CONFIG) -> None:
     """Train with the real launcher; train_seconds.json accumulates wall time over restarts."""
     finished = out / "trained"
     if finished.is_file():
         return
     command = [
-        "deepspeed", "--num_accelerators", "1", "train_ds.py", "--config", str(CONFIG), "--dataset_dir", str(dataset),
+        "deepspeed", "--num_accelerators", "1", "train_ds.py", "--config", str(config), "--dataset_dir", str(dataset),
         "--log_base_dir", str(out.parent), "--exp_name", out.name, "--sam_cache", str(out / "sam_cache"), *flags,
     ]  # fmt: skip
     console.print(f"\n[bold]$ {shlex.join(command)}[/bold]", highlight=False)
@@ -183,11 +200,12 @@ def train(out: Path, dataset: Path, flags: list[str]) -> None:
     finished.touch()
 
 
-def write_untrained(folder: Path) -> Path:
+def write_untrained(folder: Path, config_file: Path = CONFIG, flags: Sequence[str] = ()) -> Path:
     """The model before its first training step, as a folder; the baseline is measured on it."""
     if not (folder / "config.json").is_file():
-        config = parse_config(TrainConfig, ["--config", str(CONFIG)])
-        model, _ = load_model(config.version, vision_tower=config.vision_tower, sam=config.vision_pretrained)
+        config = parse_config(TrainConfig, ["--config", str(config_file), *flags])
+        tower = config.vision_tower or None
+        model, _ = load_model(config.version, vision_tower=tower, sam=config.vision_pretrained)
         model.config.num_all_classes = config.num_all_classes
         model.save_pretrained(folder)
     return folder

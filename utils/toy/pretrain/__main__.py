@@ -3,7 +3,7 @@
 python -m utils.toy.pretrain --out assets/toy                    # all stages, one after the other
 python -m utils.toy.pretrain --out assets/toy --stages clip      # one of them
 
-`language` reads the tower that `clip` wrote; `sam` is independent and may run in parallel.
+`language` reads the tower that `clip` wrote, `smolvlm` both; `sam` is independent and may run in parallel.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import torch
 from utils.common.commands import Parser, command
 from utils.common.paths import path_flag, writable_folder
 
-STAGES = ("clip", "sam", "language")
+STAGES = ("clip", "sam", "language", "smolvlm")
 
 
 @command("utils.toy.pretrain")
@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--clip_steps", type=int, default=3500)
     parser.add_argument("--sam_steps", type=int, default=8050)
     parser.add_argument("--language_steps", type=int, default=4500)
+    parser.add_argument("--smolvlm_steps", type=int, default=700)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -51,6 +52,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         from utils.toy.pretrain.language import pretrain_language
 
         pretrain_language(args.out / "llava", args.out / "clip", args.work, num_steps=args.language_steps)
+    if "smolvlm" in args.stages:
+        from utils.toy.pretrain.smolvlm import pretrain_smolvlm
+
+        pretrain_smolvlm(args.out, args.work, num_steps=args.smolvlm_steps)
 
 
 if __name__ == "__main__":
