@@ -104,7 +104,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--base", choices=list(CONFIGS), default="llava", help="the toy base to start from")
     parser.add_argument("--quick", action="store_true", help="every step in three minutes, weaker numbers")
-    parser.add_argument("--out", type=path_flag, default=None, help="folder; by default one below runs for each kind of demo")
+    parser.add_argument(
+        "--out", type=path_flag, default=None, help="folder; by default one below runs for each kind of demo"
+    )
     parser.add_argument("--num_images", type=int, default=None, help="training scenes of each layout")
     parser.add_argument("--num_val", type=int, default=None, help="validation scenes of each layout")
     parser.add_argument("--train_flags", default="", help="more flags for train_ds.py")

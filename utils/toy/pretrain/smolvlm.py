@@ -150,9 +150,16 @@ def pretrain_smolvlm(out: Path, work: Path, *, num_steps: int, batch_size: int =
     student = SmolStudent(out / "clip", out / "llava")
     train(student, folder=work, name="smolvlm", num_steps=num_steps, batch_size=batch_size,
           lr=1e-3, num_held_out=48)  # fmt: skip
-    tower = {f"vision_model.{name}": value for name, value in student.tower.named_parameters() if name.startswith(TRAINED)}
+    tower = {
+        f"vision_model.{name}": value
+        for name, value in student.tower.named_parameters()
+        if name.startswith(TRAINED)
+    }
     connector = {f"connector.{name}": value for name, value in student.connector.named_parameters()}
-    save_file({name: value.detach().half().contiguous() for name, value in (tower | connector).items()}, out / TOWER_FILE)
+    save_file(
+        {name: value.detach().half().contiguous() for name, value in (tower | connector).items()},
+        out / TOWER_FILE,
+    )
 
 
 def write_base(out: Path, base: Path = ASSETS) -> Path:
@@ -170,7 +177,12 @@ def write_base(out: Path, base: Path = ASSETS) -> Path:
             continue
         ours = name if name.startswith("lm_head") else f"model.text_model.{name.removeprefix('model.')}"
         if len(value) < len(weights[ours]):  # the rows of tokens that LLaVA has not
-            value = torch.cat([value, value.float().mean(0, keepdim=True).half().expand(len(weights[ours]) - len(value), -1)])
+            value = torch.cat(
+                [
+                    value,
+                    value.float().mean(0, keepdim=True).half().expand(len(weights[ours]) - len(value), -1),
+                ]
+            )
         found[ours] = value
     missing = weights.keys() - found.keys()
     assert not missing, missing
