@@ -71,7 +71,8 @@ def base_config(tokenizer: PreTrainedTokenizerBase) -> SmolVLMConfig:
         vision_config={
             "hidden_size": CLIP.hidden_size, "intermediate_size": CLIP.intermediate_size,
             "num_hidden_layers": NUM_LAYERS, "num_attention_heads": CLIP.num_attention_heads,
-            "image_size": SIDE, "patch_size": PATCH, "hidden_act": CLIP.hidden_act, "layer_norm_eps": CLIP.layer_norm_eps,
+            "image_size": SIDE, "patch_size": PATCH, "hidden_act": CLIP.hidden_act,
+            "layer_norm_eps": CLIP.layer_norm_eps,
         },
         scale_factor=1, pad_token_id=0, tie_word_embeddings=False,
         image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
@@ -165,28 +166,19 @@ def pretrain_smolvlm(out: Path, work: Path, *, num_steps: int, batch_size: int =
 def write_base(out: Path, base: Path = ASSETS) -> Path:
     """The whole base as a Hugging Face folder: config, weights in fp16, tokenizer, chat template, image processor."""
     tokenizer = base_tokenizer(base / "llava")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = SmolVLMForConditionalGeneration(base_config(tokenizer)).half()
-    weights = model.state_dict()
+    model = SmolVLMForConditionalGeneration(base_config(tokenizer)).half()
     clip = from_pretrained(CLIPVisionModel, base / "clip", dtype=torch.float16)
     found = {f"model.vision_model.{name}": value for name, value in clip_as_siglip(clip.state_dict()).items()}
     found |= {f"model.{name}": value for name, value in load_file(base / TOWER_FILE).items()}
     for name, value in torch.load(base / "llava" / "pytorch_model.bin", weights_only=True).items():
-        if "mm_projector" in name:
-            continue
-        ours = name if name.startswith("lm_head") else f"model.text_model.{name.removeprefix('model.')}"
-        if len(value) < len(weights[ours]):  # the rows of tokens that LLaVA has not
-            value = torch.cat(
-                [
-                    value,
-                    value.float().mean(0, keepdim=True).half().expand(len(weights[ours]) - len(value), -1),
-                ]
+        if name == "lm_head.weight":
+            found[name] = with_all_rows(value)
+        elif "mm_projector" not in name:
+            is_embedding = name == "model.embed_tokens.weight"
+            found[f"model.text_model.{name.removeprefix('model.')}"] = (
+                with_all_rows(value) if is_embedding else value
             )
-        found[ours] = value
-    missing = weights.keys() - found.keys()
-    assert not missing, missing
-    model.load_state_dict(found)
+    model.load_state_dict(found)  # strict: no weight keeps its random value
     model.save_pretrained(out)
     reader = SmolVLMImageProcessor(
         do_image_splitting=False, size={"longest_edge": SIDE}, max_image_size={"longest_edge": SIDE},
@@ -196,6 +188,12 @@ def write_base(out: Path, base: Path = ASSETS) -> Path:
         reader, tokenizer, image_seq_len=(SIDE // PATCH) ** 2, chat_template=tokenizer.chat_template
     ).save_pretrained(out)
     return out
+
+
+def with_all_rows(matrix: Tensor) -> Tensor:
+    """(NUM_ROWS, dim): LLaVA's rows, and their mean for the tokens that it has not."""
+    mean = matrix.float().mean(0, keepdim=True).to(matrix)
+    return torch.cat([matrix, mean.expand(NUM_ROWS - len(matrix), -1)])
 
 
 @command("utils.toy.pretrain.smolvlm")
