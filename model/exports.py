@@ -28,6 +28,7 @@ InstanceSource = Literal["components", "model"]  # connected parts of masks, or 
 RunLengths = dict[str, Any]  # COCO's compressed run-length code: {"size": [height, width], "counts": text}
 UNNAMED = "object"  # in formats in which every mask needs a name
 MIN_POINTS = 3
+MAX_INSTANCE_PIXELS = 4_000_000_000  # of all instances of an answer, a byte each
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -213,16 +214,20 @@ def instances_of(answer: Exportable, min_area: int = 0) -> list[FoundMask]:
     They are those that the model told apart (`own_instances`), or else the connected parts of each mask, the largest
     first: pixels that touch at a corner are connected, and two objects that touch are one part. All that prints,
     writes or converts instances asks here.
+
+    Raises:
+        UserError: there are so many parts that their masks would take more than `MAX_INSTANCE_PIXELS` bytes.
     """
     own = answer.own_instances()
     if own is not None:
         return [one for one in own if one.area >= max(min_area, 1)]
     labels = answer.labels_and_probabilities()
-    return [
-        replace(found_mask(label, probability, logits, part), index=index)
-        for index, ((label, probability), logits) in enumerate(zip(labels, answer.masks, strict=True))
-        for part in components((logits > 0).cpu().numpy(), min_area)
-    ]
+    found: list[FoundMask] = []
+    for index, ((label, probability), logits) in enumerate(zip(labels, answer.masks, strict=True)):
+        most = MAX_INSTANCE_PIXELS // logits.numel() - len(found)
+        for part in components((logits > 0).cpu().numpy(), min_area, most):
+            found.append(replace(found_mask(label, probability, logits, part), index=index))
+    return found
 
 
 def found_mask(label: str, probability: float | None, logits: Tensor, pixels: np.ndarray) -> FoundMask:
@@ -233,17 +238,24 @@ def found_mask(label: str, probability: float | None, logits: Tensor, pixels: np
     return FoundMask(label=label, pixels=pixels, probability=probability, score=score)
 
 
-def components(mask: np.ndarray, min_area: int = 0) -> list[np.ndarray]:
+def components(mask: np.ndarray, min_area: int = 0, most: int | None = None) -> list[np.ndarray]:
     """The connected parts of a (height, width) mask with at least `min_area` pixels, (height, width) bool each.
 
-    Pixels that touch at a side or a corner are connected. The largest comes first, of equals the upper one.
+    Pixels that touch at a side or a corner are connected. The largest comes first, of equals the upper one. Raises a
+    UserError where there are more than `most` of them.
     """
     number, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     parts = sorted(
         range(1, number),
         key=lambda part: (-stats[part, cv2.CC_STAT_AREA], stats[part, cv2.CC_STAT_TOP]),
     )
-    return [labels == part for part in parts if stats[part, cv2.CC_STAT_AREA] >= min_area]
+    parts = [part for part in parts if stats[part, cv2.CC_STAT_AREA] >= min_area]
+    if most is not None and len(parts) > most:
+        raise UserError(
+            f"{len(parts)} connected parts in an image of {mask.shape[0]} x {mask.shape[1]} pixels are too many; "
+            f"leave out the small ones with a min_area above {min_area}"
+        )
+    return [labels == part for part in parts]
 
 
 def outer_outlines(mask: np.ndarray) -> list[list[float]]:

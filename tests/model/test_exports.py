@@ -90,6 +90,17 @@ def test_instances_are_those_of_the_model_where_it_tells_objects_apart():
     assert len(told_apart.found()) == 3
 
 
+def test_more_parts_than_fit_into_memory_are_refused_before_they_are_made(monkeypatch):
+    areas = sorted(mask.area for mask in instances_of(ANSWER))
+    count = len(areas)
+    monkeypatch.setattr("model.exports.MAX_INSTANCE_PIXELS", count * 40 * 60)
+    assert len(instances_of(ANSWER)) == count
+    monkeypatch.setattr("model.exports.MAX_INSTANCE_PIXELS", (count - 1) * 40 * 60)
+    with pytest.raises(UserError, match="image of 40 x 60 pixels are too many; leave out the small ones"):
+        instances_of(ANSWER)
+    assert 0 < len(instances_of(ANSWER, areas[-2])) < count
+
+
 def test_no_pixels_are_no_instances():
     assert components(np.zeros((4, 5), dtype=bool)) == []
     assert outer_outlines(np.zeros((4, 5), dtype=bool)) == []

@@ -75,7 +75,7 @@ def add_label_studio(app: FastAPI, service: Service, host: LabelHost) -> None:
     async def predict(body: PredictRequest, request: Request) -> dict[str, Any]:
         config = with_reason_in_log(read_label_config, body.label_config)
         found: list[Any] = []
-        size = service.batcher.max_batch
+        size = min(service.batcher.max_batch, service.batcher.max_waiting)
         for start in range(0, len(body.tasks), size):
             part = (
                 prediction(service, host, config, task, request) for task in body.tasks[start : start + size]
