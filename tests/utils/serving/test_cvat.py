@@ -12,7 +12,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from model.errors import UserError
-from tests.commands import complaint
+from tests.commands import REPOSITORY, blocks, complaint
 from tests.tiny_weights import noise_image
 from utils.serving import cvat
 from utils.serving.answers import Asking
@@ -154,6 +154,13 @@ def test_a_wrong_parameter_is_one_line_and_exit_code_2(created, capsys, paramete
         created(**{"version": "any", **parameters})
     assert end.value.code == 2
     complaint(capsys, "utils.serving.cvat: ", message)
+
+
+def test_the_example_of_the_documentation_runs(tiny, monkeypatch, capsys):
+    monkeypatch.setattr(type(tiny), "from_pretrained", lambda _: tiny)
+    (example,) = blocks(REPOSITORY / "docs" / "cvat.md", "python")
+    exec(compile(example, "cvat.md", "exec"), {})
+    assert capsys.readouterr().out == "['person', 'car']\n"
 
 
 def test_a_model_that_is_not_there_and_a_missing_package_are_one_line(monkeypatch, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from model.errors import UserError
+from tests.commands import REPOSITORY, blocks
 from utils.serving.label_config import Wish, read_label_config
 
 LABELS = '<Label value="Person"/><Label value="Traffic  Light" background="#f00"/>'
@@ -27,6 +28,13 @@ def test_the_labels_are_the_classes():
     )
     assert control.labels == {"person": "Person", "traffic light": "Traffic  Light"}
     assert control.wish == Wish()
+
+
+def test_the_config_of_the_documentation_is_read():
+    (example,) = blocks(REPOSITORY / "docs" / "label_studio.md", "xml")
+    [control] = read_label_config(example).controls
+    assert list(control.labels) == ["person", "car", "tree", "bush", "grass"]
+    assert set(control.labels.values()) == {"Person", "Car", "Vegetation"}
 
 
 def test_label_studios_own_parser_reads_the_same():

@@ -71,10 +71,17 @@ def test_without_a_key_other_machines_are_warned_of(run, caplog, monkeypatch):
         (["--serve", "--max_batch=0"], "--max_batch must be > 0"),
         (["--port=1234"], "--port is a setting of the server; pass --serve too"),
         (["--api_key=x"], "--api_key is a setting of the server; pass --serve too"),
+        (["--label_studio_url=http://x"], "--label_studio_url is a setting of the server; pass --serve too"),
+        (
+            ["--serve", "--label_studio_url=localhost:8080"],
+            "--label_studio_url (or LABEL_STUDIO_URL): localhost:8080",
+        ),
+        (["--serve", "--label_studio_token=x"], "pass --label_studio_url too"),
     ],
 )
 def test_bad_settings_are_one_line_before_a_model_is_loaded(flags, message, monkeypatch, capsys):
     monkeypatch.setattr(chat, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.delenv("LABEL_STUDIO_URL", raising=False)
     assert chat.main(["--version=any", *flags]) == 2
     assert message in complaint(capsys)
 
