@@ -27,7 +27,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import uvicorn
 from PIL import Image
 
 from benchmarks.measure import Claim, Runs, claims_table, take_turns, write_results
@@ -36,8 +35,10 @@ from model.checkpoints.load import load_model
 from model.lasagna import LasagnaForConditionalGeneration
 from utils.data.class_lists import load_class_list
 from utils.serving.answers import Asking
+from utils.serving.connection import server_of
 from utils.serving.fetch import Limits
-from utils.serving.server import Service, build_app
+from utils.serving.server import build_app
+from utils.serving.service import Service
 from utils.toy.scene import draw_scene
 
 SCENE_SEED = 7_654_321
@@ -62,9 +63,7 @@ class LocalServer:
         )
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
-        self.server = uvicorn.Server(
-            uvicorn.Config(build_app(self.service), log_config=None, log_level="error")
-        )
+        self.server = server_of(build_app(self.service))
         self.thread = threading.Thread(
             target=self.server.run, kwargs={"sockets": [self.listener]}, daemon=True
         )

@@ -23,13 +23,26 @@ from pathlib import Path
 
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
-from benchmarks.attack import configs, data, names, outside, pickles, special_files, texts, work
+from benchmarks.attack import (
+    bases,
+    configs,
+    data,
+    names,
+    newer_data,
+    outside,
+    pickles,
+    requests,
+    special_files,
+    texts,
+    work,
+)
 from benchmarks.attack.desk import BASE, TOY, Attack, Desk
 from benchmarks.attack.runner import BAD, TIME_LIMIT, VERDICTS, Outcome, clear, in_child, run
 
 ATTACKS: tuple[Attack, ...] = (
     *pickles.attacks(), *configs.attacks(), *texts.attacks(), *names.attacks(), *outside.attacks(),
-    *special_files.attacks(), *data.attacks(), *work.attacks(),
+    *special_files.attacks(), *data.attacks(), *work.attacks(), *bases.attacks(), *newer_data.attacks(),
+    *requests.attacks(),
 )  # fmt: skip
 
 COMMANDS = ("chat", "merge_lora_weights_and_save_hf_model", "test_sem", "train_ds", "utils.data.tools.check",
@@ -71,7 +84,7 @@ def run_all(attacks: Sequence[Attack], folder: Path, time_limit: float, *, verbo
     """Every attack in a folder of its own."""
     model = folder / "sound_model"
     log = folder / "sound_model.txt"
-    if in_child(lambda: write_model(model), folder, log) != 0:
+    if in_child(lambda: write_models(model), folder, log) != 0:
         raise RuntimeError(f"the sound model could not be written: {log.read_text()}")
     outcomes = []
     for number, attack in enumerate(attacks):
@@ -85,8 +98,8 @@ def run_all(attacks: Sequence[Attack], folder: Path, time_limit: float, *, verbo
     return outcomes
 
 
-def write_model(folder: Path) -> int:
-    """A sound model: the toy world's base weights, put together."""
+def write_models(folder: Path) -> int:
+    """A sound model: the toy world's base weights, put together; beside it those of `bases`."""
     import torch
 
     from model.checkpoints.load import load_model
@@ -94,6 +107,7 @@ def write_model(folder: Path) -> int:
     torch.set_num_threads(1)
     tower, sam = (flag.split("=")[1] for flag in BASE)
     load_model(TOY / "llava", vision_tower=tower, sam=sam)[0].save_pretrained(folder)
+    bases.write(folder.parent)
     return 0
 
 

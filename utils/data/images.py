@@ -25,6 +25,8 @@ from utils.data.files import is_hidden
 NOT_READ = {"EPS", "MPEG", "WMF", "BUFR", "GRIB", "HDF5"}
 _FORMAT_OF = Image.registered_extensions()  # suffix -> format; imports all of Pillow's plugins
 FORMATS = tuple(name for name in Image.OPEN if name not in NOT_READ)
+# What strangers send to a server: no icons, whose inner images Pillow decodes before it says how large they are.
+WEB_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 IMAGE_SUFFIXES = tuple(sorted(suffix for suffix, name in _FORMAT_OF.items() if name in (*FORMATS, "MPO")))
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 LABEL_FORMATS = ("PNG", "TIFF", "BMP")
@@ -52,6 +54,9 @@ BACKGROUND = (255, 255, 255)  # colour behind transparent pixels, as in an image
 LARGEST = 65535  # largest number of a label, or of an image of integers
 # A PNG of 164 kB can hold 13,000 x 13,000 pixels, and would take several GB in all steps from here to the model.
 MAX_PIXELS = 100_000_000
+# A progressive JPEG goes over all its pixels once for each scan; encoders write about ten. 20 MB can hold a million.
+MAX_SCANS = 500
+SCAN = b"\xff\xda"  # begins one
 MAX_REASON = 200  # characters of a decoder's own message
 
 
@@ -66,12 +71,14 @@ def read_image(path: str | Path, label_size: tuple[int, int] | None = None) -> n
     return read_oriented(path, label_size)[0]
 
 
-def image_of_bytes(content: bytes, name: str, max_pixels: int | None = None) -> np.ndarray:
+def image_of_bytes(
+    content: bytes, name: str, max_pixels: int | None = None, formats: tuple[str, ...] = FORMATS
+) -> np.ndarray:
     """The image of `read_image` from the content of its file; `name` stands for its path in errors.
 
-    max_pixels: a limit below `MAX_PIXELS`, for servers.
+    max_pixels, formats: limits of servers, below `MAX_PIXELS` and among `FORMATS`.
     """
-    return _oriented(io.BytesIO(content), name, None, max_pixels)[0]
+    return _oriented(io.BytesIO(content), name, None, max_pixels, formats)[0]
 
 
 def image_of_pillow(image: Image.Image, name: str) -> np.ndarray:
@@ -97,7 +104,11 @@ def read_oriented(path: str | Path, label_size: tuple[int, int] | None = None) -
 
 
 def _oriented(
-    file: BinaryIO, path: str | Path, label_size: tuple[int, int] | None, max_pixels: int | None = None
+    file: BinaryIO,
+    path: str | Path,
+    label_size: tuple[int, int] | None,
+    max_pixels: int | None = None,
+    formats: tuple[str, ...] = FORMATS,
 ) -> tuple[np.ndarray, str]:
     taken = ""
 
@@ -112,7 +123,7 @@ def _oriented(
         taken = "" if turn is None else AS_STORED if stored_fits else UPRIGHT
         return np.array(_to_rgb(image if stored_fits else upright, path))
 
-    return _decode(file, path, convert, max_pixels), taken
+    return _decode(file, path, convert, max_pixels, formats), taken
 
 
 def read_label(path: str | Path) -> np.ndarray:
@@ -172,6 +183,16 @@ def check_num_pixels(image: Image.Image, path: str | Path, max_pixels: int | Non
         raise UserError(too_large(path, f"{image.width} x {image.height}", max_pixels))
 
 
+def check_num_scans(file: BinaryIO, path: str | Path) -> None:
+    """UserError for a JPEG that takes as long to decode as hundreds of others; `file` stays where it is."""
+    place = file.tell()
+    file.seek(0)
+    count = file.read().count(SCAN)
+    file.seek(place)
+    if count > MAX_SCANS:
+        raise UserError(f"{path}: {count:,} scans, of at most {MAX_SCANS}; save it again as a JPEG or PNG")
+
+
 def too_large(path: str | Path, size: str, max_pixels: int | None = None) -> str:
     """For messages: that an image has too many pixels."""
     most = max_pixels or MAX_PIXELS
@@ -200,11 +221,14 @@ def _decode(
     path: str | Path,
     convert: Callable[[Image.Image, str, BinaryIO], np.ndarray],
     max_pixels: int | None = None,
+    formats: tuple[str, ...] = FORMATS,
 ) -> np.ndarray:
     """The result of `convert` for the loaded image, its stored mode and the file; any failure is a UserError."""
     try:
-        image = Image.open(file, formats=FORMATS)
+        image = Image.open(file, formats=formats)
         check_num_pixels(image, path, max_pixels)
+        if image.format in ("JPEG", "MPO"):
+            check_num_scans(file, path)
         stored = _stored_mode(image)
         image.load()
         return convert(image, stored, file)

@@ -140,8 +140,19 @@ class Batcher:
 
     @property
     def num_waiting(self) -> int:
-        """Jobs that no batch has taken yet."""
-        return len(self._waiting)
+        """Jobs that no batch has taken yet, and that somebody waits for."""
+        with self._changed:
+            return sum(not job.is_gone.is_set() for job in self._waiting)
+
+    def check_room(self) -> None:
+        """Whether a job could be queued now; errors as in `submit`."""
+        with self._changed:
+            if self._is_closed:
+                raise StoppingError("the server is stopping; ask again when it is back")
+            if len(self._waiting) >= self.max_waiting:
+                self._drop_gone()
+            if len(self._waiting) >= self.max_waiting:
+                raise QueueFullError(f"{self.max_waiting} requests wait already; ask again later")
 
     def submit(self, job: Job) -> None:
         """Queue a job; its `answer` is set later.
@@ -151,10 +162,7 @@ class Batcher:
             StoppingError: the server ends.
         """
         with self._changed:
-            if self._is_closed:
-                raise StoppingError("the server is stopping; ask again when it is back")
-            if len(self._waiting) >= self.max_waiting:
-                raise QueueFullError(f"{self.max_waiting} requests wait already; ask again later")
+            self.check_room()
             self._waiting.append(job)
             self._changed.notify()
 
@@ -170,18 +178,23 @@ class Batcher:
             begin = time.monotonic()
             self._answer(batch)
             self.on_batch(len(batch), time.monotonic() - begin)
+            del batch  # an idle server would keep its last answers, of up to 6 GB
         for job in self._waiting:
             settle(job, StoppingError("the server is stopping; ask again when it is back"))
 
     def _next_batch(self) -> list[Job]:
         """The first job and those behind it that can be answered with it; none when the server ends."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._is_closed)
-            if not self._is_closed and len(self._waiting) < self.max_batch:
-                full = lambda: self._is_closed or len(self._waiting) >= self.max_batch  # noqa: E731
-                self._changed.wait_for(full, timeout=GATHERING)
-            if self._is_closed:
-                return []
+            while True:
+                self._changed.wait_for(lambda: self._waiting or self._is_closed)
+                if not self._is_closed and len(self._waiting) < self.max_batch:
+                    full = lambda: self._is_closed or len(self._waiting) >= self.max_batch  # noqa: E731
+                    self._changed.wait_for(full, timeout=GATHERING)
+                if self._is_closed:
+                    return []
+                self._drop_gone()
+                if self._waiting:
+                    break
             group, room = self._waiting[0].group, MAX_MASK_PIXELS
             batch: list[Job] = []
             others: deque[Job] = deque()
@@ -195,6 +208,10 @@ class Batcher:
                     others.append(job)
             self._waiting = others
             return batch
+
+    def _drop_gone(self) -> None:
+        """Jobs for which nobody waits take no place."""
+        self._waiting = deque(job for job in self._waiting if not job.is_gone.is_set())
 
     def _answer(self, batch: Sequence[Job]) -> None:
         """Set the answers of a batch. What makes a batch fail must not make its neighbours fail."""
@@ -286,7 +303,7 @@ def key_of(image: np.ndarray) -> bytes:
 
 def settle(job: Job, result: object) -> None:
     """Set a job's answer or what went wrong, unless nobody waits for it."""
-    if not job.answer.set_running_or_notify_cancel():
+    if job.answer.done() or not job.answer.set_running_or_notify_cancel():
         return
     if isinstance(result, BaseException):
         job.answer.set_exception(result)

@@ -11,12 +11,14 @@ import base64
 import binascii
 import contextlib
 import http.client
+import io
 import ipaddress
 import socket
 import ssl
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from model.errors import UserError
@@ -24,6 +26,7 @@ from model.errors import UserError
 MAX_REDIRECTS = 3
 SECONDS = 15.0  # for one image, redirects and all
 PIECE = 64 * 1024
+TOO_SLOW = "takes longer than {:g} seconds"
 AGENT = "LaSagnA"
 # Networks in which an IPv4 address is hidden that would have to be checked as well.
 HIDING = tuple(
@@ -62,14 +65,23 @@ def image_bytes(url: str, limits: Limits, site: Site | None = None) -> bytes:
         UserError: it is no data URL and others are not allowed; it leads to an address that is not public; it is too
             large, or cannot be fetched.
     """
-    scheme = url[:8].partition(":")[0].lower()
-    if scheme == "data":
+    if scheme_of(url) == "data":
         return of_data_url(url, limits.max_bytes)
-    if scheme not in ("http", "https"):
+    if not is_address(url):
         raise UserError(
             f"image_url begins with {url[:20]!r}; send the image itself: data:image/png;base64,..."
         )
     return fetch(url, limits, site)
+
+
+def scheme_of(url: str) -> str:
+    """What stands before the first colon."""
+    return url[:8].partition(":")[0].lower()
+
+
+def is_address(url: str) -> bool:
+    """Whether an image has to be fetched."""
+    return scheme_of(url) in ("http", "https")
 
 
 def of_data_url(url: str, max_bytes: int) -> bytes:
@@ -133,6 +145,7 @@ def asked(
     connection = connect(target, end, anywhere=anywhere)
     path = (target.path or "/") + (f"?{target.query}" if target.query else "")
     try:
+        connection.sock = Patient(connection.sock, end)
         connection.request(method, path, body, dict(headers))
         yield connection.getresponse()
     except (OSError, http.client.HTTPException) as problem:
@@ -215,6 +228,52 @@ def is_public(address: str) -> bool:
         if any(ip in network for network in HIDING):
             return False
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_loopback or ip.is_link_local)
+
+
+class Patient:
+    """What `http.client` uses of a socket, with one time limit for all: a socket's own begins anew with each byte."""
+
+    def __init__(self, plain: socket.socket, end: float) -> None:
+        self.plain, self.end = plain, end
+
+    def sendall(self, content: bytes) -> None:
+        self.plain.settimeout(self.left())
+        self.plain.sendall(content)
+
+    def makefile(self, mode: Literal["rb"]) -> io.BufferedReader:
+        return io.BufferedReader(PatientFile(self, self.plain.makefile(mode, buffering=0)))
+
+    def close(self) -> None:
+        self.plain.close()
+
+    def left(self) -> float:
+        """Seconds. TimeoutError if there are none."""
+        left = self.end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError(TOO_SLOW.format(SECONDS))
+        return left
+
+
+class PatientFile(io.RawIOBase):
+    """What comes through a `Patient`."""
+
+    def __init__(self, patient: Patient, raw: Any) -> None:
+        self.patient, self.raw = patient, raw
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        self.patient.plain.settimeout(self.patient.left())
+        try:
+            count: int | None = self.raw.readinto(buffer)
+        except TimeoutError:
+            raise TimeoutError(TOO_SLOW.format(SECONDS)) from None
+        return count
+
+    def close(self) -> None:
+        self.raw.close()
+        super().close()
 
 
 def read_at_most(response: http.client.HTTPResponse, max_bytes: int, end: float, url: str) -> bytes:

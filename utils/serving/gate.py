@@ -19,6 +19,9 @@ from utils.serving.dialect import error_body
 OPEN = ("/health",)  # answered without a key
 BODY_SECONDS = 30.0  # for the whole body of a request
 MAX_DISCARDED = 10  # times the largest body: more is not even thrown away
+MAX_HELD = 25  # times the largest body: what all requests that are read or answered may hold together
+CLIENT_GONE = 499  # as nginx counts it
+RETRY_SECONDS = 2
 
 
 class Counts:
@@ -43,6 +46,8 @@ class Counts:
         )
         self.tokens = Counter("lasagna_tokens", "tokens read and generated", ["kind"], registry=self.registry)
         self.waiting = Gauge("lasagna_waiting", "requests that wait for a batch", registry=self.registry)
+        self.open = Gauge("lasagna_open", "requests that are read or answered now", registry=self.registry)
+        self.held = Gauge("lasagna_held_bytes", "bodies of these requests", registry=self.registry)
 
     def count_batch(self, size: int, seconds: float) -> None:
         """One batch of the model."""
@@ -51,7 +56,10 @@ class Counts:
 
 
 class Gate:
-    """ASGI middleware: 401 without the key, 413 for a body that is too large, 408 for one that does not come."""
+    """ASGI middleware: 401 without the key, 413 for a body that is too large, 408 for one that does not come.
+
+    429 where all bodies together would take too much memory.
+    """
 
     def __init__(
         self,
@@ -69,6 +77,7 @@ class Gate:
         self.counts = counts
         self.paths = paths  # others are counted as one
         self.hosts = hosts  # names under which the server may be asked; None: any
+        self.num_held = 0  # bytes of bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -76,34 +85,36 @@ class Gate:
             return
         path = scope["path"] if scope["path"] in self.paths else "other"
         begin, status = time.monotonic(), 500
-        answered = False
+        body = Body(self, scope)
 
         async def counted(message: Message) -> None:
-            nonlocal status, answered
+            nonlocal status
             if message["type"] == "http.response.start":
-                status, answered = message["status"], True
+                status = message["status"]
             await send(message)
 
+        self.counts.open.inc()
         try:
             if refused := self._refused(scope):
                 await respond(counted, *refused)
                 return
             try:
-                body = await asyncio.wait_for(read_body(receive, self.max_bytes), BODY_SECONDS)
-            except TooLargeError:
-                await respond(
-                    counted, 413, f"the request has more than {self.max_bytes:,} bytes; shrink the image"
-                )
+                content = await asyncio.wait_for(body.read(receive), BODY_SECONDS)
+            except RefusedBodyError as problem:
+                await respond(counted, problem.status, str(problem))
                 return
             except TimeoutError:
                 await respond(
                     counted, 408, f"the request did not arrive within {BODY_SECONDS:g} seconds; send it again"
                 )
                 return
-            if body is None:  # the client has gone
+            if content is None:
+                status = CLIENT_GONE
                 return
-            await self.app(scope, replayed(body, receive), counted)
+            await self.app(scope, replayed(content, receive), counted)
         finally:
+            body.release()
+            self.counts.open.dec()
             self.counts.requests.labels(path, str(status)).inc()
             self.counts.seconds.labels(path).observe(time.monotonic() - begin)
 
@@ -136,33 +147,74 @@ def host_of(header: bytes) -> str:
         return ""
 
 
-class TooLargeError(Exception):
-    """A body of more bytes than are read."""
+class RefusedBodyError(Exception):
+    """A body that is not read, or not to its end."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
 
 
-async def read_body(receive: Receive, max_bytes: int) -> bytes | None:
-    """The body of a request; None if the client goes before its end.
+class Body:
+    """The body of a request while it is read and answered."""
 
-    One that is too large is read to its end as well, though not kept: who still sends does not read the answer. There
-    is an end to that too.
-    """
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        part = message.get("body", b"")
-        size += len(part)
-        is_last = not message.get("more_body", False)
-        if size > max_bytes:
-            parts.clear()
-            if is_last or size > MAX_DISCARDED * max_bytes:
-                raise TooLargeError
-            continue
-        parts.append(part)
-        if is_last:
-            return b"".join(parts)
+    def __init__(self, gate: Gate, scope: Scope) -> None:
+        self.gate, self.size = gate, 0
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        stated = headers.get(b"content-length", b"")
+        self.stated = int(stated) if stated.isdigit() else 0  # h11 refuses what is no number
+        self.can_wait = headers.get(b"expect", b"").lower() == b"100-continue"
+
+    async def read(self, receive: Receive) -> bytes | None:
+        """The whole body; None if the client goes before its end.
+
+        One that is too large is read to its end as well, though not kept: who still sends does not read the answer.
+        There is an end to that too; and who says beforehand how much will come, and waits, is told at once.
+
+        Raises:
+            RefusedBodyError: it is too large, or those of all requests are.
+        """
+        most = self.gate.max_bytes
+        if self.stated > (1 if self.can_wait else MAX_DISCARDED) * most:
+            raise self._too_large()
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            part = message.get("body", b"")
+            size += len(part)
+            is_last = not message.get("more_body", False)
+            if size > most:
+                parts.clear()
+                self.release()
+                if is_last or size > MAX_DISCARDED * most:
+                    raise self._too_large()
+                continue
+            parts.append(part)
+            self._hold(len(part))
+            if is_last:
+                return b"".join(parts)
+
+    def release(self) -> None:
+        """It is no longer in memory."""
+        self.gate.num_held -= self.size
+        self.size = 0
+        self.gate.counts.held.set(self.gate.num_held)
+
+    def _hold(self, size: int) -> None:
+        most = MAX_HELD * self.gate.max_bytes
+        if self.gate.num_held + size > most:
+            raise RefusedBodyError(429, f"requests of {most:,} bytes are answered already; ask again later")
+        self.gate.num_held += size
+        self.size += size
+        self.gate.counts.held.set(self.gate.num_held)
+
+    def _too_large(self) -> RefusedBodyError:
+        return RefusedBodyError(
+            413, f"the request has more than {self.gate.max_bytes:,} bytes; shrink the image"
+        )
 
 
 def replayed(body: bytes, receive: Receive) -> Receive:
@@ -179,16 +231,17 @@ def replayed(body: bytes, receive: Receive) -> Receive:
     return again
 
 
-async def respond(send: Send, status: int, message: str, headers: dict[str, str] | None = None) -> None:
+async def respond(send: Send, status: int, message: str) -> None:
     """An error as JSON."""
     body = json.dumps(error_body(message, status)).encode()
     fields: list[tuple[bytes, bytes]] = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
-        *((name.encode(), value.encode()) for name, value in (headers or {}).items()),
     ]
-    if status in (408, 413):  # the rest of the body is not read
+    if status in (408, 413, 429):  # the rest of the body is not read
         fields.append((b"connection", b"close"))
+    if status == 429:
+        fields.append((b"retry-after", str(RETRY_SECONDS).encode()))
     start: dict[str, Any] = {"type": "http.response.start", "status": status, "headers": fields}
     await send(start)
     await send({"type": "http.response.body", "body": body})

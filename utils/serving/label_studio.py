@@ -12,7 +12,8 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import numpy as np
 from fastapi import FastAPI, Request
@@ -21,15 +22,12 @@ from starlette.concurrency import run_in_threadpool
 
 from model.errors import UserError
 from model.exports import FoundMask
-from utils.data.images import image_of_bytes
 from utils.serving.answers import answer_of
 from utils.serving.brush import brush_code
 from utils.serving.dialect import SegmentRequest
 from utils.serving.label_config import Control, LabelConfig, read_label_config
 from utils.serving.label_host import LabelHost
-
-if TYPE_CHECKING:
-    from utils.serving.server import Service
+from utils.serving.service import Service
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +127,7 @@ async def prediction(
     service: Service, host: LabelHost, config: LabelConfig, task: Task, request: Request
 ) -> dict[str, Any]:
     """The model's prediction for one task, as Label Studio stores it."""
-    image = await run_in_threadpool(task_image, service, host, config, task)
+    image = await service.image_of(partial(task_file, service, host, config, task), service.fetchers)
     results: list[dict[str, Any]] = []
     scores: list[float] = []
     for threshold in dict.fromkeys(control.wish.threshold for control in config.controls):
@@ -151,16 +149,15 @@ async def prediction(
     return {"result": results, "score": score, "model_version": service.name}
 
 
-def task_image(service: Service, host: LabelHost, config: LabelConfig, task: Task) -> np.ndarray:
-    """The image of a task as a browser shows it, (height, width, 3) uint8."""
+def task_file(service: Service, host: LabelHost, config: LabelConfig, task: Task) -> bytes:
+    """The content of the file of a task's image."""
     value = task.data.get(config.field)
     if not isinstance(value, str) or not value:
         known = ", ".join(sorted(task.data)) or "nothing"
         raise UserError(
             f"its data have no image as {config.field!r}, which the label config names; they have {known}"
         )
-    content = host.image_bytes(value, task.id, service.limits)
-    return image_of_bytes(content, "the image", service.max_pixels)
+    return host.image_bytes(value, task.id, service.limits)
 
 
 def region(control: Control, mask: FoundMask) -> dict[str, Any]:

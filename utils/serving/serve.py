@@ -23,7 +23,6 @@ logger = logging.getLogger(__name__)
 
 PACKAGES = "fastapi uvicorn prometheus-client"
 KEY_VARIABLE = "LASAGNA_API_KEY"
-GRACE_SECONDS = 10  # for answers under way when the server is stopped
 
 
 def check_server(config: ChatConfig) -> None:
@@ -55,10 +54,10 @@ def check_packages() -> None:
 
 def serve(model: LasagnaForConditionalGeneration, config: ChatConfig, listener: socket.socket) -> None:
     """Answers requests until the process is stopped."""
-    import uvicorn
-
+    from utils.serving.connection import server_of
     from utils.serving.fetch import Limits
-    from utils.serving.server import Service, build_app
+    from utils.serving.server import build_app
+    from utils.serving.service import Service
 
     host, port = listener.getsockname()[:2]
     api_key = config.api_key or os.environ.get(KEY_VARIABLE, "")
@@ -75,20 +74,12 @@ def serve(model: LasagnaForConditionalGeneration, config: ChatConfig, listener: 
     # A page in a browser can be made to ask a local server under a name of its own; only a key stops the others.
     hosts = frozenset({"localhost", "127.0.0.1", "::1", host}) if is_local and not api_key else None
     app = build_app(service, api_key=api_key, hosts=hosts, label_host=label_host_of(config))
-    settings = uvicorn.Config(
-        app,
-        log_config=None,  # uvicorn's own would close the handlers of everybody else
-        log_level="warning",
-        server_header=False,
-        timeout_graceful_shutdown=GRACE_SECONDS,
-        lifespan="on",
-    )
     if not is_local and not api_key:
         logger.warning("listening on %s without --api_key: everybody who reaches this machine can ask", host)
     shown = f"[{host}]" if ":" in host else host
     print(printable(f"{service.name} at http://{shown}:{port}/v1 (Ctrl-C stops it)"), flush=True)
     with contextlib.suppress(KeyboardInterrupt):
-        uvicorn.Server(settings).run(sockets=[listener])
+        server_of(app).run(sockets=[listener])
 
 
 def label_host_of(config: ChatConfig) -> LabelHost:

@@ -11,10 +11,9 @@ import contextlib
 import io
 import json
 import logging
-from collections.abc import AsyncIterator, Coroutine
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator
+from typing import Any
 
-import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
@@ -23,148 +22,20 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from model.errors import UserError
-from model.lasagna import LasagnaForConditionalGeneration
-from model.outputs import ChatAnswer, Segmentation
-from model.text.conversation import Conversation
-from utils.data.images import image_of_bytes
+from model.outputs import Segmentation
 from utils.serving import label_studio
-from utils.serving.answers import (
-    Answer,
-    Asking,
-    answer_in_words,
-    answer_of,
-    is_ended,
-    split_names,
-    unique_names,
-)
-from utils.serving.batching import (
-    MAX_MASK_PIXELS,
-    Batcher,
-    ChatJob,
-    Job,
-    QueueFullError,
-    SegmentJob,
-    StoppingError,
-)
-from utils.serving.dialect import (
-    ChatRequest,
-    Completion,
-    SegmentRequest,
-    Wanted,
-    error_body,
-    read_messages,
-    usage_of,
-)
-from utils.serving.fetch import Limits, image_bytes
+from utils.serving.answers import Answer, answer_of
+from utils.serving.batching import ChatJob, QueueFullError, SegmentJob, StoppingError
+from utils.serving.dialect import ChatRequest, Completion, SegmentRequest, error_body, read_messages
 from utils.serving.files import draw
-from utils.serving.gate import Counts, Gate
+from utils.serving.gate import CLIENT_GONE, RETRY_SECONDS, Gate
 from utils.serving.label_host import LabelHost
-from utils.serving.schema import MaskJson, answer_json, mask_json
+from utils.serving.schema import answer_json
+from utils.serving.service import GoneError, Service
 
 logger = logging.getLogger(__name__)
 
-RETRY_SECONDS = 2
-CLIENT_GONE = 499  # as nginx counts it
 PATHS = ("/health", "/metrics", "/v1/models", "/v1/chat/completions", "/v1/segment")
-T = TypeVar("T")
-
-
-class GoneError(Exception):
-    """Nobody waits for the answer any more."""
-
-
-class Service:
-    """What the routes share: the batcher, limits, and how answers are written."""
-
-    def __init__(
-        self,
-        model: LasagnaForConditionalGeneration,
-        asking: Asking,
-        *,
-        name: str,
-        limits: Limits,
-        max_pixels: int,
-        max_batch: int,
-        max_waiting: int,
-    ) -> None:
-        self.model, self.asking, self.name = model, asking, name
-        self.limits, self.max_pixels = limits, max_pixels
-        self.counts = Counts()
-        self.batcher = Batcher(
-            model,
-            max_batch=max_batch,
-            max_waiting=max_waiting,
-            classes_per_query=asking.classes_per_query,
-            on_batch=self.counts.count_batch,
-        )
-        self.counts.waiting.set_function(lambda: self.batcher.num_waiting)
-
-    async def image(self, url: str) -> np.ndarray:
-        """The image of a request, (height, width, 3) uint8."""
-
-        def read() -> np.ndarray:
-            return image_of_bytes(image_bytes(url, self.limits), "the image", self.max_pixels)
-
-        return await run_in_threadpool(read)
-
-    def check_model(self, name: str | None) -> None:
-        """404 for a model that is not served."""
-        if name is not None and name != self.name:
-            raise HTTPException(404, f"the model {name!r} is not served here; this server has {self.name!r}")
-
-    async def answer(self, job: Job, request: Request) -> Any:
-        """A job's answer; the job is withdrawn when its client goes."""
-        self.batcher.submit(job)
-        return await self.unless_gone(asyncio.wrap_future(job.answer), job, request)
-
-    async def unless_gone(
-        self, wanted: asyncio.Future[T] | Coroutine[Any, Any, T], job: Job, request: Request
-    ) -> T:
-        """Waits for `wanted`, or until the client goes."""
-        task = asyncio.ensure_future(wanted)
-        watch = asyncio.ensure_future(gone(request))
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
-        watch.cancel()
-        if not task.done():
-            job.withdraw()
-            task.cancel()
-            raise GoneError
-        return task.result()
-
-    def segment_job(self, body: SegmentRequest, image: np.ndarray) -> SegmentJob:
-        """A class query; UserError for one that would not fit into memory."""
-        names = split_names(body.classes) if isinstance(body.classes, str) else unique_names(body.classes)
-        classes = tuple(names)
-        threshold = self.asking.presence_threshold if body.threshold is None else body.threshold
-        job = SegmentJob(image=image, classes=classes, threshold=threshold)
-        if job.num_mask_pixels > MAX_MASK_PIXELS:
-            raise UserError(
-                f"{len(classes)} classes in an image of {image.shape[0]} x {image.shape[1]} pixels are too many at "
-                "once; ask for fewer, or shrink the image"
-            )
-        return job
-
-    def chat_job(self, body: ChatRequest, image: np.ndarray, conversation: Conversation) -> ChatJob:
-        """A question in words; what the request leaves open is as the server's flags say."""
-        sampling = body.sampling_over(self.asking.sampling)
-        return ChatJob(
-            image=image,
-            conversation=conversation,
-            max_new_tokens=min(body.num_tokens or self.asking.max_new_tokens, self.asking.max_new_tokens),
-            sampling=sampling,
-        )
-
-    async def chat_result(
-        self, job: ChatJob, found: ChatAnswer, wanted: Wanted
-    ) -> tuple[Answer, list[MaskJson], dict[str, int]]:
-        """A finished answer, its masks and its tokens."""
-        processor = self.model.processor
-        said = processor.said(found.token_ids)
-        answer = answer_in_words(found, job.conversation, said, is_ended(found, processor))
-        usage = usage_of(job.num_prompt, len(found.token_ids))
-        self.counts.tokens.labels("prompt").inc(job.num_prompt)
-        self.counts.tokens.labels("answer").inc(len(found.token_ids))
-        return answer, await run_in_threadpool(masks_json, answer, wanted), usage
 
 
 def build_app(
@@ -309,18 +180,6 @@ def add_error_handlers(app: FastAPI) -> None:
 def public_message(problem: BaseException) -> str:
     """What a client is told: of a defect of ours, that there is one."""
     return str(problem) if isinstance(problem, UserError) else "the server failed; its log has the reason"
-
-
-async def gone(request: Request) -> None:
-    """Returns when the client has closed the connection."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def masks_json(answer: Answer, wanted: Wanted) -> list[MaskJson]:
-    """The masks of an answer as a request wants them."""
-    found = answer.found(instances=wanted.instances, min_area=wanted.min_area)
-    return [mask_json(mask, polygons=wanted.polygons) for mask in found]
 
 
 def segment_json(

@@ -7,6 +7,7 @@ import contextlib
 import http.server
 import socket
 import threading
+import time
 
 import pytest
 
@@ -22,7 +23,8 @@ OPEN = Limits(max_bytes=10_000, allow_urls=True)
     "address",
     ["127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "0.0.0.0", "100.64.0.1", "224.0.0.1",
      "255.255.255.255", "198.18.0.1", "192.0.2.1", "::1", "::", "fe80::1%eth0", "fc00::1", "ff02::1",
-     "::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "2001:0:7f00:1::"],
+     "::ffff:127.0.0.1", "::ffff:10.0.0.1", "::127.0.0.1", "::ffff:0:127.0.0.1",
+     "64:ff9b::7f00:1", "2002:7f00:1::", "2001:0:7f00:1::"],
 )  # fmt: skip
 def test_addresses_that_only_some_can_reach_are_not_public(address):
     assert not is_public(address)
@@ -45,9 +47,18 @@ class Site(http.server.BaseHTTPRequestHandler):
             self.send_header("Location", self.path[4:])
             self.end_headers()
             return
+        if self.path == "/slow":
+            with contextlib.suppress(OSError):
+                for _ in range(100):
+                    self.wfile.write(b"H")  # a byte of a status line now and then
+                    time.sleep(0.05)
+            return
         self.send_response(404 if self.path == "/none" else 200)
         self.end_headers()
         with contextlib.suppress(OSError):
+            for _ in range(100 if self.path == "/trickle" else 0):
+                self.wfile.write(b"x")
+                time.sleep(0.05)
             self.wfile.write(CONTENT * (1000 if self.path == "/large" else 1))
 
     def log_message(self, *_: object) -> None:
@@ -141,6 +152,15 @@ def test_what_is_too_large_missing_or_slow_is_refused(site, monkeypatch):
     monkeypatch.setattr(fetch, "SECONDS", -1.0)
     with pytest.raises(UserError, match="too slow"):
         image_bytes(f"{base}/", OPEN)
+
+
+@pytest.mark.parametrize("path", ["/slow", "/trickle"])
+def test_a_byte_now_and_then_takes_no_longer_than_allowed(site, monkeypatch, path):
+    monkeypatch.setattr(fetch, "SECONDS", 0.5)
+    begin = time.monotonic()
+    with pytest.raises(UserError, match=r"takes longer than 0\.5 seconds"):
+        image_bytes(f"http://site.example:{site.port}{path}", OPEN)
+    assert time.monotonic() - begin < 2.5
 
 
 def test_nothing_is_fetched_unless_it_is_allowed(site):

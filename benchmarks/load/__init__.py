@@ -1,0 +1,1 @@
+"""Fifty clients at once, honest and others, against the server of chat.py."""
