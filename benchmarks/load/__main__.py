@@ -6,8 +6,8 @@
 
 Half of the clients want answers: in words, streamed, about classes, four requests at once on one connection; each
 knows what it has to be answered. The others die in the head, in the body, while they wait or in a stream; send a byte
-now and then; do not read; send 1 GB; or talk nonsense. When all are gone the server has to be as it was: no request open,
-nothing waiting, no handle or thread more. Exit code 1 if an answer was lost or wrong, or anything is left.
+now and then; do not read; send 1 GB; or talk nonsense. When all are gone the server has to be as it was: no request
+open, nothing waiting, no handle or thread more. Exit code 1 if an answer was lost or wrong, or anything is left.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ class Honest:
     def run(self) -> None:
         """Asks until the end."""
         deeds: tuple[Callable[[], str], ...] = (self.chat, self.stream, self.segment, self.several)
-        while not self.stop.is_set():
+        while True:
             deed = deeds[int(self.rng.integers(len(deeds)))]
             begin = time.monotonic()
             try:
@@ -113,6 +113,8 @@ class Honest:
                 self.hang_up()
                 self.tally.add(HONEST, "lost", f"{deed.__name__}: {type(problem).__name__} {problem}")
             self.slowest = max(self.slowest, time.monotonic() - begin)
+            if self.stop.is_set():
+                break
         self.hang_up()
 
     def hang_up(self) -> None:

@@ -7,7 +7,7 @@ import io
 import json
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from threading import Event
 
 import numpy as np
@@ -25,9 +25,16 @@ FOREVER = 90.0  # seconds after which a server that waits is one without an end 
 Client = Callable[[Target, Tally, Event, np.random.Generator], None]
 
 
+def rounds(stop: Event) -> Iterator[None]:
+    """One at least, and more until the end."""
+    yield
+    while not stop.is_set():
+        yield
+
+
 def dying(target: Target, tally: Tally, stop: Event, rng: np.random.Generator) -> None:
     """Goes in the head, in the body, while it waits, in the middle of a stream; politely or with a reset."""
-    while not stop.is_set():
+    for _ in rounds(stop):
         number = int(rng.integers(len(target.images)))
         content = post(CHAT, target.question(number, stream=bool(rng.integers(2))))
         head = content.index(b"\r\n\r\n")
@@ -57,7 +64,7 @@ def slow(target: Target, tally: Tally, stop: Event, rng: np.random.Generator) ->
         "behind a refusal": (request("POST", "/v1/nothing", b"", "Transfer-Encoding: chunked"), 10**6),
     }  # fmt: skip
     names = list(starts)
-    while not stop.is_set():
+    for _ in rounds(stop):
         name = names[int(rng.integers(len(names)))]
         content, at_once = starts[name]
         begin = time.monotonic()
@@ -97,7 +104,7 @@ def unread(target: Target, tally: Tally, stop: Event, rng: np.random.Generator) 
     """Asks for overlays of 3 MB, several at once, and does not read them."""
     image = Image.fromarray(rng.integers(0, 256, (900, 1000, 3), dtype=np.uint8))
     query = post(SEGMENT, {"image": data_url(image), "classes": ["dog"], "overlay": True})
-    while not stop.is_set():
+    for _ in rounds(stop):
         begin, ended = time.monotonic(), False
         try:
             with Line(target.port, receive_buffer=2048) as line:
@@ -127,7 +134,7 @@ def huge(target: Target, tally: Tally, stop: Event, rng: np.random.Generator) ->
     """A body of 1 GB: announced, announced with a question whether to send it, or in chunks without a length."""
     piece = b"x" * 2**20
     announced = f"Content-Length: {GIGABYTE}"
-    while not stop.is_set():
+    for _ in rounds(stop):
         way = int(rng.integers(3))
         more = (announced, "Expect: 100-continue") if way == 1 else (announced,)
         head = request("POST", CHAT, b"", *(more if way < 2 else ("Transfer-Encoding: chunked",)))
@@ -214,7 +221,7 @@ def scans(count: int) -> bytes:
 def odd(target: Target, tally: Tally, stop: Event, rng: np.random.Generator) -> None:
     """One odd request after the other, and sometimes hundreds of good ones on one connection."""
     requests = odd_requests(target)
-    while not stop.is_set():
+    for _ in rounds(stop):
         what, content, right = requests[int(rng.integers(len(requests)))]
         try:
             with Line(target.port) as line:

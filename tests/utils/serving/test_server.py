@@ -368,7 +368,7 @@ def test_a_full_queue_is_said_and_who_goes_is_forgotten(tiny, monkeypatch):
         running = pool.submit(chat, server, message, max_tokens=2)
         while not counts:
             time.sleep(0.01)
-        impatient = server.client().with_options(timeout=0.3)
+        impatient = server.client().with_options(timeout=3)
         waiting = [
             pool.submit(impatient.chat.completions.create, model="tiny", messages=[message]) for _ in range(2)
         ]
