@@ -27,7 +27,7 @@ GRACE_SECONDS = 10  # for answers under way when the server is stopped
 
 
 class Connection(H11Protocol):
-    """One connection; h11 also limits the size of a request's head, to 64 KiB."""
+    """One connection; h11 also limits the size of a request's head, to 64 KiB unless it comes in one piece."""
 
     _look: asyncio.TimerHandle | None = None
     _answered: float = 0.0  # when the last answer was complete, or the connection began
