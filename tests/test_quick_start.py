@@ -77,7 +77,7 @@ def test_a_server_answers_the_request_of_the_page(desk, monkeypatch):
     pytest.importorskip("openai", reason="the client that the server is tested with")
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
-    from tests.utils.serving.test_server import Running
+    from tests.utils.serving.running import Running
     from utils.serving.fetch import Limits
 
     (request,) = [block for block in blocks(PAGE, "text") if block.startswith("curl")]

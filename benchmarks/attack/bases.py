@@ -257,10 +257,13 @@ def _template(file: str, text: str, desk: Desk) -> int:
     """A template beside the processor of a base, instead of all others."""
     folder = copy(desk, OTHER)
     text = text.replace("SHELL", desk.shell)
+    for name in (
+        "tokenizer_config.json",
+        f"{INSIDE}/tokenizer_config.json",
+        f"{INSIDE}/processor_config.json",
+    ):
+        edit_json(folder / name, put("chat_template", value=text))
     for place in (folder, folder / INSIDE):
-        for name in ("tokenizer_config.json", "processor_config.json"):
-            if (place / name).is_file():
-                edit_json(place / name, put("chat_template", value=text))
         path = place / file
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)

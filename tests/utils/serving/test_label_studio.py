@@ -11,7 +11,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from tests.tiny_weights import noise_image
-from tests.utils.serving.test_server import Running, data_url
+from tests.utils.serving.running import Running, data_url
 
 brush = pytest.importorskip(
     "label_studio_sdk.converter.brush", reason="Label Studio's converter; tests/requirements-nodeps.txt"
