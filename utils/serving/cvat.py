@@ -147,7 +147,7 @@ def function_of(classes: str, shape: str = "mask", **settings: Any) -> LasagnaFu
             raise UserError(
                 f"{name} is {value!r}, and has to be {kind.__name__}: -p {name}={kind.__name__}:..."
             )
-    labels = list(dict.fromkeys(label for label in split_list(classes) if label))
+    labels = [label for label in split_list(classes) if label]
     check_package()
     config = ChatConfig(**settings)
     if not config.version:

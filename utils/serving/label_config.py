@@ -113,10 +113,11 @@ def control_of(tag: ElementTree.Element) -> Control:
     for label in tags(tag, "label"):
         written = label.get("alias") or label.get("value") or ""  # what Label Studio writes into its results
         for name in asked_for(label, shown):
-            if labels.setdefault(name, written) != written:
+            if name in labels:
                 raise UserError(
                     f"{shown}: {labels[name]!r} and {written!r} are both the class {name!r} to the model; remove one"
                 )
+            labels[name] = written
     if not labels:
         raise UserError(f"{shown} has no Label; each is one class")
     return Control(kind=kind, name=tag.get("name", ""), to_name=tag.get("toName", ""), labels=labels,

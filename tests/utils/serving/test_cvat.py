@@ -124,7 +124,7 @@ def created(tiny, monkeypatch):
 
 def test_the_parameters_of_the_command_line_make_a_function(created):
     made = created(
-        version="any", classes='Dog, "traffic light, red", Dog', shape="rectangle", presence_threshold=0.3,
+        version="any", classes='Dog, "traffic light, red",', shape="rectangle", presence_threshold=0.3,
         instances=True, min_area=5,
     )  # fmt: skip
     assert [label.name for label in made.spec.labels] == ["Dog", "traffic light, red"]
@@ -137,6 +137,7 @@ def test_the_parameters_of_the_command_line_make_a_function(created):
         ({}, "classes is empty; name labels of the task"),
         ({"classes": " , "}, "classes is empty"),
         ({"classes": "Tree, tree"}, "two of them are one class to the model"),
+        ({"classes": "tree, sky, tree"}, "two of them are one class to the model"),
         ({"classes": '"dog'}, "is closed after it"),
         (
             {"classes": "dog", "shape": "ellipse"},

@@ -85,6 +85,7 @@ def test_boxes_are_about_single_objects_and_settings_are_attributes():
         (config(labels="<Label/>"), "has a Label without a value"),
         (config(labels='<Label value=" "/>'), "has a Label without a value"),
         (config(labels='<Label value="Tree"/><Label value="tree"/>'), "'Tree' and 'tree' are both the class 'tree'"),
+        (config(labels='<Label value="Tree"/><Label value="Tree"/>'), "'Tree' and 'Tree' are both the class 'tree'"),
         (config(labels='<Label value="a" predicted_values="x"/><Label value="b" predicted_values="x"/>'),
          "'a' and 'b' are both the class 'x'"),
         (config(labels='<Label value="a" predicted_values="&quot;x"/>'), "is closed after it"),
