@@ -3,7 +3,7 @@
 #   make demo QUICK=1   the same steps in three minutes, with weaker numbers (runs/demo_quick)
 #   make demo BASE=smolvlm   the same from a base of another family (runs/demo_smolvlm)
 #   make ablation   what each strategy brings, on the toy world (runs/ablation): hours; a second call continues
-#   make try     ask a small trained model about example images, in the terminal
+#   make try     ask a small trained model about example images, on a page in the browser
 #   make test    the tests, a process for each core (at most four)
 #   make lint    ruff and mypy
 #   make bench   the performance claims (runs/benchmarks/results.md), about ten minutes on an idle machine
@@ -23,7 +23,7 @@ ablation: $(READY)
 	$(BIN)/python -m utils.toy.ablation --jobs 2
 
 try: $(READY)
-	@$(BIN)/python chat.py
+	@$(BIN)/python chat.py --web --port 0 --open_browser
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder

@@ -13,7 +13,7 @@ With --classes the model says of each class whether it is in the image:
 written to --vis_save_path as street_mask_1_person.png (255 inside, 0 outside),
 beside street_overlay.png. Without --image it asks for images and questions
 until you leave; a question may refer to the answers before it.
---serve answers requests over HTTP instead.
+--web opens a page for browsers instead, --serve answers requests over HTTP.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from utils.config.chat import ChatConfig
 from utils.config.inference import TOY_REMARK
 from utils.evaluation.maps import check_has_maps, check_maps
 from utils.serving.lines import check_question, images_asked
-from utils.serving.serve import check_packages, check_server, listen, serve
+from utils.serving.serve import check_packages, check_server, examples_of, listen, serve
 from utils.serving.terminal import ask_about_images, converse
 
 
@@ -58,8 +58,9 @@ def answer(config: ChatConfig) -> int:
     check_server(config)
     check_question(config)
     images = images_asked(config.image)
-    if config.serve:
-        check_packages()
+    if config.serve or config.web:
+        check_packages(config)
+        examples_of(config)
         with listen(config) as listener:
             serve(load(config), config, listener)
         return 0
@@ -77,7 +78,7 @@ def load(config: ChatConfig) -> LasagnaForConditionalGeneration:
     if config.verify:
         verify_sums(config.model_folder, "--version")
     if not config.version:
-        print(TOY_REMARK, file=sys.stderr)
+        print(TOY_REMARK.splitlines()[0] if config.web or config.serve else TOY_REMARK, file=sys.stderr)
     if config.save_maps:
         check_maps(config.model_folder)
     model, _ = load_model(config.model_folder, device=device_of(), **config.loading)

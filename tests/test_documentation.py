@@ -200,7 +200,9 @@ def test_every_command_of_the_pages_works(line, desk, workspace, tmp_path, monke
     monkeypatch.chdir(desk)
     monkeypatch.setattr("utils.common.hub.HfApi", Hub)
     monkeypatch.setattr("builtins.input", lambda _: ":quit")
-    if "--serve" in line:  # starts, and is not waited for
+    if "--web" in line:
+        pytest.importorskip("gradio", reason="an optional package of the page")
+    if "--serve" in line or "--web" in line:  # starts, and is not waited for
         monkeypatch.setattr(pytest.importorskip("uvicorn").Server, "run", lambda self, sockets: None)
     filled = fill_in(line, workspace).replace("PATH_TO_SAVED_MODEL", str(tmp_path / "saved"))
     command = Command.parse(filled.replace("/fast/", f"{tmp_path}/"))
@@ -213,7 +215,7 @@ def test_every_command_of_the_pages_works(line, desk, workspace, tmp_path, monke
         assert end.value.code == 0
     elif command.script not in ELSEWHERE:
         more = [*MORE.get(command.script, [])]
-        if "--serve" in command.arguments:
+        if {"--serve", "--web"} & set(command.arguments):
             more.append("--port=0")
         if command.script == "train_ds":
             more = [flag for flag in more if not stated(flag, command)] + [f"--log_base_dir={tmp_path}"]

@@ -87,11 +87,29 @@ class ChatConfig(LoadingConfig):
         "the defaults of requests",
         group=SERVER,
     )
+    web: bool = setting(
+        False,
+        "open a page for browsers (docs/page.md); with --serve too, page and requests share one port",
+        group=SERVER,
+    )
+    share: bool = setting(
+        False, "with --web: a public link to the page through gradio's tunnel, for everybody", group=SERVER
+    )
+    examples: str = setting(
+        "",
+        "with --web: folder of images that the page offers",
+        group=SERVER,
+        unset="those of the toy assistant, with it alone",
+        path=True,
+    )
+    open_browser: bool = setting(
+        False, "with --web: open the page in this machine's browser, if it has a display", group=SERVER
+    )
     host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0: every one of this machine", group=SERVER)
     port: int = setting(8000, "port to listen on; 0: any free one", group=SERVER)
     api_key: str = setting(
         "",
-        "key that requests have to bring; also LASAGNA_API_KEY in the environment",
+        "key that requests have to bring, and the password of the page; also LASAGNA_API_KEY in the environment",
         group=SERVER,
         unset="none",
     )

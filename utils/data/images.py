@@ -28,6 +28,7 @@ FORMATS = tuple(name for name in Image.OPEN if name not in NOT_READ)
 # What strangers send to a server: no icons, whose inner images Pillow decodes before it says how large they are.
 WEB_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 IMAGE_SUFFIXES = tuple(sorted(suffix for suffix, name in _FORMAT_OF.items() if name in (*FORMATS, "MPO")))
+WEB_SUFFIXES = tuple(sorted(suffix for suffix, name in _FORMAT_OF.items() if name in (*WEB_FORMATS, "MPO")))
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 LABEL_FORMATS = ("PNG", "TIFF", "BMP")
 UNFIT_FORMATS = {  # format that cannot hold class numbers -> why

@@ -46,6 +46,10 @@ class Asking:
             sampling=config.sampling,
         )
 
+    def limit(self, model: LasagnaForConditionalGeneration) -> int:
+        """Number of classes that one query names."""
+        return self.classes_per_query or model.config.num_all_classes
+
 
 @dataclass(frozen=True, kw_only=True)
 class AskedClass:
@@ -70,7 +74,7 @@ class Answer(Exportable):
     remark: str = ""  # what of the answer could not be used
     question: str = ""  # when it was asked in words
     turns: tuple[Turn, ...] = ()  # the question and its answer, for a conversation that goes on
-    segmentation: Segmentation | None = None  # of a class query, to decide again; see `decide_again`
+    segmentation: Segmentation | None = None  # of a class query, to decide again with `model.rethreshold`
     is_complete: bool = True  # False: it was cut after `max_new_tokens`
     maps: SimilarityMaps | None = None  # one for each mask, of a model with a spatial prompt
 
@@ -97,21 +101,7 @@ def ask_classes(
         presence_threshold=asking.presence_threshold,
         classes_per_query=asking.classes_per_query,
     )
-    limit = asking.classes_per_query or model.config.num_all_classes
-    return answer_of(found, model.processor.format, limit)
-
-
-def decide_again(
-    model: LasagnaForConditionalGeneration,
-    image: EncodedImage,
-    answer: Answer,
-    threshold: float | None,
-    limit: int,
-) -> Answer:
-    """The answer to a class query with another threshold, from its probabilities; nothing is asked again."""
-    if answer.segmentation is None:
-        raise UserError("a threshold decides about classes; ask for some first, with :classes")
-    return answer_of(model.rethreshold(answer.segmentation, image, threshold), model.processor.format, limit)
+    return answer_of(found, model.processor.format, asking.limit(model))
 
 
 def answer_of(found: Segmentation, format: SequenceFormat, limit: int) -> Answer:

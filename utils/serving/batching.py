@@ -12,26 +12,19 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from model.errors import UserError
-from model.generation.sampling import Sampling
 from model.generation.streaming import TextStream
 from model.lasagna import LasagnaForConditionalGeneration
 from model.outputs import ChatAnswer, EncodedImage, Segmentation
-from model.text.conversation import Conversation
-from utils.serving.answers import OnText
+from utils.serving.jobs import MAX_MASK_PIXELS, ChatJob, Job, SegmentJob, ThresholdJob
 
 logger = logging.getLogger(__name__)
 
 GATHERING = 0.005  # seconds that an idle server waits for requests that arrive together
 MAX_IMAGES = 16  # encoded images that are kept, for questions that follow
-MAX_MASK_PIXELS = 1_500_000_000  # of all masks of a batch: 6 GB while they are logits
-USUAL_MASKS = 8  # of an answer in words; one with more is stopped before the masks of a batch are too many
 
 
 class QueueFullError(UserError):
@@ -40,71 +33,6 @@ class QueueFullError(UserError):
 
 class StoppingError(UserError):
     """The server ends."""
-
-
-@dataclass(kw_only=True, eq=False)
-class Job:
-    """A request that waits, and its answer."""
-
-    image: np.ndarray  # (height, width, 3) uint8
-    answer: Future[Any] = field(default_factory=Future)
-    is_gone: threading.Event = field(default_factory=threading.Event)  # nobody waits for the answer any more
-
-    @property
-    def group(self) -> tuple[object, ...]:
-        """Jobs of one group can be answered in one batch."""
-        raise NotImplementedError
-
-    @property
-    def num_mask_pixels(self) -> int:
-        """Pixels of all masks that the answer may have, or probably has."""
-        raise NotImplementedError
-
-    @property
-    def num_pixels(self) -> int:
-        """Pixels of the image."""
-        return self.image.shape[0] * self.image.shape[1]
-
-    def withdraw(self) -> None:
-        """Nobody waits any more."""
-        self.is_gone.set()
-        self.answer.cancel()
-
-
-@dataclass(kw_only=True, eq=False)
-class ChatJob(Job):
-    """A conversation to be answered; the answer is a `ChatAnswer`."""
-
-    conversation: Conversation
-    max_new_tokens: int
-    sampling: Sampling
-    on_text: OnText | None = None
-    has_begun: bool = False  # some text was given
-    num_prompt: int = 0  # tokens of the conversation with its image, once it is read
-
-    @property
-    def group(self) -> tuple[object, ...]:
-        return ("chat",)
-
-    @property
-    def num_mask_pixels(self) -> int:
-        return USUAL_MASKS * self.num_pixels
-
-
-@dataclass(kw_only=True, eq=False)
-class SegmentJob(Job):
-    """A complex query; the answer is a `Segmentation`."""
-
-    classes: tuple[str, ...]
-    threshold: float | None = None
-
-    @property
-    def group(self) -> tuple[object, ...]:
-        return ("segment", self.threshold)
-
-    @property
-    def num_mask_pixels(self) -> int:
-        return len(self.classes) * self.num_pixels
 
 
 class Batcher:
@@ -245,6 +173,12 @@ class Batcher:
                 presence_threshold=queries[0].threshold,
                 classes_per_query=self.classes_per_query,
             )
+        if isinstance(jobs[0], ThresholdJob):
+            return [
+                self.model.rethreshold(job.found, images[index], job.threshold)
+                for job, index in zip(jobs, image_of_job, strict=True)
+                if isinstance(job, ThresholdJob)
+            ]
         chats = [job for job in jobs if isinstance(job, ChatJob)]
         streams = [TextStream(self.model.processor) for _ in chats]
         counts, masks = [0] * len(chats), [0] * len(chats)

@@ -79,7 +79,7 @@ class Connection(H11Protocol):
             self.transport.abort()
 
 
-def server_of(app: ASGIApp) -> uvicorn.Server:
+def server_of(app: ASGIApp, kind: type[uvicorn.Server] = uvicorn.Server) -> uvicorn.Server:
     """uvicorn with these connections."""
     settings = uvicorn.Config(
         app,
@@ -91,7 +91,7 @@ def server_of(app: ASGIApp) -> uvicorn.Server:
         timeout_graceful_shutdown=GRACE_SECONDS,
         lifespan="on",
     )
-    return uvicorn.Server(settings)
+    return kind(settings)
 
 
 def is_over(since: float | None, seconds: float, now: float) -> bool:

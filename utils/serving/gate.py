@@ -8,6 +8,7 @@ import binascii
 import hmac
 import json
 import time
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -70,6 +71,7 @@ class Gate:
         counts: Counts,
         paths: frozenset[str],
         hosts: frozenset[str] | None,
+        is_for_browsers: bool = False,
     ) -> None:
         self.app = app
         self.api_key = api_key
@@ -78,6 +80,7 @@ class Gate:
         self.paths = paths  # others are counted as one
         self.hosts = hosts  # names under which the server may be asked; None: any
         self.num_held = 0  # bytes of bodies
+        self.is_for_browsers = is_for_browsers  # which are told to ask for the key, as a password
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -96,7 +99,7 @@ class Gate:
         self.counts.open.inc()
         try:
             if refused := self._refused(scope):
-                await respond(counted, *refused)
+                await respond(counted, *refused, self._password_wanted(refused[0]))
                 return
             try:
                 content = await asyncio.wait_for(body.read(receive), BODY_SECONDS)
@@ -126,6 +129,14 @@ class Gate:
         if self.api_key and scope["path"] not in OPEN and not brings_key(given, self.api_key):
             return 401, "the key is missing or wrong; send the header Authorization: Bearer KEY"
         return None
+
+    def _password_wanted(self, status: int) -> list[tuple[bytes, bytes]]:
+        """The header that makes a browser ask for the key."""
+        return (
+            [(b"www-authenticate", b'Basic realm="LaSagnA"')]
+            if status == 401 and self.is_for_browsers
+            else []
+        )
 
 
 def brings_key(header: bytes, key: str) -> bool:
@@ -231,12 +242,13 @@ def replayed(body: bytes, receive: Receive) -> Receive:
     return again
 
 
-async def respond(send: Send, status: int, message: str) -> None:
+async def respond(send: Send, status: int, message: str, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
     """An error as JSON."""
     body = json.dumps(error_body(message, status)).encode()
     fields: list[tuple[bytes, bytes]] = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
+        *headers,
     ]
     if status in (408, 413, 429):  # the rest of the body is not read
         fields.append((b"connection", b"close"))

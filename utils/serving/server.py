@@ -25,10 +25,11 @@ from model.errors import UserError
 from model.outputs import Segmentation
 from utils.serving import label_studio
 from utils.serving.answers import Answer, answer_of
-from utils.serving.batching import ChatJob, QueueFullError, SegmentJob, StoppingError
+from utils.serving.batching import QueueFullError, StoppingError
 from utils.serving.dialect import ChatRequest, Completion, SegmentRequest, error_body, read_messages
 from utils.serving.files import draw
 from utils.serving.gate import CLIENT_GONE, RETRY_SECONDS, Gate
+from utils.serving.jobs import ChatJob, SegmentJob
 from utils.serving.label_host import LabelHost
 from utils.serving.schema import answer_json
 from utils.serving.service import GoneError, Service
@@ -44,8 +45,16 @@ def build_app(
     api_key: str = "",
     hosts: frozenset[str] | None = None,
     label_host: LabelHost | None = None,
+    with_api: bool = True,
+    is_for_browsers: bool = False,
 ) -> FastAPI:
-    """The routes. `hosts`: names under which requests may ask for the server; None: any."""
+    """The application behind its gate.
+
+    Args:
+        hosts: names under which requests may ask for the server; None: any.
+        with_api: requests are answered; without it there is /health alone.
+        is_for_browsers: they are told to ask for the key.
+    """
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -60,13 +69,22 @@ def build_app(
         counts=service.counts,
         paths=frozenset((*PATHS, *label_studio.PATHS)),
         hosts=hosts,
+        is_for_browsers=is_for_browsers,
     )
     add_error_handlers(app)
-    label_studio.add_label_studio(app, service, label_host or LabelHost())
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
         return {"status": "ok", "model": service.name, "waiting": service.batcher.num_waiting}
+
+    if with_api:
+        add_routes(app, service)
+        label_studio.add_label_studio(app, service, label_host or LabelHost())
+    return app
+
+
+def add_routes(app: FastAPI, service: Service) -> None:
+    """Requests to the model, and what is counted of them."""
 
     @app.get("/metrics")
     async def metrics() -> PlainTextResponse:
@@ -101,8 +119,6 @@ def build_app(
         found = await service.answer(job, request)
         answer, masks, usage = await service.chat_result(job, found, body)
         return completion.whole(answer.text, masks, finish_of(answer), usage)
-
-    return app
 
 
 async def streamed(
@@ -186,8 +202,7 @@ def segment_json(
     service: Service, found: Segmentation, job: SegmentJob, body: SegmentRequest
 ) -> dict[str, Any]:
     """The response to a class query."""
-    limit = service.asking.classes_per_query or service.model.config.num_all_classes
-    answer = answer_of(found, service.model.processor.format, limit)
+    answer = answer_of(found, service.model.processor.format, service.asking.limit(service.model))
     masks = answer.found(instances=body.instances, min_area=body.min_area)
     height, width = job.image.shape[:2]
     content: dict[str, Any] = dict(

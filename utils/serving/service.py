@@ -12,19 +12,18 @@ from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from model.errors import UserError
 from model.lasagna import LasagnaForConditionalGeneration
 from model.outputs import ChatAnswer
 from model.text.conversation import Conversation
 from utils.data.images import WEB_FORMATS, image_of_bytes
 from utils.serving.answers import Answer, Asking, answer_in_words, is_ended, split_names, unique_names
-from utils.serving.batching import MAX_MASK_PIXELS, Batcher, ChatJob, Job, SegmentJob
+from utils.serving.batching import Batcher
 from utils.serving.dialect import ChatRequest, SegmentRequest, Wanted, usage_of
 from utils.serving.fetch import Limits, image_bytes, is_address
 from utils.serving.gate import Counts
+from utils.serving.jobs import ChatJob, Job, SegmentJob
 from utils.serving.schema import MaskJson, mask_json
 
-MAX_CLASSES = 5_000  # of one class query: 63 passes of the language model with 80 names each
 DECODED_AT_ONCE = 8  # images; one may take ten times its pixels for a moment
 FETCHED_AT_ONCE = 8  # slow hosts keep threads, and only those of each other
 T = TypeVar("T")
@@ -103,16 +102,10 @@ class Service:
     def segment_job(self, body: SegmentRequest, image: np.ndarray) -> SegmentJob:
         """A class query; UserError for one that would not fit into memory."""
         names = split_names(body.classes) if isinstance(body.classes, str) else unique_names(body.classes)
-        if len(names) > MAX_CLASSES:
-            raise UserError(f"{len(names):,} classes at once, of at most {MAX_CLASSES:,}; ask for fewer")
         classes = tuple(names)
         threshold = self.asking.presence_threshold if body.threshold is None else body.threshold
         job = SegmentJob(image=image, classes=classes, threshold=threshold)
-        if job.num_mask_pixels > MAX_MASK_PIXELS:
-            raise UserError(
-                f"{len(classes)} classes in an image of {image.shape[0]} x {image.shape[1]} pixels are too many at "
-                "once; ask for fewer, or shrink the image"
-            )
+        job.check_size()
         return job
 
     def chat_job(self, body: ChatRequest, image: np.ndarray, conversation: Conversation) -> ChatJob:

@@ -9,9 +9,9 @@ import numpy as np
 
 from model.errors import UserError
 from model.lasagna import LasagnaForConditionalGeneration
-from model.outputs import EncodedImage
+from model.outputs import EncodedImage, Segmentation
 from model.text.conversation import Turn
-from utils.serving.answers import Answer, Asking, OnText, ask_classes, ask_in_words, decide_again
+from utils.serving.answers import Answer, Asking, OnText, answer_of, ask_classes, ask_in_words
 
 
 @dataclass(kw_only=True)
@@ -48,19 +48,11 @@ class Session:
         sampling = self.asking.sampling
         if not sampling.is_greedy:  # the same seed would draw alike for each question
             sampling = replace(sampling, seed=sampling.seed + self.num_asked)
-        answer = ask_in_words(
-            self.model,
-            self._encoded(),
-            prompt,
-            replace(self.asking, sampling=sampling),
-            history=self.history,
-            on_text=on_text,
-        )
-        return self._keep(answer)
+        return self._keep(self._in_words(prompt, replace(self.asking, sampling=sampling), on_text))
 
     def segment(self, names: Sequence[str]) -> Answer:
         """Which of the classes are in the image: asked on its own, as in training, and a part of the history then."""
-        return self._keep(ask_classes(self.model, self._encoded(), names, self.asking))
+        return self._keep(self._about_classes(names))
 
     def set_threshold(self, threshold: float | None) -> Answer | None:
         """The threshold of presence from now on. If the last answer was about classes it is decided again.
@@ -73,11 +65,25 @@ class Session:
         last = self.answers[-1] if self.answers else None
         again = None
         if last is not None and last.segmentation is not None:
-            limit = self.asking.classes_per_query or self.model.config.num_all_classes
-            again = decide_again(self.model, self._encoded(), last, threshold, limit)
+            again = answer_of(
+                self._decide_again(last.segmentation, threshold),
+                self.model.processor.format,
+                self.asking.limit(self.model),
+            )
             self.answers[-1] = again
         self.asking = replace(self.asking, presence_threshold=threshold)
         return again
+
+    def _in_words(self, prompt: str, asking: Asking, on_text: OnText | None) -> Answer:
+        return ask_in_words(
+            self.model, self._encoded(), prompt, asking, history=self.history, on_text=on_text
+        )
+
+    def _about_classes(self, names: Sequence[str]) -> Answer:
+        return ask_classes(self.model, self._encoded(), names, self.asking)
+
+    def _decide_again(self, found: Segmentation, threshold: float | None) -> Segmentation:
+        return self.model.rethreshold(found, self._encoded(), threshold)
 
     def _encoded(self) -> EncodedImage:
         if self.encoded is None:

@@ -15,8 +15,9 @@ pytest.importorskip("fastapi", reason="an optional package of the server")
 pytest.importorskip("openai", reason="the client that the server is tested with")
 
 from tests.utils.serving.running import Running, data_url
-from utils.serving import connection, gate, service
-from utils.serving.batching import Batcher, Job, SegmentJob, settle
+from utils.serving import connection, gate
+from utils.serving.batching import Batcher, settle
+from utils.serving.jobs import Job, SegmentJob
 
 HEAD = b"POST /v1/segment HTTP/1.1\r\nHost: localhost\r\n"
 JSON = b"Content-Type: application/json\r\n"
@@ -227,6 +228,6 @@ def test_an_answer_that_comes_after_its_job_was_withdrawn_or_answered_is_dropped
 
 
 def test_a_class_query_has_a_limit_of_names(server, monkeypatch):
-    monkeypatch.setattr(service, "MAX_CLASSES", 5)
+    monkeypatch.setattr("utils.serving.jobs.MAX_CLASSES", 5)
     content = {"image": data_url(noise_image(9, 9)), "classes": [f"c{n}" for n in range(6)]}
     assert server.error("/v1/segment", content) == (400, "6 classes at once, of at most 5; ask for fewer")

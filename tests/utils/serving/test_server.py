@@ -26,7 +26,8 @@ openai = pytest.importorskip("openai", reason="the client that the server is tes
 pytest.importorskip("uvicorn", reason="an optional package of the server")
 
 from tests.utils.serving.running import Running, data_url, question  # noqa: E402
-from utils.serving.batching import Batcher, SegmentJob  # noqa: E402
+from utils.serving.batching import Batcher  # noqa: E402
+from utils.serving.jobs import SegmentJob  # noqa: E402
 
 IMAGE = noise_image(40, 60)
 

@@ -1,0 +1,1 @@
+"""chat.py --web: a page for a browser, in gradio."""
