@@ -140,7 +140,7 @@ def test_what_became_of_the_data_is_counted_over_a_restart(at_work, tmp_path, ca
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("utils.data.counts.MIN_DRAWS", 1)
         assert run("train_ds", *flags, "--epochs=5") == 2
-    last = capsys.readouterr().err.splitlines()[-1]  # after the progress bar
+    last = capsys.readouterr().err.splitlines()[-1]
     for part in (
         "draws could not be used, more than --max_bad_fraction 0.01",
         "ADE_train_",

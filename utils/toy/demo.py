@@ -72,10 +72,10 @@ class Scale:
 FULL = Scale(out=Path("runs/demo"), num_images=400, num_val=100)
 QUICK = Scale(
     out=Path("runs/demo_quick"),
-    num_images=60,
-    num_val=12,
-    max_samples=12,
-    train_flags=("--epochs", "2", "--steps_per_epoch", "45", "--max_val_samples", "2"),
+    num_images=40,
+    num_val=8,
+    max_samples=6,
+    train_flags=("--epochs", "2", "--steps_per_epoch", "35", "--max_val_samples", "1"),
     remark="A quick demo: every step, with a fraction of the training and of the samples. Its numbers are weaker "
     "than those of the whole demo (make demo) and are not held to its bars.",
 )

@@ -12,7 +12,7 @@ import math
 import textwrap
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from model.errors import UserError
@@ -113,7 +113,7 @@ def log_step(
         return summary
     losses, speed = {**dict(sorted(summary.means.items())), "lr": lr}, speed_of(summary, seconds)
     left = log.clock.seconds_left(seconds, log.num_steps - step)
-    print(step_line(step, log.num_steps, left, losses, speed, applied=applied), flush=True)
+    say(step_line(step, log.num_steps, left, losses, speed, applied=applied))
     norm = {} if grad_norm is None else {"grad_norm": float(grad_norm)}
     values = [
         (f"{group}/{name}", value, step)
@@ -191,10 +191,11 @@ def log_validation(step: int, report: Report | None, log: TrainLog) -> None:
             shown.append(f"{result.dataset} {score[0]} {score[1]:.3f}")
     log.records.add(values=values, images=[(tag, image, step) for tag, image in sample_images(report)])
     text = f"step {step}: {', '.join(shown)}"
-    print(textwrap.fill(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False), flush=True)
+    say(textwrap.fill(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False))
 
 
 def say(text: str) -> None:
-    """Print on the first process."""
+    """Print on the first process. A terminal that is gone, or a log on a full disk, ends no training."""
     if is_main_process():
-        print(text, flush=True)
+        with suppress(OSError):
+            print(text, flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,16 +19,15 @@ from utils.training.progress import Progress
 WIDTH = 80
 
 
-def best_line(config: TrainConfig, progress: Progress) -> str:
-    """Which weights are the best, by which number."""
+def best_text(config: TrainConfig, progress: Progress) -> str:
+    """Which weights are the best, by which number, and their folder in a line of its own."""
     best, folder = progress.validated, config.run_dir / BEST_FOLDER
     if config.no_eval:
-        return (
-            f"no validation: {config.run_dir / CHECKPOINT_FOLDER} holds the weights of step {progress.step}"
-        )
+        return f"no validation; the weights of step {progress.step} are in\n  {config.run_dir / CHECKPOINT_FOLDER}"
     if best.best_step is None:
-        return f"no validation came to a number: {folder} holds the weights of step {progress.step}"
-    return f"best: step {best.best_step}, {best.best_score:.4f} ({best.best_measured}), in {folder}"
+        return f"no validation came to a number; the weights of step {progress.step} are in\n  {folder}"
+    measured = f"best: step {best.best_step} with {best.best_score:.4f}, {best.best_measured}, in"
+    return f"{textwrap.fill(measured, WIDTH, subsequent_indent='  ')}\n  {folder}"
 
 
 def next_commands(config: TrainConfig) -> list[list[str]]:
@@ -72,7 +72,7 @@ def can_be_opened(config: TrainConfig) -> bool:
 def farewell(config: TrainConfig, progress: Progress) -> str:
     """The lines at the end of a run."""
     titles = {"merge": "merge", "test": "evaluate", "chat": "ask"}
-    lines = [printable(best_line(config, progress)), "next:"]
+    lines = [printable(best_text(config, progress)), "next:"]
     for words in next_commands(config):
         title = next(title for start, title in titles.items() if words[1].startswith(start))
         lines.append(f"# {title}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import time
@@ -54,6 +55,18 @@ def test_losses_go_to_the_file_and_speed_to_tensorboard_alone(tmp_path):
     assert [point.value for point in board.Scalars("speed/memory_gb")] == [3.0]
     assert [point.value for point in board.Scalars("train/grad_norm")] == [2.0]
     assert board.Scalars("speed/images_per_second")[0].value > 0
+
+
+def test_a_log_that_cannot_be_written_ends_no_training(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    config = TrainConfig(version="a", log_base_dir=str(tmp_path), exp_name="run", epochs=1, steps_per_epoch=2)
+    config.run_dir.mkdir()
+    monkeypatch.setattr("builtins.print", full)
+    with open_log(config, 0) as log:
+        log_step(1, log, measured(), 0.5, time.perf_counter())
+    assert len((config.run_dir / "losses.jsonl").read_text().splitlines()) == 1
 
 
 def result(name: str, **sections: dict[str, float]) -> Result:
