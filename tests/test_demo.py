@@ -12,7 +12,7 @@ from PIL import Image
 import utils.toy.demo as demo
 from model.checkpoints.load import load_model
 from tests.commands import REPOSITORY
-from utils.reports.report import read_report
+from utils.reports.report import Report, Result, read_report
 
 FEW = ["--num_images=8", "--num_val=4", "--max_samples=2"]
 SHORT = "--epochs 1 --steps_per_epoch 2 --batch_size 2 --num_threads 1 --max_val_samples 1 --val_dataset_list ade20k"
@@ -61,3 +61,40 @@ def test_training_that_stops_says_how_to_go_on(tmp_path, monkeypatch):
             demo.train(tmp_path, tmp_path / "dataset", [])
         assert json.loads((tmp_path / "train_seconds.json").read_text()) >= 0, seconds
     assert not (tmp_path / "trained").exists()
+
+
+def test_the_quick_demo_is_smaller_goes_elsewhere_and_says_so(tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(demo, "show", lambda scale: asked.append(scale) or 0)
+    assert demo.main([]) == demo.main(["--quick", "--train_flags", "--seed 1"]) == 0
+    full, quick = asked
+    assert (full.remark, full.max_samples, str(full.out)) == ("", None, "runs/demo")
+    assert str(quick.out) == "runs/demo_quick"
+    assert quick.num_images < full.num_images
+    assert quick.train_flags[-2:] == ("--seed", "1")
+    assert "weaker" in quick.remark
+
+
+def test_the_report_of_a_quick_demo_says_so_and_is_held_to_no_bar(tmp_path, capsys):
+    result = Result(dataset="ade20k", task="semantic", num_samples=1, sections={"semantic": {"miou": 0.1}})
+    report = Report(model="m", protocol={}, results=(result,))
+    (tmp_path / "train_seconds.json").write_text("60")
+    (tmp_path / "losses.jsonl").write_text(
+        '{"step": 1, "total": 1, "cross_entropy": 1, "mask_bce": 1, "dice": 1}\n'
+    )
+    (tmp_path / "eval").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "eval" / "sheet_ade20k.png")
+    demo.publish(report, report, tmp_path, demo.QUICK.remark)
+    assert "a fraction of the training" in " ".join(capsys.readouterr().out.split())
+    page = (tmp_path / "report.md").read_text()
+    assert demo.QUICK.remark.split(":")[0] in page
+    assert "Targets" not in page
+    assert json.loads((tmp_path / "report.json").read_text())["remark"] == demo.QUICK.remark
+
+
+def test_each_step_says_what_it_is_for(capsys):
+    for step in demo.STEPS:
+        demo.announce(step)
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"2/{len(demo.STEPS)} Train." in out
+    assert "[SEG] or [NEG]" in out

@@ -43,12 +43,16 @@ def set_launch_environment() -> None:
     """Set what a launcher would have set for a script started with plain `python`: the only process."""
     if "RANK" in os.environ:
         return
+    os.environ.update(
+        RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port())
+    )
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ.update(
-        RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
+        return probe.getsockname()[1]
 
 
 def seed_of_micro_batch(seed: int, step: int, number: int) -> int:

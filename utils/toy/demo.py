@@ -26,6 +26,7 @@ from rich.markup import escape
 
 from model.checkpoints.load import load_model
 from utils.common.commands import Parser, command
+from utils.common.distributed import free_port
 from utils.common.files import write_whole
 from utils.common.paths import path_flag
 from utils.common.settings import parse_config
@@ -184,7 +185,8 @@ def train(out: Path, dataset: Path, flags: list[str], config: Path = CONFIG) -> 
     if finished.is_file():
         return
     command = [
-        "deepspeed", "--num_accelerators", "1", "train_ds.py", "--config", str(config), "--dataset_dir", str(dataset),
+        "deepspeed", "--num_accelerators", "1", "--master_port", str(free_port()),  # beside another demo
+        "train_ds.py", "--config", str(config), "--dataset_dir", str(dataset),
         "--log_base_dir", str(out.parent), "--exp_name", out.name, "--sam_cache", str(out / "sam_cache"), *flags,
     ]  # fmt: skip
     console.print(f"\n[bold]$ {shlex.join(command)}[/bold]", highlight=False)
