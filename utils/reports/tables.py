@@ -19,7 +19,7 @@ from utils.reports.markdown import code, escaped
 from utils.reports.report import SHOWN, Report, Result
 
 # Metrics that the terminal does not show.
-MARKDOWN_ONLY = re.compile(r"^p@|_50px$|_all$|_target$|(mean|pixel)_accuracy$")
+MARKDOWN_ONLY = re.compile(r"^p@|_50px$|_all$|_target$|_per_image$|(mean|pixel)_accuracy$")
 # Headings of the wide tables, whose numbers are in percent as in papers.
 TITLES = {
     "miou": "mIoU", "mean_accuracy": "mAcc", "pixel_accuracy": "aAcc", "giou": "gIoU", "ciou": "cIoU",

@@ -78,8 +78,12 @@ class Column:
     scale: int = 100
 
 
+PRESENT_MIOU = (
+    "present_miou"  # of the classes that some image shows; a hallucinated class has no weight of its own
+)
 COLUMNS = (
     Column("mIoU", "semantic.miou"),
+    Column("mIoU of classes shown", PRESENT_MIOU),
     Column("presence accuracy", "presence.accuracy"),
     Column("presence precision", "presence.precision"),
     Column("presence recall", "presence.recall"),
@@ -235,9 +239,22 @@ def results(study: Study, variants: Sequence[str], seeds: Sequence[int]) -> dict
     for variant in variants:
         reports = [report for seed in seeds if (report := study.report(variant, seed)) is not None]
         found[variant] = {
-            column.metric: [report.value(column.metric) for report in reports] for column in COLUMNS
+            column.metric: [value_of(report, column.metric) for report in reports] for column in COLUMNS
         }
     return found
+
+
+def value_of(report: Report, metric: str) -> float:
+    """A number of a report.
+
+    The mIoU of a report, as in published evaluations, is the mean over the classes of ground truth or prediction: a
+    single image in which an absent class is seen adds a class whose IoU is 0.
+    """
+    if metric != PRESENT_MIOU:
+        return report.value(metric)
+    rows = next((result.per_class.values() for result in report.results if "semantic" in result.sections), ())
+    ious = [row["iou"] for row in rows if row["true_pixels"]]
+    return statistics.fmean(ious) if ious else math.nan
 
 
 def cell(values: Sequence[float], scale: int) -> str:

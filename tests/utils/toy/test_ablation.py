@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ from tests.commands import REPOSITORY, complaint, main_of
 from utils.reports.report import Report, Result
 from utils.reports.write import write_report
 from utils.toy import ablation
-from utils.toy.ablation import VARIANTS, Study, results, results_table
+from utils.toy.ablation import PRESENT_MIOU, VARIANTS, Study, results, results_table, value_of
 
 FEW = ("--num_images=4", "--num_val=2", "--max_samples=1", "--steps=1")
 SHORT = "--batch_size 1 --lora_r 2"
@@ -90,6 +91,25 @@ def test_a_table_has_mean_and_sample_deviation_over_the_seeds(tmp_path):
     assert rows["mIoU"] == ("72.0 ± 2.8", "-", "75.5")  # sqrt((2^2 + 2^2) / 1) = 2.83
     assert rows["hallucinated classes per image"] == ("1.00 ± 0.71", "-", "0.25")
     assert rows["N-acc"] == ("-", "-", "-")
+
+
+def test_the_miou_of_classes_shown_leaves_out_hallucinated_ones(tmp_path):
+    classes = {
+        "sky": {"iou": 0.9, "true_pixels": 10},
+        "dog": {"iou": 0.5, "true_pixels": 4},
+        "cat": {"iou": 0.0, "true_pixels": 0},
+    }
+    result = Result(
+        dataset="ade20k",
+        task="semantic",
+        num_samples=1,
+        sections={"semantic": {"miou": 1.4 / 3}},
+        per_class=classes,
+    )
+    report = Report(model="", protocol={}, results=(result,))
+    assert value_of(report, "semantic.miou") == pytest.approx(0.467, abs=1e-3)
+    assert value_of(report, PRESENT_MIOU) == pytest.approx(0.7)
+    assert math.isnan(value_of(Report(model="", protocol={}, results=()), PRESENT_MIOU))
 
 
 def test_a_run_that_stops_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
