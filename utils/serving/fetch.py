@@ -112,7 +112,7 @@ def fetch(url: str, limits: Limits, site: Site | None = None) -> bytes:
                 f"{short(url)}: this server fetches no addresses (it was started without --allow_urls); send the "
                 "image itself: data:image/png;base64,..."
             )
-        headers = {"User-Agent": AGENT, "Accept": "image/*"}
+        headers = {"User-Agent": AGENT, "Accept": "image/*,*/*;q=0.8"}
         if site is not None and is_home:
             headers |= site.headers
         with asked("GET", target, headers, end, anywhere=is_home) as response:

@@ -31,6 +31,8 @@ class LabelStudio(http.server.BaseHTTPRequestHandler):
                 self.answer(302, Location=f"/user/login/?next={self.path}")
             else:
                 self.answer(401)
+        elif "*/*" not in self.headers["Accept"]:  # its framework knows no images
+            self.answer(406)
         elif self.path.startswith("/tasks/"):
             self.answer(303, Location=self.elsewhere)
         else:
