@@ -17,6 +17,7 @@ import torch
 from model.checkpoints.agreement import check_agreement
 from model.checkpoints.assemble import assemble
 from model.checkpoints.checkpoint import TrainedWeights, WholeModel, open_checkpoint
+from model.checkpoints.finite import require_finite
 from model.checkpoints.layouts import released
 from model.checkpoints.layouts.base import ReadOptions
 from model.checkpoints.quantize import quantization_config
@@ -129,9 +130,14 @@ def load_whole(
     logger.info("%s: %s; attention: %s", checkpoint.path, checkpoint.kind, options.attn_implementation)
     read = checkpoint.layout.read(checkpoint.path, options)
     if isinstance(read, LasagnaForConditionalGeneration):
+        require_finite(read.state_dict(), source=str(checkpoint.path))
         logger.info("projection and mask decoder: trained, from the folder")
         return with_settings(read, format, prompt)
-    return assemble(read, sam=sam, format=format, prompt=prompt, seed=seed)
+    model = assemble(read, sam=sam, format=format, prompt=prompt, seed=seed)
+    given = {"--vision_tower": options.vision_tower, "--vision_pretrained": sam}
+    parts = [f"{flag} {path}" for flag, path in given.items() if path]
+    require_finite(model.state_dict(), source=" with ".join([str(checkpoint.path), *parts]))
+    return model
 
 
 def load_trained(

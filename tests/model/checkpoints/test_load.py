@@ -14,6 +14,7 @@ from transformers import (
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from model.checkpoints.finite import is_finite
 from model.checkpoints.load import choose_attention, load_model
 from model.checkpoints.weights import read_folder
 from model.config import LasagnaConfig
@@ -282,3 +283,45 @@ def test_auto_is_the_attention_that_packs_also_where_flash_attention_is_installe
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="flash_attention_2 is not installed; pip install flash-attn"):
         choose_attention("flash_attention_2", torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("part", "bad"),
+    [
+        ("seg_projector", float("nan")),
+        ("mask_decoder", float("inf")),
+        ("vision_tower", float("-inf")),
+        ("lm_head", float("nan")),
+        ("spatial_prompt", float("nan")),
+    ],
+)
+def test_a_model_with_a_weight_that_is_not_finite_is_refused_by_name(part, bad, tiny_folders, tmp_path):
+    """Its answers would be wrong without an error: from our folder, whose `--verify` nobody has to pass."""
+    model, _ = load(tiny_folders.llava, tiny_folders)
+    model.add_spatial_prompt(2)
+    name = next(
+        name for name, value in model.state_dict().items() if part in name and value.is_floating_point()
+    )
+    model.state_dict()[name].view(-1)[-1] = bad
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(UserError, match=rf"model: not finite \(NaN or infinite\): {name}"):
+        load_model(tmp_path / "model")
+
+
+def test_a_base_and_a_sam_that_are_not_finite_are_refused_with_the_flag(tiny_folders, tmp_path):
+    weights = torch.load(tiny_folders.sam, weights_only=True)
+    name = "mask_decoder.iou_token.weight"
+    weights[name][0, 0] = float("nan")
+    torch.save(weights, tmp_path / "sam.pth")
+    with pytest.raises(UserError, match=rf"--vision_pretrained \S*sam.pth: not finite .*sam.{name}"):
+        load(tiny_folders.llava, tiny_folders, sam=str(tmp_path / "sam.pth"))
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn]
+)
+def test_finite_weights_of_every_size_are_finite(dtype):
+    assert is_finite(torch.zeros(0, dtype=dtype))
+    largest = min(torch.finfo(dtype).max, 1e308)
+    assert is_finite(torch.full((1000,), largest, dtype=torch.float64).to(dtype)), "their sum is not"
+    assert not is_finite(torch.tensor([1.0, float("nan"), 2.0]).to(dtype))
