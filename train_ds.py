@@ -27,6 +27,7 @@ import deepspeed
 import torch
 
 from model.checkpoints.load import load_model
+from model.errors import UserError
 from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import adapt
 from model.processor import LasagnaProcessor
@@ -154,6 +155,15 @@ def check_stage(config: TrainConfig) -> None:
         check_compiler()
 
 
+def check_head_stage(model: LasagnaForConditionalGeneration, config: TrainConfig) -> None:
+    """UserError for a concept head under ZeRO-3, whose processes must call the parts equally often."""
+    if model.sam.has_presence and config.zero_stage == 3 and world_size() > 1:
+        raise UserError(
+            f"--mask_head {model.config.mask_head} does not go with --zero_stage 3 on several processes; take "
+            "--zero_stage 2"
+        )
+
+
 def build_model(config: TrainConfig) -> tuple[LasagnaForConditionalGeneration, LasagnaProcessor]:
     """The base model with adapters; only the parameters of the recipe are trainable."""
     model, processor = load_model(
@@ -167,7 +177,9 @@ def build_model(config: TrainConfig) -> tuple[LasagnaForConditionalGeneration, L
         seed=config.seed,
         min_image_tokens=config.min_image_tokens,
         max_image_tokens=config.max_image_tokens,
+        mask_head=config.mask_head or None,
     )
+    check_head_stage(model, config)
     model.config.loss_weights = config.loss_weights
     model.config.num_all_classes = config.num_all_classes
     if config.image_aspect_ratio:

@@ -24,6 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from model.inputs import ImageInputs, ModelInputs, RowInputs
 from model.losses import learned_positions
+from model.prompt_states import evenly, firsts_in_rows
 from model.text.conversation import IGNORE_INDEX, Encoded
 from model.text.packing import PADDING, PackedRow, pack_within
 from model.text.tokens import TokenIds
@@ -120,20 +121,58 @@ def join(rows: RowInputs, images: ImageInputs, image_of_row: Sequence[int], ids:
     def rows_of(image: int) -> list[int]:
         return [row for row, owner in enumerate(image_of_row) if owner == image]
 
-    found = (rows.input_ids == ids.seg).nonzero().tolist()
-    found.sort(key=lambda place: (image_of_row[place[0]], *place))
+    found = places_of(rows.input_ids, ids.seg, image_of_row)
+    absent = [] if ids.neg is None else places_of(rows.input_ids, ids.neg, image_of_row)
+    seg_images = tuple(image_of_row[row] for row, _ in found)
+    absent = spread_over_images(absent, seg_images, image_of_row)
+    seg_rows, seg_columns = columns_of(found)
+    neg_rows, neg_columns = columns_of(absent)
+    labels = rows.labels
+    is_said = torch.zeros_like(rows.input_ids, dtype=torch.bool) if labels is None else labels != IGNORE_INDEX
+    is_choice = torch.isin(rows.input_ids, torch.tensor([ids.seg, ids.seg if ids.neg is None else ids.neg]))
     return ModelInputs(
         **rows.fields(),
         **images.fields(),
         image_of_row=tuple(image_of_row),
-        seg_rows=torch.tensor([row for row, _ in found], dtype=torch.long),
-        seg_columns=torch.tensor([column for _, column in found], dtype=torch.long),
-        seg_images=tuple(image_of_row[row] for row, _ in found),
+        seg_rows=seg_rows,
+        seg_columns=seg_columns,
+        seg_images=seg_images,
+        seg_firsts=firsts_in_rows(is_said, is_choice, seg_rows, seg_columns),
+        neg_rows=neg_rows,
+        neg_columns=neg_columns,
+        neg_firsts=firsts_in_rows(is_said, is_choice, neg_rows, neg_columns),
+        neg_images=tuple(image_of_row[row] for row, _ in absent),
         grid_places=tuple(
             grid_places(rows.input_ids, ids.image, rows_of(image), grid)
             for image, grid in enumerate(images.token_grids)
         ),
     )
+
+
+def places_of(input_ids: Tensor, token: int, image_of_row: Sequence[int]) -> list[tuple[int, int]]:
+    """Row and column of a token wherever it stands, sorted by image, then row, then column."""
+    found = [(row, column) for row, column in (input_ids == token).nonzero().tolist()]
+    return sorted(found, key=lambda place: (image_of_row[place[0]], *place))
+
+
+def columns_of(places: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    """Places as rows and columns (n,) int64."""
+    found = torch.tensor(list(places), dtype=torch.long).view(-1, 2)
+    return found[:, 0].contiguous(), found[:, 1].contiguous()
+
+
+def spread_over_images(
+    places: Sequence[tuple[int, int]], seg_images: Sequence[int], image_of_row: Sequence[int]
+) -> list[tuple[int, int]]:
+    """Of the [NEG]s of each image as many as it has [SEG]s, at least one, evenly spread.
+
+    A query may name 80 absent classes, and looking for one costs a detector as much as for a present one.
+    """
+    chosen = []
+    for image in sorted({image_of_row[row] for row, _ in places}):
+        of_image = [place for place in places if image_of_row[place[0]] == image]
+        chosen += [of_image[k] for k in evenly(len(of_image), max(1, seg_images.count(image)))]
+    return chosen
 
 
 def grid_places(input_ids: Tensor, image_id: int, rows: Sequence[int], grid: TokenGrid) -> Tensor:

@@ -9,7 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from model.decoders.base import DecoderSettings
-from model.decoders.build import decoder_settings
+from model.decoders.build import CONCEPT_HEAD, decoder_settings, head_of
 from model.errors import UserError
 from model.files import read_json
 from model.losses import DEFAULT_WEIGHTS
@@ -94,7 +94,7 @@ class LasagnaConfig(PreTrainedConfig):
         self.clip_mean = list(clip_mean)
         self.clip_std = list(clip_std)
         self.loss_weights = {**DEFAULT_WEIGHTS, **(loss_weights or {})}
-        check_spatial(spatial_prompt, num_latent_prompts)
+        check_spatial(spatial_prompt, num_latent_prompts, self.mask_head)
         self.spatial_prompt = spatial_prompt
         self.num_latent_prompts = num_latent_prompts
         super().__init__(**kwargs)
@@ -122,14 +122,23 @@ class LasagnaConfig(PreTrainedConfig):
         """The sizes of the mask decoder."""
         return decoder_settings(self.sam_config)
 
+    @property
+    def mask_head(self) -> str:
+        """What draws the masks: "sam", one mask for each [SEG], or "concept", which also finds instances."""
+        return head_of(self.sam_settings)
 
-def check_spatial(spatial_prompt: bool, num_latent_prompts: int) -> None:
-    """Raises a UserError unless both settings of the spatial prompt fit together."""
+
+def check_spatial(spatial_prompt: bool, num_latent_prompts: int, mask_head: str = "") -> None:
+    """Raises a UserError unless the settings of the spatial prompt fit together, and to the mask head."""
     if not isinstance(spatial_prompt, bool):
         raise UserError(f"spatial_prompt must be true or false, got {spatial_prompt!r}")
     if type(num_latent_prompts) is not int or not 0 <= num_latent_prompts <= MAX_LATENT_PROMPTS:
         raise UserError(
             f"num_latent_prompts must be from 0 to {MAX_LATENT_PROMPTS}, got {num_latent_prompts!r}"
+        )
+    if spatial_prompt and mask_head == CONCEPT_HEAD:
+        raise UserError(
+            f"--spatial_prompt does not go with --mask_head {CONCEPT_HEAD}, which takes no mask prompts; leave it out"
         )
     if num_latent_prompts and not spatial_prompt:
         raise UserError(f"num_latent_prompts {num_latent_prompts} needs --spatial_prompt")

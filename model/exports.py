@@ -38,7 +38,9 @@ class FoundMask:
     label: str  # class name; of an answer in words what it calls the mask, "" where it says nothing
     pixels: np.ndarray  # (height, width) bool
     probability: float | None  # that the class is in the image; None where the model does not give one
-    score: float  # mean probability of the pixels inside, times `probability` where there is one; 0 without pixels
+    # Mean probability of the pixels inside, times `probability` where there is one; 0 without pixels. Of an instance
+    # that a concept head found, the head's own score.
+    score: float
     index: int = 0  # of the mask of the answer that it is, or is a part of
 
     @cached_property

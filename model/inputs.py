@@ -101,3 +101,10 @@ class ModelInputs(RowInputs, ImageInputs):
     # Positions of the tokens with a label; without them the model searches `labels`.
     learned_rows: Tensor | None = None  # (num_learned,) int64
     learned_columns: Tensor | None = None  # (num_learned,) int64
+    # For a mask decoder that is prompted by the states of a name, see model/prompt_states.py.
+    seg_firsts: Tensor | None = None  # (n,) int64, columns where what is said about each [SEG] begins
+    # Some of the [NEG]s, ordered as the [SEG]s: of each image as many as it has [SEG]s, at least one.
+    neg_rows: Tensor | None = None  # (m,) int64
+    neg_columns: Tensor | None = None  # (m,) int64
+    neg_firsts: Tensor | None = None  # (m,) int64
+    neg_images: tuple[int, ...] = ()  # m

@@ -42,6 +42,7 @@ from model.mask_path import MaskPathMixin, build_spatial_prompt
 from model.outputs import EncodedImages, LasagnaOutput
 from model.processor import FILE_NAME as PROCESSOR_FILE
 from model.processor import LasagnaProcessor
+from model.prompt_states import states_before
 from model.strict_loading import check_loading_info
 from model.text.placeholder import Placeholder
 from model.token_grid import TokenGrid
@@ -194,6 +195,11 @@ class LasagnaForConditionalGeneration(
         gt_masks: Sequence[Tensor] | None = None,
         learned_rows: Tensor | None = None,
         learned_columns: Tensor | None = None,
+        seg_firsts: Tensor | None = None,
+        neg_rows: Tensor | None = None,
+        neg_columns: Tensor | None = None,
+        neg_firsts: Tensor | None = None,
+        neg_images: Sequence[int] = (),
         position_ids: Tensor | None = None,
         segment_ids: Tensor | None = None,
         return_predictions: bool = False,
@@ -225,31 +231,50 @@ class LasagnaForConditionalGeneration(
             deep = self.backbone.deep(input_ids, features)
             states = self.language_states(embeddings, attention_mask, position_ids, deep=deep)
         # The state at t predicts token t + 1, and the prompt to SAM is the state that decided on [SEG].
-        deciding = states[seg_rows, seg_columns - 1].split([seg_images.count(i) for i in range(len(images))])
+        deciding = self._of_images(states, seg_rows, seg_columns, seg_firsts, seg_images, len(images))
         image_states = (
             None if self.spatial_prompt is None else [states.flatten(0, 1)[places] for places in grid_places]
         )
         with record_function("mask decoder"):
-            low_res, maps = self.decode_low_res(deciding, images, range(len(images)), image_states)
+            found = self.decode_low_res(deciding, images, range(len(images)), image_states)
         # Here and not later: under ZeRO-3 all processes must call the parts in the same order.
         is_untouched = labels is not None and not seg_images
         untouched = self.untouched_parts(states, images, image_states) if is_untouched else 0.0
         output = LasagnaOutput(last_hidden_state=states)
         if labels is None or return_predictions:
             output.logits = self.text_logits(states)
-            output.masks = self.at_original_size(low_res, images, range(len(images)))
+            output.masks = self.at_original_size(found.masks, images, range(len(images)))
         if labels is not None:
+            absent: tuple[Tensor, ...] = ()
+            if self.sam.has_presence:
+                absent = self._of_images(states, neg_rows, neg_columns, neg_firsts, neg_images, len(images))
             if learned_rows is None or learned_columns is None:
                 learned_rows, learned_columns = learned_positions(labels)
             with record_function("losses"):
                 output.losses = segmentation_losses(
                     self._text_loss(states, labels, learned_rows, learned_columns),
-                    *self.mask_terms(low_res, images, gt_masks),
+                    *self.mask_terms(found.masks, images, gt_masks),
                     self.config.loss_weights,
-                    self.map_terms(maps, images, gt_masks),
+                    self.map_terms(found.maps, images, gt_masks),
+                    self.presence_terms(found.presence, absent, images),
                 )
             output.loss = output.losses.total + untouched
         return output
+
+    def _of_images(
+        self,
+        states: Tensor,
+        rows: Tensor | None,
+        columns: Tensor | None,
+        firsts: Tensor | None,
+        owners: Sequence[int],
+        num_images: int,
+    ) -> tuple[Tensor, ...]:
+        """For each image the states that prompt the mask decoder about its choices; see `states_before`."""
+        if rows is None or columns is None:
+            return ()
+        found = states_before(states, rows, columns, firsts, self.sam.states_per_prompt)
+        return found.split([owners.count(image) for image in range(num_images)])
 
     def _text_loss(self, states: Tensor, labels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         # ZeRO-3 gathers the head's weight whenever it is called, which all processes must do equally often.

@@ -1,4 +1,4 @@
-"""The three terms of the training loss: text cross-entropy, mask binary cross-entropy, mask dice.
+"""The terms of the training loss: text cross-entropy, mask binary cross-entropy, mask dice; presence of a concept.
 
 Definitions and defaults are those of LISA (arXiv 2308.00692), so that logged values are comparable. Text logits are
 computed in chunks and recomputed in backward. The mask losses compute their gradients w.r.t. the low-resolution
@@ -20,7 +20,14 @@ from torch.utils.checkpoint import checkpoint
 from model.decoders.geometry import MaskResize
 
 IGNORE_LABEL = -100
-DEFAULT_WEIGHTS = {"cross_entropy": 1.0, "mask_bce": 2.0, "dice": 0.5, "map_bce": 1.0, "map_dice": 0.25}
+DEFAULT_WEIGHTS = {
+    "cross_entropy": 1.0,
+    "mask_bce": 2.0,
+    "dice": 0.5,
+    "map_bce": 1.0,
+    "map_dice": 0.25,
+    "presence": 1.0,
+}
 LOGITS_PER_CHUNK = 2**24  # 64 MB in float32, 524 tokens with a vocabulary of 32,000
 PIXELS_PER_CHUNK = 2**22  # mask pixels, 16 MB in float32
 DICE_SCALE = 1000.0  # the sums of the dice term are divided by it to keep them small
@@ -37,6 +44,7 @@ class Losses:
     dice: Tensor
     map_bce: Tensor | None = None  # of the spatial prompt's maps, where the model has one
     map_dice: Tensor | None = None
+    presence: Tensor | None = None  # of the concept head, where the model has one
 
     def values(self) -> dict[str, Tensor]:
         """Those that there are, by name."""
@@ -164,12 +172,20 @@ def _gradients_of(
     return torch.stack([bce, dice])
 
 
+def presence_losses(present: Tensor, absent: Tensor) -> Tensor:
+    """Binary cross-entropy (n + m,) of the presence logits of classes that are present (n,) and absent (m,)."""
+    logits = torch.cat([present, absent])
+    truth = torch.cat([torch.ones_like(present), torch.zeros_like(absent)])
+    return F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+
+
 def segmentation_losses(
     cross_entropy: Tensor,
     bce: Tensor,
     dice: Tensor,
     weights: Mapping[str, float] = DEFAULT_WEIGHTS,
     maps: tuple[Tensor, Tensor] | None = None,
+    presence: Tensor | None = None,
 ) -> Losses:
     """Weighted losses of a batch; the mask terms are means over all masks of the batch, 0 if there are none.
 
@@ -177,10 +193,13 @@ def segmentation_losses(
         cross_entropy: scalar, the mean over the tokens with a label.
         bce, dice: (number of masks,), as `mask_losses` returns them.
         maps: the same of the spatial prompt's maps, as `map_losses` returns them.
+        presence: (number of classes looked for,), as `presence_losses` returns it.
     """
     of_masks = {"mask_bce": bce, "dice": dice}
     if maps is not None:
         of_masks |= dict(zip(("map_bce", "map_dice"), maps, strict=True))
+    if presence is not None:
+        of_masks["presence"] = presence
     terms = {"cross_entropy": weights["cross_entropy"] * cross_entropy}
     terms |= {name: weights[name] * each.sum() / max(len(each), 1) for name, each in of_masks.items()}
     return Losses(total=sum(terms.values()), **terms)

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from model.backbones.base import ImageFeatures
+from model.decoders.decoded import Instances
 from model.exports import Exportable, FoundMask
 from model.inputs import Levels, Size
 from model.losses import Losses
@@ -138,6 +139,8 @@ class Segmentation(Exportable):
     # The single objects, in the order of the present names, where the model tells them apart; None: it does not, and
     # instances are the connected parts of `masks` (model/exports.py: `instances_of`).
     instances: tuple[FoundMask, ...] | None = None
+    # Of a model with a concept head: one for each name, the probability that its detector sees the class.
+    presence: list[float] | None = None
     # (num_names, hidden_dim) the states that decided on each name, for `model.rethreshold`; None of a free answer.
     states: Tensor | None = field(default=None, repr=False)
     # (tokens of the image's grid, hidden_dim) with a spatial prompt, for the same.
@@ -173,7 +176,25 @@ class ChatAnswer(Exportable):
         tuple[str, bool], ...
     ] = ()  # (name, present?) of each SEG and NEG; those present have masks
     maps: SimilarityMaps | None = field(default=None, repr=False)  # one for each mask, with a spatial prompt
+    instances: tuple[Instances, ...] | None = None  # of a concept head, one for each mask
 
     def labels_and_probabilities(self) -> list[tuple[str, float | None]]:
         """For each mask the words before it, such as "the red car" or "it is"; the probability is unknown."""
         return [(name, None) for name, present in self.mentions if present]
+
+    def own_instances(self) -> Sequence[FoundMask] | None:
+        """`instances`, with the words before each mask."""
+        return objects_of(self.labels_and_probabilities(), self.instances)
+
+
+def objects_of(
+    labels: Sequence[tuple[str, float | None]], instances: Sequence[Instances] | None
+) -> tuple[FoundMask, ...] | None:
+    """The instances of masks under the label and with the probability of each mask; None where there are none."""
+    if instances is None:
+        return None
+    return tuple(
+        FoundMask(label=label, pixels=pixels, probability=probability, score=score, index=index)
+        for index, ((label, probability), of_mask) in enumerate(zip(labels, instances, strict=True))
+        for pixels, score in zip(of_mask.masks.numpy(), of_mask.scores.tolist(), strict=True)
+    )

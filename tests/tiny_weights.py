@@ -11,8 +11,17 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Sam3Config,
+    Sam3Model,
+)
 
+from model.decoders.concept import ConceptSegmenter
+from model.decoders.concept_settings import ConceptSettings
 from model.decoders.sam import SamSettings, build_sam
 from model.decoders.sam2 import Sam2Segmenter, Sam2Settings
 
@@ -55,6 +64,15 @@ SAM3 = Sam2Settings(
     },
     prompt_encoder_config={"hidden_size": 32, "image_size": 56},
     mask_decoder_config={"hidden_size": 32, "mlp_dim": 32, "num_attention_heads": 4, "iou_head_hidden_dim": 16},
+)  # fmt: skip
+
+CONCEPT = ConceptSettings(
+    vision_config=SAM3.vision_config,
+    detr_encoder_config={"hidden_size": 32, "num_layers": 2, "num_attention_heads": 4, "intermediate_size": 48},
+    detr_decoder_config={
+        "hidden_size": 32, "num_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "num_queries": 6,
+    },
+    mask_decoder_config={"hidden_size": 32, "num_attention_heads": 4},
 )  # fmt: skip
 
 
@@ -195,3 +213,31 @@ def random_decoder(settings: Sam2Settings, seed: int = 0) -> Sam2Segmenter:
         decoder.prompt_encoder.shared_embedding.positional_embedding
     )
     return decoder
+
+
+def random_sam3(seed: int = 3) -> Sam3Model:
+    """The library's SAM 3 with a detector as `CONCEPT` says, all weights random; by this seed masks are neither empty
+    nor full.
+    """
+    text = {
+        "model_type": "clip_text_model", "vocab_size": 50, "hidden_size": 24, "intermediate_size": 32,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 16, "projection_dim": 8,
+        "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    boxes = {"hidden_size": 32, "num_layers": 1, "num_attention_heads": 4, "intermediate_size": 32}
+    settings = CONCEPT.to_dict()
+    sections = {name: settings[name] for name in settings if name.endswith("_config")}
+    sections["vision_config"]["backbone_config"]["model_type"] = "sam3_vit_model"
+    torch.manual_seed(seed)
+    model = Sam3Model(Sam3Config(text_config=text, geometry_encoder_config=boxes, **sections))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model.eval()
+
+
+def concept_of(library: Sam3Model) -> ConceptSegmenter:
+    """Our decoder with the detector of a SAM 3."""
+    decoder = ConceptSegmenter(CONCEPT)
+    own = decoder.state_dict()
+    decoder.load_state_dict({name: value for name, value in library.state_dict().items() if name in own})
+    return decoder.eval()

@@ -15,13 +15,13 @@ from model.backbones.clip_images import ClipImages
 from model.backbones.huggingface_images import images_of_base
 from model.checkpoints.agreement import patches_of
 from model.checkpoints.layouts.base import Parts
-from model.checkpoints.layouts.mask_decoder import read_mask_decoder
+from model.checkpoints.layouts.mask_decoder import check_head, read_mask_decoder
 from model.config import CLIP_MEAN, CLIP_STD, LasagnaConfig
 from model.decoders.build import build_decoder
 from model.errors import UserError
 from model.lasagna import LasagnaForConditionalGeneration, build_seg_projector
 from model.processor import LasagnaProcessor
-from model.strict_loading import load_strictly
+from model.strict_loading import check_fit, load_strictly
 from model.text.format import DEFAULT_NUM_ALL_CLASSES, SequenceFormat
 from model.text.special_tokens import IMAGE
 from model.text.tokenizer_files import load_tokenizer
@@ -44,20 +44,22 @@ def assemble(
     format: SequenceFormat | str | None,
     prompt: str | None,
     seed: int,
+    mask_head: str | None = None,
 ) -> LasagnaForConditionalGeneration:
     """Assembles a model from its parts. A part that is missing is initialised anew, and the log says so.
 
     Args:
         parts: as a layout's reader returns them.
-        sam, format, prompt, seed: as for `load_model`.
+        sam, format, prompt, seed, mask_head: as for `load_model`.
 
     Raises:
         FileNotFoundError, ValueError: there is no SAM, or parts do not belong together.
     """
     if parts.sam is not None:
         settings, sam_weights = parts.sam
+        check_head(settings, mask_head, str(parts.folder))
     elif sam:
-        settings, sam_weights = read_mask_decoder(sam)
+        settings, sam_weights = read_mask_decoder(sam, mask_head)
         logger.info("mask decoder: %s of %s", settings.title, sam)
     else:
         raise FileNotFoundError(
@@ -116,14 +118,11 @@ def from_parts(
     with torch.device("meta"):
         model = LasagnaForConditionalGeneration(config)
     model.vlm = vlm
-    model.sam = build_decoder(config.sam_settings)
     title = config.sam_settings.title
-    load_strictly(
-        model.sam,
-        sam_weights,
-        source=title,
-        hint=f"Is --vision_pretrained a whole {title}, with the config.json of its own weights?",
-    )
+    hint = f"Is --vision_pretrained a whole {title}, with the config.json of its own weights?"
+    check_fit(model.sam.state_dict(), sam_weights, source=title, hint=hint)  # before anything is allocated
+    model.sam = build_decoder(config.sam_settings)
+    load_strictly(model.sam, sam_weights, source=title, hint=hint)
     model.seg_projector = build_seg_projector(config)
     if projector_weights is not None:
         load_strictly(

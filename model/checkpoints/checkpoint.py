@@ -14,7 +14,7 @@ from model.backbones.build import BACKBONES
 from model.checkpoints.finite import require_finite
 from model.checkpoints.layouts import adapter, deepspeed, exported, hf_llava, hf_vlm, llava_v1, ours, released
 from model.checkpoints.layouts.base import Layout, TrainedLayout, named_dtype
-from model.checkpoints.layouts.mask_decoder import HF_SAM, HF_SAM2, is_mask_decoder_file
+from model.checkpoints.layouts.mask_decoder import HF_KINDS, is_mask_decoder_file
 from model.checkpoints.lazy import StoredWeights
 from model.checkpoints.run_settings import RunSettings, read_run_settings
 from model.checkpoints.weights import weight_files
@@ -31,9 +31,7 @@ WRONG_KINDS = {
     "clip": "a CLIP; pass it as --vision_tower",
     "clip_vision_model": "a CLIP tower; pass it as --vision_tower",
     "llama": "a language model without a vision tower; pass a LLaVA that was trained from it",
-    **dict.fromkeys(
-        (*HF_SAM, *HF_SAM2), "a mask decoder; pass it as --vision_pretrained, and a LLaVA as --version"
-    ),
+    **dict.fromkeys(HF_KINDS, "a mask decoder; pass it as --vision_pretrained, and a LLaVA as --version"),
 }
 
 

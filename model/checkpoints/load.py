@@ -20,8 +20,9 @@ from model.checkpoints.checkpoint import TrainedWeights, WholeModel, open_checkp
 from model.checkpoints.finite import require_finite
 from model.checkpoints.layouts import released
 from model.checkpoints.layouts.base import ReadOptions
+from model.checkpoints.layouts.mask_decoder import check_head
 from model.checkpoints.quantize import quantization_config
-from model.checkpoints.trained import apply_trained, take_settings
+from model.checkpoints.trained import apply_trained, mask_head_of, take_settings
 from model.errors import UserError
 from model.folders import local_folder
 from model.lasagna import LasagnaForConditionalGeneration
@@ -48,6 +49,7 @@ def load_model(
     seed: int = 0,
     min_image_tokens: int | None = None,
     max_image_tokens: int | None = None,
+    mask_head: str | None = None,
 ) -> tuple[LasagnaForConditionalGeneration, LasagnaProcessor]:
     """Loads a model in evaluation mode.
 
@@ -67,6 +69,8 @@ def load_model(
         seed: for weights that are new: rows of added tokens and, if the folder has none, the projection.
         min_image_tokens, max_image_tokens: limits of the tokens of one image, where the base has them as a setting;
             stored with the model.
+        mask_head: "sam" or "concept", where `sam` has both or the folder's must be one of them; see
+            docs/mask_decoders.md.
 
     Raises:
         FileNotFoundError, ValueError: something is absent or does not fit; the message names the flag.
@@ -91,6 +95,7 @@ def load_model(
             format=format,
             prompt=prompt,
             seed=seed,
+            mask_head=mask_head,
         )
     else:
         options = ReadOptions(
@@ -100,7 +105,9 @@ def load_model(
             quantization=quantization_config(quantization, dtype_there) if quantization else None,
             device=torch.device(device or "cuda") if quantization else None,
         )
-        model = load_whole(checkpoint, options, sam=sam, format=format, prompt=prompt, seed=seed)
+        model = load_whole(
+            checkpoint, options, sam=sam, format=format, prompt=prompt, seed=seed, mask_head=mask_head
+        )
     check_agreement(model)
     if attn_implementation not in model.backbone.attentions:
         raise UserError(
@@ -125,15 +132,17 @@ def load_whole(
     format: SequenceFormat | str | None,
     prompt: str | None,
     seed: int,
+    mask_head: str | None,
 ) -> LasagnaForConditionalGeneration:
     """A whole model; arguments as in `load_model`."""
     logger.info("%s: %s; attention: %s", checkpoint.path, checkpoint.kind, options.attn_implementation)
     read = checkpoint.layout.read(checkpoint.path, options)
     if isinstance(read, LasagnaForConditionalGeneration):
         require_finite(read.state_dict(), source=str(checkpoint.path))
+        check_head(read.config.sam_settings, mask_head, str(checkpoint.path))
         logger.info("projection and mask decoder: trained, from the folder")
         return with_settings(read, format, prompt)
-    model = assemble(read, sam=sam, format=format, prompt=prompt, seed=seed)
+    model = assemble(read, sam=sam, format=format, prompt=prompt, seed=seed, mask_head=mask_head)
     given = {"--vision_tower": options.vision_tower, "--vision_pretrained": sam}
     parts = [f"{flag} {path}" for flag, path in given.items() if path]
     require_finite(model.state_dict(), source=" with ".join([str(checkpoint.path), *parts]))
@@ -150,6 +159,7 @@ def load_trained(
     format: SequenceFormat | str | None,
     prompt: str | None,
     seed: int,
+    mask_head: str | None,
 ) -> LasagnaForConditionalGeneration:
     """Weights of a training run on top of the model that it started from; arguments as in `load_model`.
 
@@ -176,6 +186,7 @@ def load_trained(
         format=format,
         prompt=prompt or settings.prompt,
         seed=seed,
+        mask_head=mask_head or mask_head_of(checkpoint),
         **settings.image_tokens,
     )
     take_settings(model, settings)

@@ -24,7 +24,7 @@ from model.checkpoints.layouts.write_released import write_released
 from model.checkpoints.load import load_model
 from model.checkpoints.merged_model import MergedModel
 from model.checkpoints.sums import write_sums
-from model.checkpoints.trained import take_settings
+from model.checkpoints.trained import mask_head_of, take_settings
 from model.checkpoints.write import SHARD_SIZE, finished_folder, require_space, verify, write_shards
 from model.errors import UserError
 from model.folders import local_folder
@@ -87,6 +87,7 @@ def open_merge(
                     dtype=dtype,
                     format=format,
                     prompt=prompt or settings.prompt,
+                    mask_head=mask_head_of(trained),
                     **settings.image_tokens,
                 )
         except (UserError, FileNotFoundError) as error:

@@ -82,6 +82,12 @@ class RunSettings:
         return self.config.get("num_latent_prompts", 0)
 
     @property
+    def sam_kind(self) -> str | None:
+        """The kind of the mask decoder, see `model.decoders.build.KINDS`; None where nothing says it."""
+        stored = self.config.get("sam_config")
+        return stored.get("kind", "sam") if isinstance(stored, dict) else None
+
+    @property
     def lora_alpha(self) -> float | None:
         """Alpha of the adapters."""
         return self.run.get("lora_alpha")

@@ -13,6 +13,8 @@ from torch import Tensor
 from model.checkpoints.checkpoint import TrainedWeights
 from model.checkpoints.layouts import released
 from model.checkpoints.run_settings import RunSettings
+from model.decoders import concept_settings
+from model.decoders.build import CONCEPT_HEAD, SAM_HEAD
 from model.errors import UserError
 from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import add_lora, merge, train_token_rows, trainable_pattern
@@ -71,6 +73,13 @@ def lora_of(
             "%s does not come with the run's settings; LoRA alpha is taken to be %g", trained.path, alpha
         )
     return Lora(rank=next(iter(ranks.values())), alpha=float(alpha), layers=tuple(ranks))
+
+
+def mask_head_of(trained: TrainedWeights) -> str | None:
+    """The mask head that a run trained, by its settings or, without them, its weights; None where neither tells."""
+    if (kind := trained.settings.sam_kind) is not None:
+        return CONCEPT_HEAD if kind == concept_settings.KIND else SAM_HEAD
+    return CONCEPT_HEAD if any(name.startswith("sam.detr_decoder.") for name in trained.weights) else None
 
 
 def take_settings(model: LasagnaForConditionalGeneration, settings: RunSettings) -> None:

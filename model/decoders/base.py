@@ -4,7 +4,8 @@
     prompts (n, K, C), optional mask prompts (n, 1, s, s) --+-> decode -> logits (n, s, s) -> mask_resize -> masks
 
 A decoder is one file beside this one: settings that say its sizes (`DecoderSettings`), and a module (`MaskDecoder`).
-`build.py` knows the kinds.
+`build.py` knows the kinds. A detector of concepts (concept.py) is prompted by several states, and gives more than
+masks: `BatchedDecoder.decode_all`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from model.buffers import ExactBuffers
+from model.decoders.decoded import Decoded
 from model.decoders.geometry import MaskResize
 from model.decoders.transform import SQUARE
 from model.inputs import Levels, Size
@@ -157,6 +159,12 @@ class BatchedDecoder(ExactBuffers):
     trainable_pattern: str
     mask_prompt_pattern: str
     mask_decoder: nn.Module
+    has_presence = False  # whether it says of a prompt how probable it is that the image shows it
+
+    @property
+    def states_per_prompt(self) -> int:
+        """States of the language model that prompt a mask: 1, that which decided on it, or those of its name."""
+        return 1
 
     def encode(self, images: Tensor, resized_sizes: Sequence[Size]) -> Levels:
         """See `MaskDecoder`."""
@@ -210,6 +218,26 @@ class BatchedDecoder(ExactBuffers):
             )
             masks.append(logits.float())
         return torch.cat(masks)
+
+    def decode_all(
+        self,
+        prompts: Tensor,
+        levels: Levels,
+        image_of_mask: Sequence[int],
+        dense: MaskPrompts | None = None,
+        *,
+        min_score: float | None = None,
+    ) -> Decoded:
+        """`decode`, with what a decoder says beside the masks.
+
+        Args:
+            min_score: candidates are instances with a higher score; None: none. Unused by a decoder without.
+        """
+        return Decoded(low_res=self.decode(prompts, levels, image_of_mask, dense))
+
+    def presence(self, prompts: Tensor, levels: Levels, image_of_prompt: Sequence[int]) -> Tensor:
+        """(n,) float32 logits that the images show what the prompts name, without masks; where `has_presence`."""
+        raise NotImplementedError
 
     def mask_resize(self, resized_size: Size, original_size: Size, device: torch.device) -> MaskResize:
         """See `MaskDecoder`."""

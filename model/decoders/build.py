@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from model.decoders import sam2
+from model.decoders import concept_settings, sam2
 from model.decoders.base import BatchedDecoder, DecoderSettings
+from model.decoders.concept import ConceptSegmenter
+from model.decoders.concept_settings import ConceptSettings
 from model.decoders.sam import SamSegmenter, SamSettings
 from model.decoders.sam2 import Sam2Segmenter, Sam2Settings
 from model.errors import UserError
 
-KINDS = ("sam", *sam2.KINDS)
+KINDS = ("sam", *sam2.KINDS, concept_settings.KIND)
+# What --mask_head calls the decoders that take one prompt for a mask, and the detector that takes a class name.
+SAM_HEAD, CONCEPT_HEAD = "sam", "concept"
+HEADS = (SAM_HEAD, CONCEPT_HEAD)
 
 
 def decoder_settings(stored: Mapping[str, Any] | None) -> DecoderSettings:
@@ -24,6 +29,8 @@ def decoder_settings(stored: Mapping[str, Any] | None) -> DecoderSettings:
     kind = fields.get("kind", "sam")
     if kind not in KINDS:
         raise UserError(f"unknown mask decoder {kind!r} in sam_config; known: {', '.join(KINDS)}")
+    if kind == concept_settings.KIND:
+        return ConceptSettings(**fields)
     if kind != "sam":
         return Sam2Settings(**fields)
     fields.pop("kind", None)
@@ -32,7 +39,14 @@ def decoder_settings(stored: Mapping[str, Any] | None) -> DecoderSettings:
 
 def build_decoder(settings: DecoderSettings) -> BatchedDecoder:
     """A mask decoder with random weights."""
+    if isinstance(settings, ConceptSettings):
+        return ConceptSegmenter(settings)
     if isinstance(settings, Sam2Settings):
         return Sam2Segmenter(settings)
     assert isinstance(settings, SamSettings), f"settings of kind {settings.kind!r}"
     return SamSegmenter(settings)
+
+
+def head_of(settings: DecoderSettings) -> str:
+    """What --mask_head calls a decoder."""
+    return CONCEPT_HEAD if settings.kind == concept_settings.KIND else SAM_HEAD

@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from model.decoders.base import BatchedDecoder, MaskPrompts
+from model.decoders.pixels import check_statistics, normalized
 from model.decoders.sam2_config import (
     HIERA,
     NUM_LEVELS,
@@ -94,14 +95,11 @@ class Sam2Settings:
         self.mask_decoder_config["dynamic_multimask_via_stability"] = False
         complete = self.config.to_dict()  # with the defaults of what is left out
         values = {name: plain(complete[name]) for name in SECTIONS} | {
-            "pixel_mean": tuple(self.pixel_mean or kind.mean),
-            "pixel_std": tuple(self.pixel_std or kind.std),
+            "pixel_mean": check_statistics("pixel_mean", self.pixel_mean or kind.mean),
+            "pixel_std": check_statistics("pixel_std", self.pixel_std or kind.std),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
-        for name in ("pixel_mean", "pixel_std"):
-            if len(values[name]) != 3 or not all(isinstance(each, int | float) for each in values[name]):
-                raise UserError(f"{name} of sam_config is {list(values[name])}; it is three numbers")
         self._check()
 
     def _check(self) -> None:
@@ -209,16 +207,12 @@ class Sam2Segmenter(BatchedDecoder):
         Returns:
             (B, C / 8, 4 grid, 4 grid), (B, C / 4, 2 grid, 2 grid), (B, C, grid, grid) with C = prompt_embed_dim.
         """
-        side = self.settings.image_size
-        if tuple(images.shape[-2:]) != (side, side):
-            raise ValueError(
-                f"images of {tuple(images.shape[-2:])} pixels; {self.settings.title} takes {side} x {side}"
-            )
-        mean, std = (
-            255 * torch.tensor(values).to(images.device, non_blocking=True).view(3, 1, 1)
-            for values in (self.settings.pixel_mean, self.settings.pixel_std)
-        )
-        pixels = ((images.float() - mean) / std).to(self.no_memory_embedding.dtype)
+        settings = self.settings
+        assert settings.pixel_mean, "filled in by the settings"
+        assert settings.pixel_std, "filled in by the settings"
+        pixels = normalized(
+            images, settings.image_size, settings.pixel_mean, settings.pixel_std, settings.title
+        ).to(self.no_memory_embedding.dtype)
         # SAM 3 has a fourth, coarser level, which only its detector reads.
         fine, middle, coarse = self.vision_encoder(pixels).fpn_hidden_states[:NUM_LEVELS]
         levels = (

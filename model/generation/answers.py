@@ -17,6 +17,7 @@ from rapidfuzz import process
 from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
+from model.decoders.decoded import Instances
 from model.errors import UserError
 from model.outputs import ChatAnswer, SimilarityMaps
 from model.text.format import SequenceFormat
@@ -117,6 +118,7 @@ class FreeAnswer:
     counts: NameCounts
     maps: SimilarityMaps | None = None  # one for each of `found`, of a model with a spatial prompt
     unattributed: tuple[str, ...] = ()  # for each mask that matches no name, the text before it: "it is"
+    instances: tuple[Instances, ...] | None = None  # of a concept head, one for each of `masks`
 
 
 def read_answer(
@@ -134,7 +136,12 @@ def read_answer(
     matcher = NameMatcher(names, max_distance=max_distance)
     lone_name = len(names) == 1 and format.neg is None
     read = match_mentions(answer.mentions, answer.masks, matcher, lone_name=lone_name)
-    return read if answer.maps is None else replace(read, maps=answer.maps.merged(read.members))
+    if answer.maps is not None:
+        read = replace(read, maps=answer.maps.merged(read.members))
+    if (found := answer.instances) is not None:
+        merged = tuple(Instances.join([found[place] for place in places]) for places in read.members)
+        read = replace(read, instances=merged)
+    return read
 
 
 def match_mentions(

@@ -46,6 +46,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
 from model.errors import UserError
+from model.prompt_states import firsts_of, states_before
 from model.text.answer_plan import AnswerPlan
 
 # About 30 names. Any value from 64 to 256 took the same time within 20 %, for tiny and medium models on one core.
@@ -59,7 +60,9 @@ class ComplexAnswer:
     names: tuple[str, ...]
     present: list[bool]  # SEG rather than NEG
     probabilities: list[float]  # of SEG given that it is SEG or NEG, conditioned on the choices before it
-    states: Tensor  # (number of classes, hidden size): the hidden state that predicted each choice
+    # (number of classes, hidden size): the hidden state that predicted each choice; with several states of each
+    # choice (number of classes, states, hidden size), see model/prompt_states.py.
+    states: Tensor
     num_passes: int  # forward passes for the whole batch
 
     @property
@@ -92,6 +95,7 @@ def decode_choices(
     presence_threshold: float | None = None,
     rethreshold: float | None = None,
     piece_tokens: int | None = None,
+    states_per_choice: int = 1,
 ) -> list[ComplexAnswer]:
     """Greedy constrained answers to a batch of complex queries.
 
@@ -118,6 +122,7 @@ def decode_choices(
             whatever token the later choices were conditioned on. None: as decoded.
         piece_tokens: answers are decoded in chunks of about this number of tokens, one after the other. None:
             `CPU_PIECE_TOKENS` on a CPU, elsewhere the whole answer.
+        states_per_choice: more than 1 keeps the states of each name, of which the last one predicted the choice.
     """
     if not len(plans) == len(prompt_embeds) == len(prompt_mask):
         raise ValueError(f"{len(plans)} plans for {len(prompt_embeds)} prompts")
@@ -145,10 +150,12 @@ def decode_choices(
     num_passes = 0
     while open_rows := [index for index, row in enumerate(rows) if not row.finished]:
         choices = [(index, position) for index in open_rows for position in rows[index].open_positions]
-        states = reader.run(open_rows, min(rows[index].start for index in open_rows), choices)
+        states = reader.run(
+            open_rows, min(rows[index].start for index in open_rows), choices, states_per_choice
+        )
         num_passes += 1
         # One matrix product for all undecided choices of the batch, and one synchronization with the device.
-        logits = head(states)[:, [seg_id, neg_id]]
+        logits = head(states if states_per_choice == 1 else states[:, -1])[:, [seg_id, neg_id]]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         margins = (logits[:, 0] - logits[:, 1]).tolist()
         first = 0
@@ -271,6 +278,8 @@ class _AnswerReader:
         self.embed, self.forward, self.select_rows = embed, run, select_rows
         self.prompt_cache = None if can_crop else cache  # without any answer token, for every row
         self.plans = plans
+        # For each row, of each choice the place of the first token of its name.
+        self.firsts = [dict(zip(plan.positions, firsts_of(plan.positions), strict=True)) for plan in plans]
         self.prompt = prompt_embeds
         self.cache = cache
         self.rows = list(range(len(plans)))  # rows in the cache
@@ -296,12 +305,15 @@ class _AnswerReader:
         # Without a mask, attention is causal, and kernels skip the keys after each query.
         self.is_padded = len(plans) > 1 or not bool(prompt_mask.all())
 
-    def run(self, rows: list[int], start: int, choices: Sequence[tuple[int, int]]) -> Tensor:
+    def run(
+        self, rows: list[int], start: int, choices: Sequence[tuple[int, int]], num_states: int = 1
+    ) -> Tensor:
         """One forward pass over the answers of `rows`, a subset of the previous pass's rows, from token `start` on.
 
         Returns:
-            (n, hidden) states that predict the n choices, each given as (row, position in the answer). In all passes
-            but the first, which includes the prompt, positions must be greater than `start`.
+            (n, hidden) states that predict the n choices, each given as (row, position in the answer); with
+            num_states > 1 (n, num_states, hidden), those of each name. In all passes but the first, which includes
+            the prompt, positions must be greater than `start`.
         """
         end = max(position for _, position in choices)
         start = self._forget(rows, start)
@@ -319,9 +331,18 @@ class _AnswerReader:
         states = self.forward(embeds, mask if self.is_padded else None, positions, self.cache)
         self.num_run = end
         place_of = {row: place for place, row in enumerate(rows)}
-        return states[
-            [place_of[row] for row, _ in choices], [position - first_predicted for _, position in choices]
-        ]
+        firsts = (
+            [self.firsts[row][position] - first_predicted + 1 for row, position in choices]
+            if num_states > 1
+            else None
+        )
+        return states_before(
+            states,
+            torch.tensor([place_of[row] for row, _ in choices], device=device),
+            torch.tensor([position - first_predicted + 1 for _, position in choices], device=device),
+            None if firsts is None else torch.tensor(firsts, device=device),
+            num_states,
+        )
 
     def write(self, row: int, token_ids: Sequence[int]) -> None:
         """Write a row's choices into its draft."""

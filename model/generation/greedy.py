@@ -10,6 +10,8 @@ from torch import Tensor
 from transformers import Cache
 
 from model.generation.streaming import OnToken
+from model.prompt_states import firsts_of, states_before
+from model.text.tokens import TokenIds
 
 if TYPE_CHECKING:
     from model.lasagna import LasagnaForConditionalGeneration
@@ -64,6 +66,24 @@ def greedy(
             token, mask, positions = token[kept], mask[kept], positions[..., kept, :]
         step = model.embed(token.unsqueeze(1))
     return tokens, [torch.stack(row) if row else prompt[0, :0] for row in states]
+
+
+def states_of_answer(row: Sequence[int], states: Tensor, ids: TokenIds, most: int) -> Tensor:
+    """The states that prompt the mask decoder about each [SEG] of a generated answer; see `states_before`.
+
+    Args:
+        row: token ids.
+        states: (number of tokens, hidden_dim), the states that predicted them.
+        most: number of states of each [SEG].
+    """
+    segs = [place for place, token in enumerate(row) if token == ids.seg]
+    if most == 1:
+        return states[segs]
+    choices = [place for place, token in enumerate(row) if token in (ids.seg, ids.neg)]
+    # The state that predicted a token is the one at the token before it: column p holds the state at token p - 1.
+    columns = torch.tensor(segs, dtype=torch.long, device=states.device) + 1
+    firsts = torch.tensor(firsts_of(choices, segs), dtype=torch.long, device=states.device) + 1
+    return states_before(states.unsqueeze(0), torch.zeros_like(columns), columns, firsts, most)
 
 
 def to_host(tokens: Tensor) -> list[int]:

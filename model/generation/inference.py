@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,12 +18,14 @@ from torch import nn
 
 from model.errors import UserError
 from model.generation.answers import DEFAULT_MATCH_DISTANCE, read_answer
-from model.generation.decoding import decode_choices, of_present
-from model.generation.greedy import greedy
+from model.generation.decoding import decode_choices
+from model.generation.finding import find, with_instances
+from model.generation.greedy import greedy, states_of_answer
 from model.generation.presence import target_probabilities
 from model.generation.prompts import encode_batch, read_prompts
 from model.generation.sampling import GREEDY, Sampling, TokenChooser
 from model.generation.streaming import OnToken
+from model.mask_path import MIN_SCORE
 from model.outputs import ChatAnswer, EncodedImage, EncodedImages, Segmentation, SimilarityMaps
 from model.processor import LasagnaProcessor
 from model.text.conversation import Conversation
@@ -67,6 +70,7 @@ class InferenceMixin(nn.Module):
         rethreshold: float | None = None,
         classes_per_query: int | None = None,
         match_distance: float = DEFAULT_MATCH_DISTANCE,
+        min_score: float = MIN_SCORE,
     ) -> Segmentation:
         """Presence and masks of `classes` in one image; see `segment_batch`."""
         [answer] = self.segment_batch(
@@ -77,6 +81,7 @@ class InferenceMixin(nn.Module):
             rethreshold=rethreshold,
             classes_per_query=classes_per_query,
             match_distance=match_distance,
+            min_score=min_score,
         )
         return answer
 
@@ -91,6 +96,7 @@ class InferenceMixin(nn.Module):
         rethreshold: float | None = None,
         classes_per_query: int | None = None,
         match_distance: float = DEFAULT_MATCH_DISTANCE,
+        min_score: float = MIN_SCORE,
     ) -> list[Segmentation]:
         """Answers one complex query for each image.
 
@@ -105,6 +111,7 @@ class InferenceMixin(nn.Module):
                 (`num_all_classes` of the config).
             match_distance: maximum edit distance between a freely generated name and a class name, see
                 `NameMatcher`; unused by models with constrained decoding.
+            min_score: of a concept head's instances; those with a higher score are in the answer.
 
         Raises:
             ValueError: an image has no classes or a string instead of a list, the lists differ in length, or a
@@ -130,16 +137,25 @@ class InferenceMixin(nn.Module):
             return []
         with self._evaluating():
             if processor.format.answers_every_class:
-                return self._segment_constrained(images, queries, processor, presence_threshold, rethreshold)
+                return self._segment_constrained(
+                    images, queries, processor, presence_threshold, rethreshold, min_score
+                )
             if presence_threshold is not None or rethreshold is not None:
                 raise UserError(
                     f"a presence threshold needs a model that answers every class with SEG or NEG; this one has "
                     f"{processor.format}. Leave the threshold out"
                 )
-            return self._segment_freely(images, queries, processor, match_distance)
+            return self._segment_freely(images, queries, processor, match_distance, min_score)
 
     @torch.no_grad()
-    def rethreshold(self, answer: Segmentation, image: EncodedImage, threshold: float | None) -> Segmentation:
+    def rethreshold(
+        self,
+        answer: Segmentation,
+        image: EncodedImage,
+        threshold: float | None,
+        *,
+        min_score: float = MIN_SCORE,
+    ) -> Segmentation:
         """Decides again which classes of an answer are present, without a pass of the language model.
 
         The result is that of `segment` with the same `presence_threshold` as before and `rethreshold=threshold`; only
@@ -148,6 +164,7 @@ class InferenceMixin(nn.Module):
         Args:
             answer: of `segment` about this image.
             threshold: minimum probability of a present class, in [0, 1]; None: 0.5, the more probable choice.
+            min_score: as in `segment_batch`.
 
         Raises:
             UserError: the threshold is out of range, or the answer was generated freely and has no probabilities.
@@ -161,10 +178,10 @@ class InferenceMixin(nn.Module):
             )
         present = [probability >= threshold for probability in answer.probabilities]
         with self._evaluating():
-            states = of_present(answer.states, present)
             of_image = None if answer.image_states is None else [answer.image_states]
-            [masks], [maps] = self.decode_masks_and_maps([states], EncodedImages.of([image]), [0], of_image)
-        return replace(answer, present=present, masks=masks, maps=maps)
+            [found] = find(self, [answer.states], [present], EncodedImages.of([image]), of_image, min_score)
+        again = replace(answer, present=present, masks=found.masks, presence=found.presence, maps=found.maps)
+        return with_instances(again, found.instances)
 
     def chat(
         self,
@@ -202,6 +219,7 @@ class InferenceMixin(nn.Module):
         max_new_tokens: int = DEFAULT_NEW_TOKENS,
         samplings: Sequence[Sampling] | None = None,
         on_token: OnToken | None = None,
+        min_score: float = MIN_SCORE,
     ) -> list[ChatAnswer]:
         """Answers to conversations that end with the user.
 
@@ -212,6 +230,7 @@ class InferenceMixin(nn.Module):
             max_new_tokens: the answer is truncated after this many tokens, and where the model's context ends.
             samplings: for each conversation how its tokens are chosen; None: greedily.
             on_token: called with the index of a conversation and its new token; a true answer ends that conversation.
+            min_score: as in `segment_batch`.
         """
         processor = processor or self.processor
         owners = list(range(len(images))) if image_of_row is None else list(image_of_row)
@@ -233,21 +252,21 @@ class InferenceMixin(nn.Module):
                 choose=TokenChooser(samplings or (), prompts.mask.device) if draws else None,
                 on_token=on_token,
             )
-            seg = processor.token_ids.seg
             chosen = [
-                state[[position for position, token in enumerate(row) if token == seg]]
+                states_of_answer(row, state, processor.token_ids, self.sam.states_per_prompt)
                 for row, state in zip(tokens, states, strict=True)
             ]
-            masks, maps = self.decode_masks_and_maps(chosen, prompts.images, owners, prompts.image_states)
+            found = self.decode_found(chosen, prompts.images, owners, prompts.image_states, min_score)
         return [
             ChatAnswer(
                 text=processor.decode(row),
-                masks=row_masks,
+                masks=of_row.masks,
                 token_ids=row,
                 mentions=processor.mentions(row),
-                maps=row_maps,
+                maps=of_row.maps,
+                instances=of_row.instances,
             )
-            for row, row_masks, row_maps in zip(tokens, masks, maps, strict=True)
+            for row, of_row in zip(tokens, found, strict=True)
         ]
 
     @torch.no_grad()
@@ -286,6 +305,7 @@ class InferenceMixin(nn.Module):
         processor: LasagnaProcessor,
         presence_threshold: float | None,
         rethreshold: float | None,
+        min_score: float,
     ) -> list[Segmentation]:
         owners = [owner for owner, _ in queries]
         conversations, plans = zip(*(processor.plan(names) for _, names in queries), strict=True)
@@ -306,25 +326,27 @@ class InferenceMixin(nn.Module):
             neg_id=processor.token_ids.neg,
             presence_threshold=presence_threshold,
             rethreshold=rethreshold,
+            states_per_choice=self.sam.states_per_prompt,
         )
         rows_of = rows_of_images(owners, len(images))
-        states = [torch.cat([answers[i].seg_states for i in rows]) for rows in rows_of]
-        masks, maps = self.decode_masks_and_maps(
-            states, prompts.images, range(len(images)), prompts.image_states
-        )
-        return [
+        states = [torch.cat([answers[i].states for i in rows]) for rows in rows_of]
+        present = [[one for i in rows for one in answers[i].present] for rows in rows_of]
+        found = find(self, states, present, prompts.images, prompts.image_states, min_score)
+        results = [
             Segmentation(
                 names=tuple(name for i in rows for name in answers[i].names),
-                present=[present for i in rows for present in answers[i].present],
+                present=present[index],
                 probabilities=[p for i in rows for p in answers[i].probabilities],
-                masks=of_image,
+                masks=of_image.masks,
                 num_passes=max(answers[i].num_passes for i in rows),
-                states=torch.cat([answers[i].states for i in rows]),
+                presence=of_image.presence,
+                states=states[index],
                 image_states=None if prompts.image_states is None else prompts.image_states[index],
-                maps=maps[index],
+                maps=of_image.maps,
             )
-            for index, (rows, of_image) in enumerate(zip(rows_of, masks, strict=True))
+            for index, (rows, of_image) in enumerate(zip(rows_of, found, strict=True))
         ]
+        return [with_instances(*each) for each in zip(results, (one.instances for one in found), strict=True)]
 
     def _segment_freely(
         self,
@@ -332,6 +354,7 @@ class InferenceMixin(nn.Module):
         queries: list[tuple[int, tuple[str, ...]]],
         processor: LasagnaProcessor,
         match_distance: float,
+        min_score: float,
     ) -> list[Segmentation]:
         """For models not trained to answer every class in order: generate freely, then parse the answer."""
         owners = [owner for owner, _ in queries]
@@ -343,24 +366,31 @@ class InferenceMixin(nn.Module):
             image_of_row=owners,
             processor=processor,
             max_new_tokens=TOKENS_PER_CLASS * (most + 1),
+            min_score=min_score,
         )
-        results = []
+        results: list[Any] = []
         for (_, names), answer in zip(queries, answers, strict=True):
             read = read_answer(answer, names, processor.format, max_distance=match_distance)
             # From the order of the answer to the order of the query.
             order = sorted(range(len(read.found)), key=read.found.__getitem__)
             present = [index in read.found for index in range(len(names))]
+            instances = None if read.instances is None else [read.instances[place] for place in order]
             maps = None if read.maps is None else read.maps[order]
-            results.append((names, present, read.masks[order], answer, read.unattributed, maps))
+            results.append((names, present, read.masks[order], answer, read.unattributed, maps, instances))
         return [
-            Segmentation(
-                names=tuple(name for i in rows for name in results[i][0]),
-                present=[present for i in rows for present in results[i][1]],
-                probabilities=[float(present) for i in rows for present in results[i][1]],
-                masks=torch.cat([results[i][2] for i in rows]),
-                num_passes=max(len(results[i][3].token_ids) for i in rows),
-                unattributed=tuple(words for i in rows for words in results[i][4]),
-                maps=SimilarityMaps.joined([results[i][5] for i in rows]),
+            with_instances(
+                Segmentation(
+                    names=tuple(name for i in rows for name in results[i][0]),
+                    present=[present for i in rows for present in results[i][1]],
+                    probabilities=[float(present) for i in rows for present in results[i][1]],
+                    masks=torch.cat([results[i][2] for i in rows]),
+                    num_passes=max(len(results[i][3].token_ids) for i in rows),
+                    unattributed=tuple(words for i in rows for words in results[i][4]),
+                    maps=SimilarityMaps.joined([results[i][5] for i in rows]),
+                ),
+                None
+                if any(results[i][6] is None for i in rows)
+                else [one for i in rows for one in results[i][6]],
             )
             for rows in rows_of_images(owners, len(images))
         ]

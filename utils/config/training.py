@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from model.config import ASPECT_RATIOS, check_spatial
+from model.decoders.build import HEADS
 from model.errors import UserError
 from utils.common.checks import require_fraction, require_not_negative, require_positive
 from utils.common.settings import setting
@@ -32,7 +33,14 @@ class TrainConfig(DataConfig):
         "", "CLIP folder, for a LLaVA without a vision tower inside", group=MODEL, path=True
     )
     vision_pretrained: str = setting(
-        "", "SAM or SAM 2: its file, or a Hugging Face folder", group=MODEL, path=True
+        "", "SAM, SAM 2 or SAM 3: its file, or a Hugging Face folder", group=MODEL, path=True
+    )
+    mask_head: str = setting(
+        "",
+        "what draws masks: sam, one for each [SEG], or concept, SAM 3's detector, which also finds instances",
+        ("", *HEADS),
+        group=MODEL,
+        unset="what --vision_pretrained or --version holds; of a SAM 3 with both, sam",
     )
     min_image_tokens: int | None = setting(
         None,
@@ -101,6 +109,9 @@ class TrainConfig(DataConfig):
         1.0, "weight of the spatial prompt's binary cross-entropy", group=RECIPE
     )
     map_dice_loss_weight: float = setting(0.25, "weight of the spatial prompt's dice loss", group=RECIPE)
+    presence_loss_weight: float = setting(
+        1.0, "weight of the concept head's binary cross-entropy of presence", group=RECIPE
+    )
     trained_embeddings: str = setting(
         "auto",
         "which rows of embedding and lm_head train: all, new ([SEG], [NEG] and other added tokens), or auto (all for "
@@ -208,9 +219,9 @@ class TrainConfig(DataConfig):
         require_not_negative(
             self, "workers", "sam_cache_gb", "warmup_steps", "lora_r", "weight_decay", "profile",
             "ce_loss_weight", "bce_loss_weight", "dice_loss_weight", "map_bce_loss_weight", "map_dice_loss_weight",
-            "disk_patience",
+            "presence_loss_weight", "disk_patience",
         )  # fmt: skip
-        check_spatial(self.spatial_prompt, self.num_latent_prompts)
+        check_spatial(self.spatial_prompt, self.num_latent_prompts, self.mask_head)
         if max(self.lr, self.weight_decay, self.lr * self.weight_decay) > MAX_STEP_SIZE:
             raise UserError(
                 f"--lr {self.lr:g} and --weight_decay {self.weight_decay:g}, and their product, must be at most "
@@ -262,6 +273,7 @@ class TrainConfig(DataConfig):
             "dice": self.dice_loss_weight,
             "map_bce": self.map_bce_loss_weight,
             "map_dice": self.map_dice_loss_weight,
+            "presence": self.presence_loss_weight,
         }
 
     @property

@@ -9,10 +9,11 @@ import math
 from dataclasses import dataclass
 
 from model.config import LasagnaConfig
+from model.decoders.concept_settings import ConceptSettings
 from model.inputs import ModelInputs, Size
 from model.text.conversation import IGNORE_INDEX
 from utils.config.training import TrainConfig
-from utils.costs.decoder_flops import decoder_flops, encoder_flops
+from utils.costs.decoder_flops import encoder_flops, mask_head_flops
 from utils.costs.flop_formulas import (
     Flops,
     attention,
@@ -49,6 +50,7 @@ class Work:
     num_learned: int  # positions with a label
     num_text_tokens: int  # without image features and padding
     num_encoded: int  # images that SAM encodes; the others' embeddings are cached
+    num_absent: int = 0  # classes with a [NEG] that a concept head looks for
 
     @classmethod
     def of_batch(cls, inputs: ModelInputs, image_token_id: int) -> Work:
@@ -72,6 +74,7 @@ class Work:
             num_learned=0 if labels is None else int((labels[:, 1:] != IGNORE_INDEX).sum()),
             num_text_tokens=int((valid & (ids != image_token_id)).sum()),
             num_encoded=0 if inputs.sam_images is None else len(inputs.sam_images),
+            num_absent=len(inputs.neg_images),
         )
 
     @property
@@ -121,6 +124,10 @@ class CostModel:
         hidden, dim = text.hidden_size, sam.prompt_embed_dim
         # Without a [SEG], projection and decoder still compute one mask, with weight 0.
         num_masks = max(work.num_masks, 1)
+        num_absent, num_prompts = 0, num_masks
+        if isinstance(sam, ConceptSettings):
+            num_absent = work.num_absent
+            num_prompts = (num_masks + num_absent) * sam.states_per_class
         head = linear(work.num_learned, hidden, text.vocab_size)
         return {
             "CLIP" if self.shape.is_llava else "vision tower": Flops(
@@ -131,8 +138,10 @@ class CostModel:
             # The logits of a chunk are recomputed in backward.
             "lm_head": learned(head) + Flops(extra=head),
             "SAM encoder": encoder_flops(sam, folded=self.on_gpu) * work.num_encoded,
-            "seg_projector": learned(linear(num_masks, hidden, hidden) + linear(num_masks, hidden, dim)),
-            "mask decoder": decoder_flops(sam) * num_masks,
+            "seg_projector": learned(linear(num_prompts, hidden, hidden) + linear(num_prompts, hidden, dim)),
+            "mask decoder": mask_head_flops(
+                sam, num_masks=num_masks, num_images=work.num_images, num_absent=num_absent
+            ),
             "mask resize": total(
                 mask_resize_flops(sam, one.resized_size, one.original_size) * one.num_masks
                 for one in work.images

@@ -1,11 +1,15 @@
-"""FLOPs of each kind of mask decoder: SAM, SAM 2, SAM 3's tracker."""
+"""FLOPs of each kind of mask decoder: SAM, SAM 2, SAM 3's tracker and its detector."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from model.decoders.base import DecoderSettings
+from model.decoders.concept_settings import ConceptSettings
 from model.decoders.sam import SamSettings
 from model.decoders.sam2 import Sam2Settings
 from model.decoders.sam2_config import side_of
+from utils.costs.concept_flops import drawing, level_flops, looking, neck_flops
 from utils.costs.flop_formulas import (
     Flops,
     attention,
@@ -20,8 +24,10 @@ def encoder_flops(settings: DecoderSettings, *, folded: bool) -> Flops:
     """The image encoder on one image; `folded`: how SAM's attention runs on a GPU."""
     if isinstance(settings, SamSettings):
         return sam_encoder_flops(settings, folded=folded)
+    if isinstance(settings, ConceptSettings):  # its neck is computed with the classes
+        return sam3_vit_flops(settings.config.vision_config, settings.grid_size[0])
     assert isinstance(settings, Sam2Settings), f"a decoder of kind {settings.kind!r}"
-    flops = hiera_flops(settings) if settings.kind == "sam2" else sam3_vit_flops(settings)
+    flops = hiera_flops(settings) if settings.kind == "sam2" else sam3_encoder_flops(settings)
     # The two finer levels are made narrow here, once an image.
     dim, side = settings.prompt_embed_dim, settings.grid_size[0]
     narrow = linear(16 * side**2, dim, dim // 8) + linear(4 * side**2, dim, dim // 4)
@@ -32,6 +38,8 @@ def decoder_flops(settings: DecoderSettings) -> Flops:
     """The mask decoder for one [SEG]."""
     if isinstance(settings, SamSettings):
         return mask_decoder_flops(settings)
+    if isinstance(settings, ConceptSettings):
+        return looking(settings) + drawing(settings)
     assert isinstance(settings, Sam2Settings), f"a decoder of kind {settings.kind!r}"
     config, dim = settings.config.mask_decoder_config, settings.prompt_embed_dim
     num_outputs = config.num_multimask_outputs + 1
@@ -45,6 +53,21 @@ def decoder_flops(settings: DecoderSettings) -> Flops:
         num_outputs=num_outputs,
         heads=[quality, [dim, dim, dim, 1]],
     )
+
+
+def mask_head_flops(
+    settings: DecoderSettings, *, num_masks: int, num_images: int = 1, num_absent: int = 0
+) -> Flops:
+    """Everything between the images' embeddings and the masks of a micro-batch.
+
+    `num_absent`: classes with a [NEG], which a concept head looks for too.
+    """
+    flops = decoder_flops(settings) * num_masks
+    if isinstance(settings, ConceptSettings):
+        flops += neck_flops(settings) * num_images
+        if num_absent:
+            flops += neck_flops(settings, 1) * num_images + looking(settings) * num_absent
+    return flops
 
 
 def hiera_flops(settings: Sam2Settings) -> Flops:
@@ -80,28 +103,25 @@ def hiera_flops(settings: Sam2Settings) -> Flops:
     return Flops(forward=forward, extra=extra)
 
 
-def sam3_vit_flops(settings: Sam2Settings) -> Flops:
-    """The image encoder of SAM 3: a ViT with windows, and a neck that makes every level from its last layer."""
-    vision = settings.config.vision_config
-    vit, side = vision.backbone_config, settings.grid_size[0]
-    num, dim, window = side**2, vit.hidden_size, vit.window_size
+def sam3_encoder_flops(settings: Sam2Settings) -> Flops:
+    """The image encoder of SAM 3's tracker: a ViT, and a neck that makes every level from its last layer."""
+    vision, side = settings.config.vision_config, settings.grid_size[0]
+    width, dim = vision.backbone_config.hidden_size, vision.fpn_hidden_size
+    neck = sum(level_flops(side**2, width, dim, scale) for scale in vision.scale_factors)
+    return sam3_vit_flops(vision, side) + Flops(forward=neck)
+
+
+def sam3_vit_flops(vision: Any, side: int) -> Flops:
+    """The ViT of SAM 3, whose layers attend within windows or globally, on a grid of `side` x `side` patches."""
+    vit, num = vision.backbone_config, side**2
+    dim, window = vit.hidden_size, vit.window_size
     num_global = len([index for index in vit.global_attn_indexes if index < vit.num_hidden_layers])
     num_windows = (-(-side // window)) ** 2
-    forward = linear(num, 3 * vit.patch_size**2, dim)
+    forward = linear(num, 3 * side_of(vit.patch_size) ** 2, dim)
     forward += vit.num_hidden_layers * 2 * linear(num, dim, vit.intermediate_size)
     for count, number, length in (
         (num_global, 1, num),
         (vit.num_hidden_layers - num_global, num_windows, window**2),
     ):
         forward += count * number * (4 * linear(length, dim, dim) + attention(length, length, dim))
-    for scale in vision.scale_factors:
-        cells, width = int(num * scale**2), dim
-        if scale == 4:
-            forward += linear(num, dim, 4 * (dim // 2)) + linear(4 * num, dim // 2, 4 * (dim // 4))
-            width = dim // 4
-        elif scale == 2:
-            forward += linear(num, dim, 4 * (dim // 2))
-            width = dim // 2
-        forward += linear(cells, width, vision.fpn_hidden_size)
-        forward += linear(cells, 9 * vision.fpn_hidden_size, vision.fpn_hidden_size)
     return Flops(forward=forward)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from model.config import LasagnaConfig
+from model.decoders.concept import CONCEPTS_PER_CALL, ConceptSegmenter
 from model.decoders.transform import ImageTransform
 from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import adapt
@@ -49,6 +50,8 @@ REDUCE_BUCKET, REDUCE_BUCKET_OF_CPU = 500_000_000, 50_000_000
 MAX_LIVE = 1_000_000_000
 # An image of ADE20K shows 10.5 classes in the mean (Zhou et al., 2017); few show more than this.
 MASKS_PER_IMAGE = 16
+# One for all estimates: SAM 3's detector keeps a tensor of its last call.
+FAKE = FakeTensorMode()
 COSTS = "costs"  # the group of the settings of this folder's commands
 
 
@@ -184,7 +187,10 @@ def activation_bytes(model: LasagnaForConditionalGeneration, config: TrainConfig
     num_logits = min(num_tokens * text.vocab_size, LOGITS_PER_CHUNK)
     logits = num_logits * (2 * dtype_of(config.precision).itemsize + 3 * 4)
     pixels = max(PIXELS_PER_CHUNK, math.prod(IMAGE_SIZE)) * 4 * 4
-    return layers + max(logits, pixels) + config.batch_size * num_masks * mask_bytes(model)
+    num_masks *= config.batch_size
+    return (
+        layers + max(logits, pixels) + num_masks * mask_bytes(model) + concept_bytes(model, config, num_masks)
+    )
 
 
 def layer_bytes(model: LasagnaForConditionalGeneration, num_tokens: int) -> int:
@@ -193,7 +199,7 @@ def layer_bytes(model: LasagnaForConditionalGeneration, num_tokens: int) -> int:
     layers = model.backbone.language_model.layers
     layer = next(layer for layer in layers if hasattr(layer, "self_attn"))  # Qwen3.5 has recurrent ones too
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    with FakeTensorMode():
+    with FAKE:
         dtype = give_values(layer)
         states = torch.empty(1, num_tokens, text.hidden_size, dtype=dtype, requires_grad=True)
         angles = torch.empty(1, num_tokens, head_dim, dtype=dtype)
@@ -206,18 +212,37 @@ def mask_bytes(model: LasagnaForConditionalGeneration) -> int:
     settings = model.config.sam_settings
     resized = ImageTransform(settings.image_size, settings.resize).size(*IMAGE_SIZE)
     parts = nn.ModuleList((model.seg_projector, model.sam))
-    with FakeTensorMode():
+    with FAKE:
         dtype = give_values(parts)
-        state = torch.empty(1, model.seg_projector[0].in_features, dtype=dtype)
+        state = torch.empty(1, model.sam.states_per_prompt, model.seg_projector[0].in_features, dtype=dtype)
         levels = tuple(torch.empty(1, *shape, dtype=dtype) for shape in settings.embedding_shapes)
 
         def draw() -> Tensor:
-            low_res = model.sam.decode(model.seg_projector(state).unsqueeze(1), levels, [0])
+            low_res = model.sam.decode(model.seg_projector(state), levels, [0])
             resize = model.sam.mask_resize(resized, IMAGE_SIZE, low_res.device)
             target = torch.zeros(1, *IMAGE_SIZE, dtype=torch.uint8)
             return mask_losses([low_res], [resize], [target])[0].sum()
 
         return saved_bytes(parts, draw) - sum(level.nbytes for level in levels)
+
+
+def concept_bytes(model: LasagnaForConditionalGeneration, config: TrainConfig, num_masks: int) -> int:
+    """What a concept head takes besides: the neck's levels of every image, the classes recomputed at a time."""
+    sam = model.sam
+    if not isinstance(sam, ConceptSegmenter):
+        return 0
+    sam.recomputes = False
+    try:
+        of_class = mask_bytes(model)  # with the levels of one image
+    finally:
+        sam.recomputes = True
+    dim, side, width = (
+        sam.settings.prompt_embed_dim,
+        sam.settings.grid_size[0],
+        dtype_of(config.precision).itemsize,
+    )
+    levels = width * dim * side**2 * (16 + 4 + 1)
+    return config.batch_size * levels + min(num_masks, CONCEPTS_PER_CALL) * of_class
 
 
 def give_values(module: nn.Module) -> torch.dtype:

@@ -11,9 +11,11 @@ from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, LlavaConfig,
 
 from model.backbones.build import BACKBONES
 from model.checkpoints.layouts import llava_v1, sam2
-from model.checkpoints.layouts.mask_decoder import read_mask_decoder
+from model.checkpoints.layouts.mask_decoder import check_head, read_mask_decoder
 from model.config import LasagnaConfig
 from model.decoders.base import DecoderSettings
+from model.decoders.build import CONCEPT_HEAD
+from model.decoders.concept_settings import ConceptSettings
 from model.decoders.sam import SamSettings
 from model.decoders.sam2 import Sam2Settings
 from model.errors import UserError
@@ -70,7 +72,7 @@ def model_config(config: TrainConfig) -> LasagnaConfig:
     if (other := other_base(config, stored)) is not None:
         return LasagnaConfig(
             vlm_config=other,
-            sam_config=sam_settings(config.vision_pretrained).to_dict(),
+            sam_config=sam_settings(config.vision_pretrained, config.mask_head or None).to_dict(),
             sequence_format=format.to_dict(),
             prompt=OWN_PROMPT,
             image_token_id=other.image_token_id,
@@ -80,7 +82,7 @@ def model_config(config: TrainConfig) -> LasagnaConfig:
     vlm.image_token_index = vlm.text_config.vocab_size - 1
     return LasagnaConfig(
         vlm_config=vlm,
-        sam_config=sam_settings(config.vision_pretrained).to_dict(),
+        sam_config=sam_settings(config.vision_pretrained, config.mask_head or None).to_dict(),
         sequence_format=format.to_dict(),
         prompt=config.prompt_template or "llava_v1",
         image_token_id=vlm.image_token_index,
@@ -130,14 +132,16 @@ def clip_config(tower: str) -> CLIPVisionConfig:
     return CLIPVisionConfig(**CLIP_LARGE, image_size=336 if "336" in tower else 224)
 
 
-def sam_settings(path: str) -> DecoderSettings:
-    """The mask decoder's sizes: those of the file or folder, else those that its name says."""
+def sam_settings(path: str, head: str | None = None) -> DecoderSettings:
+    """The mask decoder's sizes: those of the file or folder, else those that its name says; `head`: --mask_head."""
     if path and Path(path).expanduser().exists():
-        return read_mask_decoder(path)[0]
-    return by_name(path or "vit_h", decoders(), "--vision_pretrained")()
+        return read_mask_decoder(path, head)[0]
+    settings = by_name(path or "vit_h", decoders(head), "--vision_pretrained")()
+    check_head(settings, head, f"--vision_pretrained {path or 'vit_h'}")
+    return settings
 
 
-def decoders() -> dict[str, Callable[[], DecoderSettings]]:
+def decoders(head: str | None = None) -> dict[str, Callable[[], DecoderSettings]]:
     """The published mask decoders, by what stands in the names of their files and repositories."""
     known: dict[str, Callable[[], DecoderSettings]] = {
         name: partial(SamSettings, **sizes) for name, sizes in SAM.items()
@@ -145,6 +149,8 @@ def decoders() -> dict[str, Callable[[], DecoderSettings]]:
     for name in sam2.SIZES:
         for written in (f"hiera_{name}", f"hiera-{name.replace('_', '-')}"):
             known[written] = partial(sam2.published, name)
+    if head == CONCEPT_HEAD:
+        return {**known, "sam3": ConceptSettings}
     return {**known, "sam3": partial(Sam2Settings, kind="sam3_tracker")}
 
 

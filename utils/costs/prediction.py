@@ -62,6 +62,8 @@ class Setting:
             num_learned=self.images * self.conversations * learned,
             num_text_tokens=self.images * num_text,
             num_encoded=self.images,
+            # As in training, of the classes that are not there as many as have a mask.
+            num_absent=self.images * min(self.masks, max(0, self.conversations * self.classes - self.masks)),
         )
 
 

@@ -121,6 +121,19 @@ class Batch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrueInstances:
+    """The instances that annotators drew in one image."""
+
+    classes: tuple[int, ...]  # n class ids
+    masks: tuple[bytes, ...]  # n of COCO's compressed run lengths
+    crowds: tuple[bool, ...]  # n: a group of instances drawn as one
+    judged: tuple[int, ...]  # class ids: every instance of them is drawn, or the image is known to show none
+
+    def __post_init__(self) -> None:
+        assert len(self.classes) == len(self.masks) == len(self.crowds)
+
+
+@dataclass(frozen=True, kw_only=True)
 class SemanticSample:
     """One evaluation image with a class id for every pixel."""
 
@@ -131,6 +144,7 @@ class SemanticSample:
     # Class ids. Nothing is known about classes that are neither in the label nor in `absent`.
     absent: tuple[int, ...] = ()  # known not to be in the image
     partly: tuple[int, ...] = ()  # may occur where the label says NOTHING: their masks are not judged there
+    instances: TrueInstances | None = None  # where the data set has them
 
     def __post_init__(self) -> None:
         check_image(self.image, self.source)

@@ -48,6 +48,7 @@ class SegmentationModel(Protocol):
         rethreshold: float | None = None,
         classes_per_query: int | None = None,
         match_distance: float = ...,
+        min_score: float = ...,
     ) -> list[Segmentation]: ...
 
     def generate_batch(

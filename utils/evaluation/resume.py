@@ -27,7 +27,7 @@ from utils.evaluation.serialization import from_json, to_json
 from utils.reports.best_and_worst import CompressedRow
 
 FOLDER = "finished"
-STATE_VERSION = 4  # increased when the format of the lines changes
+STATE_VERSION = 5  # increased when the format of the lines changes
 ELEMENTS_READ = 1024  # of each weight, for the fingerprint
 
 

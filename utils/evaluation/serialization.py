@@ -19,14 +19,15 @@ from typing import Any
 import numpy as np
 
 from model.generation.answers import NameCounts
-from utils.evaluation.metrics import Overlap
+from utils.evaluation.metrics import InstanceRecord, Overlap
 from utils.evaluation.protocols import MaskRecord, MultiRecord, ReasonRecord, SemanticRecord, VqaRecord
 from utils.reports.best_and_worst import CompressedRow
 from utils.reports.drawing import LegendEntry
 
 # The dataclasses that a file may hold: the records of all protocols, and what they consist of.
 RECORD_KINDS: tuple[type, ...] = (
-    SemanticRecord, MaskRecord, ReasonRecord, MultiRecord, VqaRecord, Overlap, NameCounts, CompressedRow, LegendEntry,
+    SemanticRecord, InstanceRecord, MaskRecord, ReasonRecord, MultiRecord, VqaRecord, Overlap, NameCounts,
+    CompressedRow, LegendEntry,
 )  # fmt: skip
 KIND_OF_NAME = {kind.__name__: kind for kind in RECORD_KINDS}
 PLAIN_DTYPES = "biuf"  # kinds of NumPy dtypes: bool, integer, float

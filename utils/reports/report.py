@@ -8,6 +8,7 @@ report.json, schema version 2 (numbers are fractions between 0 and 1; null: not 
     semantic         {"dataset", "num_samples", "miou", "mean_accuracy", "pixel_accuracy", ...}
     presence         {..., "accuracy", "balanced_accuracy", "precision", "recall", "f1", "num_pairs",
                      "hallucinated_per_image", "forgotten_per_image" (classes, a count)}
+    instances        {..., "ap", "ap50", "ap75", "ap_small", ..., "ar100"}; COCO's, of data that have instances
     referring        {..., "giou", "ciou"}
     generalized      {..., "giou", "ciou", "n_acc", "t_acc"}; giou_50px etc.: unions below 50 px are empty
     no_target        {..., "accuracy" (N-acc), "accuracy_50px", "see_accuracy"; "roc_auc", "ap" where measured}
@@ -54,6 +55,7 @@ MASK_METRICS = ("giou", "ciou", "p@0.5", "p@0.6", "p@0.7", "p@0.8", "p@0.9")
 # What the tables show of each section; report.json holds everything.
 SHOWN: dict[str, tuple[str, ...]] = {
     "semantic": ("miou", "mean_accuracy", "pixel_accuracy"),
+    "instances": ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar100"),
     "presence": (
         "accuracy",
         "precision",

@@ -19,7 +19,9 @@ from utils.reports.markdown import code, escaped
 from utils.reports.report import SHOWN, Report, Result
 
 # Metrics that the terminal does not show.
-MARKDOWN_ONLY = re.compile(r"^p@|_50px$|_all$|_target$|_per_image$|(mean|pixel)_accuracy$")
+MARKDOWN_ONLY = re.compile(
+    r"^p@|_50px$|_all$|_target$|_per_image$|(mean|pixel)_accuracy$|^ap_(small|medium|large)$|^ar100$"
+)
 # Headings of the wide tables, whose numbers are in percent as in papers.
 TITLES = {
     "miou": "mIoU", "mean_accuracy": "mAcc", "pixel_accuracy": "aAcc", "giou": "gIoU", "ciou": "cIoU",
@@ -28,13 +30,15 @@ TITLES = {
     "p@0.5": "P@0.5", "p@0.6": "P@0.6", "p@0.7": "P@0.7", "p@0.8": "P@0.8", "p@0.9": "P@0.9",
     "recall_all": "recall (all pairs)", "giou_target": "gIoU (with target)", "ciou_target": "cIoU (with target)",
     "hallucinated_per_image": "hallucinated per image", "forgotten_per_image": "forgotten per image",
-    "see_accuracy": "See", "roc_auc": "ROC-AUC", "ap": "AP", "oiou": "oIoU", "mrr": "mRR", "riou": "rIoU",
+    "ap50": "AP50", "ap75": "AP75", "ap_small": "AP small", "ap_medium": "AP medium", "ap_large": "AP large",
+    "ar100": "AR100", "see_accuracy": "See", "roc_auc": "ROC-AUC", "ap": "AP", "oiou": "oIoU", "mrr": "mRR",
+    "riou": "rIoU",
 }  # fmt: skip
 SECTION_TITLES = {"no_target": {"accuracy": "N-acc", "accuracy_50px": "N-acc (50 px)"}}
 # Columns of a class in report.md; the CSV has all that there are.
 CLASS_COLUMNS = {
     "iou": "IoU", "accuracy": "accuracy", "num_images": "images", "presence_precision": "precision",
-    "presence_recall": "recall", "presence_f1": "F1", "presence_ap": "AP",
+    "presence_recall": "recall", "presence_f1": "F1", "presence_ap": "AP", "ap": "AP of instances",
 }  # fmt: skip
 # What a spreadsheet may take for a formula begins so, in full width as well; and what `as_text` writes.
 FORMULA_STARTS = (*"=+-@\t\r\n", *"\uff1d\uff0b\uff0d\uff20", "'")

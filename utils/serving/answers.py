@@ -10,13 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from model.decoders.decoded import Instances
 from model.errors import UserError
 from model.exports import Exportable, FoundMask
 from model.generation.inference import DEFAULT_NEW_TOKENS
 from model.generation.sampling import GREEDY, Sampling
 from model.generation.streaming import TextStream
 from model.lasagna import LasagnaForConditionalGeneration
-from model.outputs import ChatAnswer, EncodedImage, Segmentation, SimilarityMaps
+from model.outputs import ChatAnswer, EncodedImage, Segmentation, SimilarityMaps, objects_of
 from model.processor import LasagnaProcessor
 from model.text.conversation import Conversation, Turn
 from model.text.format import SequenceFormat, spoken
@@ -77,6 +78,9 @@ class Answer(Exportable):
     segmentation: Segmentation | None = None  # of a class query, to decide again with `model.rethreshold`
     is_complete: bool = True  # False: it was cut after `max_new_tokens`
     maps: SimilarityMaps | None = None  # one for each mask, of a model with a spatial prompt
+    instances: tuple[Instances, ...] | None = (
+        None  # of an answer in words by a concept head, one for each mask
+    )
 
     def labels_and_probabilities(self) -> list[tuple[str, float | None]]:
         """For each mask its name and the probability that the class is present."""
@@ -84,8 +88,10 @@ class Answer(Exportable):
         return [(name, known.get(name)) for name in self.names]
 
     def own_instances(self) -> Sequence[FoundMask] | None:
-        """Those of the segmentation, where its model tells objects apart."""
-        return None if self.segmentation is None else self.segmentation.own_instances()
+        """Those of the segmentation or of the answer in words, where the model tells objects apart."""
+        if self.segmentation is not None:
+            return self.segmentation.own_instances()
+        return objects_of(self.labels_and_probabilities(), self.instances)
 
 
 def ask_classes(
@@ -208,6 +214,7 @@ def answer_in_words(
         turns=(conversation.turns[-1], said),
         is_complete=is_complete,
         maps=answer.maps,
+        instances=answer.instances,
     )
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-# Short names of the losses. Of the five with a spatial prompt those of the masks are added up, and those of the map.
+# Short names of the losses. Where there are more than the paper's, those of the masks are added up, and those of the
+# spatial prompt's map.
 SHOWN = {"total": ("loss",), "cross_entropy": ("ce",), "mask_bce": ("bce", "mask"), "dice": ("dice", "mask")}
-MAP = {"map_bce": "map", "map_dice": "map"}
+FURTHER = {"map_bce": "map", "map_dice": "map", "presence": "presence"}
 
 
 class StepClock:
@@ -46,12 +47,12 @@ def step_line(
         speed: as `log.speed_of` gives it.
         applied: whether the step changed the weights.
     """
-    has_map = any(name in losses for name in MAP)
+    has_more = any(name in losses for name in FURTHER)
     shown: dict[str, float] = {}
     for name, titles in SHOWN.items():
-        title = titles[-1] if has_map else titles[0]
+        title = titles[-1] if has_more else titles[0]
         shown[title] = shown.get(title, 0.0) + losses.get(name, 0.0)
-    for name, title in MAP.items():
+    for name, title in FURTHER.items():
         if name in losses:
             shown[title] = shown.get(title, 0.0) + losses[name]
     total = str(num_steps)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from model.checkpoints.layouts import hf_sam, sam, sam2
+from model.checkpoints.layouts import hf_sam, sam, sam2, sam3
 from model.checkpoints.weights import read_folder, read_weight_file, what_is_in
 from model.decoders.base import DecoderSettings
+from model.decoders.build import CONCEPT_HEAD, SAM_HEAD, head_of
 from model.errors import UserError
 from model.files import read_json
 from model.folders import local_folder
@@ -26,6 +27,10 @@ HF_SAM2 = {
     "sam3_video": "sam3_tracker",
 }
 
+# Folders with a detector of concepts: alone, or beside the tracker.
+DETECTOR, DETECTOR_AND_TRACKER = "sam3", "sam3_video"
+HF_KINDS = (*HF_SAM, *HF_SAM2, DETECTOR)
+
 
 def is_mask_decoder_file(path: Path) -> bool:
     """Whether a file holds a mask decoder. Raises a ValueError for what is no weight file at all."""
@@ -33,11 +38,12 @@ def is_mask_decoder_file(path: Path) -> bool:
     return sam.is_sam(weights) or sam2.is_sam2(weights)
 
 
-def read_mask_decoder(path: str | Path) -> tuple[DecoderSettings, dict[str, Tensor]]:
+def read_mask_decoder(path: str | Path, head: str | None = None) -> tuple[DecoderSettings, dict[str, Tensor]]:
     """Sizes and weights, named as in our module.
 
     Args:
         path: a weight file, a folder in Hugging Face's layout, or the name of such a repository on the hub.
+        head: what --mask_head asks for; None: what is there, of a SAM 3 with both the tracker.
 
     Raises:
         FileNotFoundError: there is nothing.
@@ -45,10 +51,24 @@ def read_mask_decoder(path: str | Path) -> tuple[DecoderSettings, dict[str, Tens
     """
     place = Path(path).expanduser()
     if place.is_file():
-        return _read_file(place)
-    if not place.exists() and (place.suffix in SUFFIXES or str(path).count("/") != 1):
+        found = _read_file(place)
+    elif not place.exists() and (place.suffix in SUFFIXES or str(path).count("/") != 1):
         raise FileNotFoundError(f"{FLAG} {path} does not exist; pass one of {KNOWN}, or a folder")
-    return _read_folder(local_folder(path, flag=FLAG))
+    else:
+        found = _read_folder(local_folder(path, flag=FLAG), head)
+    check_head(found[0], head, f"{FLAG} {path}")
+    return found
+
+
+def check_head(settings: DecoderSettings, head: str | None, source: str) -> None:
+    """UserError unless a decoder is what --mask_head asks for; None asks for nothing."""
+    if head in (None, head_of(settings)):
+        return
+    cure = {
+        CONCEPT_HEAD: f"take a SAM 3 with its detector (model_type {DETECTOR} or {DETECTOR_AND_TRACKER})",
+        SAM_HEAD: f"leave --mask_head out, or take a folder with the tracker (model_type {DETECTOR_AND_TRACKER})",
+    }
+    raise UserError(f"--mask_head {head}: {source} has {settings.title}; {cure[str(head)]}")
 
 
 def _read_file(path: Path) -> tuple[DecoderSettings, dict[str, Tensor]]:
@@ -63,7 +83,7 @@ def _read_file(path: Path) -> tuple[DecoderSettings, dict[str, Tensor]]:
         raise UserError(f"{FLAG} {path}: {error}; the file holds {what_is_in(weights)}") from error
 
 
-def _read_folder(folder: Path) -> tuple[DecoderSettings, dict[str, Tensor]]:
+def _read_folder(folder: Path, head: str | None) -> tuple[DecoderSettings, dict[str, Tensor]]:
     content = read_json(folder / "config.json")
     kind = content.get("model_type")
     if not content:
@@ -71,15 +91,14 @@ def _read_folder(folder: Path) -> tuple[DecoderSettings, dict[str, Tensor]]:
             f"{FLAG} {folder} is a folder without config.json; pass the weight file inside it ({KNOWN}), or a folder "
             "in Hugging Face's layout"
         )
-    if not isinstance(kind, str) or kind not in (*HF_SAM, *HF_SAM2):
-        hint = "; SAM 3's tracker is in the folder of sam3_video" if kind == "sam3" else ""
-        raise UserError(
-            f"{FLAG} {folder} is a folder of model_type {kind!r}; known: {', '.join((*HF_SAM, *HF_SAM2))}{hint}"
-        )
+    if not isinstance(kind, str) or kind not in HF_KINDS:
+        raise UserError(f"{FLAG} {folder} is a folder of model_type {kind!r}; known: {', '.join(HF_KINDS)}")
     try:
         weights = read_folder(folder)
         if kind in HF_SAM:
             return sam.read_sam(hf_sam.original_names(weights))
+        if kind == DETECTOR or (kind == DETECTOR_AND_TRACKER and head == CONCEPT_HEAD):
+            return sam3.read_detector(folder, weights)
         return sam2.read_hugging_face(folder, HF_SAM2[kind], weights)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{FLAG} {error}") from error

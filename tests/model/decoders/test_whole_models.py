@@ -18,7 +18,7 @@ from model.errors import UserError
 from model.lora import add_lora, mark_trainable, trainable_pattern
 from model.lora import merge as merge_adapters
 from tests.model.test_lasagna import IMAGES, PLAIN, mixed_batch
-from tests.tiny_weights import SAM2, SAM3, edit_json, random_decoder
+from tests.tiny_weights import CONCEPT, SAM2, SAM3, edit_json, random_decoder, random_sam3
 from tests.training_runs import trained_model, write_run
 from utils.data.sam_keys import image_key
 from utils.data.types import Batch
@@ -28,12 +28,15 @@ from utils.training.sam_cache import SamCache
 CLASSES = ["dog", "tree", "sky"]
 
 
-@pytest.fixture(scope="module", params=[SAM2, SAM3], ids=lambda settings: settings.kind)
+@pytest.fixture(scope="module", params=[SAM2, SAM3, CONCEPT], ids=lambda settings: settings.kind)
 def folders(request, tiny_folders, tmp_path_factory):
     """The tiny folders with another mask decoder, in Hugging Face's layout."""
     folder = tmp_path_factory.mktemp(request.param.kind)
-    library = KINDS[request.param.kind].model(request.param.config)
-    library.load_state_dict(random_decoder(request.param).state_dict())
+    if request.param is CONCEPT:
+        library = random_sam3()
+    else:
+        library = KINDS[request.param.kind].model(request.param.config)
+        library.load_state_dict(random_decoder(request.param).state_dict())
     library.save_pretrained(folder)
     return replace(tiny_folders, sam=folder)
 
@@ -160,4 +163,4 @@ def test_only_the_language_model_s_layers_would_be_quantised(shared):
 def test_the_blocks_of_its_encoder_are_compiled(shared):
     blocks = [*shared.sam.encoder_blocks, shared.sam.mask_decoder]
     assert compiled_blocks(shared)[-len(blocks) :] == blocks
-    assert len(blocks) == {"sam2": 5, "sam3_tracker": 3}[shared.sam.settings.kind] + 1
+    assert len(blocks) == {"sam2": 5, "sam3_tracker": 3, "sam3": 3}[shared.sam.settings.kind] + 1

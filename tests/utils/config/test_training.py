@@ -53,7 +53,8 @@ def test_the_defaults_are_the_recipe_of_the_paper():
     assert (config.model_max_length, config.num_all_classes, config.num_expressions) == (1024, 80, 5)
     assert config.loss_weights == DEFAULT_WEIGHTS
     assert DEFAULT_WEIGHTS == {
-        "cross_entropy": 1.0, "mask_bce": 2.0, "dice": 0.5, "map_bce": 1.0, "map_dice": 0.25
+        "cross_entropy": 1.0, "mask_bce": 2.0, "dice": 0.5, "map_bce": 1.0, "map_dice": 0.25,
+        "presence": 1.0,
     }  # fmt: skip
     format = config.sequence_format
     assert format.name == "paper"

@@ -1,11 +1,15 @@
 """The memory estimate against counted parameters, bytes computed by hand, and what autograd really keeps."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from rich.console import Console
 from torch import nn
 
+from model.decoders.concept import ConceptSegmenter
 from tests.commands import REPOSITORY
+from tests.tiny_weights import CONCEPT
 from utils.common.settings import parse_config
 from utils.config.training import TrainConfig
 from utils.costs import memory
@@ -163,3 +167,23 @@ def test_folders_that_are_there_are_measured(monkeypatch):
     shape = model_config(config)
     assert shape.vlm_config.text_config.hidden_size < 1000
     assert shape.sam_settings.encoder_dim < 768
+
+
+def test_a_concept_head_takes_the_classes_that_are_recomputed_together():
+    sam = ConceptSegmenter(CONCEPT)
+    projector = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, CONCEPT.prompt_embed_dim))
+    model = SimpleNamespace(config=SimpleNamespace(sam_settings=CONCEPT), seg_projector=projector, sam=sam)
+    config = parse_config(TrainConfig, [*SEVEN_B, "--precision=fp32", "--batch_size=1"])
+    levels = tuple(torch.randn(1, *shape) for shape in CONCEPT.embedding_shapes)
+    states = torch.randn(1, CONCEPT.states_per_class, 32)
+    real = ConceptSegmenter(CONCEPT)  # another one: the library keeps a tensor of a module's last call
+    real.recomputes = False
+    parts = nn.ModuleList((projector, real))
+    kept = memory.saved_bytes(parts, lambda: real.decode(projector(states), levels, [0]))
+    features = 4 * CONCEPT.prompt_embed_dim * CONCEPT.grid_size[0] ** 2 * (16 + 4 + 1)
+    one, many, more = (memory.concept_bytes(model, config, number) for number in (1, 8, 16))
+    assert one == pytest.approx(features + kept, rel=0.2)  # and the losses of one mask
+    assert many - one == pytest.approx(7 * (one - features))
+    assert more == many  # eight at a time
+    assert memory.mask_bytes(model) < one - features
+    assert memory.concept_bytes(SimpleNamespace(sam=None), config, 8) == 0

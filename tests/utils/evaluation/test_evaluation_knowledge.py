@@ -133,7 +133,8 @@ def test_where_labels_are_not_exhaustive_presence_is_a_recall(tmp_path):
     assert result.per_class["a"]["iou"] == pytest.approx(16 / 40)
     assert math.isnan(result.per_class["c"]["iou"])
     assert result.sections["semantic"]["miou"] == pytest.approx((16 / 40 + 0 / 24) / 2)
-    [note] = result.notes
+    note, about_instances = result.notes
+    assert about_instances.startswith("AP leaves out ")
     assert "4 of 6 pairs" in note
     assert "only the recall is measured" in note
     write_report(report, tmp_path / "out")
@@ -173,6 +174,7 @@ def test_verified_negatives_are_judged_and_nothing_else_is(tmp_path):
     assert result.sections["semantic"]["miou"] == pytest.approx((16 / 20 + 20 / 28) / 2)
     assert result.notes == (
         "presence leaves out 2 of 6 pairs of an image and a class: nobody has looked; 1 classes have a recall only",
+        "AP leaves out 1 instances found of classes about which their image says nothing",
     )
 
 

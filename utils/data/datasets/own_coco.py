@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pycocotools import mask as coco_mask
 
 from model.errors import UserError
 from utils.common.label_values import IGNORE, NOTHING
@@ -28,7 +29,7 @@ from utils.data.frames import Drawn
 from utils.data.image_names import ImageFiles
 from utils.data.masks import annotated_size
 from utils.data.polygons import STRAY_PART, EmptyMaskError, form_of
-from utils.data.types import SemanticSample, UnusableItemError
+from utils.data.types import SemanticSample, TrueInstances, UnusableItemError
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class CocoItem:
     path: Path
     size: tuple[int, int] | None  # (height, width) of the annotations, where the file states it
     objects: tuple[tuple[int, Any], ...]  # class, segmentation
+    crowds: tuple[bool, ...]  # one for each object: a group of them drawn as one
     absent: tuple[int, ...]  # classes known not to be in the image
     partly: frozenset[int]  # classes of which not every object is annotated: not asked for
 
@@ -127,13 +129,14 @@ class OwnCoco(ClassMaskDataset):
         item = self.items[index]
         image = self.load_image(item.path, item.size, item.drawn)
         objects = self.objects(item, image)
-        too_small = {class_id for class_id, _ in item.objects} - {class_id for class_id, _ in objects}
+        too_small = {class_id for class_id, _ in item.objects} - {class_id for class_id, *_ in objects}
         not_absent = set(range(len(self.classes))) - set(item.absent)
         partly = item.partly | too_small if self.exhaustive else not_absent
         is_known = self.exhaustive or item.absent
         label = np.full(image.shape[:2], NOTHING if is_known else IGNORE, dtype=np.uint16)
-        for class_id, mask in sorted(objects, key=lambda drawn: -int(drawn[1].sum())):
+        for class_id, mask, _ in sorted(objects, key=lambda drawn: -int(drawn[1].sum())):
             label[mask.astype(bool)] = class_id
+        masked, partly_drawn = {class_id for class_id, *_ in objects}, item.partly | too_small
         return SemanticSample(
             image=image,
             label=label,
@@ -141,13 +144,14 @@ class OwnCoco(ClassMaskDataset):
             absent=item.absent,
             partly=tuple(sorted(partly)),
             source=str(item.path),
+            instances=true_instances(objects, sorted({*item.absent, *masked} - partly_drawn)),
         )
 
     def read(self, index: int) -> tuple[np.ndarray, Mapping[int, np.ndarray]]:
         item = self.items[index]
         image = self.load_image(item.path, item.size, item.drawn)
         masks: dict[int, np.ndarray] = {}
-        for class_id, mask in self.objects(item, image):
+        for class_id, mask, _ in self.objects(item, image):
             if class_id not in item.partly:
                 masks[class_id] = masks[class_id] | mask if class_id in masks else mask
         return image, masks
@@ -158,20 +162,22 @@ class OwnCoco(ClassMaskDataset):
     def source_path(self, index: int) -> Path:
         return self.items[index].path
 
-    def objects(self, item: CocoItem, image: np.ndarray) -> list[tuple[int, np.ndarray]]:
-        """Class and (height, width) uint8 mask of every object; UnusableItemError for a malformed or empty mask.
+    def objects(self, item: CocoItem, image: np.ndarray) -> list[tuple[int, np.ndarray, bool]]:
+        """Class, (height, width) uint8 mask, and whether it is a crowd, of every object.
+
+        UnusableItemError for a malformed or empty mask.
 
         Leftovers of tools that are too small to cover a pixel are skipped if there are other objects.
         """
         height, width = image.shape[:2]
         drawn, problems = [], []
-        for class_id, segmentation in item.objects:
+        for (class_id, segmentation), crowd in zip(item.objects, item.crowds, strict=True):
             with self.usable(item.path, f"a mask of {self.classes.official[class_id]!r} in {self.file}: "):
                 try:
                     mask = decode_own_mask(
                         segmentation, height, width, on_stray=lambda: self.note(STRAY_PART, item.path)
                     )
-                    drawn.append((class_id, mask))
+                    drawn.append((class_id, mask, crowd))
                 except EmptyMaskError as problem:
                     if len(item.objects) == 1:
                         raise
@@ -202,7 +208,7 @@ class OwnCoco(ClassMaskDataset):
         self, content: Mapping[str, Any], images: ImageFiles, class_of: Mapping[Any, int]
     ) -> list[CocoItem]:
         """A CocoItem for each image file that exists and has a segmentation for each of its annotations."""
-        objects: dict[Any, list[tuple[int, Any]]] = defaultdict(list)
+        objects: dict[Any, list[tuple[int, Any, bool]]] = defaultdict(list)
         ignored: dict[Any, set[int]] = defaultdict(set)  # image id -> classes of which something is ignored
         for position, annotation in enumerate(content["annotations"]):
             segmentation = annotation.get("segmentation")
@@ -210,7 +216,10 @@ class OwnCoco(ClassMaskDataset):
                 ignored[annotation["image_id"]].add(class_of[annotation["category_id"]])
                 self.note("annotations marked 'ignore'; their class is not asked in that image", self.file)
                 continue
-            objects[annotation["image_id"]].append((class_of[annotation["category_id"]], segmentation))
+            is_crowd = annotation.get("iscrowd") in (1, True, "1")
+            objects[annotation["image_id"]].append(
+                (class_of[annotation["category_id"]], segmentation, is_crowd)
+            )
             if form := form_of(segmentation):
                 self.note(f"{form}; read as meant", f"annotations[{position}]")
         entries: dict[Path, list[Mapping[str, Any]]] = defaultdict(list)  # a file may be listed several times
@@ -218,7 +227,7 @@ class OwnCoco(ClassMaskDataset):
             path = images.path(image["file_name"])
             if image["file_name"] not in images:
                 self.drop(path, f"{images.why_not(image['file_name'])}, but in {self.file}", MISSING)
-            elif not all(segmentation for _, segmentation in objects[image["id"]]):
+            elif not all(segmentation for _, segmentation, _ in objects[image["id"]]):
                 self.drop(
                     path,
                     f"an annotation of it in {self.file} has no segmentation; draw a mask, a box is none",
@@ -231,7 +240,7 @@ class OwnCoco(ClassMaskDataset):
         self,
         path: Path,
         entries: Sequence[Mapping[str, Any]],
-        objects: Mapping[Any, Sequence[tuple[int, Any]]],
+        objects: Mapping[Any, Sequence[tuple[int, Any, bool]]],
         ignored: Mapping[Any, set[int]],
         class_of: Mapping[Any, int],
     ) -> CocoItem:
@@ -243,11 +252,30 @@ class OwnCoco(ClassMaskDataset):
         for image in entries:
             partly |= classes_in(image, "not_exhaustive_category_ids", class_of) | ignored[image["id"]]
             absent |= classes_in(image, "neg_category_ids", class_of)
-        absent -= partly | {class_id for class_id, _ in drawn}
+        absent -= partly | {class_id for class_id, *_ in drawn}
         return CocoItem(
             path=path,
             size=annotated_size(entries[0]),
-            objects=drawn,
+            objects=tuple((class_id, segmentation) for class_id, segmentation, _ in drawn),
+            crowds=tuple(crowd for *_, crowd in drawn),
             absent=tuple(sorted(absent)),
             partly=frozenset(partly),
         )
+
+
+def true_instances(objects: Sequence[tuple[int, np.ndarray, bool]], judged: Sequence[int]) -> TrueInstances:
+    """The objects of classes that are judged, for average precision.
+
+    Args:
+        objects: class, (height, width) mask of 0 and 1, and whether it is a crowd.
+        judged: classes of which all objects are drawn, or which are known to be absent.
+    """
+    kept = [(class_id, mask, crowd) for class_id, mask, crowd in objects if class_id in judged]
+    return TrueInstances(
+        classes=tuple(class_id for class_id, _, _ in kept),
+        masks=tuple(
+            coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"] for _, mask, _ in kept
+        ),
+        crowds=tuple(crowd for _, _, crowd in kept),
+        judged=tuple(judged),
+    )

@@ -4,6 +4,7 @@ A value without data (a mean over nothing) is NaN, never 0: a missing measuremen
 """
 
 from utils.evaluation.metrics.bootstrap import CONFIDENCE, NUM_RESAMPLES, intervals
+from utils.evaluation.metrics.instances import InstanceRecord, instance_measures
 from utils.evaluation.metrics.labels import ConfusionMatrix, label_map, label_measures
 from utils.evaluation.metrics.masks import (
     NO_TARGET_PIXELS,
@@ -35,6 +36,7 @@ __all__ = [
     "NUM_RESAMPLES",
     "Calibration",
     "ConfusionMatrix",
+    "InstanceRecord",
     "Overlap",
     "PresenceCounts",
     "average_precision",
@@ -44,6 +46,7 @@ __all__ = [
     "generalized_measures",
     "generalized_scores",
     "generalized_sums",
+    "instance_measures",
     "intervals",
     "label_map",
     "label_measures",

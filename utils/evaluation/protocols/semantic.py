@@ -14,7 +14,21 @@ from model.outputs import SimilarityMaps
 from model.processor import LasagnaProcessor
 from utils.common.label_values import IGNORE, NOTHING, UNCLAIMED
 from utils.data.types import SemanticSample
-from utils.evaluation.metrics import ConfusionMatrix, intervals, label_map, label_measures
+from utils.evaluation.instances import (
+    MIN_SCORE,
+    FoundInstances,
+    NamedMasks,
+    instance_notes,
+    instance_record,
+)
+from utils.evaluation.metrics import (
+    ConfusionMatrix,
+    InstanceRecord,
+    instance_measures,
+    intervals,
+    label_map,
+    label_measures,
+)
 from utils.evaluation.metrics.common import ratio
 from utils.evaluation.model import SegmentationModel
 from utils.evaluation.prompting import EvaluationSettings, ask_freely
@@ -35,6 +49,7 @@ class SemanticPrediction:
     probabilities: np.ndarray | None = None  # (num_asked,) float64 of being present; None: generated freely
     names: NameCounts | None = None  # names in freely generated answers
     maps: SimilarityMaps | None = None  # one for each of `answered_present`, of a model with a spatial prompt
+    instances: FoundInstances | None = None  # where the data set has some
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +63,7 @@ class SemanticRecord:
     absent: np.ndarray  # (n,) int16 class ids that are known not to be in the image
     probabilities: np.ndarray | None = None
     names: NameCounts | None = None
+    instances: InstanceRecord | None = None
 
 
 class SemanticProtocol(TaskProtocol[SemanticSample, SemanticPrediction, SemanticRecord]):
@@ -68,8 +84,11 @@ class SemanticProtocol(TaskProtocol[SemanticSample, SemanticPrediction, Semantic
         asked = [self._classes_to_ask(sample) for sample in samples]
         busy = [index for index, ids in enumerate(asked) if len(ids)]
         ask = self._constrained if self.settings.constrains(processor.format) else self._freely
+        has_instances = any(sample.instances is not None for sample in samples)
         answers = (
-            ask(model, processor, [samples[i].image for i in busy], [asked[i] for i in busy]) if busy else []
+            ask(model, processor, [samples[i].image for i in busy], [asked[i] for i in busy], has_instances)
+            if busy
+            else []
         )
         answer_of = dict(zip(busy, answers, strict=True))
         return [
@@ -89,6 +108,7 @@ class SemanticProtocol(TaskProtocol[SemanticSample, SemanticPrediction, Semantic
         processor: LasagnaProcessor,
         images: list[np.ndarray],
         asked: list[np.ndarray],
+        has_instances: bool,
     ) -> list[SemanticPrediction]:
         answers = model.segment_batch(
             images,
@@ -97,6 +117,7 @@ class SemanticProtocol(TaskProtocol[SemanticSample, SemanticPrediction, Semantic
             presence_threshold=self.settings.presence_threshold,
             rethreshold=self.settings.rethreshold,
             classes_per_query=self.settings.classes_per_query,
+            **({"min_score": MIN_SCORE} if has_instances else {}),
         )
         predictions = []
         for ids, answer in zip(asked, answers, strict=True):
@@ -108,6 +129,7 @@ class SemanticProtocol(TaskProtocol[SemanticSample, SemanticPrediction, Semantic
                     answered_present=present,
                     probabilities=np.array(answer.probabilities, dtype=np.float64),
                     maps=answer.maps,
+                    instances=FoundInstances.of(answer, self.id_of) if has_instances else None,
                 )
             )
         return predictions
@@ -118,6 +140,7 @@ class SemanticProtocol(TaskProtocol[SemanticSample, SemanticPrediction, Semantic
         processor: LasagnaProcessor,
         images: list[np.ndarray],
         asked: list[np.ndarray],
+        has_instances: bool,
     ) -> list[SemanticPrediction]:
         names = [[self.classes[class_id] for class_id in ids] for ids in asked]
         predictions = []
@@ -125,6 +148,7 @@ class SemanticProtocol(TaskProtocol[SemanticSample, SemanticPrediction, Semantic
             asked, ask_freely(model, processor, images, names, self.settings), strict=True
         ):
             present = [self.id_of[query[index]] for query, answer in answers for index in answer.found]
+            found = [FoundInstances.of(NamedMasks.of(*one), self.id_of) for one in answers if has_instances]
             predictions.append(
                 SemanticPrediction(
                     labels=label_map(torch.cat([answer.masks for _, answer in answers]), present),
@@ -132,6 +156,7 @@ class SemanticProtocol(TaskProtocol[SemanticSample, SemanticPrediction, Semantic
                     answered_present=np.array(present, dtype=np.int16),
                     names=NameCounts.total(answer.counts for _, answer in answers),
                     maps=SimilarityMaps.joined([answer.maps for _, answer in answers]),
+                    instances=FoundInstances.join(found) if has_instances else None,
                 )
             )
         return predictions
@@ -140,7 +165,9 @@ class SemanticProtocol(TaskProtocol[SemanticSample, SemanticPrediction, Semantic
         """For an image of which no class was asked, because an oracle knows that it shows none."""
         none = np.zeros(0, dtype=np.int16)
         labels = np.full(sample.label.shape, UNCLAIMED, dtype=np.int16)
-        return SemanticPrediction(labels=labels, asked=none, answered_present=none)
+        return SemanticPrediction(
+            labels=labels, asked=none, answered_present=none, instances=FoundInstances.join([])
+        )
 
     # ---------------------------------------------------------------------------------- counting
 
@@ -154,6 +181,7 @@ class SemanticProtocol(TaskProtocol[SemanticSample, SemanticPrediction, Semantic
             absent=np.array(sample.absent, dtype=np.int16),
             probabilities=prediction.probabilities,
             names=prediction.names,
+            instances=instance_record(sample, prediction.instances),
         )
 
     def sections(self, records: Sequence[SemanticRecord]) -> Sections:
@@ -168,6 +196,8 @@ class SemanticProtocol(TaskProtocol[SemanticSample, SemanticPrediction, Semantic
             sections["presence"] = table.summary(self.settings.seed)
         if self.settings.calibrate:
             sections["calibration"] = table.calibration()
+        if drawn := self._instances(records):
+            sections["instances"] = instance_measures(drawn, len(self.classes))[0]
         return sections | self._names(records)
 
     def notes(self, records: Sequence[SemanticRecord]) -> tuple[str, ...]:
@@ -178,6 +208,8 @@ class SemanticProtocol(TaskProtocol[SemanticSample, SemanticPrediction, Semantic
         # The classes that an oracle asks are known to be present.
         if not self.settings.oracle_classes:
             notes += self._presence(records).notes()
+        if drawn := self._instances(records):
+            notes += instance_notes(drawn)
         return tuple(notes)
 
     def score(self, record: SemanticRecord) -> float:
@@ -195,6 +227,8 @@ class SemanticProtocol(TaskProtocol[SemanticSample, SemanticPrediction, Semantic
             "predicted_pixels": predicted,
             **self._presence(records).by_class(),
         }
+        if drawn := self._instances(records):
+            columns["ap"] = instance_measures(drawn, len(self.classes))[1]
         return {
             name: {column: values[class_id].item() for column, values in columns.items()}
             for class_id, name in enumerate(self.classes)
@@ -233,6 +267,9 @@ class SemanticProtocol(TaskProtocol[SemanticSample, SemanticPrediction, Semantic
             ):
                 np.add.at(image[kind], ids[counted], record.counts[counted])
         return totals
+
+    def _instances(self, records: Sequence[SemanticRecord]) -> list[InstanceRecord]:
+        return [record.instances for record in records if record.instances is not None]
 
     def _presence(self, records: Sequence[SemanticRecord]) -> PresenceTable:
         has_probabilities = all(record.probabilities is not None for record in records if len(record.asked))

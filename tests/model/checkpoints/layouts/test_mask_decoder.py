@@ -20,7 +20,7 @@ from model.decoders.sam import SamSegmenter
 from model.decoders.sam2 import KINDS
 from model.errors import UserError
 from model.strict_loading import check_fit
-from tests.tiny_weights import SAM, SAM2, SAM3, edit_json, random_decoder
+from tests.tiny_weights import CONCEPT, SAM, SAM2, SAM3, concept_of, edit_json, random_decoder, random_sam3
 
 TINY = sam2.Hiera(dim=8, blocks=(1, 1, 2, 1), heads=1, windows=(4, 2, 4, 2), global_blocks=(3,))
 
@@ -339,7 +339,7 @@ def test_what_is_no_mask_decoder_is_said(hf_folder, tmp_path):
     with pytest.raises(UserError, match=r"pass their folder, with config\.json"):
         read_mask_decoder(shutil.copy(renamed_file(folder), tmp_path / "alone.safetensors"))
     for kind, message in (
-        ("sam3", "SAM 3's tracker is in the folder of sam3_video"),
+        ("sam3", "the settings of SAM 3's concept head do not agree"),
         ("edgetam", "known: sam, "),
     ):
         edit_json(folder / "config.json", model_type=kind)
@@ -353,3 +353,73 @@ def renamed_file(folder: Path) -> Path:
     names = {name: sam2.renamed_by(sam2.SAM3_RULES, name) for name in weights}
     save_file({names[name]: value for name, value in weights.items()}, folder / "model.safetensors")
     return folder / "model.safetensors"
+
+
+# ------------------------------------------------------------------------------------ SAM 3's two heads
+
+
+@pytest.fixture(scope="module")
+def sam3_folders(tmp_path_factory) -> dict[str, Path]:
+    """SAM 3's detector alone, as the library writes it, and with its tracker, as in facebook/sam3."""
+    folder = tmp_path_factory.mktemp("sam3")
+    detector, tracker = random_sam3(), random_decoder(SAM3)
+    detector.save_pretrained(folder / "detector")
+    config = json.loads((folder / "detector" / "config.json").read_text())
+    of_detector = {f"detector_model.{name}": value for name, value in detector.state_dict().items()}
+    of_tracker = {
+        name.replace("vision_encoder.neck.", "tracker_neck."): value
+        for name, value in tracker.state_dict().items()
+        if not name.startswith("vision_encoder.backbone.")
+    }
+    of_tracker = {
+        name if name.startswith("tracker_neck.") else f"tracker_model.{name}": value
+        for name, value in of_tracker.items()
+    }
+    (folder / "both").mkdir()
+    save_file(
+        {k: v.contiguous() for k, v in (of_detector | of_tracker).items()}, folder / "both/model.safetensors"
+    )
+    tracker_config = KINDS["sam3_tracker"].model(SAM3.config).config.to_dict()
+    both = {"model_type": "sam3_video", "detector_config": config, "tracker_config": tracker_config}
+    (folder / "both" / "config.json").write_text(json.dumps(both, default=str))
+    return {"detector": folder / "detector", "both": folder / "both"}
+
+
+@pytest.mark.parametrize(("name", "head"), [("detector", None), ("detector", "concept"), ("both", "concept")])
+def test_the_detector_of_sam_3_is_read_alone_or_beside_its_tracker(sam3_folders, name, head):
+    settings, weights = read_mask_decoder(sam3_folders[name], head)
+    expected = concept_of(random_sam3())
+    assert settings == expected.settings == CONCEPT
+    check_fit(expected.state_dict(), weights, source=name)
+    assert all(torch.equal(value, weights[key]) for key, value in expected.state_dict().items())
+
+
+@pytest.mark.parametrize("head", [None, "sam"])
+def test_the_tracker_is_taken_where_both_are_there(sam3_folders, head):
+    settings, weights = read_mask_decoder(sam3_folders["both"], head)
+    assert settings == SAM3
+    check_fit(build_decoder(settings).state_dict(), weights, source="both")
+
+
+def test_a_head_that_is_not_there_is_said(sam3_folders, hf_folder, tmp_path):
+    with pytest.raises(
+        UserError, match=r"--mask_head sam: .*detector has SAM 3's concept head; leave --mask_head"
+    ):
+        read_mask_decoder(sam3_folders["detector"], "sam")
+    title = hf_folder[1].settings.title
+    with pytest.raises(
+        UserError, match=rf"--mask_head concept: .* has {title}; take a SAM 3 with its detector"
+    ):
+        read_mask_decoder(hf_folder[0], "concept")
+
+
+def test_a_detector_of_the_wrong_size_is_one_line(sam3_folders, tmp_path):
+    shutil.copytree(sam3_folders["detector"], tmp_path / "copy")
+    config = json.loads((tmp_path / "copy" / "config.json").read_text())
+    config["detr_decoder_config"]["hidden_size"] = 64
+    (tmp_path / "copy" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        UserError, match=r"config\.json: the settings .* the width of the DETR decoder is 64"
+    ) as error:
+        read_mask_decoder(tmp_path / "copy")
+    assert "\n" not in str(error.value)
