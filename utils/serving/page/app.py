@@ -60,6 +60,7 @@ def add_page(app: FastAPI, service: Service, *, examples: Sequence[Path] = (), w
         Guard,
         others=frozenset((*PATHS, *label_studio.PATHS)) if with_api else frozenset({"/health"}),
         folder=folder,
+        max_bytes=service.limits.max_bytes,
     )
     app.user_middleware.append(guard)  # behind the gate; add_middleware would put it in front
 
@@ -89,6 +90,7 @@ def add_page(app: FastAPI, service: Service, *, examples: Sequence[Path] = (), w
         theme=gr.themes.Default(font=FONTS, font_mono=["ui-monospace", "monospace"]),
         css=(HERE / "style.css").read_text(encoding="utf-8") + thumbnails(examples),
     )
+    app.state.uploads = folder
     app.state.page = cast(Mount, app.routes[-1]).app  # gradio's own application
     blocks.has_launched = (
         True  # a mounted page would check no path of a file: gradio thinks it is not yet open
@@ -97,12 +99,15 @@ def add_page(app: FastAPI, service: Service, *, examples: Sequence[Path] = (), w
 
 
 class PageServer(uvicorn.Server):
-    """uvicorn's, which ends the connections that open pages hold instead of waiting for them."""
+    """uvicorn's, which ends the connections that open pages hold instead of waiting for them, and removes uploads."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         assert isinstance(self.config.app, FastAPI)
         self.config.app.state.page.stop_event.set()
         await super().shutdown(sockets)
+        shutil.rmtree(
+            self.config.app.state.uploads, ignore_errors=True
+        )  # a signal ends the process after this
 
 
 def layout(actions: Actions, service: Service, examples: Sequence[Path]) -> gr.Blocks:

@@ -7,6 +7,7 @@ its path on the server: no other file may be named, nor an address, which gradio
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -17,6 +18,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from utils.serving.gate import replayed, respond
 
 JOIN = "/gradio_api/queue/join"  # begins an event
+UPLOAD = "/gradio_api/upload"
+MAX_UPLOADED = 50  # times the largest request: what all uploads that were not opened yet may take on the disk
 # gradio's: the page, its scripts and styles, uploads, and the queue through which its events go.
 PATHS = frozenset(
     {
@@ -25,7 +28,7 @@ PATHS = frozenset(
         "/theme.css",
         "/favicon.ico",
         "/manifest.json",
-        "/gradio_api/upload",
+        UPLOAD,
         "/gradio_api/upload_progress",
         JOIN,
         "/gradio_api/queue/data",
@@ -56,12 +59,14 @@ class Guard:
     Args:
         others: paths that are none of the page's.
         folder: where uploads are.
+        max_bytes: of one request.
     """
 
-    def __init__(self, app: ASGIApp, *, others: frozenset[str], folder: str) -> None:
+    def __init__(self, app: ASGIApp, *, others: frozenset[str], folder: str, max_bytes: int) -> None:
         self.app = app
         self.others = others
         self.folder = os.path.realpath(folder)
+        self.max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
@@ -78,6 +83,8 @@ class Guard:
             await respond(guarded, 404, "there is no such page")
         elif is_foreign(scope):
             await respond(guarded, 403, "another site asks; open the page itself")
+        elif path == UPLOAD and size_of(self.folder) > MAX_UPLOADED * self.max_bytes:
+            await respond(guarded, 429, "too many uploads were not opened; try again in some minutes")
         elif path == JOIN:
             body = (await receive()).get("body", b"")  # the whole: the gate has read it
             if names_other_files(body, self.folder):
@@ -120,3 +127,13 @@ def is_inside(path: str, folder: str) -> bool:
     except ValueError:  # a null character
         return False
     return real.startswith(folder + os.sep)
+
+
+def size_of(folder: str) -> int:
+    """Bytes of all files in a folder."""
+    size = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # opened and removed in this moment
+                size += os.path.getsize(os.path.join(place, name))
+    return size

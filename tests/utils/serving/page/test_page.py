@@ -112,6 +112,8 @@ def server(tmp_path_factory):
         yield running
         running.server.should_exit = True
         running.thread.join(20)
+        assert not running.uploads
+        assert not list(running.folder.glob("lasagna-page-*")), "the folder of uploads is removed"
 
 
 # ------------------------------------------------------------------------------------ what is open
@@ -210,11 +212,19 @@ def test_requests_of_other_sites_and_hosts_are_refused(server):
     assert server.get("/config", headers={"Origin": f"http://{host}"})[0] == 200
 
 
-def test_uploads_are_limited_and_results_are_not_guessed(server):
+def test_uploads_are_limited_and_results_are_not_guessed(server, monkeypatch):
     assert server.upload(b"x" * int(MAX_MB * 1e6), "a.png")[0] == 413
     assert server.get("/results/x/1/image.jpg")[0] == 404
     assert server.get("/results/x/one/image.jpg")[0] in (404, 422)
     assert not server.uploads
+    monkeypatch.setattr("utils.serving.page.guard.MAX_UPLOADED", 0.01)
+    [path] = json.loads(server.upload(b"x" * 20_000, "a.png")[1])
+    status, body = server.upload(b"x", "b.png")
+    assert status == 429
+    assert b"too many uploads were not opened" in body
+    Path(path).unlink()
+    assert server.upload(b"x", "b.png")[0] == 200
+    shutil.rmtree(server.uploads[0].parent)
 
 
 def test_nothing_of_the_page_comes_from_or_goes_to_other_hosts(server):
