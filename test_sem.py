@@ -39,6 +39,7 @@ from utils.common.logs import start_logging
 from utils.common.paths import file_stems, writable_folder
 from utils.common.settings import parse_config
 from utils.config.inference import TOY_REMARK, TestConfig
+from utils.data.index.cache import use_index_cache
 from utils.data.val_datasets import open_list
 from utils.evaluation.dataset_run import NUM_SHOWN, Outputs
 from utils.evaluation.evaluate import check_calibration, evaluate_datasets
@@ -68,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def evaluate_and_report(config: TestConfig) -> None:
     """Evaluate the model on data sets, print and write the report."""
     settings = settings_of(config)
+    use_index_cache(config.index_cache)
     # Before the model is loaded, which takes minutes: a misspelt name should fail at once.
     datasets = open_list(config.val_dataset_list, config.dataset_dir)
     check_calibration(datasets, settings)

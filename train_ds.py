@@ -47,6 +47,7 @@ from utils.common.rendezvous import meet
 from utils.common.settings import parse_config
 from utils.config.training import TrainConfig
 from utils.data.collate import LengthLimit
+from utils.data.index.cache import use_index_cache
 from utils.data.mixture import Mixture, build_train_mixture
 from utils.training.checkpoint import check_run, resume, step_size_of
 from utils.training.compile import check_compiler, compile_blocks
@@ -93,6 +94,7 @@ def run(config: TrainConfig, signals: StopSignals) -> None:
 def build_and_train(config: TrainConfig, signals: StopSignals, peers: Peers) -> None:
     """Build everything, continue from the newest save, and train."""
     check_stage(config)
+    use_index_cache(config.index_cache)
     if config.dry_run:
         return try_one_step(config)
     found = check_run(config)

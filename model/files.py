@@ -35,7 +35,11 @@ def read_text(path: str | Path, *, fallback: str = "") -> str:
         UserError: the file is of another encoding; names the file, the first wrong byte and the cure.
         OSError: the file cannot be read.
     """
-    content = read_bytes(path)
+    return decode_text(read_bytes(path), path, fallback=fallback)
+
+
+def decode_text(content: bytes, path: str | Path, *, fallback: str = "") -> str:
+    """`read_text` of a file that was read already; `path` is for messages."""
     for mark, encoding in BYTE_ORDER_MARKS:
         if content.startswith(mark):
             return _decode(content, encoding, len(mark), path)

@@ -21,10 +21,11 @@ PARTIAL = ".partial"  # end of the name of a file that is being written
 
 
 @contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
+def written_aside(path: Path, *, sync: bool = True) -> Iterator[Path]:
     """A path to write to, which becomes `path` when the block ends; after an error nothing is left of it.
 
     Whoever reads `path`, also after a kill or a power cut, finds the old file or the new one. Its folder is made.
+    Without `sync`, which takes a second for some hundred MB, a power cut may leave it empty or cut off.
 
     Raises:
         WriteError: it cannot be written.
@@ -34,14 +35,16 @@ def written_aside(path: Path) -> Iterator[Path]:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield partial
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
+            if sync:
+                with partial.open("rb") as file:
+                    os.fsync(file.fileno())
             os.replace(partial, path)
         except BaseException:
             with suppress(OSError):
                 partial.unlink()
             raise
-        sync_folder(path.parent)
+        if sync:
+            sync_folder(path.parent)
 
 
 def write_whole(path: Path, content: str | bytes) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 from model.text.conversation import PROMPTS
 from model.text.format import DEFAULT_NUM_ALL_CLASSES, TOKENS_OF_FORMAT, SequenceFormat
@@ -14,6 +15,17 @@ from utils.common.settings import setting
 # Groups of settings; those of the other scripts are among them.
 MODEL, FORMAT, DATA, MIXTURE, LOADING = "model", "format", "data", "mixture", "loading"
 RECIPE, MACHINE, VALIDATION, OUTPUT = "recipe", "machine", "validation", "output"
+
+
+def index_cache_setting() -> Any:
+    """The setting of the cache of indexes, of every command that opens data sets."""
+    return setting(
+        "",
+        "folder that keeps the indexes of large annotation files, for all processes; none: each reads them anew",
+        group=DATA,
+        unset="the user's cache folder",
+        path=True,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +73,7 @@ class DataConfig:
     )
     vqa_data: str = setting("llava_instruct_150k", "data sets of questions answered in words", group=DATA)
     reason_seg_data: str = setting("ReasonSeg|train", "reasoning data sets", group=DATA)
+    index_cache: str = index_cache_setting()
     max_bad_fraction: float = setting(
         0.01, "maximum fraction of draws that hit an unusable item; above it the run ends", group=DATA
     )

@@ -12,7 +12,7 @@ from model.generation.inference import DEFAULT_NEW_TOKENS
 from utils.common.checks import check_choices, require_not_negative, require_positive
 from utils.common.distributed import dtype_unless_stored
 from utils.common.settings import setting
-from utils.config.data import DATA, MACHINE, MODEL, OUTPUT
+from utils.config.data import DATA, MACHINE, MODEL, OUTPUT, index_cache_setting
 from utils.config.training import ATTENTION, PRECISIONS
 
 TOY_ASSISTANT = Path(__file__).resolve().parents[2] / "assets" / "toy" / "assistant"
@@ -90,6 +90,7 @@ class TestConfig(LoadingConfig):
         group=DATA,
         alias="val_dataset",
     )
+    index_cache: str = index_cache_setting()
     max_samples: int | None = setting(
         None, "maximum number of samples of each data set", group=DATA, unset="all"
     )

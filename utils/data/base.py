@@ -25,24 +25,27 @@ A class may be answered with [NEG] only where somebody has looked for it: return
 from __future__ import annotations
 
 import logging
+import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
 from model.errors import UserError
 from utils.data.frames import Drawn, Frames
 from utils.data.images import read_image
+from utils.data.index.cache import open_index
 from utils.data.types import MAX_REASON, EvalSample, Recipe, Sample, UnusableItemError, cut
 
 logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
+Facts = TypeVar("Facts")
 
 # Why an item is left out, as reports count it.
 MISSING, UNLABELLED, UNUSABLE = "missing", "without annotation", "unusable"
@@ -78,6 +81,16 @@ class Coverage:
         return f"{self.num_used} of {self.num_listed} {self.unit}; {reasons}"
 
 
+@dataclass(frozen=True)
+class Told:
+    """What a data set tells about its items, kept with an index of them."""
+
+    dropped: list[str]
+    left_out: dict[str, int]
+    notes: dict[str, list[str]]
+    num_left: int  # as `check_index` logs it
+
+
 class Dataset(ABC):
     """An index over one split of one data set under `dataset_dir`; images are decoded only when an item is read.
 
@@ -106,6 +119,7 @@ class Dataset(ABC):
         self.dropped: list[str] = []
         self.left_out: Counter[str] = Counter()  # reason, such as MISSING -> number of items
         self.notes: dict[str, dict[str, None]] = {}  # how data were interpreted -> where (an ordered set)
+        self._num_left = 0
 
     @classmethod
     def open(cls, dataset_dir: str | Path, fields: Sequence[str], *, training: bool = False) -> Dataset:
@@ -230,8 +244,47 @@ class Dataset(ABC):
             logger.warning("%s|%s: %s: %s", self.name, self.split, where, what)
         self.notes.setdefault(what, {})[str(where)] = None
 
-    def check_index(self, num_items: int, looked_in: str | Path) -> None:
-        """Log what was dropped; raise FileNotFoundError for an index without items."""
+    def indexed(
+        self,
+        build: Callable[[], tuple[Sequence[Item], Facts]],
+        kinds: tuple[type[Item], type[Facts]],
+        files: Sequence[Path],
+        *options: Any,
+        folders: Sequence[Path] = (),
+    ) -> tuple[Sequence[Item], Facts]:
+        """What `build` makes: items and the facts about all of them; from the cache of indexes if possible.
+
+        Args:
+            build: drops and notes as well; all else that it sets is lost where the cache has the index.
+            kinds: the dataclasses of an item and of the facts.
+            files, folders: the annotation files, and the folders in which images are looked for.
+            options: all else that `build` depends on, as plain values.
+        """
+
+        def build_and_tell() -> tuple[Sequence[Item], tuple[Facts, Told]]:
+            items, facts = build()
+            notes = {what: list(places) for what, places in self.notes.items()}
+            return items, (facts, Told(self.dropped, dict(self.left_out), notes, self._num_left))
+
+        item_kind, facts_kind = kinds
+        # As written, for paths of items begin so, and absolute, for the working directory may be another.
+        paths = [(str(path), os.path.abspath(path)) for path in (self.dataset_dir, *files, *folders)]
+        key = (type(self).__name__, self.split, type(self).__module__, self.name, paths, options)
+        index = open_index(key, (item_kind, tuple[facts_kind, Told]), files, build_and_tell)  # type: ignore[valid-type]
+        facts, told = index.facts
+        if not index.is_new:
+            self._recall(told)
+        return index.items, facts
+
+    def _recall(self, told: Told) -> None:
+        """Drop and note what was dropped and noted when the index was built."""
+        self.dropped, self.left_out = told.dropped, Counter(told.left_out)
+        for what, places in told.notes.items():
+            for place in places:
+                self.note(what, place)
+        self._log_dropped(told.num_left)
+
+    def _log_dropped(self, num_items: int) -> None:
         if self.dropped:
             logger.warning(
                 "%s|%s: %d items dropped, %d left; first: %s",
@@ -241,6 +294,11 @@ class Dataset(ABC):
                 num_items,
                 self.dropped[0],
             )
+
+    def check_index(self, num_items: int, looked_in: str | Path) -> None:
+        """Log what was dropped; raise FileNotFoundError for an index without items."""
+        self._num_left = num_items
+        self._log_dropped(num_items)
         if num_items == 0:
             text = f"{self.name}|{self.split}: no usable item in {looked_in}"
             if not self.dropped:

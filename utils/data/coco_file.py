@@ -38,6 +38,7 @@ FOREIGN_KEYS = (
     ({"type", "features"}, "GeoJSON"),
 )
 CLASS_ID_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")  # of an image of LVIS
+CHECKED_IF_THERE = frozenset({"height", "width", *CLASS_ID_LISTS})
 
 
 def id_of(value: Any) -> Any:
@@ -64,6 +65,8 @@ def read_coco(path: Path) -> dict[str, Any]:
         if not isinstance(content[name], list):
             raise UserError(f"{path}: {name!r} must be a list, got {type(content[name]).__name__}")
         for position, entry in enumerate(content[name]):
+            if name == "annotations" and _is_usual(entry):
+                continue
             where = f"{path}: {name}[{position}]"
             if not isinstance(entry, dict):
                 raise UserError(f"{where} is {short(entry)}, not an object with {', '.join(keys)}")
@@ -74,6 +77,8 @@ def read_coco(path: Path) -> dict[str, Any]:
     image_ids = _unique_ids(content["images"], f"{path}: images")
     category_ids = _unique_ids(content["categories"], f"{path}: categories")
     for position, annotation in enumerate(content["annotations"]):
+        if annotation["image_id"] in image_ids and annotation["category_id"] in category_ids:
+            continue
         for key, ids in (("image_id", image_ids), ("category_id", category_ids)):
             if annotation[key] not in ids:
                 raise UserError(
@@ -81,6 +86,17 @@ def read_coco(path: Path) -> dict[str, Any]:
                     f"{'images' if key == 'image_id' else 'categories'} has; add it, or remove the annotation"
                 )
     return content
+
+
+def _is_usual(annotation: Any) -> bool:
+    """Whether an annotation has whole numbers for ids and nothing else that is checked, as in COCO."""
+    return (
+        type(annotation) is dict
+        and type(annotation.get("image_id")) is int
+        and type(annotation.get("category_id")) is int
+        and type(annotation.get("id", 0)) is int
+        and annotation.keys().isdisjoint(CHECKED_IF_THERE)
+    )
 
 
 def foreign_format(content: Any) -> str:

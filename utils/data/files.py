@@ -9,9 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import msgspec
+
 from model.downloads import check_download
 from model.errors import UserError
-from model.files import read_text
+from model.files import decode_text
+from utils.data.index.sources import note_folder, read_source
 from utils.data.types import cut
 
 logger = logging.getLogger(__name__)
@@ -19,6 +22,7 @@ logger = logging.getLogger(__name__)
 # Files that macOS, Windows and network drives leave beside data; names that begin with a dot are hidden, too.
 SYSTEM_NAMES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir"}
 MAX_LISTED = 12  # names that a message lists
+LARGE = 2**20  # bytes of a JSON file from which a faster parser is tried first
 MAX_HELD = 200  # characters of the keys of a file that a message lists
 
 
@@ -91,20 +95,28 @@ class FolderListing:
         self.folder = folder
         self.anywhere = anywhere
         self._names: dict[PurePosixPath, frozenset[str]] = {}
+        self._beside: dict[str, frozenset[str]] = {}  # a name's part up to its last slash -> the names there
 
     def __contains__(self, relative_path: str) -> bool:
-        path = PurePosixPath(relative_path)
-        if not self.anywhere and leaves_folder(relative_path):
-            return False
-        return path.name in self.names(path.parent)
+        folder, slash, name = relative_path.rpartition("/")
+        if name in ("", ".", ".."):
+            path = PurePosixPath(relative_path)
+            return self._may_hold(relative_path) and path.name in self.names(path.parent)
+        if (folder := folder + slash) not in self._beside:  # as there are many names in few folders
+            self._beside[folder] = self.names(folder) if self._may_hold(folder) else frozenset()
+        return name in self._beside[folder]
+
+    def _may_hold(self, relative_path: str) -> bool:
+        return self.anywhere or not leaves_folder(relative_path)
 
     def names(self, relative_path: str | PurePosixPath) -> frozenset[str]:
         """The names in a folder below this one; empty if it does not exist."""
         path = PurePosixPath(relative_path)
         if path not in self._names:
             folder = self.folder / path
-            names = (entry.name for entry in folder.iterdir()) if folder.is_dir() else ()
-            self._names[path] = frozenset(names)
+            names = frozenset(os.listdir(folder)) if folder.is_dir() else None
+            note_folder(folder, names)
+            self._names[path] = names or frozenset()
         return self._names[path]
 
 
@@ -113,12 +125,15 @@ def read_annotations(path: Path, keys: Sequence[str] = (), *, fallback: str = ""
 
     `fallback` is the encoding of files that are not UTF-8, as in `read_text`. Raises UserError naming the file.
     """
-    text = read_text(path, fallback=fallback)
-    try:
-        content = parse_json(text)
-    except (ValueError, RecursionError) as problem:  # ValueError: also numbers of thousands of digits
-        check_download(path)
-        raise UserError(f"{path}: not JSON ({problem})") from None
+    written = read_source(path)
+    content = parse_fast(written) if len(written) >= LARGE else None
+    if content is None:
+        text = decode_text(written, path, fallback=fallback)
+        try:
+            content = parse_json(text)
+        except (ValueError, RecursionError) as problem:  # ValueError: also numbers of thousands of digits
+            check_download(path)
+            raise UserError(f"{path}: not JSON ({problem})") from None
     require_keys(content, keys, path)
     return content
 
@@ -129,6 +144,17 @@ def require_keys(content: Any, keys: Sequence[str], path: Path) -> None:
         if not isinstance(content, dict) or key not in content:
             held = ", ".join(map(str, list(content)[:MAX_LISTED])) if isinstance(content, dict) else ""
             raise UserError(f"{path}: no {key!r} in it" + (f"; it has {cut(held, MAX_HELD)}" if held else ""))
+
+
+def parse_fast(content: bytes | str) -> Any:
+    """The content of JSON in UTF-8, three times as fast as `parse_json`; None for what that must decide or explain.
+
+    That is everything beyond the letter of the standard: a byte order mark, NaN, half a character, malformed text.
+    """
+    try:
+        return msgspec.json.decode(content)
+    except (ValueError, RecursionError):  # msgspec's errors are ValueErrors
+        return None
 
 
 def parse_json(text: str) -> Any:

@@ -50,6 +50,8 @@ def form_of(segmentation: Any) -> str:
     if not isinstance(segmentation, list) or not segmentation:
         return ""
     first = segmentation[0]
+    if type(first) is list and len(first) > 2 and type(first[0]) in NUMBERS:  # as COCO writes it
+        return ""
     if type(first) in NUMBERS:
         return FLAT
     if _is_point_object(first) or (isinstance(first, list) and first and _is_point_object(first[0])):

@@ -35,6 +35,17 @@ class PartItem:
     absent: tuple[int, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class PartFacts:
+    """What is known of all images together."""
+
+    names: tuple[str, ...]  # of the classes, as written
+    parts: tuple[
+        tuple[str, str], ...
+    ]  # object and part of each class, spoken; the part "" for a whole object
+    num_annotations: int
+
+
 class PartDataset(ClassMaskDataset):
     """Base of the data sets with parts; a subclass names the annotation file and the image folder."""
 
@@ -45,23 +56,19 @@ class PartDataset(ClassMaskDataset):
         super().__init__(dataset_dir, split)
         path = locate(self.dataset_dir, self.annotation_files, self.name)
         self.image_folder = locate(self.dataset_dir, self.image_folders, self.name)
-        with well_formed(path):
-            content = read_annotations(path, keys=("images", "annotations", "categories"))
-            self.parts, self.class_of = read_categories(content["categories"], path)
-            self.classes = ClassList(
-                [category["name"] for category in content["categories"]],
-                [f"{thing} {part}" if part else thing for thing, part in self.parts],
-                str(path),
-            )
-            self.items = self._build_index(content, path)
-        self.check_index(len(self.items), path)
+        self.items, facts = self.indexed(
+            lambda: self._read_index(path), (PartItem, PartFacts), [path], folders=[self.image_folder]
+        )
+        self.parts = facts.parts
+        self.classes = class_list(facts.names, facts.parts, path)
+        self._num_annotations = facts.num_annotations
 
     def __len__(self) -> int:
         return len(self.items)
 
     @property
     def num_annotations(self) -> int:
-        return sum(len(found) for item in self.items for found in item.segmentations.values())
+        return self._num_annotations
 
     def source_path(self, index: int) -> Path:
         return self.items[index].path
@@ -89,12 +96,26 @@ class PartDataset(ClassMaskDataset):
                 masks[class_id] = union(parts, height, width)
         return image, masks
 
-    def _build_index(self, content: Mapping[str, Any], path: Path) -> list[PartItem]:
+    def _read_index(self, path: Path) -> tuple[list[PartItem], PartFacts]:
+        """The images of the annotation file, and what is known of all of them."""
+        with well_formed(path):
+            content = read_annotations(path, keys=("images", "annotations", "categories"))
+            parts, class_of = read_categories(content["categories"], path)
+            names = [category["name"] for category in content["categories"]]
+            class_list(names, parts, path)  # raises for names that cannot be asked for
+            items = self._build_index(content, path, class_of)
+        self.check_index(len(items), path)
+        num_annotations = sum(len(found) for item in items for found in item.segmentations.values())
+        return items, PartFacts(names=tuple(names), parts=tuple(parts), num_annotations=num_annotations)
+
+    def _build_index(
+        self, content: Mapping[str, Any], path: Path, class_of: Mapping[Any, int]
+    ) -> list[PartItem]:
         """Annotations by image and class; entries without image file, category or segmentation are dropped."""
         segmentations: dict[Any, dict[int, list[Any]]] = defaultdict(lambda: defaultdict(list))
         for position, annotation in enumerate(content["annotations"]):
             with self.entry(f"{path}, annotation {position}"):
-                class_id = self.class_of[id_of(annotation["category_id"])]
+                class_id = class_of[id_of(annotation["category_id"])]
                 segmentations[id_of(annotation["image_id"])][class_id].append(annotation["segmentation"])
         files = FolderListing(self.image_folder)
         items = []
@@ -106,8 +127,8 @@ class PartDataset(ClassMaskDataset):
                 size = annotated_size(image)
                 # Some instances of these are not annotated, so they can be asked for neither as present nor as
                 # absent.
-                partly = classes_in(image, "not_exhaustive_category_ids", self.class_of)
-                absent = classes_in(image, "neg_category_ids", self.class_of)
+                partly = classes_in(image, "not_exhaustive_category_ids", class_of)
+                absent = classes_in(image, "neg_category_ids", class_of)
                 whole = {
                     class_id: tuple(drawn) for class_id, drawn in masks.items() if class_id not in partly
                 }
@@ -119,6 +140,11 @@ class PartDataset(ClassMaskDataset):
                     absent -= partly | masks.keys()
                     items.append(PartItem(self.image_folder / file_name, size, whole, tuple(sorted(absent))))
         return items
+
+
+def class_list(names: Sequence[str], parts: Sequence[tuple[str, str]], path: Path) -> ClassList:
+    """The classes of these official names. UserError where two are called the same."""
+    return ClassList(names, [f"{thing} {part}" if part else thing for thing, part in parts], str(path))
 
 
 def read_categories(categories: Any, path: Path) -> tuple[list[tuple[str, str]], dict[Any, int]]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -37,6 +36,14 @@ class Dialogue:
     texts: tuple[str, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class DialogueFacts:
+    """What is known of all dialogues together."""
+
+    num_questions: bytes  # of each dialogue, int32
+    num_images: int
+
+
 class DialogueDataset(Dataset):
     """Base: training uses whole dialogues; evaluation asks each question by itself and has the expected answer."""
 
@@ -47,10 +54,19 @@ class DialogueDataset(Dataset):
     def __init__(self, dataset_dir: str | Path, split: str) -> None:
         super().__init__(dataset_dir, split)
         path, folder = self.find_files()
+        self.dialogues, facts = self.indexed(
+            lambda: self._build_index(path, folder), (Dialogue, DialogueFacts), [path], folders=[folder]
+        )
+        # (num_dialogues,): how many questions there are up to the end of each dialogue
+        self._num_questions = np.frombuffer(facts.num_questions, dtype=np.int32).cumsum()
+        self._num_images = facts.num_images
+
+    def _build_index(self, path: Path, folder: Path) -> tuple[list[Dialogue], DialogueFacts]:
+        """The dialogues whose image is there."""
         content = read_annotations(path)
         if not isinstance(content, list):
             raise UserError(f"{path}: a list of dialogues, got {short(content)}")
-        self.dialogues: list[Dialogue] = []
+        dialogues: list[Dialogue] = []
         files = FolderListing(folder)
         for position, entry in enumerate(content):
             if self.may_have_no_image and isinstance(entry, Mapping) and not entry.get("image"):
@@ -60,22 +76,20 @@ class DialogueDataset(Dataset):
             with self.entry(label):
                 texts, name = dialogue_texts(entry), image_name(entry)
                 if name in files:
-                    self.dialogues.append(Dialogue(folder / name, texts))
+                    dialogues.append(Dialogue(folder / name, texts))
                 else:
                     self.drop(label, f"no image {folder / name}", MISSING)
-        self.check_index(len(self.dialogues), path)
+        self.check_index(len(dialogues), path)
+        counts = np.array([len(dialogue.texts) // 2 for dialogue in dialogues], dtype=np.int32)
+        num_images = len({dialogue.path for dialogue in dialogues})
+        return dialogues, DialogueFacts(num_questions=counts.tobytes(), num_images=num_images)
 
     @abstractmethod
     def find_files(self) -> tuple[Path, Path]:
         """The file of this split, and the folder that its image names start from."""
 
-    @cached_property
-    def questions(self) -> list[tuple[Dialogue, int]]:
-        """Each question: its dialogue and its place among the texts."""
-        return [(dialogue, turn) for dialogue in self.dialogues for turn in range(0, len(dialogue.texts), 2)]
-
     def __len__(self) -> int:
-        return len(self.questions)
+        return int(self._num_questions[-1])
 
     @property
     def num_items(self) -> int:
@@ -83,10 +97,13 @@ class DialogueDataset(Dataset):
 
     @property
     def num_images(self) -> int:
-        return len({dialogue.path for dialogue in self.dialogues})
+        return self._num_images
 
     def __getitem__(self, index: int) -> VqaSample:
-        dialogue, turn = self.questions[index]
+        position = range(len(self))[index]
+        number = int(np.searchsorted(self._num_questions, position, side="right"))
+        dialogue = self.dialogues[number]
+        turn = 2 * (position - int(self._num_questions[number])) + len(dialogue.texts)
         question, answer = dialogue.texts[turn : turn + 2]
         return VqaSample(
             image=read_image(dialogue.path), question=question, answer=answer, source=str(dialogue.path)

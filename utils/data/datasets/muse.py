@@ -54,6 +54,13 @@ class MuseItem:
     questions: tuple[Question, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class MuseFacts:
+    """What is known of all images together."""
+
+    num_targets: int
+
+
 class Muse(Dataset):
     """MUSE. The test split is two files: questions about few targets, and about many."""
 
@@ -66,26 +73,36 @@ class Muse(Dataset):
         super().__init__(dataset_dir, split)
         names = (f"muse/muse_{split}", f"muse/MUSE_{split}", f"multi_reason_seg/MultiReasonSeg/MUSE_{split}")
         path = locate(self.dataset_dir, [f"{name}.json" for name in names], self.name)
-        self.files = {
+        folders = [self.dataset_dir / place for places in FOLDERS.values() for place in places]
+        self.items, facts = self.indexed(
+            lambda: self._build_index(path), (MuseItem, MuseFacts), [path], folders=folders
+        )
+        self._num_annotations = facts.num_targets
+
+    def _build_index(self, path: Path) -> tuple[list[MuseItem], MuseFacts]:
+        """The images that are there, with their usable questions."""
+        files = {
             folder: [FolderListing(self.dataset_dir / place) for place in places]
             for folder, places in FOLDERS.items()
         }
         content = read_annotations(path)
         if not isinstance(content, list):
             raise UserError(f"{path}: a list of images with questions, got {short(content)}")
-        self.items: list[MuseItem] = []
+        items: list[MuseItem] = []
         for position, entry in enumerate(content):
             label = f"{path}, entry {position}"
             with self.entry(label):
                 folder, name = image_of(entry)
-                found = [listing.folder / name for listing in self.files[folder] if name in listing]
+                found = [listing.folder / name for listing in files[folder] if name in listing]
                 if not found:
-                    self.drop(label, f"no image {self.files[folder][0].folder / name}", MISSING)
+                    self.drop(label, f"no image {files[folder][0].folder / name}", MISSING)
                 elif questions := self.questions_of(entry, label):
-                    self.items.append(MuseItem(found[0], annotated_size(entry), questions))
+                    items.append(MuseItem(found[0], annotated_size(entry), questions))
                 else:
                     self.drop(label, "no question with targets")
-        self.check_index(len(self.items), path)
+        self.check_index(len(items), path)
+        num_targets = sum(len(question.segmentations) for item in items for question in item.questions)
+        return items, MuseFacts(num_targets=num_targets)
 
     def questions_of(self, entry: Mapping[str, Any], label: str) -> tuple[Question, ...]:
         """The usable questions of an entry; UserError where the lists do not belong together."""
@@ -115,7 +132,7 @@ class Muse(Dataset):
 
     @property
     def num_annotations(self) -> int:
-        return sum(len(question.segmentations) for item in self.items for question in item.questions)
+        return self._num_annotations
 
     def __getitem__(self, index: int) -> MultiTargetSample:
         item = self.items[index]

@@ -124,34 +124,37 @@ def find_split_file(flag: OwnFlag, dataset_dir: str | Path, default: str, suffix
     return path, WHOLE
 
 
-def find_images(
-    flag: OwnFlag, annotations: Path, names: Collection[str], dataset_dir: str | Path
-) -> ImageFiles:
-    """The image files of an annotation file.
+def image_folders(flag: OwnFlag, annotations: Path, dataset_dir: str | Path) -> list[Path]:
+    """The folders that the images of an annotation file may be in, the most likely first.
 
-    They are in the folder of `images=FOLDER`; without it, in the one of the usual folders beside the annotation file
-    or one level above that has most of them, the first of equals. FileNotFoundError if none has any.
+    The one of `images=FOLDER`; without it, the usual ones beside the annotation file and one level above.
     """
     if "images" in flag.options:
-        candidates = [find_path(flag.options["images"], dataset_dir, f"{flag.name}|images=")]
-        if not candidates[0].is_dir():
+        given = find_path(flag.options["images"], dataset_dir, f"{flag.name}|images=")
+        if not given.is_dir():
             raise FlagError(
                 f"{flag.name}|images={flag.options['images']}: is a file; name the folder that it is in"
             )
-    else:
-        folder = annotations.parent
-        split = annotations.stem.rpartition("_")[-1]  # instances_val2017.json: val2017
-        candidates = [folder, folder / "images", folder.parent / "images", folder.parent]
-        candidates += [
-            above / name
-            for above in (folder, folder.parent)
-            for name in (f"images/{split}", split)
-            if (above / name).is_dir()
-        ]
+        return [given]
+    folder = annotations.parent
+    split = annotations.stem.rpartition("_")[-1]  # instances_val2017.json: val2017
+    split_folders = [above / name for above in (folder, folder.parent) for name in (f"images/{split}", split)]
+    usual = [folder, folder / "images", folder.parent / "images", folder.parent]
+    return [*usual, *(path for path in split_folders if path.is_dir())]
+
+
+def find_images(
+    flag: OwnFlag, annotations: Path, names: Collection[str], candidates: Sequence[Path]
+) -> ImageFiles:
+    """The image files of an annotation file, in that of `candidates` that has most of them, the first of equals.
+
+    FileNotFoundError if none has any.
+    """
     found: list[ImageFiles] = []
+    num_names = len(set(names))
     for candidate in candidates:
         found.append(ImageFiles(candidate, names, anywhere=flag.anywhere))
-        if len(found[-1].as_written) == len(set(names)):
+        if len(found[-1].as_written) == num_names:
             break
     best = max(found, key=lambda files: (len(files), len(files.as_written)))
     if not len(best):

@@ -24,7 +24,7 @@ from utils.data.class_file import no_class_remarks
 from utils.data.class_lists import ClassList
 from utils.data.class_masks import ClassMaskDataset
 from utils.data.coco_file import classes_in, means_no_class, read_coco, split_groups, spoken_names
-from utils.data.datasets.own import OwnFlag, decode_own_mask, find_images, find_split_file
+from utils.data.datasets.own import OwnFlag, decode_own_mask, find_images, find_split_file, image_folders
 from utils.data.frames import Drawn
 from utils.data.image_names import ImageFiles
 from utils.data.masks import annotated_size
@@ -60,6 +60,16 @@ class CocoItem:
         return bool(self.absent) or any(class_id not in self.partly for class_id, _ in self.objects)
 
 
+@dataclass(frozen=True, kw_only=True)
+class CocoFacts:
+    """What is known of all images together."""
+
+    names: tuple[str, ...]  # of the classes, as written
+    spoken: tuple[str, ...]
+    num_annotations: int
+    knows_absent: bool  # some class is known to be absent from some image
+
+
 class OwnCoco(ClassMaskDataset):
     """`own_coco:PATH|SPLIT|exhaustive=false|images=FOLDER`: complex queries about the categories of a COCO file.
 
@@ -80,31 +90,19 @@ class OwnCoco(ClassMaskDataset):
         self.file, split = find_split_file(flag, dataset_dir, default, ".json")
         self.splits = (split,)
         super().__init__(dataset_dir, split)
-        with well_formed(self.file):
-            content = read_coco(self.file)
-            categories = self._read_classes(content)
-            names = [image["file_name"] for image in content["images"]]
-            images = find_images(flag, self.file, names, dataset_dir)
-            if images.respelled:
-                name, file = next(iter(images.respelled.items()))
-                self.note(
-                    f"file names of {self.file.name} read as others, {name!r} as {file!r}", images.folder
-                )
-            items = self._build_index(content, images, categories)
-        self.check_index(len(items), self.file)
-        if self.exhaustive and (num_empty := sum(not item.objects for item in items)):
-            self.note(
-                f"{num_empty} of {len(items)} images have no annotation; with exhaustive=true every class is absent "
-                "from them: remove those that nobody has annotated yet",
-                next(item.path for item in items if not item.objects),
-            )
-        self.items = [item for item in items if item.is_askable] if training else items
-        self.knows_absent = any(item.absent for item in self.items)
-        if not self.items:
-            raise UserError(
-                f"{self.name}: no image of {self.file} has a class that is known to be present or absent; annotate "
-                "some, or say exhaustive=true"
-            )
+        folders = image_folders(flag, self.file, dataset_dir)
+        self.items, facts = self.indexed(
+            lambda: self._read_index(flag, folders, training=training),
+            (CocoItem, CocoFacts),
+            [self.file],
+            *(self.exhaustive, flag.anywhere, training),
+            folders=folders,
+        )
+        self.classes = ClassList(facts.names, facts.spoken, f"{self.file}, categories")
+        for remark in no_class_remarks(self.classes, "remove the category"):
+            logger.warning("%s: %s", self.file, remark)
+        self._num_annotations = facts.num_annotations
+        self.knows_absent = facts.knows_absent
 
     @classmethod
     def open(cls, dataset_dir: str | Path, fields: Sequence[str], *, training: bool = False) -> OwnCoco:
@@ -120,7 +118,7 @@ class OwnCoco(ClassMaskDataset):
 
     @property
     def num_annotations(self) -> int:
-        return sum(len(item.objects) for item in self.items)
+        return self._num_annotations
 
     def __getitem__(self, index: int) -> SemanticSample:
         """Large objects are drawn first, so that small ones on top of them stay visible. Where nothing is annotated,
@@ -190,8 +188,45 @@ class OwnCoco(ClassMaskDataset):
             self.note(STRAY_OBJECT, item.path)
         return drawn
 
-    def _read_classes(self, content: Mapping[str, Any]) -> dict[Any, int]:
-        """Set the class list and return category id -> class index; headings of other categories are not classes."""
+    def _read_index(
+        self, flag: OwnFlag, folders: Sequence[Path], *, training: bool
+    ) -> tuple[list[CocoItem], CocoFacts]:
+        """The images that can be asked about, and what is known of all of them."""
+        with well_formed(self.file):
+            content = read_coco(self.file)
+            classes = self._read_classes(content)
+            class_of = {category["id"]: index for index, category in enumerate(classes)}
+            names = [image["file_name"] for image in content["images"]]
+            images = find_images(flag, self.file, names, folders)
+            if images.respelled:
+                name, file = next(iter(images.respelled.items()))
+                self.note(
+                    f"file names of {self.file.name} read as others, {name!r} as {file!r}", images.folder
+                )
+            items = self._build_index(content, images, class_of)
+        self.check_index(len(items), self.file)
+        if self.exhaustive and (num_empty := sum(not item.objects for item in items)):
+            self.note(
+                f"{num_empty} of {len(items)} images have no annotation; with exhaustive=true every class is absent "
+                "from them: remove those that nobody has annotated yet",
+                next(item.path for item in items if not item.objects),
+            )
+        items = [item for item in items if item.is_askable] if training else items
+        if not items:
+            raise UserError(
+                f"{self.name}: no image of {self.file} has a class that is known to be present or absent; annotate "
+                "some, or say exhaustive=true"
+            )
+        official = tuple(category["name"] for category in classes)
+        return items, CocoFacts(
+            names=official,
+            spoken=tuple(spoken_names(official)),
+            num_annotations=sum(len(item.objects) for item in items),
+            knows_absent=any(item.absent for item in items),
+        )
+
+    def _read_classes(self, content: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The categories that are classes, without headings of others. UserError for unusable names."""
         classes, headings = split_groups(content)
         no_class = [name for name in headings if means_no_class(name)]
         groups = [name for name in headings if name not in no_class]
@@ -199,10 +234,8 @@ class OwnCoco(ClassMaskDataset):
             if found:
                 self.note(f"no class, as it {reason} and is never annotated: {', '.join(found)}", self.file)
         names = [category["name"] for category in classes]
-        self.classes = ClassList(names, spoken_names(names), f"{self.file}, categories")
-        for remark in no_class_remarks(self.classes, "remove the category"):
-            logger.warning("%s: %s", self.file, remark)
-        return {category["id"]: index for index, category in enumerate(classes)}
+        ClassList(names, spoken_names(names), f"{self.file}, categories")
+        return classes
 
     def _build_index(
         self, content: Mapping[str, Any], images: ImageFiles, class_of: Mapping[Any, int]

@@ -23,17 +23,18 @@ import numpy as np
 
 from model.downloads import check_download
 from model.errors import UserError
-from model.files import read_text, split_lines
+from model.files import decode_text, split_lines
 from model.text.conversation import Conversation
 from model.text.format import SequenceFormat
 from model.text.special_tokens import NEG, SEG, Special, Text
 from utils.data.base import MISSING, Dataset, well_formed
 from utils.data.datasets.llava_instruct import dialogue_texts
-from utils.data.datasets.own import OwnFlag, decode_own_mask, find_images, find_split_file
-from utils.data.files import FolderListing, leaves_folder, parse_json
+from utils.data.datasets.own import OwnFlag, decode_own_mask, find_images, find_split_file, image_folders
+from utils.data.files import FolderListing, leaves_folder, parse_fast, parse_json
 from utils.data.frames import Drawn
 from utils.data.image_names import Alike, find_file
 from utils.data.images import read_label
+from utils.data.index.sources import read_source
 from utils.data.masks import union
 from utils.data.polygons import STRAY_PART, form_of
 from utils.data.types import Recipe, ReferringSample, Sample
@@ -50,6 +51,10 @@ class Line:
     image: str  # file name as written
     texts: tuple[str, ...]  # human and gpt in alternation
     masks: tuple[Any, ...]  # one per [SEG]
+    path: Path = Path()  # the image file
+    size: tuple[int, int] | None = (
+        None  # (height, width) of the image by the run-length codes of all its lines
+    )
 
     @property
     def near_mark(self) -> str:
@@ -61,6 +66,15 @@ class Line:
     def is_question(self) -> bool:
         """Whether it can be evaluated: a single question that is answered with [SEG] or [NEG]."""
         return len(self.texts) == 2 and (SEG in self.texts[1] or NEG in self.texts[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class LineFacts:
+    """What is known of all lines together."""
+
+    questions: bytes  # int32: the places of the lines that can be evaluated
+    num_images: int
+    has_no_target: bool  # some of these has none
 
 
 class OwnJsonl(Dataset):
@@ -82,41 +96,58 @@ class OwnJsonl(Dataset):
         self.file, split = find_split_file(flag, dataset_dir, default, ".jsonl")
         self.splits = (split,)
         super().__init__(dataset_dir, split)
+        folders = image_folders(flag, self.file, dataset_dir)
+        self.lines, facts = self.indexed(
+            lambda: self._read_index(flag, folders),
+            (Line, LineFacts),
+            [self.file],
+            flag.anywhere,
+            folders=folders,
+        )
+        self.questions = np.frombuffer(facts.questions, dtype=np.int32)  # (num_questions,): places in `lines`
+        self._num_images = facts.num_images
+        self.has_no_target = facts.has_no_target
+        self.beside = FolderListing(self.file.parent)
+        if not training:
+            self.left_out["for training only"] = len(self.lines) - len(self.questions)
+        if not training and not len(self.questions):
+            raise UserError(
+                f"{self.name}: none of the {len(self.lines)} lines of {self.file} is a single question answered with "
+                "[SEG] or [NEG], so there is nothing to evaluate; use it for training, or add such lines"
+            )
+
+    def _read_index(self, flag: OwnFlag, folders: Sequence[Path]) -> tuple[list[Line], LineFacts]:
+        """The lines whose image is there, and what is known of all of them."""
         with well_formed(self.file):
             lines = read_lines(self.file)
-        self.images = find_images(flag, self.file, [line.image for line in lines], dataset_dir)
-        if self.images.respelled:
-            name, file = next(iter(self.images.respelled.items()))
-            self.note(
-                f"file names of {self.file.name} read as others, {name!r} as {file!r}", self.images.folder
-            )
-        self.beside = FolderListing(self.file.parent)
+        images = find_images(flag, self.file, [line.image for line in lines], folders)
+        if images.respelled:
+            name, file = next(iter(images.respelled.items()))
+            self.note(f"file names of {self.file.name} read as others, {name!r} as {file!r}", images.folder)
         for line in lines:
             if mark := line.near_mark:
                 self.note(
                     f"an answer holds {mark!r}, which is plain text; is {SEG} or {NEG} meant?",
                     self.where(line),
                 )
-        self.lines = []
+        usable = []
         for line in lines:
-            if line.image in self.images:
-                self.lines.append(line)
+            if line.image in images:
+                usable.append(line)
             else:
-                why = f"no image {self.images.path(line.image)}"
-                if line.image in self.images.ambiguous or leaves_folder(line.image):
-                    why += f"; {self.images.why_not(line.image)}"
+                why = f"no image {images.path(line.image)}"
+                if line.image in images.ambiguous or leaves_folder(line.image):
+                    why += f"; {images.why_not(line.image)}"
                 self.drop(self.where(line), why, MISSING)
-        self.check_index(len(self.lines), self.file)
-        self.sizes = sizes_told(self.lines)
-        self.questions = [line for line in self.lines if line.is_question]
-        self.has_no_target = any(not line.masks for line in self.questions)
-        if not training:
-            self.left_out["for training only"] = len(self.lines) - len(self.questions)
-        if not training and not self.questions:
-            raise UserError(
-                f"{self.name}: none of the {len(self.lines)} lines of {self.file} is a single question answered with "
-                "[SEG] or [NEG], so there is nothing to evaluate; use it for training, or add such lines"
-            )
+        self.check_index(len(usable), self.file)
+        sizes = sizes_told(usable)
+        found = [replace(line, path=images.path(line.image), size=sizes.get(line.image)) for line in usable]
+        questions = [place for place, line in enumerate(found) if line.is_question]
+        return found, LineFacts(
+            questions=np.array(questions, dtype=np.int32).tobytes(),
+            num_images=len({line.image for line in found}),
+            has_no_target=any(not found[place].masks for place in questions),
+        )
 
     @classmethod
     def open(cls, dataset_dir: str | Path, fields: Sequence[str], *, training: bool = False) -> OwnJsonl:
@@ -136,14 +167,14 @@ class OwnJsonl(Dataset):
 
     @property
     def num_images(self) -> int:
-        return len({line.image for line in self.lines})
+        return self._num_images
 
     @property
     def num_annotations(self) -> int:
         return len(self.lines)
 
     def __getitem__(self, index: int) -> ReferringSample:
-        line = self.questions[index]
+        line = self.lines[int(self.questions[index])]
         image, masks = self.read(line)
         return ReferringSample(
             image=image,
@@ -151,7 +182,7 @@ class OwnJsonl(Dataset):
             masks=union(masks, *image.shape[:2])[None],
             no_target=(not len(masks),),
             as_written=True,
-            source=str(self.images.path(line.image)),
+            source=str(line.path),
         )
 
     def sample_of(self, index: int, rng: np.random.Generator, recipe: Recipe) -> Sample:
@@ -166,7 +197,7 @@ class OwnJsonl(Dataset):
             image=image,
             conversations=(Conversation.of(*answered),),
             masks=masks,
-            source=str(self.images.path(line.image)),
+            source=str(line.path),
         )
 
     def where(self, line: Line) -> str:
@@ -199,11 +230,11 @@ class OwnJsonl(Dataset):
             drawn, sizes=drawn.sizes + tuple(m.shape for m in written if isinstance(m, np.ndarray))
         )
         # Polygons have no size of their own; masks of other lines may tell that of the image.
-        told = None if drawn.sizes else self.sizes.get(line.image)
+        told = None if drawn.sizes else line.size
         if told is not None:
             drawn = replace(drawn, sizes=(told,))
         with self.usable(self.where(line)):
-            image = self.load_image(self.images.path(line.image), drawn=drawn)
+            image = self.load_image(line.path, drawn=drawn)
             if told not in (None, image.shape[:2]):
                 raise UserError(
                     f"{line.image} is {image.shape[:2]} (height, width), and masks of it are of {told}; is it the "
@@ -223,11 +254,12 @@ class OwnJsonl(Dataset):
 def read_lines(path: Path) -> list[Line]:
     """The lines of a jsonl file; UserError with the number of a malformed line."""
     lines = []
-    for number, text in enumerate(split_lines(read_text(path)), start=1):
+    for number, text in enumerate(split_lines(decode_text(read_source(path), path)), start=1):
         if not text.strip():
             continue
         try:
-            lines.append(parse_line(number, parse_json(text)))
+            entry = parse_fast(text)
+            lines.append(parse_line(number, parse_json(text) if entry is None else entry))
         except json.JSONDecodeError as problem:
             check_download(path)
             raise UserError(

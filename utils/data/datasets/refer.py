@@ -33,7 +33,7 @@ class Expression:
     """A phrase and its target annotations; none if the annotators say that nothing matches."""
 
     text: str
-    ann_ids: tuple[int, ...]
+    ann_ids: tuple[int | str, ...]
     reference: int = 0  # position in the file of the reference that it is a sentence of
 
 
@@ -44,6 +44,16 @@ class ReferringItem:
     path: Path
     size: tuple[int, int] | None  # (height, width) of the annotations, where instances.json states it
     expressions: tuple[Expression, ...]
+    segmentations: Mapping[int | str, Any]  # of their targets, by annotation id
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferringFacts:
+    """What is known of all images of the split together."""
+
+    num_references: int
+    num_expressions: int
+    has_no_target: bool  # some expression has none
 
 
 class ReferringDataset(Dataset):
@@ -71,13 +81,14 @@ class ReferringDataset(Dataset):
         refs_path = locate(root, self.refs_files(), self.name)
         instances_path = locate(root, ("instances.json",), self.name)
         self.image_folders = self.find_images(root)
-        self.segmentations: dict[int, Any] = {}  # by annotation id
-        self.num_references = 0
-        self.items = self._build_index(self.read_refs(refs_path), refs_path, instances_path)
-        self.check_index(len(self.items), root)
-        self.has_no_target = self.may_have_no_target or any(
-            not expression.ann_ids for item in self.items for expression in item.expressions
+        self.items, self.facts = self.indexed(
+            lambda: self._build_index(self.read_refs(refs_path), refs_path, instances_path),
+            (ReferringItem, ReferringFacts),
+            [refs_path, instances_path],
+            self.split_by,
+            folders=self.image_folders,
         )
+        self.has_no_target = self.may_have_no_target or self.facts.has_no_target
 
     @classmethod
     def open(
@@ -119,11 +130,11 @@ class ReferringDataset(Dataset):
 
     @property
     def num_used(self) -> int:
-        return self.num_references
+        return self.facts.num_references
 
     @property
     def num_annotations(self) -> int:
-        return sum(len(item.expressions) for item in self.items)
+        return self.facts.num_expressions
 
     def __getitem__(self, index: int) -> ReferringSample:
         item = self.items[index]
@@ -164,8 +175,7 @@ class ReferringDataset(Dataset):
 
     def load_item_image(self, item: ReferringItem) -> np.ndarray:
         """(height, width, 3) uint8, in the frame that the annotations of all expressions fit."""
-        ids = dict.fromkeys(ann_id for expression in item.expressions for ann_id in expression.ann_ids)
-        return self.load_image(item.path, item.size, Drawn.of(self.segmentations[ann_id] for ann_id in ids))
+        return self.load_image(item.path, item.size, Drawn.of(item.segmentations.values()))
 
     def masks(self, item: ReferringItem, expressions: Sequence[Expression], image: np.ndarray) -> np.ndarray:
         """(num_expressions, height, width) uint8: the union of each expression's annotations."""
@@ -173,11 +183,13 @@ class ReferringDataset(Dataset):
         masks = np.zeros((len(expressions), height, width), dtype=np.uint8)
         for mask, expression in zip(masks, expressions, strict=True):
             with self.usable(item.path, f"annotations {list(expression.ann_ids)}: "):
-                parts = (self.segmentations[ann_id] for ann_id in expression.ann_ids)
+                parts = (item.segmentations[ann_id] for ann_id in expression.ann_ids)
                 mask[:] = union((decode_segmentation(part, height, width) for part in parts), height, width)
         return masks
 
-    def _build_index(self, refs: Any, refs_path: Path, instances_path: Path) -> list[ReferringItem]:
+    def _build_index(
+        self, refs: Any, refs_path: Path, instances_path: Path
+    ) -> tuple[list[ReferringItem], ReferringFacts]:
         """The split's expressions by image; those without annotation or image file are dropped."""
         with well_formed(instances_path):
             instances = read_annotations(instances_path, keys=("annotations", "images"))
@@ -188,6 +200,7 @@ class ReferringDataset(Dataset):
         folders = [FolderListing(folder) for folder in self.image_folders]
         paths: dict[int, Path] = {}
         expressions: dict[int, list[Expression]] = defaultdict(list)
+        num_references = 0
         for position, ref in enumerate(refs):
             label = f"{refs_path}, reference {position}"
             with self.entry(label):
@@ -210,16 +223,24 @@ class ReferringDataset(Dataset):
                 else:
                     paths[image_id] = path
                     expressions[image_id] += found
-                    self.num_references += 1
-                    self.segmentations |= {ann_id: segmentations[ann_id] for ann_id in ann_ids}
-        return [
+                    num_references += 1
+        items = [
             ReferringItem(
                 path=paths[image_id],
                 size=annotated_size(images[image_id]),
                 expressions=tuple(expressions[image_id]),
+                segmentations={
+                    ann_id: segmentations[ann_id] for said in expressions[image_id] for ann_id in said.ann_ids
+                },
             )
             for image_id in sorted(expressions, key=lambda image_id: (isinstance(image_id, str), image_id))
         ]
+        self.check_index(len(items), refs_path.parent)
+        return items, ReferringFacts(
+            num_references=num_references,
+            num_expressions=sum(len(item.expressions) for item in items),
+            has_no_target=any(not said.ann_ids for item in items for said in item.expressions),
+        )
 
 
 def first_holding(folders: Sequence[FolderListing], name: str) -> Path | None:
@@ -227,7 +248,7 @@ def first_holding(folders: Sequence[FolderListing], name: str) -> Path | None:
     return next((listing.folder / name for listing in folders if name in listing), None)
 
 
-def target_ids(ann_id: int | Sequence[int]) -> tuple[int, ...]:
+def target_ids(ann_id: int | str | Sequence[int | str]) -> tuple[int | str, ...]:
     """The target annotations of a reference: one id, or a list; gRefCOCO writes [-1] if nothing matches."""
     ids = tuple(map(id_of, ann_id if isinstance(ann_id, list | tuple) else [ann_id]))
     if not all(isinstance(each, int | str) for each in ids):

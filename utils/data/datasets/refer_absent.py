@@ -31,7 +31,7 @@ class NegativeReferring(ReferringDataset):
 
     def __init__(self, dataset_dir: str | Path, split: str, split_by: str = "") -> None:
         super().__init__(dataset_dir, split, split_by)
-        if all(expression.ann_ids for item in self.items for expression in item.expressions):
+        if not self.facts.has_no_target:
             names = " or ".join(repr(mark) for mark in MARKS)
             self.note(
                 f"no sentence is marked as absent by {names}; is it plain RefCOCO?", self.refs_files()[0]

@@ -29,6 +29,7 @@ from utils.common.settings import parse_config, setting
 from utils.common.terminal import PrintableText as Text
 from utils.config.data import DATA, MODEL, OUTPUT
 from utils.config.training import TrainConfig
+from utils.data.index.cache import use_index_cache
 from utils.data.mixture import recipe_of
 from utils.data.registry import Entry, parse_entry, parse_val_list, split_list
 from utils.data.tools.selection import LookConfig, entries_asked, entries_known, processor_for
@@ -60,6 +61,7 @@ class CheckConfig(LookConfig):
 def main(argv: Sequence[str] | None = None) -> int:
     # A file written for a run may hold all of its settings.
     config = parse_config(CheckConfig, argv, about=__doc__, passed_over=TrainConfig)
+    use_index_cache(config.index_cache)
     asked = [(entry, True) for entry in entries_asked(config)]
     if config.val_dataset_list:
         asked += [(entry, False) for entry in entries_to_evaluate(config)]

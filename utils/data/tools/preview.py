@@ -38,6 +38,7 @@ from utils.config.data import MODEL, OUTPUT
 from utils.config.training import TrainConfig
 from utils.data.base import Dataset
 from utils.data.collate import LengthLimit
+from utils.data.index.cache import use_index_cache
 from utils.data.mixture import Mixture, recipe_of
 from utils.data.tools.selection import LookConfig, entries_asked, entries_known, processor_for
 from utils.data.types import Sample
@@ -91,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse_config(PreviewConfig, argv, about=__doc__, passed_over=TrainConfig)
     start_logging()
     check_writable(config.out, "--out")
+    use_index_cache(config.index_cache)
     processor = processor_for(config.version, config.sequence_format, config.prompt_template)
     mixture = build_mixture(config, processor)
     shown = [show(index, mixture[index]) for index in range(config.num_samples)]

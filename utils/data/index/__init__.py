@@ -1,0 +1,1 @@
+"""Indexes of large annotation files, built once and shared by all processes."""
