@@ -1,4 +1,4 @@
-"""Rules for the settings that say where a run writes and whom it reports to."""
+"""Rules for the settings that name a run and its trackers."""
 
 from __future__ import annotations
 

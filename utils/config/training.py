@@ -180,7 +180,7 @@ class TrainConfig(DataConfig):
     exp_name: str = setting("lasagna", "name of the run; its folder holds checkpoints and logs", group=OUTPUT)
     report_to: str = setting(
         "tensorboard",
-        "who gets the curves: tensorboard, wandb, trackio, several of them with commas between, or none",
+        "trackers of curves and images: tensorboard, wandb, trackio, several separated by commas, or none",
         group=OUTPUT,
     )
     print_config: bool = setting(
@@ -278,7 +278,7 @@ class TrainConfig(DataConfig):
 
     @property
     def trackers(self) -> tuple[str, ...]:
-        """Who gets the curves, by name."""
+        """The trackers of curves and images, by name."""
         return trackers_named(self.report_to)
 
     @property
