@@ -1,6 +1,6 @@
 """Attacks the commands with files that run code, read or write elsewhere, exhaust or crash whoever opens them.
 
-    python -m benchmarks.attack              # all, about ten minutes
+    python -m benchmarks.attack              # all, far more than a thousand
     python -m benchmarks.attack --quick      # one of each kind
     python -m benchmarks.attack --only pickles,names --verbose
 
