@@ -110,13 +110,14 @@ class PlainLoader:
     ) -> tuple[list[Conversation], Tensor]:
         """Up to `num_expressions` expressions, each with the union of its annotations' polygons."""
         height, width = image.shape[:2]
-        chosen = sample_up_to(rng, self.dataset.items[index].expressions, self.recipe.num_expressions)
+        item = self.dataset.items[index]
+        chosen = sample_up_to(rng, item.expressions, self.recipe.num_expressions)
         conversations = [referring_conversation(e.text, True, rng, self.recipe.format) for e in chosen]
         masks = []
         for expression in chosen:
             mask = np.zeros((height, width), dtype=np.uint8)
             for ann_id in expression.ann_ids:
-                codes = coco_mask.frPyObjects(self.dataset.segmentations[ann_id], height, width)
+                codes = coco_mask.frPyObjects(item.segmentations[ann_id], height, width)
                 mask |= np.sum(coco_mask.decode(codes), axis=2).astype(np.uint8)
             masks.append(mask)
         return conversations, torch.from_numpy(np.stack(masks)).float()

@@ -208,7 +208,9 @@ def test_every_command_of_the_pages_works(line, desk, workspace, tmp_path, monke
     command = Command.parse(filled.replace("/fast/", f"{tmp_path}/"))
     if command.script == "make":
         targets = re.findall(r"^(\w+):", (REPOSITORY / "Makefile").read_text(), re.M)
-        assert set(command.arguments) <= set(targets)
+        assert {word for word in command.arguments if "=" not in word} <= set(
+            targets
+        )  # BASE=smolvlm sets a variable
     elif "--help" in command.arguments:
         with pytest.raises(SystemExit) as end:
             command.run()

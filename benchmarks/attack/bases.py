@@ -43,9 +43,9 @@ SAM2_SIZES: dict[str, Any] = {
 def write(folder: Path) -> None:
     """Three sound folders: a tiny Qwen3-VL, a model of ours around it, and a tiny SAM 2."""
     from transformers import (
-        AutoModelForImageTextToText,
         Qwen2VLImageProcessor,
         Qwen3VLConfig,
+        Qwen3VLForConditionalGeneration,
         Qwen3VLProcessor,
         Qwen3VLVideoProcessor,
     )
@@ -77,7 +77,7 @@ def write(folder: Path) -> None:
     size = {"shortest_edge": 4 * 32**2, "longest_edge": 16 * 32**2}
     images = Qwen2VLImageProcessor(patch_size=16, size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     processor = Qwen3VLProcessor(images, tokenizer, Qwen3VLVideoProcessor(), chat_template=TEMPLATE)
-    AutoModelForImageTextToText.from_config(config).save_pretrained(folder / BASE)
+    Qwen3VLForConditionalGeneration(config).save_pretrained(folder / BASE)
     processor.save_pretrained(folder / BASE)
     settings = Sam2Settings(**SAM2_SIZES)
     KINDS["sam2"].model(settings.config).save_pretrained(folder / SAM2)

@@ -125,7 +125,9 @@ def test_own_questions_are_judged_by_the_referring_protocol_as_they_are_written(
 
         def generate_batch(self, images, conversations, **_):
             asked.extend(str(conversation.turns[0]) for conversation in conversations)
-            return [SimpleNamespace(text="It is [SEG].", masks=torch.from_numpy(INSIDE[None] - 0.5))]
+            return [
+                SimpleNamespace(text="It is [SEG].", masks=torch.from_numpy(INSIDE[None] - 0.5), maps=None)
+            ]
 
     ((answer,),) = protocol.predict(Model(), None, [dataset[0]])
     assert asked == ["Where is it?"]
