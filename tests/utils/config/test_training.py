@@ -104,7 +104,8 @@ def test_no_value_in_the_file_means_the_default(yaml_file):
     assert train("--config", yaml_file("")).lr == 3e-4
 
 
-def test_saved_settings_are_read_back_and_a_flag_still_wins(tmp_path):
+def test_saved_settings_are_read_back_and_a_flag_still_wins(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where ./runs, which would become absolute, does not exist
     config = train("--val_dataset=ade20k", "--no_order_following", "--exp_name=größe: 1", "--lr=1e-5")
     save_config(config, tmp_path / "run.yaml")
     again = ["--config", str(tmp_path / "run.yaml")]
@@ -114,8 +115,9 @@ def test_saved_settings_are_read_back_and_a_flag_still_wins(tmp_path):
     )
 
 
-def test_a_number_that_was_taken_back_stays_so_in_a_file(tmp_path):
+def test_a_number_that_was_taken_back_stays_so_in_a_file(tmp_path, monkeypatch):
     """`none`, where the default is a number, is not the default."""
+    monkeypatch.chdir(tmp_path)  # where ./runs, which would become absolute, does not exist
     config = train("--max_bad_steps=none", "--save_every_minutes=none", "--rank_timeout=none")
     save_config(config, tmp_path / "run.yaml")
     assert parse_config(TrainConfig, ["--config", str(tmp_path / "run.yaml")]) == config
