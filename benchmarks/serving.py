@@ -17,10 +17,7 @@ import base64
 import concurrent.futures
 import io
 import json
-import socket
 import sys
-import threading
-import time
 import urllib.request
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,13 +26,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.local_server import ThreadedServer
 from benchmarks.measure import Claim, Runs, claims_table, take_turns, write_results
 from benchmarks.models import SIZES, build
 from model.checkpoints.load import load_model
 from model.lasagna import LasagnaForConditionalGeneration
 from utils.data.class_lists import load_class_list
 from utils.serving.answers import Asking
-from utils.serving.connection import server_of
 from utils.serving.fetch import Limits
 from utils.serving.server import build_app
 from utils.serving.service import Service
@@ -47,7 +44,7 @@ WORDS, NEW, CLASSES = "questions in words", "questions in words, new images", "c
 BAR, GOAL = 2.0, 3.0
 
 
-class LocalServer:
+class LocalServer(ThreadedServer):
     """The server in a thread, at a free port of 127.0.0.1. Its model never ends an answer by itself."""
 
     def __init__(self, model: LasagnaForConditionalGeneration, *, num_tokens: int, num_clients: int) -> None:
@@ -61,23 +58,7 @@ class LocalServer:
             max_batch=num_clients,
             max_waiting=8 * num_clients,
         )
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
-        self.server = server_of(build_app(self.service))
-        self.thread = threading.Thread(
-            target=self.server.run, kwargs={"sockets": [self.listener]}, daemon=True
-        )
-
-    def __enter__(self) -> LocalServer:
-        self.thread.start()
-        while not self.server.started:
-            time.sleep(0.01)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.server.should_exit = True
-        self.thread.join()
-        self.listener.close()
+        super().__init__(build_app(self.service))
 
     def post(self, path: str, content: dict[str, Any]) -> dict[str, Any]:
         """The response to a request."""

@@ -30,9 +30,9 @@ def ask(desk: Desk, *requests: bytes, allow_urls: bool = False) -> int:
     import torch
 
     from benchmarks.load.wire import Line, LostError, request
+    from benchmarks.local_server import ThreadedServer
     from model.checkpoints.load import load_model
     from utils.serving.answers import Asking
-    from utils.serving.connection import server_of
     from utils.serving.fetch import Limits
     from utils.serving.server import build_app
     from utils.serving.service import Service
@@ -42,15 +42,10 @@ def ask(desk: Desk, *requests: bytes, allow_urls: bool = False) -> int:
         load_model(desk.model)[0], Asking(max_new_tokens=4), name="model", max_pixels=12_000_000,
         limits=Limits(max_bytes=20_000_000, allow_urls=allow_urls), max_batch=8, max_waiting=64,
     )  # fmt: skip
-    server = server_of(build_app(service, hosts=frozenset({"localhost", PRIVATE})))
     code = 2
-    with socket.create_server((PRIVATE, 0)) as listener:
-        port = listener.getsockname()[1]
-        threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True).start()
-        while not server.started:
-            pass
+    with ThreadedServer(build_app(service, hosts=frozenset({"localhost", PRIVATE}))) as server:
         for content in (*requests, request("GET", "/health")):
-            with Line(port, timeout=60) as line:
+            with Line(server.port, timeout=60) as line:
                 try:
                     line.send(content)
                     reply = line.read()

@@ -5,9 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import socket
-import threading
-import time
 import urllib.error
 import urllib.request
 
@@ -15,8 +12,8 @@ import numpy as np
 import openai
 from PIL import Image
 
+from benchmarks.local_server import ThreadedServer
 from utils.serving.answers import Asking
-from utils.serving.connection import server_of
 from utils.serving.fetch import Limits
 from utils.serving.server import build_app
 from utils.serving.service import Service
@@ -28,8 +25,8 @@ def data_url(image: np.ndarray | Image.Image, kind: str = "PNG", **options: obje
     return f"data:image/{kind.lower()};base64," + base64.b64encode(file.getvalue()).decode()
 
 
-class Running:
-    """A server in a thread of this process, at a free port of 127.0.0.1."""
+class Running(ThreadedServer):
+    """A small server with its clients."""
 
     def __init__(self, model, *, api_key: str = "", hosts: frozenset[str] | None = None, **options) -> None:
         limits = Limits(max_bytes=200_000)
@@ -43,24 +40,7 @@ class Running:
         settings |= options
         asking = settings.pop("asking", Asking(max_new_tokens=12))
         self.service = Service(model, asking, **settings)
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self.listener.getsockname()[1]
-        app = build_app(self.service, api_key=api_key, hosts=hosts)
-        self.server = server_of(app)
-        self.thread = threading.Thread(
-            target=self.server.run, kwargs={"sockets": [self.listener]}, daemon=True
-        )
-
-    def __enter__(self) -> Running:
-        self.thread.start()
-        while not self.server.started:
-            time.sleep(0.01)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.server.should_exit = True
-        self.thread.join(20)
-        self.listener.close()
+        super().__init__(build_app(self.service, api_key=api_key, hosts=hosts))
 
     def client(self, key: str = "none"):
         return openai.OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key=key, max_retries=0)
