@@ -6,8 +6,11 @@ import zipfile
 from pathlib import Path
 
 from model.errors import UserError
+from model.files import is_regular
 
 SUFFIXES = (".bin", ".safetensors", ".pth", ".pt", ".ckpt", ".model", ".json")
+WEIGHT_SUFFIXES = SUFFIXES[:5]
+TEXT_SUFFIXES = (".jinja", ".txt", ".yaml")  # that are part of a model
 POINTER = b"version https://git-lfs"
 PAGE = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<error")
 OTHER_KINDS = (
@@ -55,9 +58,19 @@ def check_download(path: Path) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """`check_download` for each file of a model's folder that has a fitting name."""
+    """`check_download` for each file of a model's folder that has a fitting name.
+
+    Whoever reads the files takes what is no file for absent: a link into a cache that was emptied would leave a model
+    without its template.
+    """
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in SUFFIXES and path.is_file():
+        if path.suffix.lower() not in (*SUFFIXES, *TEXT_SUFFIXES):
+            continue
+        if path.is_dir() and path.suffix.lower() in WEIGHT_SUFFIXES:
+            continue  # a folder of shards, or any other: whoever looks for a file does not find it
+        if not is_regular(path):
+            raise UserError(f"{path} is a link to nothing; copy or download the model again")
+        if path.suffix.lower() in SUFFIXES:
             check_download(path)
 
 

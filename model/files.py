@@ -59,11 +59,29 @@ def read_bytes(path: str | Path) -> bytes:
 
 def open_regular(path: str | Path) -> BinaryIO:
     """A regular file, open for reading bytes; UserError for anything else, before it can block the reader."""
-    mode = Path(path).stat().st_mode
+    _require_regular(Path(path).stat().st_mode, path, "name a regular file")
+    return open(path, "rb")
+
+
+def is_regular(path: str | Path) -> bool:
+    """Whether there is a regular file, to be read or written; False where nothing is.
+
+    Raises:
+        UserError: there is a folder, a pipe or a device, which is not passed over as if nothing were there.
+        OSError: it cannot be looked at, such as a link to itself.
+    """
+    try:
+        mode = Path(path).stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    _require_regular(mode, path, "move it elsewhere")
+    return True
+
+
+def _require_regular(mode: int, path: str | Path, cure: str) -> None:
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
-        raise UserError(f"{path}: is {kind}, not a file; name a regular file")
-    return open(path, "rb")
+        raise UserError(f"{path}: is {kind}, not a file; {cure}")
 
 
 def split_lines(text: str) -> list[str]:
@@ -98,7 +116,7 @@ def _decode(content: bytes, encoding: str, start: int, path: str | Path) -> str:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; an absent file is an empty object. Raises a UserError naming the file."""
-    if not path.is_file():
+    if not is_regular(path):
         return {}
     try:
         content = json.loads(read_text(path))
@@ -109,11 +127,30 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """PyYAML's safe loader without what no settings need: keys that are given twice, and merges of mappings.
+
+    PyYAML takes the last of two equal keys in silence; merges of merges multiply, to billions in ten lines.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                raise yaml.MarkedYAMLError(problem="merges (<<) are not read", problem_mark=key.start_mark)
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    problem = f"{key.value!r} is given twice; leave one out"
+                    raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path, flag: str = "") -> dict[str, Any]:
     """The "name: value" lines of a YAML file; none in an empty file. Raises a UserError naming the file."""
     named = f"{flag} {path}".strip()
     try:
-        content = yaml.safe_load(read_text(path))
+        content = yaml.load(read_text(path), _PlainLoader)
     except UserError:
         raise
     except (yaml.YAMLError, RecursionError, ValueError) as problem:  # ValueError: a date such as 2026-13-01

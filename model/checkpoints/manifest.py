@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
 import zipfile
 from collections.abc import Callable, Iterator
@@ -92,10 +93,10 @@ def newest_save(folder: Path, check: Check = lambda _: None) -> Found | None:
         UserError: none of the saves is whole.
     """
     candidates, latest = saves(folder), read_latest(folder)
-    none_has_one = not any((path / MANIFEST).is_file() for path in candidates)
+    none_has_one = not any(_has_manifest(path) for path in candidates)
     passed: list[tuple[str, str]] = []
     for path in candidates:
-        known = (path / MANIFEST).is_file() or (none_has_one and path.name == (latest or path.name))
+        known = _has_manifest(path) or (none_has_one and path.name == (latest or path.name))
         problem = damage(path, check) if known else f"it has no {MANIFEST}: writing it was not finished"
         if problem is None:
             for name, why in passed:
@@ -110,15 +111,20 @@ def newest_save(folder: Path, check: Check = lambda _: None) -> Found | None:
     )
 
 
+def _has_manifest(save: Path) -> bool:
+    """Whether something is in the manifest's place, be it damaged: a save of older versions has nothing there."""
+    return os.path.lexists(save / MANIFEST)
+
+
 def damage(save: Path, check: Check = lambda _: None) -> str | None:
     """What is wrong with a save, None if nothing: files that are missing or changed, or another one's."""
     if not any(save.glob("*_model_states.pt")):
         return "it has no *_model_states.pt"
-    if not (save / MANIFEST).is_file():
+    if not _has_manifest(save):
         return next(filter(None, map(archive_damage, sorted(save.glob("*.pt")))), None)
     try:
         manifest = read_json(save / MANIFEST)
-    except UserError as problem:
+    except (UserError, OSError) as problem:
         return str(problem)
     files = manifest.get("files")
     if not isinstance(files, dict) or not all(isinstance(told, dict) for told in files.values()):

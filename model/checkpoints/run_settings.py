@@ -11,7 +11,7 @@ import torch
 from model.checkpoints.layouts import adapter
 from model.checkpoints.layouts.base import CHECKPOINT_FOLDER, DTYPES, SETTINGS_FOLDER, named_dtype
 from model.errors import UserError
-from model.files import read_json, read_yaml
+from model.files import is_regular, read_json, read_yaml
 from model.text.format import SequenceFormat
 
 # Settings of a run that are read, by what they are.
@@ -142,6 +142,6 @@ def read_run_settings(path: str | Path) -> RunSettings:
         folder = place / SETTINGS_FOLDER
         if folder.is_dir():
             run = folder / "run.yaml"
-            content = read_yaml(run) if run.is_file() else {}
+            content = read_yaml(run) if is_regular(run) else {}
             return RunSettings(run=content, config=read_json(folder / "config.json"), source=run)
     return RunSettings()

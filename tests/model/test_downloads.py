@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import pytest
@@ -58,6 +59,25 @@ def test_every_file_of_a_models_folder_is_looked_at(name, content, said, tmp_pat
     (folder / name).write_bytes(content)
     with pytest.raises(UserError, match=rf"{name} is a.*{said}"):
         local_folder(folder, flag="--version")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "generation_config.json", "chat_template.jinja"])
+@pytest.mark.parametrize(
+    ("put", "said"),
+    [
+        (os.mkfifo, "is a pipe or a device, not a file"),
+        (os.mkdir, "is a folder, not a file"),
+        (lambda path: os.symlink("/dev/zero", path), "is a pipe or a device"),
+        (
+            lambda path: os.symlink("/nowhere/blob", path),
+            "is a link to nothing; copy or download the model again",
+        ),
+    ],
+)
+def test_what_is_no_file_is_not_taken_for_an_absent_one(name, put, said, tmp_path):
+    put(tmp_path / name)
+    with pytest.raises(UserError, match=f"{name}:? {said}"):
+        local_folder(tmp_path, flag="--version")
 
 
 @pytest.mark.parametrize("content", [POINTER, b"\x0a\x0e\x0a\x05<unk>\x15", b"not a model"])

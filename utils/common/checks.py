@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 
+MAX_PARALLEL = 1024  # processes or threads that one process starts
+MAX_SECONDS = 1e6  # that anybody waits: eleven days
+
+
 def check_choices(config: DataclassInstance) -> None:
     """UserError for a value that is not among the choices of its setting."""
     for one in declared(config):
@@ -37,6 +41,11 @@ def require_fraction(config: DataclassInstance, *names: str) -> None:
     _require(config, names, lambda value: 0 <= value <= 1, "must be a fraction, 0 to 1")
 
 
+def require_at_most(config: DataclassInstance, limit: float, *names: str) -> None:
+    """UserError for a number that no machine can have."""
+    _require(config, names, lambda value: value <= limit, f"must be at most {limit:,g}")
+
+
 def _require(
     config: DataclassInstance, names: Sequence[str], holds: Callable[[float], bool], rule: str
 ) -> None:
@@ -44,4 +53,5 @@ def _require(
         value = getattr(config, one.name)
         if one.name in names and value is not None and not holds(value):
             cure = f"; leave it out for {one.unset}" if one.unset else ""
-            raise UserError(f"--{one.name} {rule}, got {value}{cure}")
+            got = f"{value}, which is not finite" if value == math.inf else value
+            raise UserError(f"--{one.name} {rule}, got {got}{cure}")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from model.files import is_regular
 from model.write_errors import writing
 from utils.common.paths import MAX_NAME_BYTES, shortened
 
@@ -70,9 +71,12 @@ def append_whole(path: Path, text: str, *, sync: bool = False) -> None:
 
     Raises:
         WriteError: it cannot be written.
+        UserError: it is no regular file.
     """
     with writing(path):
-        is_new = not path.exists()
+        is_new = not is_regular(
+            path
+        )  # a pipe would keep the writer waiting, a device swallows what is written
         with path.open("ab", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
             data = text.encode()

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 Config = TypeVar("Config", bound="DataclassInstance")
 STARTED_IN = "started_in"  # in a run's run.yaml: the folder that its relative paths count from
 METAVARS = {int: "INT", float: "FLOAT", str: "TEXT"}
+LARGEST = 2**63
 GENERAL = (
     HelpEntry(
         flag="--config FILE", text="YAML file with any of these settings; flags override it", group="general"
@@ -161,9 +162,10 @@ class _Parser(Parser):
             for name in switch:
                 self.add_argument(name, dest=one.name, action="store_false")
             return
+        reader = _whole if one.kind is int else one.kind
         self.add_argument(
             flag,
-            type=_or_none(one.kind) if one.optional else one.kind,
+            type=_or_none(reader) if one.optional else reader,
             default=one.default,
             choices=one.choices or None,
             **({} if one.alone is None else {"nargs": "?", "const": one.alone}),
@@ -232,7 +234,19 @@ def _truth(text: str) -> bool:
     return TRUTH[text.lower()]
 
 
-def _or_none(kind: type) -> Callable[[str], Any]:
+def _whole(text: str) -> int:
+    """A whole number, of 64 bits at most: what libraries and files hold."""
+    if abs(number := int(text)) >= LARGEST:
+        raise argparse.ArgumentTypeError(
+            f"must be smaller than 2^63, got a number of {len(str(number))} digits"
+        )
+    return number
+
+
+_whole.__name__ = "int"  # argparse names it in errors
+
+
+def _or_none(kind: Callable[[str], Any]) -> Callable[[str], Any]:
     """Reads a value, or `none` for no value."""
 
     def read(text: str) -> Any:
@@ -263,6 +277,7 @@ def _flags_of(
         raise FileNotFoundError(f"--config {path} does not exist; shipped ones are in configs/")
     content = read_yaml(Path(path), flag="--config")
     names, optional = _keys(kind), {one.name for one in declared(kind) if one.optional}
+    kinds = {one.name: one.kind for one in declared(kind)}
     ignored = {STARTED_IN, *(_keys(passed_over) if passed_over else ())} - set(names)
     given: dict[str, Any] = {}
     for key, value in content.items():
@@ -275,10 +290,21 @@ def _flags_of(
             raise UserError(f"{path}: unknown setting {key!r} of {kind.__name__}{hint}")
         if (value is None and names[key] not in optional) or (key != names[key] and value == ""):
             continue
+        _check_scalar(value, kinds[names[key]], f"{path}: {key}")
         if names[key] in given:
             raise UserError(f"{path}: {names[key]!r} is given twice, also by its other name; leave one out")
         given[names[key]] = "none" if value is None else value
     return [f"--{name}={value}" for name, value in given.items()]
+
+
+def _check_scalar(value: Any, kind: type, named: str) -> None:
+    """UserError for what no flag could say: several values, bytes, or a truth value in place of a text."""
+    if isinstance(value, list | tuple | dict | set | bytes):
+        raise UserError(
+            f"{named} must be one value, and is a {type(value).__name__}; write it as the flag is written"
+        )
+    if kind is str and isinstance(value, bool):
+        raise UserError(f"{named} must be a text, and YAML reads this word as {value}; put it into quotes")
 
 
 def _keys(kind: type[DataclassInstance]) -> dict[str, str]:

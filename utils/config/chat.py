@@ -8,7 +8,7 @@ from model.errors import UserError
 from model.exports import check_min_area
 from model.generation.inference import DEFAULT_NEW_TOKENS
 from model.generation.sampling import Sampling
-from utils.common.checks import require_fraction, require_positive
+from utils.common.checks import require_at_most, require_fraction, require_positive
 from utils.common.settings import setting
 from utils.config.data import OUTPUT
 from utils.config.inference import PROMPTING, QUESTION, LoadingConfig
@@ -139,6 +139,7 @@ class ChatConfig(LoadingConfig):
         super().__post_init__()
         require_positive(self, "max_new_tokens", "classes_per_query", "max_batch", "max_waiting")
         require_positive(self, "max_request_mb", "max_megapixels")
+        require_at_most(self, 1e6, "max_request_mb", "max_megapixels")
         require_fraction(self, "presence_threshold")
         check_min_area(self.min_area, instances=self.instances, name="--min_area")
         _ = self.sampling  # its values are checked

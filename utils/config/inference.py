@@ -9,7 +9,14 @@ from typing import Any
 from model.errors import UserError
 from model.generation.answers import DEFAULT_MATCH_DISTANCE
 from model.generation.inference import DEFAULT_NEW_TOKENS
-from utils.common.checks import check_choices, require_not_negative, require_positive
+from utils.common.checks import (
+    MAX_PARALLEL,
+    MAX_SECONDS,
+    check_choices,
+    require_at_most,
+    require_not_negative,
+    require_positive,
+)
 from utils.common.distributed import dtype_unless_stored
 from utils.common.settings import setting
 from utils.config.data import DATA, MACHINE, MODEL, OUTPUT, index_cache_setting
@@ -182,6 +189,8 @@ class TestConfig(LoadingConfig):
             self, "val_batch_size", "classes_per_query", "max_samples", "max_new_tokens", "num_threads",
             "rank_timeout",
         )  # fmt: skip
+        require_at_most(self, MAX_PARALLEL, "workers", "num_threads")
+        require_at_most(self, MAX_SECONDS, "rank_timeout")
         require_not_negative(self, "workers", "seed")
         if bool(self.images) != bool(self.classes):
             raise UserError("--images and --classes belong together: images, and what to look for in them")

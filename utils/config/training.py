@@ -15,12 +15,20 @@ from typing import Any
 from model.config import ASPECT_RATIOS, check_spatial
 from model.decoders.build import HEADS
 from model.errors import UserError
-from utils.common.checks import require_fraction, require_not_negative, require_positive
+from utils.common.checks import (
+    MAX_PARALLEL,
+    MAX_SECONDS,
+    require_at_most,
+    require_fraction,
+    require_not_negative,
+    require_positive,
+)
 from utils.common.settings import setting
 from utils.config.data import LOADING, MACHINE, MODEL, OUTPUT, RECIPE, VALIDATION, DataConfig
 from utils.config.output import check_run_name, trackers_named
 
 PRECISIONS = ("fp32", "bf16", "fp16")
+MAX_RANK = 65_536  # of adapters: no layer is wider
 MAX_STEP_SIZE = 1e30  # AdamW's first step is ten times that, and float32 ends at 3e38
 ATTENTION = ("auto", "sdpa", "eager", "flash_attention_2", "flex_attention")
 
@@ -216,6 +224,9 @@ class TrainConfig(DataConfig):
             "classes_per_query", "keep_last", "save_every_minutes", "save_every_steps", "rank_timeout",
             "min_image_tokens", "max_image_tokens",
         )  # fmt: skip
+        require_at_most(self, MAX_PARALLEL, "workers", "num_threads")
+        require_at_most(self, MAX_SECONDS, "rank_timeout")
+        require_at_most(self, MAX_RANK, "lora_r")
         require_not_negative(
             self, "workers", "sam_cache_gb", "warmup_steps", "lora_r", "weight_decay", "profile",
             "ce_loss_weight", "bce_loss_weight", "dice_loss_weight", "map_bce_loss_weight", "map_dice_loss_weight",

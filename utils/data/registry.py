@@ -14,7 +14,7 @@ source by itself, with a path after a colon; see utils/data/datasets/own.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -89,6 +89,7 @@ OWN_DATASETS: dict[str, type[Dataset]] = {
 # Default rates, used where a flag is empty. Own data counts as much as all semantic data sets together.
 SOURCE_RATES = {"sem_seg": 10.0, "refer_seg": 6.0, "neg_refer_seg": 1.0, "vqa": 1.0, "reason_seg": 2.0}
 OWN_RATE = 10.0
+MAX_RATE = 1e9  # far from where sums of rates are no numbers any more
 DATASET_RATES = {"cocostuff": 6.0, "ade20k": 3.0, "mapillary": 2.0, "cityscapes": 2.0, "openimage": 1.0}
 
 
@@ -127,6 +128,7 @@ def parse_dataset_flags(flags: DataConfig) -> tuple[Entry, ...]:
         if source not in SOURCE_RATES and source not in own:
             known = (*SOURCE_RATES, *(f"{kind}:PATH" for kind in OWN_DATASETS))
             raise UserError(f"--dataset: unknown source {source!r}; known: {', '.join(known)}")
+    check_data_flags(flags, [source for source in SOURCE_RATES if source not in sources])
     recipe = SOURCE_RATES | dict.fromkeys(own, OWN_RATE)
     source_rates = parse_rates(flags.sample_rates, sources, recipe, "--sample_rates", "--dataset")
 
@@ -136,9 +138,7 @@ def parse_dataset_flags(flags: DataConfig) -> tuple[Entry, ...]:
             entries.append(replace(own[source], rate=source_rate / sum(source_rates)))
             continue
         flag = f"--{source}_data"
-        members = [
-            parse_entry(text, flag, source) for text in split_list(getattr(flags, f"{source}_data"), flag)
-        ]
+        members = parse_members(flags, source)
         names = [entry.name for entry in members]
         text = getattr(flags, f"{source}_rates")
         rates = parse_rates(text, names, DATASET_RATES, f"--{source}_rates", flag)
@@ -146,6 +146,21 @@ def parse_dataset_flags(flags: DataConfig) -> tuple[Entry, ...]:
             share = source_rate / sum(source_rates) * rate / sum(rates)
             entries.append(Entry(entry.name, entry.fields, share))
     return tuple(entries)
+
+
+def check_data_flags(flags: DataConfig, sources: Iterable[str]) -> None:
+    """UserError for data sets or rates that cannot be read, of sources that are not drawn from."""
+    for source in sources:
+        if getattr(flags, f"{source}_data").strip():
+            parse_members(flags, source)
+        flag = f"--{source}_rates"
+        _numbers(getattr(flags, flag[2:]), flag)
+
+
+def parse_members(flags: DataConfig, source: str) -> list[Entry]:
+    """The data sets that the flag of a source names."""
+    flag = f"--{source}_data"
+    return [parse_entry(text, flag, source) for text in split_list(getattr(flags, flag[2:]), flag)]
 
 
 def parse_val_list(text: str, flag: str = "--val_dataset_list") -> tuple[Entry, ...]:
@@ -202,19 +217,28 @@ def parse_rates(
     text: str, names: Sequence[str], recipe: Mapping[str, float], flag: str, names_flag: str
 ) -> list[float]:
     """A positive number for each of `names`: from `text` ("6,3,2"), or the defaults of `recipe` if it is empty."""
-    if not text.strip():
+    rates = _numbers(text, flag)
+    if not rates:
         return [recipe.get(name, 1.0) for name in names]
-    try:
-        rates = [float(part) for part in text.split(",")]
-    except ValueError:
-        raise UserError(f"{flag} takes numbers separated by commas, got {text!r}") from None
     if len(rates) != len(names):
         raise UserError(
             f"{flag} has {len(rates)} rates ({text}) for the {len(names)} of {names_flag} "
             f"({', '.join(names)}); give one for each, or leave {flag} empty for the defaults"
         )
-    if any(not rate > 0 for rate in rates):
+    return rates
+
+
+def _numbers(text: str, flag: str) -> list[float]:
+    """The rates in a text, none in an empty one."""
+    if not text.strip():
+        return []
+    try:
+        rates = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"{flag} takes numbers separated by commas, got {text!r}") from None
+    if any(not 0 < rate <= MAX_RATE for rate in rates):
         raise UserError(
-            f"{flag}: every rate must be > 0, got {text!r}; leave out data sets that should not be drawn"
+            f"{flag}: every rate must be > 0 and at most {MAX_RATE:g}, got {text!r}; leave out data sets that should "
+            "not be drawn"
         )
     return rates

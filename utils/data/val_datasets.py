@@ -23,6 +23,13 @@ def open_list(text: str, dataset_dir: str | Path) -> dict[str, Dataset]:
     return open_datasets(split_list(text, FLAG, separator=","), dataset_dir)
 
 
+def check_list(text: str) -> None:
+    """UserError for an unknown entry; nothing is opened."""
+    for part in split_list(text, FLAG, separator=","):
+        if part != ALL:
+            parse_entry(part, FLAG)
+
+
 def open_datasets(entries: Sequence[str], dataset_dir: str | Path) -> dict[str, Dataset]:
     """Entry -> opened data set; `all` means those of `known_entries` that exist.
 

@@ -23,7 +23,7 @@ from model.checkpoints.layouts.base import CHECKPOINT_FOLDER, SETTINGS_FOLDER
 from model.checkpoints.layouts.deepspeed import safe_globals
 from model.checkpoints.manifest import Found, newest_save, saves
 from model.errors import UserError
-from model.files import read_json, read_text, read_yaml, split_lines
+from model.files import is_regular, read_json, read_text, read_yaml, split_lines
 from model.strict_loading import check_keys
 from utils.common.distributed import is_main_process, world_size
 from utils.common.files import write_whole
@@ -32,6 +32,7 @@ from utils.data.counts import DataCounts
 from utils.training.engine import Engine
 from utils.training.health import not_finite, shown
 from utils.training.progress import BadSteps, Progress, Score, Validated
+from utils.training.records import step_of
 from utils.training.reshard import read_for_these_processes
 from utils.training.same_run import check_same_run, manifest_of, of_another_run
 from utils.training.saves import from_main, make_newest, put_back_replaced, write_patiently, write_save
@@ -81,8 +82,8 @@ def read_validated(config: TrainConfig, step: int) -> Validated:
     """
     path = config.run_dir / VALIDATION_FILE
     try:
-        noted = Validated(**read_json(path))
-    except (TypeError, UserError):
+        noted = Validated.from_dict(read_json(path))
+    except (ValueError, OSError):
         logger.warning("%s cannot be read and is written anew", path)
         noted = Validated()
     if noted.step > step:
@@ -139,7 +140,7 @@ def _save_to_continue(config: TrainConfig, folder: Path) -> Found | None:
             f"{folder} holds an earlier run; choose another --exp_name, or leave out --no_auto_resume to continue it"
         )
     settings = folder / SETTINGS_FOLDER / "run.yaml"
-    is_known = settings.is_file() and settings.stat().st_size > 0
+    is_known = is_regular(settings) and settings.stat().st_size > 0
     if is_known:
         check_same_run(config, settings)
     found = newest_save(folder, lambda manifest: of_another_run(config, manifest))
@@ -160,7 +161,7 @@ def step_size_of(config: TrainConfig, found: Found) -> StepSize:
     state, settings = read_state(found.folder), found.folder.parent / SETTINGS_FOLDER / "run.yaml"
     if "step_size" in state:
         return StepSize(**state["step_size"])
-    saved = read_yaml(settings) if settings.is_file() and settings.stat().st_size else {}
+    saved = read_yaml(settings) if is_regular(settings) else {}
     given = {
         name: saved.get(name, getattr(config, name)) for name in ("batch_size", "grad_accumulation_steps")
     }
@@ -212,17 +213,11 @@ def resume(engine: Engine, config: TrainConfig, found: Found | None) -> Progress
 
 def forget_after(log: Path, step: int) -> None:
     """Truncate losses.jsonl after `step`: the steps after a run's last save are repeated."""
-    if not log.is_file():
+    if not is_regular(log):
         return
-    kept = [f"{line}\n" for line in split_lines(read_text(log)) if _is_up_to(line, step)]
+    numbered = [(step_of(line), line) for line in split_lines(read_text(log))]
+    kept = [f"{line}\n" for number, line in numbered if number is not None and number <= step]
     write_whole(log, "".join(kept))
-
-
-def _is_up_to(line: str, step: int) -> bool:
-    try:
-        return json.loads(line)["step"] <= step
-    except json.JSONDecodeError:  # the last line of a process that was killed
-        return False
 
 
 def _load_safely(path: str, map_location: Any = None, mmap: bool | None = None) -> Any:

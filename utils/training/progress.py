@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+from model.errors import UserError
 from utils.data.counts import DataCounts
 
 
@@ -23,6 +26,20 @@ class Validated:
     best_step: int | None = None  # None: none of them has a number
     best_score: float | None = None
     best_measured: str | None = None  # `Score.measured` of the best; an older run may not have noted it
+
+    @classmethod
+    def from_dict(cls, noted: Mapping[str, Any]) -> Validated:
+        """As it was noted in a file. UserError for other entries, and for values of other types."""
+        kinds = {"step": int, "best_step": int, "best_score": int | float, "best_measured": str}
+        for name, value in noted.items():
+            is_missing = value is None and name != "step"
+            if (
+                name not in kinds
+                or isinstance(value, bool)
+                or not (is_missing or isinstance(value, kinds[name]))
+            ):
+                raise UserError(f"{name} is {value!r}, which it cannot be")
+        return cls(**noted)
 
     def measures_otherwise(self, score: Score) -> bool:
         """Whether the best score so far is that of another measurement, which says nothing about this one."""

@@ -17,7 +17,7 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 from model.errors import UserError
-from model.files import read_text, split_lines
+from model.files import is_regular, read_text, split_lines
 from utils.common.commands import one_line
 from utils.common.files import append_whole
 from utils.training.trackers import Tracker
@@ -164,9 +164,15 @@ class Records:
 
 def last_step(path: Path) -> int:
     """The last step in a losses.jsonl, 0 without any."""
-    if not path.is_file():
+    if not is_regular(path):
         return 0
-    for line in reversed(split_lines(read_text(path))):
-        with suppress(ValueError, KeyError, TypeError):  # the last line of a process that was killed
-            return int(json.loads(line)["step"])
-    return 0
+    numbers = (step_of(line) for line in reversed(split_lines(read_text(path))))
+    return next((number for number in numbers if number is not None), 0)
+
+
+def step_of(line: str) -> int | None:
+    """The step of a line of losses.jsonl; None for the last one of a process that was killed, or of others."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None

@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import IO
 
 from model.errors import UserError
+from model.files import is_regular
 from utils.common.processes import before_sudden_end, start_of
 
 logger = logging.getLogger(__name__)
 
 LOCK_FILE = "run.lock"
+MAX_LOCK = 10_000  # characters that are read of it
 
 
 @contextmanager
@@ -51,7 +53,7 @@ def run_lock(folder: Path) -> Iterator[None]:
 
 def _take(path: Path) -> None:
     with _locked(path) as file:
-        holder = _holder(file.read())
+        holder = _holder(file.read(MAX_LOCK))
         if holder is not None and (problem := _in_the_way(holder, path)):
             raise UserError(problem)
         mine = {
@@ -71,7 +73,8 @@ def _take(path: Path) -> None:
 def _locked(path: Path) -> Iterator[IO[str]]:
     """The lock file, open, while nobody else reads or writes it."""
     while True:
-        with path.open("a+", encoding="utf-8") as file:
+        is_regular(path)
+        with path.open("a+", encoding="utf-8", errors="replace") as file:
             with suppress(OSError):  # a network file system without locks
                 fcntl.flock(file, fcntl.LOCK_EX)
             # A holder that ended may have deleted the file that was just opened.
@@ -85,7 +88,7 @@ def _holder(text: str) -> dict[str, object] | None:
     """The process that wrote a lock file; None if its content is incomplete."""
     try:
         told = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
     return told if isinstance(told, dict) and isinstance(told.get("pid"), int) else None
 

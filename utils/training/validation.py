@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from utils.config.training import TrainConfig
 from utils.data.base import Dataset
-from utils.data.val_datasets import open_list
+from utils.data.val_datasets import check_list, open_list
 from utils.evaluation.evaluate import evaluate_datasets
 from utils.evaluation.prompting import EvaluationSettings
 from utils.reports.report import Report
@@ -22,6 +22,8 @@ from utils.training.whole_model import WholeModel
 def open_validation(config: TrainConfig) -> dict[str, Dataset]:
     """The data sets to validate on, opened before the model: a misspelt name should not cost minutes."""
     if config.no_eval:
+        if config.val_dataset_list.strip():
+            check_list(config.val_dataset_list)
         return {}
     return open_list(config.val_dataset_list, config.dataset_dir)
 

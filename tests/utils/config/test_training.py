@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 
 import pytest
 import torch
@@ -302,6 +303,21 @@ def test_scripts_that_ask_a_model_load_it_alike(kind):
                 (["--precision=int8"], "--precision.*int8.*auto"),
             )
         ),
+        (ChatConfig, ["--max_request_mb=inf"], "--max_request_mb must be > 0, got inf, which is not finite"),
+        (ChatConfig, ["--max_megapixels=1e308"], r"--max_megapixels must be at most 1e\+06, got 1e\+308"),
+        (TrainConfig, ["--disk_patience=inf"], "--disk_patience must be >= 0, got inf, which is not finite"),
+        (TrainConfig, ["--save_every_minutes=nan"], "--save_every_minutes must be > 0, got nan"),
+        (TrainConfig, ["--lora_r=100000"], "--lora_r must be at most 65,536"),
+        (TrainConfig, [f"--seed={10**30}"], "--seed: must be smaller than 2\\^63, got a number of 31 digits"),
+        *(
+            (kind, flags, message)
+            for kind in (TrainConfig, TestConfig)
+            for flags, message in (
+                (["--rank_timeout=1e308"], "--rank_timeout must be at most"),
+                (["--workers=100000"], "--workers must be at most 1,024, got 100000"),
+                (["--num_threads=100000"], "--num_threads must be at most 1,024"),
+            )
+        ),
         (MergeConfig, ["--weight="], "--weight says"),
         (MergeConfig, ["--precision=int8"], "--precision.*int8"),
     ],
@@ -323,6 +339,20 @@ def test_impossible_values_name_flag_value_and_rule(kind, flags, message):
         ("- batch_size", "must hold 'name: value' lines"),
         ("batch_size: [2", "settings.yaml is not YAML"),
         ("precision: int8", "--precision"),
+        ("lr: 1\nlr: 2", "'lr' is given twice; leave one out"),
+        ("lr: [1, 2]", "lr must be one value, and is a list"),
+        ("exp_name: {a: b}", "exp_name must be one value, and is a dict"),
+        ("exp_name: !!binary aGk=", "exp_name must be one value, and is a bytes"),
+        ("exp_name: yes", "exp_name must be a text, and YAML reads this word as True; put it into quotes"),
+        ("a: &a {lr: 1}\n<<: *a", "merges .<<. are not read"),
+        (
+            "a: &a {lr: 1}\n"
+            + "".join(
+                f"{name}: &{name} {{<<: [{', '.join([f'*{of}'] * 9)}]}}\n"
+                for of, name in pairwise("abcdefghij")
+            ),
+            "merges .<<. are not read",
+        ),
     ],
 )
 def test_mistakes_in_a_file_are_named(content, message, yaml_file):

@@ -14,6 +14,8 @@ class Flags:
     sem_seg_rates: str = "6,3,1"
     refer_seg_data: str = "refclef||refcoco||refcoco+||refcocog"
     refer_seg_rates: str = ""
+    neg_refer_seg_data: str = "R-refcoco"
+    neg_refer_seg_rates: str = ""
     vqa_data: str = "llava_instruct_150k"
     vqa_rates: str = ""
     reason_seg_data: str = "ReasonSeg|train"
@@ -80,6 +82,12 @@ def test_sources_that_are_not_drawn_from_are_not_read():
         ({"sem_seg_rates": "1,2,x"}, "--sem_seg_rates takes numbers"),
         ({"sample_rates": "1,0,1,1"}, "every rate must be > 0"),
         ({"sample_rates": "1,nan,1,1"}, "every rate must be > 0"),
+        ({"sample_rates": "1,inf,1,1"}, r"every rate must be > 0 and at most 1e\+09, got '1,inf,1,1'"),
+        ({"sem_seg_rates": "1e308,1e308,1e308"}, "at most"),
+        # of sources that are not drawn from
+        ({"neg_refer_seg_rates": "x"}, "--neg_refer_seg_rates takes numbers separated by commas, got 'x'"),
+        ({"neg_refer_seg_data": "refcoc"}, "--neg_refer_seg_data: unknown data set 'refcoc'"),
+        ({"dataset": "vqa", "sample_rates": "", "sem_seg_rates": "1,-1"}, "--sem_seg_rates: every rate"),
     ],
 )
 def test_flags_that_make_no_sense_are_refused(flags, message):

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 
 import pytest
 import torch
 
+from model.errors import UserError
 from utils.common.config_files import save_config
+from utils.common.files import append_whole
 from utils.config.training import TrainConfig
 from utils.training.checkpoint import (
     check_run,
     forget_after,
     read_state,
+    read_validated,
     resume,
     step_size_of,
 )
-from utils.training.progress import Progress
+from utils.training.progress import Progress, Validated
+from utils.training.records import last_step
 from utils.training.same_run import FREE, OF_OPTIMIZER, check_same_run
 
 
@@ -140,3 +145,49 @@ def test_losses_after_the_checkpoint_are_forgotten(tmp_path):
     forget_after(log, 0)
     assert log.read_text() == ""
     assert [path.name for path in tmp_path.iterdir()] == ["losses.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "line", ["[1]", "5", "null", '{"step": "x"}', '{"step": null}', '{"step": 1e999}', "[" * 100_000]
+)
+def test_lines_of_others_in_the_losses_are_forgotten_too(line, tmp_path):
+    log = tmp_path / "losses.jsonl"
+    log.write_text('{"step": 1}\n' + line + "\n")
+    assert last_step(log) == 1
+    forget_after(log, 3)
+    assert log.read_text() == '{"step": 1}\n'
+
+
+@pytest.mark.parametrize("put", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+def test_losses_are_written_to_a_file_and_to_nothing_else(put, tmp_path):
+    log = tmp_path / "losses.jsonl"
+    put(log)
+    for use in (last_step, lambda path: forget_after(path, 3), lambda path: append_whole(path, "{}")):
+        with pytest.raises(UserError, match=r"losses\.jsonl: is a .*, not a file; move it elsewhere"):
+            use(log)
+
+
+@pytest.mark.parametrize(
+    "noted",
+    [
+        '{"step": "x"}',
+        '{"step": null}',
+        '{"step": true}',
+        '{"best_step": [1]}',
+        '{"more": 1}',
+        "[" * 100_000,
+        "7",
+    ],
+)
+def test_a_record_of_validations_that_cannot_be_one_is_written_anew(noted, checkpoint, config, caplog):
+    (checkpoint.parent / "validation.json").write_text(noted)
+    assert read_validated(config, 5) == Validated()
+    assert "cannot be read and is written anew" in caplog.text
+
+
+@pytest.mark.parametrize("put", [os.mkfifo, os.mkdir, lambda path: os.symlink("nowhere", path)])
+def test_what_is_no_file_is_no_manifest_of_an_older_version(put, checkpoint, config):
+    assert check_run(config) is not None  # a save of an older version has none
+    put(checkpoint / "global_step5" / "manifest.json")
+    with pytest.raises(UserError, match=r"no whole save \(global_step5: .*manifest\.json"):
+        check_run(config)

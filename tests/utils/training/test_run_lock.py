@@ -66,6 +66,23 @@ def test_a_lock_of_another_host_is_named(tmp_path):
         pass
 
 
+@pytest.mark.parametrize("content", [b"\xff\xfe\x80", b"[" * 100_000, b'{"pid": 1e999}', b"null"])
+def test_a_lock_that_nobody_wrote_is_taken_over(content, tmp_path):
+    (tmp_path / "run.lock").write_bytes(content)
+    with run_lock(tmp_path):
+        assert json.loads((tmp_path / "run.lock").read_text())["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize("put", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+def test_what_is_no_file_is_no_lock(put, tmp_path):
+    put(tmp_path / "run.lock")
+    with (
+        pytest.raises(UserError, match=r"run\.lock: is a .*, not a file; move it elsewhere"),
+        run_lock(tmp_path),
+    ):
+        pass
+
+
 def test_a_run_that_wrote_nothing_leaves_nothing(tmp_path):
     with run_lock(tmp_path / "runs" / "a"):
         assert (tmp_path / "runs" / "a" / "run.lock").exists()

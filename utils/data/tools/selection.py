@@ -22,7 +22,7 @@ from model.text.tokens import add_special_tokens
 from utils.common.checks import require_positive
 from utils.common.settings import setting
 from utils.config.data import DATA, OUTPUT, DataConfig
-from utils.data.registry import DATASETS, SOURCE_RATES, Entry, parse_dataset_flags
+from utils.data.registry import DATASETS, SOURCE_RATES, Entry, check_data_flags, parse_dataset_flags
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,7 @@ def entries_asked(config: LookConfig) -> tuple[Entry, ...]:
     stated = [source for source in SOURCE_RATES if getattr(config, f"{source}_data")]
     dataset = config.dataset or "||".join(stated)
     if not dataset:
+        check_data_flags(config, SOURCE_RATES)
         return ()
     defaults = {entry.name: str(entry.default) for entry in fields(DataConfig)}
     flags = [f"{source}_data" for source in SOURCE_RATES]
