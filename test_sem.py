@@ -40,6 +40,7 @@ from utils.common.paths import file_stems, writable_folder
 from utils.common.settings import parse_config
 from utils.config.inference import TOY_REMARK, TestConfig
 from utils.data.index.cache import use_index_cache
+from utils.data.shards.cache import use_shard_cache
 from utils.data.val_datasets import open_list
 from utils.evaluation.dataset_run import NUM_SHOWN, Outputs
 from utils.evaluation.evaluate import check_calibration, evaluate_datasets
@@ -70,6 +71,7 @@ def evaluate_and_report(config: TestConfig) -> None:
     """Evaluate the model on data sets, print and write the report."""
     settings = settings_of(config)
     use_index_cache(config.index_cache)
+    use_shard_cache(config.shard_cache, config.shard_cache_gb)
     # Before the model is loaded, which takes minutes: a misspelt name should fail at once.
     datasets = open_list(config.val_dataset_list, config.dataset_dir)
     check_calibration(datasets, settings)

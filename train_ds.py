@@ -51,6 +51,7 @@ from utils.config.training import TrainConfig
 from utils.data.collate import LengthLimit
 from utils.data.index.cache import use_index_cache
 from utils.data.mixture import Mixture, build_train_mixture
+from utils.data.shards.cache import use_shard_cache
 from utils.training.checkpoint import BEST_FOLDER, check_run, resume, step_size_of
 from utils.training.compile import check_compiler, compile_blocks
 from utils.training.deepspeed_config import deepspeed_config
@@ -98,6 +99,7 @@ def build_and_train(config: TrainConfig, signals: StopSignals, peers: Peers) -> 
     """Build everything, continue from the newest save, and train."""
     check_stage(config)
     use_index_cache(config.index_cache)
+    use_shard_cache(config.shard_cache, config.shard_cache_gb)
     if config.dry_run:
         return try_one_step(config)
     found = check_run(config)

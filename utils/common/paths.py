@@ -113,6 +113,14 @@ def matches(pattern: str) -> list[str]:
     return []
 
 
+def user_cache_folder(name: str) -> Path | None:
+    """The folder of this user's caches of a kind; None for a user without a home."""
+    own = os.environ.get("XDG_CACHE_HOME", "")
+    with contextlib.suppress(RuntimeError):
+        return (Path(own) if os.path.isabs(own) else Path.home() / ".cache") / "lasagna" / name
+    return None
+
+
 def writable_folder(path: str | Path, flag: str) -> Path:
     """The folder, made if it is not there and tried. UserError when nothing can be written into it."""
     folder = Path(path)

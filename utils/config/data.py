@@ -28,6 +28,27 @@ def index_cache_setting() -> Any:
     )
 
 
+def shard_cache_setting() -> Any:
+    """The setting of the cache of shards, of every command that opens data sets."""
+    return setting(
+        "",
+        "folder on a local disk that copies of shards are kept in, for all processes of a machine",
+        group=DATA,
+        unset="the user's cache folder for URLs, none for folders",
+        path=True,
+    )
+
+
+def shard_cache_gb_setting() -> Any:
+    """The setting of its size."""
+    return setting(
+        None,
+        "cache size limit in GB (10^9 bytes); shards that do not fit are read from where they lie",
+        group=DATA,
+        unset="no limit",
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Settings of the data and of the sequence format, shared by training and the commands `check` and `preview`."""
@@ -74,6 +95,8 @@ class DataConfig:
     vqa_data: str = setting("llava_instruct_150k", "data sets of questions answered in words", group=DATA)
     reason_seg_data: str = setting("ReasonSeg|train", "reasoning data sets", group=DATA)
     index_cache: str = index_cache_setting()
+    shard_cache: str = shard_cache_setting()
+    shard_cache_gb: float | None = shard_cache_gb_setting()
     max_bad_fraction: float = setting(
         0.01, "maximum fraction of draws that hit an unusable item; above it the run ends", group=DATA
     )
@@ -113,7 +136,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_choices(self)
         require_positive(self, "num_all_classes", "model_max_length", "num_expressions", "num_questions")
-        require_not_negative(self, "seed")
+        require_not_negative(self, "seed", "shard_cache_gb")
         require_fraction(self, "explanatory", "likely_negatives", "max_bad_fraction")
 
     @property

@@ -19,7 +19,15 @@ from utils.common.checks import (
 )
 from utils.common.distributed import dtype_unless_stored
 from utils.common.settings import setting
-from utils.config.data import DATA, MACHINE, MODEL, OUTPUT, index_cache_setting
+from utils.config.data import (
+    DATA,
+    MACHINE,
+    MODEL,
+    OUTPUT,
+    index_cache_setting,
+    shard_cache_gb_setting,
+    shard_cache_setting,
+)
 from utils.config.training import ATTENTION, PRECISIONS
 
 TOY_ASSISTANT = Path(__file__).resolve().parents[2] / "assets" / "toy" / "assistant"
@@ -98,6 +106,8 @@ class TestConfig(LoadingConfig):
         alias="val_dataset",
     )
     index_cache: str = index_cache_setting()
+    shard_cache: str = shard_cache_setting()
+    shard_cache_gb: float | None = shard_cache_gb_setting()
     max_samples: int | None = setting(
         None, "maximum number of samples of each data set", group=DATA, unset="all"
     )

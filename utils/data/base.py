@@ -14,9 +14,10 @@ purpose.
 3. Put the class list into `class_lists/NAME.txt` and the meaning of label values into `class_lists/NAME_ids.txt`.
 4. Find folders with `locate`, which says what it looked for. Leave out what cannot be used with `self.drop(path,
    reason)` while the index is built; raise UnusableItemError (`with self.usable(path)`) where it shows later.
-5. Add the class to `DATASETS` in registry.py. `python -m utils.data.tools.check --dataset "sem_seg" --sem_seg_data
+5. Say which files its items are read from (`files`), so that it can be sharded; most base classes do.
+6. Add the class to `DATASETS` in registry.py. `python -m utils.data.tools.check --dataset "sem_seg" --sem_seg_data
    NAME` then reads it, and `python -m utils.data.tools.preview` with the same flags shows what the model will see.
-6. Test it on a miniature of the official layout (`tests/utils/data/layouts.py`): the class of each pixel, what is
+7. Test it on a miniature of the official layout (`tests/utils/data/layouts.py`): the class of each pixel, what is
    known to be absent, a missing folder, a damaged file.
 
 A class may be answered with [NEG] only where somebody has looked for it: return nothing as absent when unsure.
@@ -40,6 +41,7 @@ from model.errors import UserError
 from utils.data.frames import Drawn, Frames
 from utils.data.images import read_image
 from utils.data.index.cache import open_index
+from utils.data.storage import ShardError, Tree
 from utils.data.types import MAX_REASON, EvalSample, Recipe, Sample, UnusableItemError, cut
 
 logger = logging.getLogger(__name__)
@@ -109,6 +111,7 @@ class Dataset(ABC):
     is_own: ClassVar[bool] = False  # the user's own data, not a published data set
     classes: Sequence[str] = ()  # spoken names, for data sets with a fixed class list
     knows_absent: bool = True  # semantic data: some class is known to be absent from some image
+    shards: Tree | None = None  # that its files are in: a copy in another process opens them, too
     has_no_target: bool = False  # referring data: some expression has no target in its image
 
     def __init__(self, dataset_dir: str | Path, split: str) -> None:
@@ -185,6 +188,13 @@ class Dataset(ABC):
     def sample_of(self, index: int, rng: np.random.Generator, recipe: Recipe) -> Sample:
         """A training sample from item `index`, a pure function of the files, `index`, `rng` and `recipe`."""
 
+    def files(self) -> Iterator[Path]:
+        """The files that items are read from, in their order, and perhaps some of them several times.
+
+        Sharding packs them, with what opening the data set reads: utils/data/tools/shard.py.
+        """
+        raise UserError(f"{self.name} cannot be sharded: it does not say which files its items are read from")
+
     def draw(self, rng: np.random.Generator, recipe: Recipe) -> Sample:
         """A training sample from an item that `rng` chooses uniformly."""
         index = int(rng.integers(self.num_items))
@@ -198,6 +208,8 @@ class Dataset(ABC):
         """
         try:
             yield
+        except ShardError:
+            raise
         except Exception as problem:
             raise UnusableItemError(path, context + reason_of(problem, path)) from problem
 
@@ -206,6 +218,8 @@ class Dataset(ABC):
         """Drop an entry of an annotation file when the block that reads it raises any exception."""
         try:
             yield
+        except ShardError:
+            raise
         except Exception as problem:
             self.drop(label, reason_of(problem, label))
 

@@ -20,9 +20,10 @@ from pathlib import Path
 import numpy as np
 
 from model.errors import UserError
-from model.files import read_text, split_lines
+from model.files import split_lines
 from model.generation.answers import normalize_name
 from utils.common.label_values import IGNORE, NOTHING
+from utils.data import storage
 from utils.data.class_lists import ClassList, check_name, make_id_table
 
 logger = logging.getLogger(__name__)
@@ -58,11 +59,11 @@ def read_class_file(path: Path) -> ClassFile:
     Raises FileNotFoundError, and UserError naming the line for an empty list, a repeated name, a comment or a blank
     line between names: skipping a line would shift the label values of all lines below it.
     """
-    if not path.is_file():
+    if not storage.is_file(path):
         raise FileNotFoundError(
             f"{path} does not exist; write one class name per line: the first line is label value 0"
         )
-    lines = split_lines(read_text(path))
+    lines = split_lines(storage.read_text(path))
     while lines and not lines[-1].strip():
         del lines[-1]
     first_value = -1 if lines and lines[0].strip().lower() == LABELME_IGNORE else 0

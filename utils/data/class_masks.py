@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -41,6 +41,9 @@ class ClassMaskDataset(Dataset):
     @abstractmethod
     def source_path(self, index: int) -> Path:
         """The image file, for messages."""
+
+    def files(self) -> Iterator[Path]:
+        return map(self.source_path, range(len(self)))
 
     def __getitem__(self, index: int) -> EvalSample:
         raise UserError(f"{self.name} is for training only: it does not label every pixel")

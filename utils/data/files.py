@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,6 +13,7 @@ import msgspec
 from model.downloads import check_download
 from model.errors import UserError
 from model.files import decode_text
+from utils.data import storage
 from utils.data.index.sources import note_folder, read_source
 from utils.data.types import cut
 
@@ -29,31 +29,23 @@ MAX_HELD = 200  # characters of the keys of a file that a message lists
 def locate(root: Path, candidates: Sequence[str], wanted_by: str) -> Path:
     """The first existing path of `candidates`, relative to `root`; FileNotFoundError names what exists instead."""
     for candidate in candidates:
-        if is_named(root / candidate):
+        if storage.is_named(root / candidate):
             return root / candidate
     looked_for = " or ".join(str(root / candidate) for candidate in candidates)
     raise FileNotFoundError(f"{wanted_by} needs {looked_for}; {what_is_there(root / candidates[0])}")
 
 
-def is_named(path: Path) -> bool:
-    """Whether something has this name, be it a link that leads nowhere.
-
-    What somebody put there is read, or is an error; only where nothing is, the next choice is taken instead.
-    """
-    return os.path.lexists(path)
-
-
 def what_is_there(path: Path) -> str:
     """For messages: the nearest existing folder above `path` and the first names in it."""
     folder = path.parent
-    while not folder.is_dir() and folder != folder.parent:
+    while not storage.is_folder(folder) and folder != folder.parent:
         folder = folder.parent
     return f"{folder} holds {names_in(folder)} (is --dataset_dir right?)"
 
 
 def names_in(folder: Path) -> str:
     """For messages: the first names in a folder, "a, b and 3 more", or "nothing"."""
-    names = sorted(entry.name for entry in folder.iterdir() if not is_hidden(entry.name))
+    names = sorted(name for name in storage.names(folder) if not is_hidden(name))
     more = f" and {len(names) - MAX_LISTED} more" if names[MAX_LISTED:] else ""
     return ", ".join(names[:MAX_LISTED]) + more or "nothing"
 
@@ -65,7 +57,7 @@ def is_hidden(name: str) -> bool:
 
 def visible(folder: Path) -> list[Path]:
     """The entries of a folder that are not hidden, sorted."""
-    return sorted(path for path in folder.iterdir() if not is_hidden(path.name))
+    return sorted(folder / name for name in storage.names(folder) if not is_hidden(name))
 
 
 def log_skipped(folder: Path, paths: Sequence[Path], wanted: str = "image files") -> None:
@@ -114,7 +106,7 @@ class FolderListing:
         path = PurePosixPath(relative_path)
         if path not in self._names:
             folder = self.folder / path
-            names = frozenset(os.listdir(folder)) if folder.is_dir() else None
+            names = frozenset(storage.names(folder)) if storage.is_folder(folder) else None
             note_folder(folder, names)
             self._names[path] = names or frozenset()
         return self._names[path]

@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import ExifTags, Image
 
-from model.files import open_regular
+from utils.data import storage
 from utils.data.images import FORMATS, check_num_pixels
 from utils.data.polygons import extent_of, polygons_in
 
@@ -37,7 +37,7 @@ class Frames:
     def of(cls, path: Path) -> Frames | None:
         """From the file's header; None if it cannot be read, so that the decoder reports the fault."""
         try:
-            with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
+            with storage.open_file(path) as file, Image.open(file, formats=FORMATS) as image:
                 check_num_pixels(image, path)
                 orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
                 stored = image.height, image.width

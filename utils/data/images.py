@@ -7,7 +7,6 @@ them becomes a UserError naming the file, which callers count and skip.
 from __future__ import annotations
 
 import io
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from model.errors import UserError
-from model.files import open_regular
+from utils.data import storage
 from utils.data.files import is_hidden
 
 # Formats that Pillow registers but that are not stored pixels; for EPS it would run Ghostscript, an external program.
@@ -100,7 +99,7 @@ def read_oriented(path: str | Path, label_size: tuple[int, int] | None = None) -
 
     The second is "" for an image without an EXIF orientation.
     """
-    with open_regular(path) as file:
+    with storage.open_file(path) as file:
         return _oriented(file, path, label_size)
 
 
@@ -154,7 +153,7 @@ def read_label(path: str | Path) -> np.ndarray:
             )
         return values
 
-    with open_regular(path) as file:
+    with storage.open_file(path) as file:
         return _decode(file, path, convert)
 
 
@@ -164,17 +163,16 @@ def images_in(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
     Hidden files are in neither list. The folder is listed once, and no file is opened.
     """
     images, others = [], []
-    with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            path = folder / entry.name
-            if is_hidden(entry.name):
-                continue
-            if entry.is_dir():
-                others.append((path, "is a folder; images are searched only in the folder above"))
-            elif path.suffix.lower() in IMAGE_SUFFIXES:
-                images.append(path)
-            else:
-                others.append((path, f"{path.suffix or 'a file without suffix'} is not a known image format"))
+    for name, is_folder in sorted(storage.scan(folder)):
+        path = folder / name
+        if is_hidden(name):
+            continue
+        if is_folder:
+            others.append((path, "is a folder; images are searched only in the folder above"))
+        elif path.suffix.lower() in IMAGE_SUFFIXES:
+            images.append(path)
+        else:
+            others.append((path, f"{path.suffix or 'a file without suffix'} is not a known image format"))
     return images, others
 
 

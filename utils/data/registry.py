@@ -7,15 +7,18 @@
     --vqa_data llava_instruct_150k  --reason_seg_data "ReasonSeg|train"
     --val_dataset_list "ReasonSeg|val,refcoco|unc|testA"
     --dataset "sem_seg||own_sem:./my_data"  --val_dataset_list "own_sem:./my_data|val"
+    --dataset "sharded:s3://bucket/boats"  --val_dataset_list "sharded:./boats|own_coco"
 
 Lists for training are split at `||`, the list for evaluation at commas, the fields of an entry at `|`. Own data is a
-source by itself, with a path after a colon; see utils/data/datasets/own.py.
+source by itself, with a path after a colon; see utils/data/datasets/own.py. `sharded:PLACE|ENTRY` reads an entry from
+shards, `sharded:PLACE` all that were sharded for training; see utils/data/tools/shard.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isclose
 from pathlib import Path
 
 from model.errors import UserError
@@ -48,6 +51,7 @@ from utils.data.datasets.refer_absent import (
     RRefCocoPlus,
 )
 from utils.data.datasets.refzom import RefZom
+from utils.data.shards.tree import open_shards
 
 DATASETS: dict[str, type[Dataset]] = {
     dataset.name: dataset
@@ -90,6 +94,7 @@ OWN_DATASETS: dict[str, type[Dataset]] = {
 SOURCE_RATES = {"sem_seg": 10.0, "refer_seg": 6.0, "neg_refer_seg": 1.0, "vqa": 1.0, "reason_seg": 2.0}
 OWN_RATE = 10.0
 MAX_RATE = 1e9  # far from where sums of rates are no numbers any more
+SHARDED = "sharded"  # before the colon of an entry in shards
 DATASET_RATES = {"cocostuff": 6.0, "ade20k": 3.0, "mapillary": 2.0, "cityscapes": 2.0, "openimage": 1.0}
 
 
@@ -100,11 +105,17 @@ class Entry:
     name: str
     fields: tuple[str, ...] = ()
     rate: float = 1.0  # fraction of the draws of a training run; the rates of a run add up to 1
+    shards: str = ""  # path or URL of the shards that it is in
+    root: str = ""  # in them, the folder that stands for --dataset_dir
 
     def __str__(self) -> str:
-        if self.is_own:
-            return f"{self.name}:{'|'.join(self.fields)}"
-        return "|".join((self.name, *self.fields))
+        within = f"{SHARDED}:{self.shards}|" if self.shards else ""
+        return within + entry_text(self.name, self.fields)
+
+    @property
+    def needs_dataset_dir(self) -> bool:
+        """Whether it lies in --dataset_dir."""
+        return not (self.is_own or self.shards)
 
     @property
     def is_own(self) -> bool:
@@ -113,8 +124,15 @@ class Entry:
 
     def open(self, dataset_dir: str | Path, *, training: bool = False) -> Dataset:
         """Open the data set; FileNotFoundError when it is not in `dataset_dir`."""
-        dataset = (DATASETS | OWN_DATASETS)[self.name]
-        return dataset.open(dataset_dir, self.fields, training=training)
+        kind = (DATASETS | OWN_DATASETS)[self.name]
+        if not self.shards:
+            return kind.open(dataset_dir, self.fields, training=training)
+        tree = open_shards(self.shards)
+        root = tree.root / self.root
+        fields = with_paths(self.name, self.fields, lambda path: str(root / path))
+        dataset = kind.open(root, fields, training=training)
+        dataset.shards = tree
+        return dataset
 
 
 def parse_dataset_flags(flags: DataConfig) -> tuple[Entry, ...]:
@@ -122,20 +140,17 @@ def parse_dataset_flags(flags: DataConfig) -> tuple[Entry, ...]:
 
     The fraction is the rate of its source times its rate among the data sets of that source.
     """
-    sources = split_list(flags.dataset, "--dataset")
-    own = {source: entry for source in sources if (entry := parse_own(source, "--dataset"))}
-    for source in sources:
-        if source not in SOURCE_RATES and source not in own:
-            known = (*SOURCE_RATES, *(f"{kind}:PATH" for kind in OWN_DATASETS))
-            raise UserError(f"--dataset: unknown source {source!r}; known: {', '.join(known)}")
-    check_data_flags(flags, [source for source in SOURCE_RATES if source not in sources])
-    recipe = SOURCE_RATES | dict.fromkeys(own, OWN_RATE)
-    source_rates = parse_rates(flags.sample_rates, sources, recipe, "--sample_rates", "--dataset")
-
     entries = []
-    for source, source_rate in zip(sources, source_rates, strict=True):
-        if source in own:
-            entries.append(replace(own[source], rate=source_rate / sum(source_rates)))
+    rate_of = source_rates(flags)
+    check_data_flags(flags, [source for source in SOURCE_RATES if source not in rate_of])
+    total = sum(rate_of.values())
+    for source, source_rate in rate_of.items():
+        if own := parse_own(source, "--dataset"):
+            entries.append(replace(own, rate=source_rate / total))
+            continue
+        if sharded := parse_sharded(source, "--dataset", training=True):
+            whole = sum_of_fractions(sharded)
+            entries += [replace(entry, rate=source_rate / total * entry.rate / whole) for entry in sharded]
             continue
         flag = f"--{source}_data"
         members = parse_members(flags, source)
@@ -143,9 +158,25 @@ def parse_dataset_flags(flags: DataConfig) -> tuple[Entry, ...]:
         text = getattr(flags, f"{source}_rates")
         rates = parse_rates(text, names, DATASET_RATES, f"--{source}_rates", flag)
         for entry, rate in zip(members, rates, strict=True):
-            share = source_rate / sum(source_rates) * rate / sum(rates)
+            share = source_rate / total * rate / sum(rates)
             entries.append(Entry(entry.name, entry.fields, share))
     return tuple(entries)
+
+
+def source_rates(flags: DataConfig) -> dict[str, float]:
+    """Each source of --dataset with its rate: of --sample_rates, or the default."""
+    sources = split_list(flags.dataset, "--dataset")
+    recipe = dict(SOURCE_RATES)
+    for source in sources:
+        if parse_own(source, "--dataset"):
+            recipe[source] = OWN_RATE
+        elif sharded := parse_sharded(source, "--dataset", training=True):
+            recipe[source] = open_shards(sharded[0].shards).head.rate * sum_of_fractions(sharded)
+        elif source not in SOURCE_RATES:
+            known = (*SOURCE_RATES, *(f"{kind}:PATH" for kind in OWN_DATASETS), f"{SHARDED}:PLACE")
+            raise UserError(f"--dataset: unknown source {source!r}; known: {', '.join(known)}")
+    rates = parse_rates(flags.sample_rates, sources, recipe, "--sample_rates", "--dataset")
+    return dict(zip(sources, rates, strict=True))
 
 
 def check_data_flags(flags: DataConfig, sources: Iterable[str]) -> None:
@@ -184,6 +215,12 @@ def parse_entry(text: str, flag: str, source: str | None = None) -> Entry:
         if source is not None:
             raise UserError(f'{flag}: own data is a source; write --dataset "{source}||{text}"')
         return own
+    if source is not None and text.startswith(f"{SHARDED}:"):
+        raise UserError(f'{flag}: shards are a source; write --dataset "{source}||{text}"')
+    if sharded := parse_sharded(text, flag, training=False):
+        if len(sharded) > 1:
+            raise UserError(f"{flag}: {text} holds several; name one: {', '.join(map(str, sharded))}")
+        return sharded[0]
     name, *fields = (part.strip() for part in text.split("|"))
     known = [known for known, dataset in DATASETS.items() if source is None or dataset.source == source]
     if name not in known:
@@ -200,6 +237,72 @@ def parse_own(text: str, flag: str) -> Entry | None:
     if not path:
         raise UserError(f"{flag}: {kind} needs the path of the data: {kind}:PATH, got {text!r}")
     return Entry(kind, (path, *fields))
+
+
+def parse_sharded(text: str, flag: str, *, training: bool) -> list[Entry]:
+    """The entries that `sharded:PLACE` or `sharded:PLACE|ENTRY` names; none for an entry of another kind.
+
+    Their rates are the fractions of the draws in the run that was sharded.
+
+    An entry is named as it was when it was sharded, or by its beginning, where that is clear.
+    """
+    head, *fields = (part.strip() for part in text.split("|"))
+    kind, colon, place = head.partition(":")
+    if kind != SHARDED or not colon:
+        return []
+    if not place:
+        raise UserError(
+            f"{flag}: {SHARDED} needs the folder or URL of the shards: {SHARDED}:PLACE, got {text!r}"
+        )
+    parts = [part for part in open_shards(place, flag).head.parts if part.training == training]
+    purpose = "training" if training else "evaluation"
+    known = {
+        entry_text(part.name, part.fields): part for part in parts if part.name in DATASETS | OWN_DATASETS
+    }
+    if not known:
+        raise UserError(f"{flag}: {head} holds nothing for {purpose}; name it when sharding")
+    wanted = "|".join(fields)
+    found = [wanted] if wanted in known else [name for name in known if is_beginning(wanted, name)]
+    if not found or (wanted and len(found) > 1):
+        raise UserError(
+            f"{flag}: {head} holds {'no' if not found else 'more than one'} {wanted!r} for {purpose}; "
+            f"it holds {', '.join(known)}"
+        )
+    return [
+        Entry(part.name, part.fields, part.fraction, shards=place, root=part.root)
+        for part in (known[name] for name in found)
+    ]
+
+
+def sum_of_fractions(entries: Sequence[Entry]) -> float:
+    """The share of entries in the draws of the run that was sharded; exactly 1 for all of them."""
+    total = sum(entry.rate for entry in entries)
+    return 1.0 if isclose(total, 1.0) else total
+
+
+def is_beginning(wanted: str, name: str) -> bool:
+    """Whether an entry begins with these words: `refcoco` and `refcoco|unc` of `refcoco|unc|val`."""
+    return not wanted or name.startswith((f"{wanted}|", f"{wanted}:"))
+
+
+def entry_text(name: str, fields: Sequence[str]) -> str:
+    """An entry as flags have it: `refcoco|unc|val`, `own_sem:PATH|val`."""
+    return f"{name}:{'|'.join(fields)}" if name in OWN_DATASETS else "|".join((name, *fields))
+
+
+def with_paths(name: str, fields: Sequence[str], change: Callable[[str], str]) -> tuple[str, ...]:
+    """The fields of an entry with its paths changed; only own data has paths."""
+    if name not in OWN_DATASETS:
+        return tuple(fields)
+    path, *rest = fields
+    images = "images="
+    return (
+        change(path),
+        *(
+            images + change(field.removeprefix(images)) if field.startswith(images) else field
+            for field in rest
+        ),
+    )
 
 
 def split_list(text: str, flag: str, separator: str = "||") -> tuple[str, ...]:

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from model.text.sequence import ComplexQuery
+from utils.data import storage
 from utils.data.base import Dataset
 from utils.data.class_file import IGNORED_VALUES, no_class_remarks
 from utils.data.semantic import SemanticDataset, values_in
@@ -200,7 +201,7 @@ class Remarks:
         if self._palettes_differ:
             return
         try:
-            with Image.open(path) as image:
+            with storage.open_file(path) as file, Image.open(file) as image:
                 palette = image.getpalette() if image.mode == "P" else None
         except Exception:  # a fault was reported when the file was read
             return

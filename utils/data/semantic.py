@@ -67,6 +67,10 @@ class SemanticDataset(Dataset):
     def __len__(self) -> int:
         return len(self.pairs)
 
+    def files(self) -> Iterator[Path]:
+        for pair in self.pairs:
+            yield from pair
+
     def __getitem__(self, index: int) -> SemanticSample:
         image, label = self.read(index)
         absent = self.absent_classes(label)

@@ -39,7 +39,7 @@ def open_datasets(entries: Sequence[str], dataset_dir: str | Path) -> dict[str, 
     """
     parsed = [parse_entry(text, FLAG) for text in entries if text != ALL]
     root = Path(dataset_dir)
-    if not root.is_dir() and not (ALL not in entries and all(entry.is_own for entry in parsed)):
+    if not root.is_dir() and (ALL in entries or any(entry.needs_dataset_dir for entry in parsed)):
         raise FileNotFoundError(
             f"--dataset_dir {dataset_dir} is not a folder; pass the root of the data sets"
         )

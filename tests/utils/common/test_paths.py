@@ -18,6 +18,7 @@ from utils.config.training import TrainConfig
 from utils.data.datasets.own import find_path
 from utils.data.tools.check import CheckConfig
 from utils.data.tools.preview import PreviewConfig
+from utils.data.tools.shard import ShardConfig
 
 
 @pytest.fixture
@@ -145,7 +146,7 @@ NO_PATHS = {  # settings of text that name no path
 
 
 @pytest.mark.parametrize(
-    "kind", [TrainConfig, TestConfig, ChatConfig, MergeConfig, CheckConfig, PreviewConfig]
+    "kind", [TrainConfig, TestConfig, ChatConfig, MergeConfig, CheckConfig, PreviewConfig, ShardConfig]
 )
 def test_every_setting_of_text_is_known_to_be_a_path_or_not(kind):
     texts = {name for name, field in kind.__dataclass_fields__.items() if isinstance(field.default, str)}

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from utils.data import storage
 from utils.data.base import MISSING, UNLABELLED
 from utils.data.class_lists import load_class_list, load_id_table
 from utils.data.files import locate, visible
@@ -27,7 +28,7 @@ class Cityscapes(SemanticDataset):
             stem = image_path.name.removesuffix(IMAGE_SUFFIX)
             label_path = labels / image_path.parent.name / f"{stem}{LABEL_SUFFIX}"
             used.add(label_path)
-            if label_path.exists():
+            if storage.is_named(label_path):
                 yield image_path, label_path
             else:
                 self.drop(image_path, f"no label {label_path}", UNLABELLED)
@@ -38,5 +39,5 @@ class Cityscapes(SemanticDataset):
 
 def files_of_cities(folder: Path, suffix: str) -> list[Path]:
     """The files CITY/*`suffix` below a folder, sorted; hidden ones are skipped."""
-    cities = (city for city in visible(folder) if city.is_dir())
+    cities = (city for city in visible(folder) if storage.is_folder(city))
     return [path for city in cities for path in visible(city) if path.name.endswith(suffix)]

@@ -8,7 +8,7 @@ coco/train2017.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -98,6 +98,9 @@ class DialogueDataset(Dataset):
     @property
     def num_images(self) -> int:
         return self._num_images
+
+    def files(self) -> Iterator[Path]:
+        return (dialogue.path for dialogue in self.dialogues)
 
     def __getitem__(self, index: int) -> VqaSample:
         position = range(len(self))[index]

@@ -10,8 +10,9 @@ from model.errors import UserError
 from utils.common.label_values import IGNORE
 from utils.data.base import well_formed
 from utils.data.class_lists import ClassList, make_id_table
-from utils.data.files import is_named, locate, read_annotations, what_is_there
+from utils.data.files import locate, read_annotations, what_is_there
 from utils.data.semantic import SemanticDataset
+from utils.data.storage import is_named
 
 # Configuration file and label folder of each release, in the order in which they are chosen. The download of
 # version 2.0 holds the labels of 1.2 as well; that of 1.2 alone names no version.

@@ -8,7 +8,7 @@ Ren et al., "PixelLM: Pixel Reasoning with Large Multimodal Model", 2024, arXiv 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,6 +133,9 @@ class Muse(Dataset):
     @property
     def num_annotations(self) -> int:
         return self._num_annotations
+
+    def files(self) -> Iterator[Path]:
+        return (item.path for item in self.items)
 
     def __getitem__(self, index: int) -> MultiTargetSample:
         item = self.items[index]

@@ -10,7 +10,7 @@ looked for in an image and did not find; without it no class is taught as absent
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ import cv2
 import numpy as np
 
 from model.errors import UserError
+from utils.data import storage
 from utils.data.base import MISSING, UNLABELLED, well_formed
 from utils.data.class_lists import ClassList, normalize_name
 from utils.data.class_masks import ClassMaskDataset
-from utils.data.files import FolderListing, is_named, locate, read_annotations
+from utils.data.files import FolderListing, locate, read_annotations
 from utils.data.images import read_image, read_label
 from utils.data.masks import union
 
@@ -52,7 +53,7 @@ class OpenImages(ClassMaskDataset):
         super().__init__(dataset_dir, split)
         root = locate(self.dataset_dir, (ROOT,), self.name)
         path = root / INDEX_FILE
-        if not path.is_file():
+        if not storage.is_file(path):
             raise FileNotFoundError(
                 f"{self.name} needs {path}; make it from the official CSV files with "
                 f"python -m utils.data.tools.openimages_index build-index --dataset_dir {dataset_dir}"
@@ -62,7 +63,7 @@ class OpenImages(ClassMaskDataset):
         index = read_annotations(path, keys=(CATEGORIES,))
         with well_formed(path):
             self.classes = class_list(index[CATEGORIES], path)
-        negatives = read_annotations(root / NEGATIVES_FILE) if is_named(root / NEGATIVES_FILE) else {}
+        negatives = read_annotations(root / NEGATIVES_FILE) if storage.is_named(root / NEGATIVES_FILE) else {}
         with well_formed(path):
             self.items = self._build_items(index, negatives, path)
         self.check_index(len(self.items), path)
@@ -76,6 +77,11 @@ class OpenImages(ClassMaskDataset):
 
     def source_path(self, index: int) -> Path:
         return self.image_folder / image_name(self.items[index].image_id)
+
+    def files(self) -> Iterator[Path]:
+        for index, item in enumerate(self.items):
+            yield self.source_path(index)
+            yield from (self.mask_folder / name for names in item.mask_files.values() for name in names)
 
     def absent_classes(self, index: int) -> list[int]:
         return list(self.items[index].absent)

@@ -19,8 +19,9 @@ import numpy as np
 
 from model.errors import UserError
 from utils.common.paths import resolve
+from utils.data import storage
 from utils.data.base import FlagError
-from utils.data.files import is_named, leaves_folder, names_in
+from utils.data.files import leaves_folder, names_in
 from utils.data.image_names import ImageFiles
 from utils.data.masks import decode_segmentation
 from utils.data.polygons import (
@@ -91,11 +92,17 @@ class OwnFlag:
 
 def find_path(path: str, dataset_dir: str | Path, wanted_by: str) -> Path:
     """`path` relative to the working directory or, if it does not exist there, to `dataset_dir`."""
+    if storage.is_in_shards(path):
+        if not storage.is_named(Path(path)):
+            raise FileNotFoundError(
+                f"{wanted_by} needs {path}, which is not in the shards; shard the data again"
+            )
+        return Path(path)
     given = resolve(path, wanted_by.split(":")[0])
     # The same path twice if it is absolute.
     candidates = list(dict.fromkeys((Path(given), Path(resolve(str(Path(dataset_dir) / given))))))
     for candidate in candidates:
-        if is_named(candidate):
+        if storage.is_named(candidate):
             return candidate
     tried = " or ".join(str(candidate.absolute()) for candidate in candidates)
     raise FileNotFoundError(f"{wanted_by} needs {tried}; there is neither a file nor a folder")
@@ -108,9 +115,9 @@ def find_split_file(flag: OwnFlag, dataset_dir: str | Path, default: str, suffix
     one.
     """
     path = find_path(flag.path, dataset_dir, flag.name)
-    if path.is_dir():
+    if storage.is_folder(path):
         split = flag.split or default
-        if not (path / f"{split}{suffix}").is_file():
+        if not storage.is_file(path / f"{split}{suffix}"):
             raise FileNotFoundError(
                 f"{flag.name} needs {path / split}{suffix} for its split {split!r}; {path} holds {names_in(path)}; "
                 f"name the file itself if it is called otherwise: {flag.name}/NAME{suffix}"
@@ -131,7 +138,7 @@ def image_folders(flag: OwnFlag, annotations: Path, dataset_dir: str | Path) -> 
     """
     if "images" in flag.options:
         given = find_path(flag.options["images"], dataset_dir, f"{flag.name}|images=")
-        if not given.is_dir():
+        if not storage.is_folder(given):
             raise FlagError(
                 f"{flag.name}|images={flag.options['images']}: is a file; name the folder that it is in"
             )
@@ -140,7 +147,7 @@ def image_folders(flag: OwnFlag, annotations: Path, dataset_dir: str | Path) -> 
     split = annotations.stem.rpartition("_")[-1]  # instances_val2017.json: val2017
     split_folders = [above / name for above in (folder, folder.parent) for name in (f"images/{split}", split)]
     usual = [folder, folder / "images", folder.parent / "images", folder.parent]
-    return [*usual, *(path for path in split_folders if path.is_dir())]
+    return [*usual, *(path for path in split_folders if storage.is_folder(path))]
 
 
 def find_images(
@@ -164,7 +171,7 @@ def find_images(
         example = next(iter(names), "")
         if not ambiguous and leaves_folder(example) and not flag.anywhere:
             ambiguous = ", or allow names that lead out of the folder: |anywhere=true"
-        held = next((folder for folder in candidates if folder.is_dir()), None)
+        held = next((folder for folder in candidates if storage.is_folder(folder)), None)
         holds = f" ({held} holds {names_in(held)})" if held else ""
         raise FileNotFoundError(
             f"{annotations}: no image of it, such as {short(example)}, is in "

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from model.files import decode_text, split_lines
 from model.text.conversation import Conversation
 from model.text.format import SequenceFormat
 from model.text.special_tokens import NEG, SEG, Special, Text
+from utils.data import storage
 from utils.data.base import MISSING, Dataset, well_formed
 from utils.data.datasets.llava_instruct import dialogue_texts
 from utils.data.datasets.own import OwnFlag, decode_own_mask, find_images, find_split_file, image_folders
@@ -173,6 +175,14 @@ class OwnJsonl(Dataset):
     def num_annotations(self) -> int:
         return len(self.lines)
 
+    def files(self) -> Iterator[Path]:
+        for line in self.lines:
+            yield line.path
+            for mask in line.masks:
+                with suppress(UserError):  # reading the line says what is wrong
+                    if isinstance(mask, str):
+                        yield self.mask_path(mask)
+
     def __getitem__(self, index: int) -> ReferringSample:
         line = self.lines[int(self.questions[index])]
         image, masks = self.read(line)
@@ -207,7 +217,7 @@ class OwnJsonl(Dataset):
         """The file of a mask, whose name is relative to the folder of the jsonl file."""
         path = self.file.parent / name
         leaves = leaves_folder(name) and not self.anywhere
-        if path.is_file() and not leaves:
+        if storage.is_file(path) and not leaves:
             return path
         found = find_file(name, self.beside, Alike(self.beside))
         if found is None and leaves:
@@ -320,7 +330,7 @@ def with_tokens(answer: str, format: SequenceFormat) -> Text:
 
 def read_mask(path: Path) -> np.ndarray:
     """A PNG mask as (height, width) uint8, 1 inside. UserError if it has not exactly one value besides 0."""
-    if not path.is_file():
+    if not storage.is_file(path):
         raise UserError(f"no file {path}; names of masks are relative to the folder of the jsonl file")
     values = read_label(path)
     inside = np.unique(values[values > 0])

@@ -19,6 +19,7 @@ import numpy as np
 
 from model.errors import UserError
 from utils.common.label_values import IGNORE
+from utils.data import storage
 from utils.data.class_file import IGNORED_VALUES, read_class_file
 from utils.data.datasets.own import WHOLE, OwnFlag, find_path
 from utils.data.files import names_in
@@ -63,7 +64,7 @@ class OwnSemantic(SemanticDataset):
         folder = self.root if self.split == WHOLE else self.root / self.split
         images, labels = folder / "images", folder / "labels"
         for wanted in (images, labels):
-            if not wanted.is_dir():
+            if not storage.is_folder(wanted):
                 raise FileNotFoundError(
                     f"{self.name} needs the folder {wanted}; {folder} holds {names_in(folder)}"
                 )
@@ -155,11 +156,11 @@ def may_hide_object(ignored: np.ndarray) -> bool:
 
 def find_split(root: Path, flag: OwnFlag, default: str) -> str:
     """The split of a flag, `default` if it names none; WHOLE for a folder without splits."""
-    divided = any((root / name).is_dir() for name in ("train", "val"))
+    divided = any(storage.is_folder(root / name) for name in ("train", "val"))
     if not divided and flag.split in ("", WHOLE):
         return WHOLE
     split = flag.split or default
-    if not (root / split).is_dir():
+    if not storage.is_folder(root / split):
         hint = "" if divided else f"; it has no splits: leave out |{split} to use it as a whole"
         raise FileNotFoundError(
             f"{flag.name}|{split} needs the folder {root / split}; {root} holds {names_in(root)}{hint}"

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from model.errors import UserError
-from model.files import open_regular
 from utils.common.label_values import IGNORE
+from utils.data import storage
 from utils.data.base import MISSING
 from utils.data.class_lists import load_class_list, load_id_table, make_id_table
 from utils.data.datasets.pascal_voc import VocDataset
@@ -55,7 +55,7 @@ class Pc459(VocDataset):
         """The folder of 16-bit images holds only the validation images, so no list of names is needed."""
         for label_path in (path for path in visible(labels) if path.suffix.lower() in (".tif", ".tiff")):
             image_path = images / f"{label_path.stem}.jpg"
-            if image_path.is_file():
+            if storage.is_file(image_path):
                 yield image_path, label_path
             else:
                 self.drop(label_path, f"no image {image_path}", MISSING)
@@ -75,7 +75,7 @@ def read_label_map(path: Path) -> np.ndarray:
     """LabelMap of a MATLAB file, (height, width) uint16; UserError naming the file if there is none."""
     from scipy.io import loadmat  # imported here: takes a third of a second that only these files need
 
-    with open_regular(path) as file:
+    with storage.open_file(path) as file:
         try:
             matrix = loadmat(file, variable_names=("LabelMap",)).get("LabelMap")
         except Exception as problem:  # anything: damaged files make scipy fail in a dozen ways

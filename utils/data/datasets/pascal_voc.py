@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
-from model.files import read_text, split_lines
+from model.files import split_lines
+from utils.data import storage
 from utils.data.base import MISSING, UNLABELLED
 from utils.data.class_lists import load_class_list, load_id_table
 from utils.data.files import FolderListing, locate
@@ -34,7 +35,7 @@ class VocDataset(SemanticDataset):
         names = locate(root, self.list_files, self.name)
         images = locate(root, ("JPEGImages",), self.name)
         image_files, label_files = FolderListing(images), FolderListing(labels)
-        for name in filter(None, map(str.strip, split_lines(read_text(names)))):
+        for name in filter(None, map(str.strip, split_lines(storage.read_text(names)))):
             if f"{name}.jpg" not in image_files:
                 self.drop(images / f"{name}.jpg", f"not there, but in {names}", MISSING)
             elif f"{name}{self.label_suffix}" not in label_files:

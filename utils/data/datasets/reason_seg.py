@@ -6,7 +6,7 @@ with `label` and `points`; see labelme.py). explanatory/train.json: [{image, que
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ from model.errors import UserError
 from model.text.conversation import Conversation
 from model.text.sequence import reasoning_conversation
 from utils.data.base import UNLABELLED, Dataset, sample_up_to, well_formed
-from utils.data.files import is_named, locate, log_skipped, read_annotations
+from utils.data.files import locate, log_skipped, read_annotations
 from utils.data.frames import Drawn
 from utils.data.images import images_in
 from utils.data.labelme import IGNORED, TARGET, draw_shapes, open_shapes, read_shapes
 from utils.data.polygons import short
+from utils.data.storage import is_named
 from utils.data.types import ReasonSample, Recipe, Sample, UnusableItemError
 
 LINE = "a polygon of fewer than three points, drawn as a line, as LISA's reader does"
@@ -69,6 +70,10 @@ class ReasonSeg(Dataset):
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def files(self) -> Iterator[Path]:
+        for item in self.items:
+            yield from (item.image_path, item.json_path)
 
     def __getitem__(self, index: int) -> ReasonSample:
         item = self.items[index]

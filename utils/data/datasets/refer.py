@@ -7,7 +7,7 @@ split, and sentences, each with its `sent`. refer_seg/NAME/instances.json has CO
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -135,6 +135,9 @@ class ReferringDataset(Dataset):
     @property
     def num_annotations(self) -> int:
         return self.facts.num_expressions
+
+    def files(self) -> Iterator[Path]:
+        return (item.path for item in self.items)
 
     def __getitem__(self, index: int) -> ReferringSample:
         item = self.items[index]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from model.errors import UserError
+from utils.data import storage
 from utils.data.datasets.refer import Expression, ReferringDataset
 from utils.data.files import locate
 
@@ -41,7 +42,7 @@ class RefZom(ReferringDataset):
             for folder in (root, self.dataset_dir / "refer_seg/images/mscoco/images")
             for name in FOLDERS
         ]
-        found = tuple(folder for folder in candidates if folder.is_dir())
+        found = tuple(folder for folder in candidates if storage.is_folder(folder))
         return found or (
             locate(
                 self.dataset_dir, [str(path.relative_to(self.dataset_dir)) for path in candidates], self.name

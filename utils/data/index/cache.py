@@ -17,7 +17,6 @@ import fcntl
 import gc
 import hashlib
 import logging
-import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,6 +27,8 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from utils.common.files import written_aside
+from utils.common.paths import user_cache_folder
+from utils.data import storage
 from utils.data.index.rows import DamagedIndexError, RowFile, Rows, write_rows
 from utils.data.index.sources import Sources, recording
 
@@ -81,12 +82,7 @@ def cache_folder() -> Path | None:
     """The folder of the cache; None if it is turned off."""
     if _place == OFF:
         return None
-    if _place:
-        return Path(_place)
-    own = os.environ.get("XDG_CACHE_HOME", "")
-    with suppress(RuntimeError):  # a user without a home
-        return (Path(own) if os.path.isabs(own) else Path.home() / ".cache") / "lasagna" / "index"
-    return None
+    return Path(_place) if _place else user_cache_folder("index")
 
 
 def open_index(
@@ -138,7 +134,7 @@ def _num_bytes(files: Iterable[Path]) -> int:
     total = 0
     for path in files:
         with suppress(OSError):  # whoever reads it says what is wrong with it
-            total += os.path.getsize(path)
+            total += storage.size_of(path)
     return total
 
 

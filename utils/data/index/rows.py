@@ -33,6 +33,7 @@ SIZES = struct.Struct("<QQQ")  # bytes of the rows, number of rows, bytes of the
 DIGEST_SIZE = 32
 PREFIX_SIZE = len(MAGIC) + SIZES.size + DIGEST_SIZE
 CHUNK = 2**22  # bytes that are read or written at once
+CURE = "remove the file, or read the annotations without it: --index_cache none"
 
 
 class DamagedIndexError(ValueError):
@@ -150,9 +151,10 @@ class Rows(Sequence[Item], Generic[Item]):
     A copy in another process, forked or pickled, reads the same file.
     """
 
-    def __init__(self, file: RowFile, kind: type[Item]) -> None:
+    def __init__(self, file: RowFile, kind: type[Item], cure: str = CURE) -> None:
         self.file = file
         self.kind = kind
+        self.cure = cure
         self.offsets = file.offsets()
         self.decoder = msgspec.msgpack.Decoder(kind, dec_hook=_of_plain)
 
@@ -173,21 +175,18 @@ class Rows(Sequence[Item], Generic[Item]):
         try:
             item: Item = decoded(self.decoder, self.file.read(PREFIX_SIZE + start, end - start))
         except DamagedIndexError as problem:
-            raise UserError(
-                f"{self.file.path}, item {position}: {problem}; remove the file, or read the annotations without it: "
-                "--index_cache none"
-            ) from None
+            raise UserError(f"{self.file.path}, item {position}: {problem}; {self.cure}") from None
         return item
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopened, (self.file.path, self.file.prefix, self.kind)
+        return _reopened, (self.file.path, self.file.prefix, self.kind, self.cure)
 
 
-def _reopened(path: Path, prefix: bytes, kind: type[Item]) -> Rows[Item]:
+def _reopened(path: Path, prefix: bytes, kind: type[Item], cure: str) -> Rows[Item]:
     file = RowFile(path)
     if file.prefix != prefix:
         raise UserError(f"{path} was replaced while it was in use, as its data changed; start again")
-    return Rows(file, kind)
+    return Rows(file, kind, cure)
 
 
 def decoded(decoder: msgspec.msgpack.Decoder[Any], content: bytes) -> Any:

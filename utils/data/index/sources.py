@@ -19,10 +19,11 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from model.files import open_regular
+from utils.data import storage
 
 # A file may change twice within a clock tick, without a new time: times this young say nothing.
 YOUNG = 2 * 10**9  # nanoseconds
+UNSETTLED = (0, 0, 0)  # instead of a stamp that says nothing
 NO_FOLDER = b""  # instead of the hash of the names in it
 CHUNK = 2**22  # bytes
 
@@ -72,16 +73,17 @@ def read_source(path: str | Path) -> bytes:
     """The content of a regular file, recorded. Raises UserError for a folder, a pipe or a device."""
     sources = _recorded.get()
     started = time.time_ns()
-    with open_regular(path) as file:
-        before = os.fstat(file.fileno())
+    with storage.open_file(path) as file:
+        in_shards = storage.state_in_shards(path)
+        before = None if in_shards else os.fstat(file.fileno())
         content = file.read()
-        after = os.fstat(file.fileno())
+        after = None if in_shards else os.fstat(file.fileno())
     if sources is not None:
-        is_settled = stamp_of(before) == stamp_of(after) and after.st_ctime_ns < started - YOUNG
+        stamp = in_shards[1] if in_shards else UNSETTLED
+        if before and after and stamp_of(before) == stamp_of(after) and after.st_ctime_ns < started - YOUNG:
+            stamp = stamp_of(after)
         sources.files[os.path.abspath(path)] = FileState(
-            size=len(content),
-            stamp=stamp_of(after) if is_settled else (0, 0, 0),
-            digest=hashlib.sha256(content).digest(),
+            size=len(content), stamp=stamp, digest=hashlib.sha256(content).digest()
         )
     return content
 
@@ -95,12 +97,17 @@ def note_folder(folder: Path, names: Iterable[str] | None) -> None:
 def is_as_it_was(path: str, state: FileState) -> bool:
     """Whether a file still has the content that it was read with."""
     try:
-        with open_regular(path) as file:
-            now = os.fstat(file.fileno())
-            if now.st_size != state.size:
-                return False
-            if stamp_of(now) == tuple(state.stamp):
-                return True
+        if in_shards := storage.state_in_shards(path):
+            size, stamp = in_shards
+            if size != state.size or stamp == tuple(state.stamp):
+                return size == state.size
+        with storage.open_file(path) as file:
+            if not in_shards:
+                now = os.fstat(file.fileno())
+                if now.st_size != state.size:
+                    return False
+                if stamp_of(now) == tuple(state.stamp):
+                    return True
             digest = hashlib.sha256()
             while chunk := file.read(CHUNK):
                 digest.update(chunk)
@@ -117,7 +124,7 @@ def stamp_of(status: os.stat_result) -> tuple[int, int, int]:
 def digest_of_folder(path: str) -> bytes | None:
     """The hash of the names in a folder, NO_FOLDER if there is none; None if it cannot be read."""
     try:
-        return digest_of_names(os.listdir(path)) if os.path.isdir(path) else NO_FOLDER
+        return digest_of_names(storage.names(path)) if storage.is_folder(path) else NO_FOLDER
     except OSError:
         return None
 

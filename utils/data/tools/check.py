@@ -31,10 +31,16 @@ from utils.config.data import DATA, MODEL, OUTPUT
 from utils.config.training import TrainConfig
 from utils.data.index.cache import use_index_cache
 from utils.data.mixture import recipe_of
-from utils.data.registry import Entry, parse_entry, parse_val_list, split_list
-from utils.data.tools.selection import LookConfig, entries_asked, entries_known, processor_for
+from utils.data.registry import Entry
+from utils.data.shards.cache import use_shard_cache
+from utils.data.tools.selection import (
+    LookConfig,
+    entries_asked,
+    entries_known,
+    entries_to_evaluate,
+    processor_for,
+)
 from utils.data.tools.survey import Finding, Surveyor
-from utils.data.val_datasets import ALL, FLAG, open_all
 
 WIDTH, MAX_NAME = 80, 19  # columns
 MAX_NAMED = 10  # files listed per data set; ten times as many with --all
@@ -62,10 +68,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     # A file written for a run may hold all of its settings.
     config = parse_config(CheckConfig, argv, about=__doc__, passed_over=TrainConfig)
     use_index_cache(config.index_cache)
+    use_shard_cache(config.shard_cache, config.shard_cache_gb)
     asked = [(entry, True) for entry in entries_asked(config)]
     if config.val_dataset_list:
-        asked += [(entry, False) for entry in entries_to_evaluate(config)]
-    if not asked or not all(entry.is_own for entry, _ in asked):
+        asked += [
+            (entry, False) for entry in entries_to_evaluate(config.val_dataset_list, config.dataset_dir)
+        ]
+    if not asked or any(entry.needs_dataset_dir for entry, _ in asked):
         check_dataset_dir(config)
     surveyor = build_surveyor(config)
     findings = survey(surveyor, asked or entries_known())
@@ -77,15 +86,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not finding.is_usable(config.max_bad_fraction) and (asked or not finding.is_missing)
     ]
     return 1 if failed or all(finding.is_missing for finding in findings) else 0
-
-
-def entries_to_evaluate(config: CheckConfig) -> list[Entry]:
-    """The entries of --val_dataset_list, with `all` expanded as in an evaluation."""
-    parts = split_list(config.val_dataset_list, FLAG, separator=",")
-    named = ",".join(part for part in parts if part != ALL)
-    entries = parse_val_list(named) if named else ()
-    found = open_all(Path(config.dataset_dir)) if ALL in parts else ()
-    return [*entries, *(parse_entry(text, FLAG) for text in found)]
 
 
 def check_dataset_dir(config: CheckConfig) -> None:

@@ -40,6 +40,7 @@ from utils.data.base import Dataset
 from utils.data.collate import LengthLimit
 from utils.data.index.cache import use_index_cache
 from utils.data.mixture import Mixture, recipe_of
+from utils.data.shards.cache import use_shard_cache
 from utils.data.tools.selection import LookConfig, entries_asked, entries_known, processor_for
 from utils.data.types import Sample
 from utils.reports.colours import MASK_COLOURS, Colour, class_colour
@@ -93,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     start_logging()
     check_writable(config.out, "--out")
     use_index_cache(config.index_cache)
+    use_shard_cache(config.shard_cache, config.shard_cache_gb)
     processor = processor_for(config.version, config.sequence_format, config.prompt_template)
     mixture = build_mixture(config, processor)
     shown = [show(index, mixture[index]) for index in range(config.num_samples)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from transformers import CLIPImageProcessorPil
@@ -22,7 +23,17 @@ from model.text.tokens import add_special_tokens
 from utils.common.checks import require_positive
 from utils.common.settings import setting
 from utils.config.data import DATA, OUTPUT, DataConfig
-from utils.data.registry import DATASETS, SOURCE_RATES, Entry, check_data_flags, parse_dataset_flags
+from utils.data.registry import (
+    DATASETS,
+    SOURCE_RATES,
+    Entry,
+    check_data_flags,
+    parse_dataset_flags,
+    parse_entry,
+    parse_val_list,
+    split_list,
+)
+from utils.data.val_datasets import ALL, FLAG, open_all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,16 +55,30 @@ class LookConfig(DataConfig):
 
 def entries_asked(config: LookConfig) -> tuple[Entry, ...]:
     """The training data sets that the flags name; empty if no flag is given. Raises UserError for unknown names."""
+    asked = flags_asked(config)
+    return () if asked is None else parse_dataset_flags(asked)
+
+
+def flags_asked(config: LookConfig) -> LookConfig | None:
+    """The data flags with training's defaults for those of stated sources; None if no flag is given."""
     stated = [source for source in SOURCE_RATES if getattr(config, f"{source}_data")]
     dataset = config.dataset or "||".join(stated)
     if not dataset:
         check_data_flags(config, SOURCE_RATES)
-        return ()
+        return None
     defaults = {entry.name: str(entry.default) for entry in fields(DataConfig)}
     flags = [f"{source}_data" for source in SOURCE_RATES]
     data: dict[str, Any] = {flag: getattr(config, flag) or defaults[flag] for flag in flags}
-    stated_or_default = replace(config, dataset=dataset, **data)
-    return parse_dataset_flags(stated_or_default)
+    return replace(config, dataset=dataset, **data)
+
+
+def entries_to_evaluate(text: str, dataset_dir: str | Path) -> list[Entry]:
+    """The entries of --val_dataset_list, with `all` expanded as in an evaluation."""
+    parts = split_list(text, FLAG, separator=",")
+    named = ",".join(part for part in parts if part != ALL)
+    entries = parse_val_list(named) if named else ()
+    found = open_all(Path(dataset_dir)) if ALL in parts else ()
+    return [*entries, *(parse_entry(text, FLAG) for text in found)]
 
 
 def entries_known() -> list[tuple[Entry, bool]]:
