@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
 import struct
+from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from utils.common.processes import end_now
 from utils.serving.dialect import error_body
+
+logger = logging.getLogger(__name__)
 
 HEAD_SECONDS = 15.0  # for the head of a request, from the connection or the answer before
 UNREAD_SECONDS = (
@@ -27,7 +32,7 @@ GRACE_SECONDS = 10  # for answers under way when the server is stopped
 
 
 class Connection(H11Protocol):
-    """One connection; h11 also limits the size of a request's head, to 64 KiB unless it comes in one piece."""
+    """One connection; h11 limits the size of a request's head that comes in pieces, the gate that of any other."""
 
     _look: asyncio.TimerHandle | None = None
     _answered: float = 0.0  # when the last answer was complete, or the connection began
@@ -79,7 +84,24 @@ class Connection(H11Protocol):
             self.transport.abort()
 
 
-def server_of(app: ASGIApp, kind: type[uvicorn.Server] = uvicorn.Server) -> uvicorn.Server:
+class Server(uvicorn.Server):
+    """uvicorn's, which ends in order at the first signal, and at once at the second.
+
+    uvicorn would end by the signal itself, after an orderly end too, and wait for running answers at every SIGTERM.
+    """
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            self.leave()
+            end_now(128 + sig)
+        logger.info("stopping: running answers have %d seconds; a second signal ends them", GRACE_SECONDS)
+        self.should_exit = True
+
+    def leave(self) -> None:
+        """What has to be done before the process ends."""
+
+
+def server_of(app: ASGIApp, kind: type[Server] = Server) -> Server:
     """uvicorn with these connections."""
     settings = uvicorn.Config(
         app,

@@ -23,6 +23,8 @@ MAX_DISCARDED = 10  # times the largest body: more is not even thrown away
 MAX_HELD = 25  # times the largest body: what all requests that are read or answered may hold together
 CLIENT_GONE = 499  # as nginx counts it
 RETRY_SECONDS = 2
+NOT_BEGUN = 500  # status of an answer that never comes
+MAX_HEAD = 65_536  # bytes of a request's head
 
 
 class Counts:
@@ -87,7 +89,7 @@ class Gate:
             await self.app(scope, receive, send)
             return
         path = scope["path"] if scope["path"] in self.paths else "other"
-        begin, status = time.monotonic(), 500
+        begin, status = time.monotonic(), NOT_BEGUN
         body = Body(self, scope)
 
         async def counted(message: Message) -> None:
@@ -115,6 +117,10 @@ class Gate:
                 status = CLIENT_GONE
                 return
             await self.app(scope, replayed(content, receive), counted)
+        except asyncio.CancelledError:  # the patience of a server that stops is at its end
+            if status == NOT_BEGUN:
+                await respond(send, 503, "the server is stopping; ask again when it is back")
+                status = 503
         finally:
             body.release()
             self.counts.open.dec()
@@ -122,6 +128,9 @@ class Gate:
             self.counts.seconds.labels(path).observe(time.monotonic() - begin)
 
     def _refused(self, scope: Scope) -> tuple[int, str] | None:
+        size = sum(len(name) + len(value) + 4 for name, value in scope["headers"])  # ": " and the line's end
+        if size + len(scope["raw_path"]) + len(scope["query_string"]) > MAX_HEAD:
+            return 431, f"the head of the request has more than {MAX_HEAD:,} bytes; send data in its body"
         headers = {name.lower(): value for name, value in scope["headers"]}
         if self.hosts is not None and host_of(headers.get(b"host", b"")) not in self.hosts:
             return 403, "this server answers under the names of this machine only; set --api_key for others"

@@ -69,10 +69,8 @@ def check_packages(config: ChatConfig) -> None:
 
 
 def serve(model: LasagnaForConditionalGeneration, config: ChatConfig, listener: socket.socket) -> None:
-    """Answers requests, and shows the page, until the process is stopped."""
-    import uvicorn
-
-    from utils.serving.connection import server_of
+    """Answers requests, and shows the page, until SIGINT or SIGTERM ends it in order."""
+    from utils.serving.connection import Server, server_of
     from utils.serving.fetch import Limits
     from utils.serving.server import build_app
     from utils.serving.service import Service
@@ -102,7 +100,7 @@ def serve(model: LasagnaForConditionalGeneration, config: ChatConfig, listener: 
         with_api=config.serve,
         is_for_browsers=config.web,
     )
-    kind: type[uvicorn.Server] = uvicorn.Server
+    kind: type[Server] = Server
     if config.web:
         from utils.serving.page.app import PageServer, add_page
 

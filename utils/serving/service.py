@@ -91,8 +91,13 @@ class Service:
         """Waits for `wanted`, or until the client goes."""
         task = asyncio.ensure_future(wanted)
         watch = asyncio.ensure_future(gone(request))
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
-        watch.cancel()
+        try:
+            await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:  # the server does not wait any longer
+            job.withdraw()
+            raise
+        finally:
+            watch.cancel()
         if not task.done():
             job.withdraw()
             task.cancel()

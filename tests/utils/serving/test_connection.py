@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import os
+import signal
 import socket
 import threading
 import time
@@ -225,6 +228,69 @@ def test_an_answer_that_comes_after_its_job_was_withdrawn_or_answered_is_dropped
     settle(job, "first")
     settle(job, "second")
     assert job.answer.result() == "first"
+
+
+def test_a_head_has_a_limit_also_in_one_piece(server):
+    for head in (b"x: " + b"a" * 70_000 + b"\r\n", b"x: a\r\n" * 20_000):
+        with connect(server) as client:
+            client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + head + b"\r\n")
+            told = client.recv(10_000)
+            # 400 is h11's, where the head came in pieces.
+            assert told.startswith((b"HTTP/1.1 431", b"HTTP/1.1 400")), told
+    with connect(server) as client:
+        client.sendall(b"GET /health?" + b"a" * 65_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b" 200 " in client.recv(10_000)
+
+
+class Slow:
+    """An app whose answers take a while."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.has_begun = seconds, threading.Event()
+
+    async def __call__(self, scope, receive, send):
+        while scope["type"] == "lifespan":
+            message = await receive()
+            await send({"type": f"{message['type']}.complete"})
+            if message["type"] == "lifespan.shutdown":
+                return
+        if scope["type"] == "http":
+            self.has_begun.set()
+            await asyncio.sleep(self.seconds)
+            await gate.respond(send, 200, "done")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("seconds", "status"), [(0.3, b"200"), (60, b"503")])
+def test_the_first_signal_ends_in_order(number, seconds, status, monkeypatch):
+    monkeypatch.setattr(connection, "GRACE_SECONDS", 1)
+    slow, told = Slow(seconds), []
+    app = gate.Gate(slow, api_key="", max_bytes=1000, counts=gate.Counts(), paths=frozenset(), hosts=None)
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def ask() -> None:
+        with socket.create_connection(listener.getsockname(), timeout=20) as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            slow.has_begun.wait(20)
+            os.kill(os.getpid(), number)
+            told.append(client.recv(10_000))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    connection.server_of(app).run(sockets=[listener])  # returns: exit code 0
+    thread.join()
+    assert told[0].startswith(b"HTTP/1.1 " + status)
+
+
+def test_the_second_signal_ends_at_once(monkeypatch):
+    codes: list[int] = []
+    monkeypatch.setattr(connection, "end_now", codes.append)
+    server = connection.server_of(Slow(1))
+    server.handle_exit(signal.SIGTERM, None)
+    assert server.should_exit
+    assert codes == []
+    server.handle_exit(signal.SIGTERM, None)
+    assert codes == [143]
 
 
 def test_a_class_query_has_a_limit_of_names(server, monkeypatch):

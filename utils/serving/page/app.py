@@ -17,7 +17,6 @@ from typing import Any, cast
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
 import gradio as gr
-import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import Response
 from PIL import Image
@@ -28,6 +27,7 @@ from starlette.routing import Mount
 from utils.data.images import WEB_SUFFIXES, read_image
 from utils.reports.pages import data_url
 from utils.serving import label_studio
+from utils.serving.connection import Server
 from utils.serving.page.actions import Actions, Shown
 from utils.serving.page.guard import Guard
 from utils.serving.page.view import HERE, TYPES, file_of
@@ -98,16 +98,18 @@ def add_page(app: FastAPI, service: Service, *, examples: Sequence[Path] = (), w
     return actions
 
 
-class PageServer(uvicorn.Server):
-    """uvicorn's, which ends the connections that open pages hold instead of waiting for them, and removes uploads."""
+class PageServer(Server):
+    """Ends the connections that open pages hold instead of waiting for them, and removes uploads."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         assert isinstance(self.config.app, FastAPI)
         self.config.app.state.page.stop_event.set()
         await super().shutdown(sockets)
-        shutil.rmtree(
-            self.config.app.state.uploads, ignore_errors=True
-        )  # a signal ends the process after this
+        self.leave()
+
+    def leave(self) -> None:
+        assert isinstance(self.config.app, FastAPI)
+        shutil.rmtree(self.config.app.state.uploads, ignore_errors=True)
 
 
 def layout(actions: Actions, service: Service, examples: Sequence[Path]) -> gr.Blocks:
