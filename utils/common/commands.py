@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import wraps
 from typing import NoReturn
 
@@ -13,7 +16,7 @@ import torch.distributed as dist
 
 from model.errors import UserError
 from model.strict_loading import MisfitError
-from model.write_errors import writing
+from model.write_errors import WriteError, writing
 from utils.common.terminal import printable
 
 USER_MISTAKE = 2  # exit code
@@ -34,18 +37,27 @@ def command(name: str) -> Callable[[Main], Callable[..., int]]:
 
     A UserError or an OSError (a file that is not there, a disk that is full) is printed as "NAME: message", once and
     not by every process of a launcher unless it is `for_everybody`. A UserError with an `exit_code` of its own ends
-    with that. Any other exception is ours, and passes with its traceback.
+    with that. Output that nobody reads any more ends it quietly, with 141, Ctrl-C with one line. Any other exception is
+    ours, and passes with its traceback.
     """
 
     def decorate(main: Main) -> Callable[..., int]:
         @wraps(main)
         def run(argv: Sequence[str] | None = None) -> int:
+            prepare_streams()
             try:
-                code = main(argv) or 0
-                with writing("the output"):
-                    sys.stdout.flush()  # else what hinders it would be told by Python, after everything
-                return code
+                try:
+                    return main(argv) or 0
+                finally:  # --help ends by SystemExit
+                    flush_output()
+            except KeyboardInterrupt:
+                sys.excepthook = lambda *_: print(f"{name}: interrupted", file=sys.stderr)
+                raise  # Python ends by the signal, which a shell shows as 130
+            except BrokenPipeError:  # whoever read the output has gone, and has no use for a message
+                flush_output_to_nowhere()
+                return 128 + signal.SIGPIPE
             except (UserError, OSError) as problem:
+                flush_output_to_nowhere()
                 text = one_line(problem)
                 if getattr(problem, "for_everybody", False) or _is_first_to_say(text):
                     print(f"{name}: {text}", file=sys.stderr, flush=True)
@@ -54,6 +66,44 @@ def command(name: str) -> Callable[[Main], Callable[..., int]]:
         return run
 
     return decorate
+
+
+def prepare_streams() -> None:
+    """Python has None for a standard stream that was closed, as by `>&-`, which nobody expects: nowhere instead.
+
+    Bytes from a pipe that are no text are read as replacement characters, and no end of the command.
+    """
+    sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: SIM115 (as long as the process)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+
+def flush_output() -> None:
+    """Write what was printed; else Python would tell what hinders it, after everything and as a traceback.
+
+    Raises:
+        WriteError: the disk behind it is full.
+        BrokenPipeError: nobody reads it any more.
+    """
+    try:
+        with writing("the output"):
+            sys.stdout.flush()
+    except WriteError as problem:
+        if isinstance(problem.__cause__, BrokenPipeError):
+            raise problem.__cause__ from None
+        raise
+
+
+def flush_output_to_nowhere() -> None:
+    """After an error: what was printed and cannot be written is given up, so that the process ends quietly."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.stdout.flush()
 
 
 def one_line(problem: Exception) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 
 import pytest
 import torch.distributed as dist
@@ -44,6 +46,89 @@ def test_what_a_user_did_is_one_line_and_exit_code_2(problem, line, capsys):
 def test_what_we_broke_keeps_its_traceback(problem):
     with pytest.raises(type(problem)):
         failing(problem)([])
+
+
+def end_of(main, stream, *, number: int = 1) -> tuple[int, str]:
+    """Exit code and stderr of a command whose stream `number` is `stream` (None: closed), by Python's end."""
+    with tempfile.TemporaryFile() as errors:
+        pid = os.fork()
+        if pid == 0:
+            code = 99
+            try:
+                os.dup2(errors.fileno(), 2)
+                sys.stderr = os.fdopen(2, "w")
+                name, mode = ("stdin", "r") if number == 0 else ("stdout", "w")
+                os.close(number)
+                if stream is not None:
+                    os.dup2(stream, number)
+                setattr(sys, name, None if stream is None else os.fdopen(number, mode))
+                code = main([])
+                sys.stdout.flush()
+            except SystemExit as end:
+                code = end.code
+            except BaseException:
+                sys.excepthook(*sys.exc_info())
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        status = os.waitpid(pid, 0)[1]
+        errors.seek(0)
+        return os.waitstatus_to_exitcode(status), errors.read().decode()
+
+
+@command("tool.py")
+def talking(argv):
+    print("much " * 100_000)
+
+
+@command("tool.py")
+def helping(argv):
+    print("some")
+    raise SystemExit(0)
+
+
+@command("tool.py")
+def mistaken(argv):
+    print("some")
+    raise UserError("--lr is wrong")
+
+
+@command("tool.py")
+def asking(argv):
+    return len(sys.stdin.read())
+
+
+@pytest.mark.parametrize("main", [talking, helping, mistaken])
+def test_output_that_cannot_be_written_is_told_once_or_not_at_all(main):
+    reader, writer = os.pipe()
+    os.close(reader)
+    code, told = end_of(main, writer)
+    assert (code, told) == (141, "")
+    with open("/dev/full", "wb") as full:
+        code, told = end_of(main, full.fileno())
+    assert code == 2
+    assert told.startswith("tool.py: ")
+    assert "No space left on device" in told
+    assert told.count("\n") == 1
+
+
+def test_streams_that_are_closed_are_nowhere():
+    assert end_of(talking, None) == (0, "")
+    assert end_of(mistaken, None) == (2, "tool.py: --lr is wrong\n")
+    assert end_of(asking, None, number=0) == (0, "")
+
+
+def test_bytes_that_are_no_text_are_read_as_such():
+    reader, writer = os.pipe()
+    os.write(writer, b"\xff\xfe:quit")
+    os.close(writer)
+    assert end_of(asking, reader, number=0) == (7, "")
+
+
+def test_an_interrupt_is_one_line_at_pythons_end():
+    reader, writer = os.pipe()
+    assert end_of(failing(KeyboardInterrupt()), writer) == (99, "tool.py: interrupted\n")
+    os.close(reader)
 
 
 def test_a_command_that_ends_well_returns_its_exit_code_and_gets_its_arguments():
