@@ -37,8 +37,8 @@ def command(name: str) -> Callable[[Main], Callable[..., int]]:
 
     A UserError or an OSError (a file that is not there, a disk that is full) is printed as "NAME: message", once and
     not by every process of a launcher unless it is `for_everybody`. A UserError with an `exit_code` of its own ends
-    with that. Output that nobody reads any more ends it quietly, with 141, Ctrl-C with one line. Any other exception is
-    ours, and passes with its traceback.
+    with that. Output that nobody reads any more ends it quietly, with 141, Ctrl-C with one line. Other exceptions are
+    ours, and pass with their tracebacks.
     """
 
     def decorate(main: Main) -> Callable[..., int]:
