@@ -1,6 +1,6 @@
 """SAM as the mask decoder of the model: `encode` images once, `decode` one mask for each prompt embedding.
 
-The modules are those of the `segment_anything` package, unchanged except for the encoder's attention. This file adds:
+The modules are those of the `segment_anything` package, unchanged except for the encoder's blocks. This file adds:
 sizes inferred from the weights, batches of images of different sizes, masks of different images in one call of the
 mask decoder, bfloat16.
 """
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from model.decoders.base import BatchedDecoder, MaskPrompts
-from model.decoders.sam_attention import use_fused_attention
+from model.decoders.sam_blocks import use_fused_blocks
 from model.decoders.transform import LONGEST_SIDE
 from model.errors import UserError
 from model.inputs import Levels, Size
@@ -196,7 +196,7 @@ class SamSegmenter(BatchedDecoder):
     def __init__(self, settings: SamSettings) -> None:
         super().__init__()
         sam = build_sam(settings)
-        use_fused_attention(sam.image_encoder)
+        use_fused_blocks(sam.image_encoder)
         self.settings: SamSettings = settings
         self.image_encoder = sam.image_encoder
         self.prompt_encoder = sam.prompt_encoder
@@ -211,7 +211,7 @@ class SamSegmenter(BatchedDecoder):
             resized_sizes: (height, width) of each image without padding.
 
         Returns:
-            One level (B, prompt_embed_dim, grid, grid) in the dtype of the weights.
+            One level (B, prompt_embed_dim, grid, grid) in `embedding_dtype`.
         """
         side = self.settings.image_size
         if max(images.shape[-2:]) > side:
@@ -261,6 +261,11 @@ class SamSegmenter(BatchedDecoder):
     def encoder_tensors(self) -> dict[str, Tensor]:
         """See `MaskDecoder`."""
         return {**dict(self.image_encoder.named_parameters()), **dict(self.image_encoder.named_buffers())}
+
+    @property
+    def frozen_encoder(self) -> nn.Module:
+        """See `MaskDecoder`."""
+        return self.image_encoder
 
     @property
     def encoder_blocks(self) -> list[nn.Module]:
