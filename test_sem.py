@@ -139,6 +139,7 @@ def settings_of(config: TestConfig) -> EvaluationSettings:
         max_samples=config.max_samples,
         seed=config.seed,
         val_batch_size=config.val_batch_size,
+        encoder_precision=config.encoder_precision,
         workers=config.workers,
     )
 

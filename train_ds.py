@@ -28,6 +28,7 @@ import torch
 
 from model.checkpoints.layouts.base import CHECKPOINT_FOLDER
 from model.checkpoints.load import load_model
+from model.encoder_precision import check_frozen
 from model.errors import UserError
 from model.files import is_regular
 from model.lasagna import LasagnaForConditionalGeneration
@@ -187,6 +188,7 @@ def build_model(config: TrainConfig) -> tuple[LasagnaForConditionalGeneration, L
         min_image_tokens=config.min_image_tokens,
         max_image_tokens=config.max_image_tokens,
         mask_head=config.mask_head or None,
+        encoder_precision=config.encoder_precision,
     )
     check_head_stage(model, config)
     model.config.loss_weights = config.loss_weights
@@ -197,6 +199,8 @@ def build_model(config: TrainConfig) -> tuple[LasagnaForConditionalGeneration, L
         model.add_spatial_prompt(config.num_latent_prompts, seed=config.seed)
     torch.manual_seed(config.seed)  # the adapters' first values and dropout
     adapt(model, new_ids=processor.new_token_ids, **config.adapters)
+    if config.encoder_precision:
+        check_frozen(model)
     if config.gradient_checkpointing:
         model.set_gradient_checkpointing(True)
     if config.compile:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from model import encoder_precision
 from model.decoders.sam import SamSegmenter
 from tests.commands import BASE, SMALL_RUN, complaint, losses_of, run
 from tests.two_processes import run_in_two
@@ -54,6 +55,24 @@ def test_each_image_is_encoded_once_and_the_losses_stay_the_same(train, precisio
     assert filled == plain
     assert encoded == 0
     assert "embeddings of" in capsys.readouterr().out
+
+
+def test_encoders_in_bfloat16_are_announced_and_never_share_entries_with_float32(
+    train, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(encoder_precision, "cpu_has_bf16", lambda: True)
+    cache, cast = f"--sam_cache={tmp_path / 'cache'}", "--encoder_precision=bf16"
+    exact, encoded = train("exact", "--precision=fp32", cache)
+    plain, _ = train("plain", "--precision=fp32", cast)
+    assert "fp32, image encoders bf16, ZeRO 2" in " ".join(capsys.readouterr().out.split())
+    filling, again = train("filling", "--precision=fp32", cache, cast)
+    assert filling == plain != exact
+    assert again == encoded  # none of the exact entries was taken
+    for ours, theirs in zip(plain, exact, strict=True):
+        assert ours == pytest.approx(theirs, rel=0.1, abs=0.01)
+    assert run("train_ds", *FLAGS, "--precision=fp32", cast, f"--log_base_dir={tmp_path}", "--exp_name=exact",
+               "--epochs=2") == 2  # fmt: skip
+    complaint(capsys, "--encoder_precision was '', is 'bf16'")
 
 
 @pytest.mark.filterwarnings("ignore:.*all_gather_into_tensor.*")

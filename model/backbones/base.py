@@ -106,6 +106,7 @@ class Backbone(Protocol):
 
     language_model: nn.Module  # embeddings, layers and final norm
     lm_head: nn.Module
+    vision_tower: nn.Module  # of `encode`, without LLaVA's projector and its like
     can_pack: bool  # whether attention takes a mask of its own for each row
     can_crop: bool  # whether a key-value cache can forget its last tokens
     attentions: tuple[str, ...]  # the values of --attn_implementation that it takes

@@ -42,6 +42,12 @@ class HuggingFaceBackbone:
         return self.vlm.lm_head
 
     @property
+    def vision_tower(self) -> nn.Module:
+        """See `Backbone`; families call it differently."""
+        names = ("vision_tower", "visual", "vision_model")
+        return next(getattr(self.vlm.model, name) for name in names if hasattr(self.vlm.model, name))
+
+    @property
     def num_logits(self) -> int:
         """The tokens that can be written."""
         return self.config.num_logits

@@ -26,6 +26,7 @@ class LlavaBackbone(HuggingFaceBackbone):
         """See `Backbone`: CLIP's patches after LLaVA's projector; "clip_images" (B, 3, S, S) uint8."""
         llava = self.vlm.model
         patches = clip_patches(llava.vision_tower, vlm_images["clip_images"], self.config)
+        patches = patches.to(next(llava.multi_modal_projector.parameters()).dtype)
         return ImageFeatures(tokens=llava.multi_modal_projector(patches).unbind(0))
 
     def logits(self, states: Tensor) -> Tensor:

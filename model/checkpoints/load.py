@@ -23,6 +23,7 @@ from model.checkpoints.layouts.base import ReadOptions
 from model.checkpoints.layouts.mask_decoder import check_head
 from model.checkpoints.quantize import quantization_config
 from model.checkpoints.trained import apply_trained, mask_head_of, take_settings
+from model.encoder_precision import set_encoder_precision
 from model.errors import UserError
 from model.folders import local_folder
 from model.lasagna import LasagnaForConditionalGeneration
@@ -50,6 +51,7 @@ def load_model(
     min_image_tokens: int | None = None,
     max_image_tokens: int | None = None,
     mask_head: str | None = None,
+    encoder_precision: str = "",
 ) -> tuple[LasagnaForConditionalGeneration, LasagnaProcessor]:
     """Loads a model in evaluation mode.
 
@@ -71,6 +73,7 @@ def load_model(
             stored with the model.
         mask_head: "sam" or "concept", where `sam` has both or the folder's must be one of them; see
             docs/mask_decoders.md.
+        encoder_precision: "bf16" for the frozen image encoders; see model/encoder_precision.py.
 
     Raises:
         FileNotFoundError, ValueError: something is absent or does not fit; the message names the flag.
@@ -121,6 +124,7 @@ def load_model(
         model.seg_projector.to(device)
     elif device is not None:
         model.to(device)
+    set_encoder_precision(model, encoder_precision)
     return model, model.processor
 
 

@@ -109,7 +109,7 @@ class MaskDecoder(Protocol):
             resized_sizes: (height, width) of each image without padding.
 
         Returns:
-            One or more tensors (B, *shape), for each of `embedding_shapes`, in the dtype of the weights.
+            One or more tensors (B, *shape), for each of `embedding_shapes`, in `embedding_dtype`.
         """
         ...
 
@@ -139,6 +139,16 @@ class MaskDecoder(Protocol):
 
     def encoder_tensors(self) -> Mapping[str, Tensor]:
         """Weights and buffers that `encode` reads, by name."""
+        ...
+
+    @property
+    def frozen_encoder(self) -> nn.Module:
+        """The part of `encode` whose precision may differ from the rest; its weights take nearly all of the time."""
+        ...
+
+    @property
+    def embedding_dtype(self) -> torch.dtype:
+        """Of what `encode` returns."""
         ...
 
     @property
@@ -183,6 +193,16 @@ class BatchedDecoder(ExactBuffers):
     def encoder_tensors(self) -> Mapping[str, Tensor]:
         """See `MaskDecoder`."""
         raise NotImplementedError
+
+    @property
+    def frozen_encoder(self) -> nn.Module:
+        """See `MaskDecoder`."""
+        raise NotImplementedError
+
+    @property
+    def embedding_dtype(self) -> torch.dtype:
+        """See `MaskDecoder`: that of the part that reads them."""
+        return next(self.mask_decoder.parameters()).dtype
 
     @property
     def encoder_blocks(self) -> Sequence[nn.Module]:

@@ -232,6 +232,11 @@ class ConceptSegmenter(BatchedDecoder):
         }
 
     @property
+    def frozen_encoder(self) -> nn.Module:
+        """See `MaskDecoder`."""
+        return self.vision_encoder.backbone
+
+    @property
     def encoder_blocks(self) -> list[nn.Module]:
         """See `MaskDecoder`."""
         return list(self.vision_encoder.backbone.layers)

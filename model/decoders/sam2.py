@@ -257,6 +257,11 @@ class Sam2Segmenter(BatchedDecoder):
         return {name: value for name, value in self.named_parameters() if name.startswith(parts)}
 
     @property
+    def frozen_encoder(self) -> nn.Module:
+        """See `MaskDecoder`."""
+        return self.vision_encoder
+
+    @property
     def encoder_blocks(self) -> list[nn.Module]:
         """See `MaskDecoder`."""
         backbone = self.vision_encoder.backbone

@@ -24,6 +24,7 @@ from utils.config.data import (
     MACHINE,
     MODEL,
     OUTPUT,
+    encoder_precision_setting,
     index_cache_setting,
     shard_cache_gb_setting,
     shard_cache_setting,
@@ -58,6 +59,7 @@ class LoadingConfig:
         (STORED, *PRECISIONS),
         group=MODEL,
     )
+    encoder_precision: str = encoder_precision_setting(MODEL)
     attn_implementation: str = setting("auto", "attention of the language model", ATTENTION, group=MODEL)
     verify: bool = setting(
         False, "compare the files of the folder with the SHA-256 in its manifest.json first", group=MODEL
@@ -87,6 +89,7 @@ class LoadingConfig:
         """As `load_model` takes it."""
         return {
             "dtype": dtype_unless_stored(self.precision),
+            "encoder_precision": self.encoder_precision,
             "attn_implementation": self.attn_implementation,
             "quantization": "8bit" if self.load_in_8bit else "4bit" if self.load_in_4bit else None,
         }

@@ -24,7 +24,16 @@ from utils.common.checks import (
     require_positive,
 )
 from utils.common.settings import setting
-from utils.config.data import LOADING, MACHINE, MODEL, OUTPUT, RECIPE, VALIDATION, DataConfig
+from utils.config.data import (
+    LOADING,
+    MACHINE,
+    MODEL,
+    OUTPUT,
+    RECIPE,
+    VALIDATION,
+    DataConfig,
+    encoder_precision_setting,
+)
 from utils.config.output import check_run_name, trackers_named
 
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -135,6 +144,7 @@ class TrainConfig(DataConfig):
     )
 
     precision: str = setting("bf16", "dtype of weights and activations", PRECISIONS, group=MACHINE)
+    encoder_precision: str = encoder_precision_setting(MACHINE)
     zero_stage: int = setting(
         2, "ZeRO stage: what DeepSpeed partitions over processes", (0, 1, 2, 3), group=MACHINE
     )

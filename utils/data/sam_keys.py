@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from model.decoders.base import MaskDecoder
 from model.decoders.transform import LONGEST_SIDE, ImageTransform
@@ -20,13 +21,17 @@ DIGEST_SIZE = 20  # bytes; 40 hexadecimal digits in a file name
 
 
 def encoder_key(sam: MaskDecoder) -> str:
-    """The key of everything that an embedding depends on besides the image: weights, sizes and number format.
+    """The key of everything that an embedding depends on besides the image: weights, sizes and number formats.
 
+    Those are the dtypes of the weights and, where some are cast (--encoder_precision), that of the embeddings.
     Takes about a second per gigabyte, in every process.
     """
     digest = blake2b(digest_size=DIGEST_SIZE)
     _add(digest, VERSION, sam.settings.to_dict())
-    for name, value in sorted(sam.encoder_tensors().items()):
+    tensors = sam.encoder_tensors()
+    if any(isinstance(value, Parameter) and value.dtype != sam.embedding_dtype for value in tensors.values()):
+        _add(digest, "embeddings", str(sam.embedding_dtype))
+    for name, value in sorted(tensors.items()):
         assert not value.requires_grad, "a training encoder"
         assert value.numel(), "weights are not whole"  # a parameter that ZeRO-3 has divided is empty
         _add(digest, name, str(value.dtype), list(value.shape))

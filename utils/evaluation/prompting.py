@@ -39,6 +39,7 @@ class EvaluationSettings:
     seed: int = 0  # of the absent classes in balanced presence, and of the bootstrap
     val_batch_size: int = 1
     workers: int = 0
+    encoder_precision: str = ""  # that the model was loaded with; noted in the protocol
     num_sheet_rows: int = 8  # samples of each data set on its sheet, spread evenly over it
 
     def __post_init__(self) -> None:
@@ -106,6 +107,7 @@ class EvaluationSettings:
             "max_new_tokens": self.max_new_tokens,
             "max_samples": self.max_samples,
             "seed": self.seed,
+            **({"encoder_precision": self.encoder_precision} if self.encoder_precision else {}),
         }
 
 

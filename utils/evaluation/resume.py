@@ -27,6 +27,7 @@ from utils.evaluation.serialization import from_json, to_json
 from utils.reports.best_and_worst import CompressedRow
 
 FOLDER = "finished"
+PRECISION = "encoder_precision"  # in the settings of the protocol
 STATE_VERSION = 5  # increased when the format of the lines changes
 ELEMENTS_READ = 1024  # of each weight, for the fingerprint
 
@@ -154,13 +155,14 @@ class Shard:
         if not isinstance(header, dict) or header.get("state_version") != STATE_VERSION:
             found = header.get("state_version") if isinstance(header, dict) else None
             raise UserError(f"{path}: written as version {found}, this program reads {STATE_VERSION}; {cure}")
-        if header.get("model") != self.header["model"]:
-            raise UserError(f"{path}: holds the samples of another model (other weights); {cure}")
         before, now = flatten(header), flatten(self.header)
+        is_same_precision = before.get(PRECISION) == now.get(PRECISION)  # which the weights have
+        if header.get("model") != self.header["model"] and is_same_precision:
+            raise UserError(f"{path}: holds the samples of another model (other weights); {cure}")
         changed = [
             f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
             for name in sorted(before.keys() | now.keys())
-            if before.get(name) != now.get(name)
+            if before.get(name) != now.get(name) and name != "model"
         ]
         if changed:
             raise UserError(f"{path}: the evaluation was started differently ({'; '.join(changed)}); {cure}")

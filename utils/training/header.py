@@ -152,7 +152,9 @@ def precision_line(config: TrainConfig) -> str:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     checkpointing = "on" if config.gradient_checkpointing else "off"
     compiled = ", compiled" if config.compile else ""
-    return f"{config.precision}, ZeRO {config.zero_stage}, gradient checkpointing {checkpointing}{compiled}; {device}"
+    encoders = f", image encoders {config.encoder_precision}" if config.encoder_precision else ""
+    numbers = f"{config.precision}{encoders}, ZeRO {config.zero_stage}"
+    return f"{numbers}, gradient checkpointing {checkpointing}{compiled}; {device}"
 
 
 def validation_line(config: TrainConfig, datasets: Mapping[str, Dataset]) -> str:

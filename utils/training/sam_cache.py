@@ -95,7 +95,7 @@ class SamCache:
             folder,
             encoder_key(sam),
             shapes=sam.settings.embedding_shapes,
-            dtype=next(sam.parameters()).dtype,
+            dtype=sam.embedding_dtype,
             max_gb=max_gb,
             num_writers=num_writers,
             together=together,

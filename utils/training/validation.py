@@ -75,6 +75,7 @@ def validate(
         classes_per_query=config.classes_per_query,
         max_samples=config.max_val_samples,
         val_batch_size=config.val_batch_size,
+        encoder_precision=config.encoder_precision,
         num_sheet_rows=num_rows(len(datasets)) if config.trackers else 0,
     )
     with whole.filled_from(engine.module) if whole else nullcontext(engine.module) as model:

@@ -141,7 +141,7 @@ NO_PATHS = {  # settings of text that name no path
     "reason_seg_data", "sample_rates", "sem_seg_rates", "refer_seg_rates", "vqa_rates", "reason_seg_rates",
     "neg_refer_seg_data", "neg_refer_seg_rates", "image_aspect_ratio", "trained_embeddings",
     "inline_images", "report_to", "host", "api_key", "model_name", "label_studio_url", "label_studio_token",
-    "mask_head",
+    "mask_head", "encoder_precision",
 }  # fmt: skip
 
 

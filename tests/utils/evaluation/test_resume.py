@@ -143,6 +143,7 @@ def test_samples_of_another_model_protocol_or_data_set_are_refused_before_anythi
         (other, worlds, {"seed": 3}, "another model"),
         (model, worlds, {"seed": 4}, "seed was 3, is 4"),
         (model, worlds, {"seed": 3, "presence_threshold": 0.5}, "presence_threshold was None, is 0.5"),
+        (other, worlds, {"seed": 3, "encoder_precision": "bf16"}, "encoder_precision was None, is 'bf16'"),
         (model, worlds, {"seed": 3, "teacher_forced": True}, "answers was 'generated', is 'teacher_forced'"),
         (model, worlds, {"seed": 3, "predictions": tmp_path / "p"}, "predictions was ''"),
         (model, {"ade20k": worlds["ade20k"][:4]}, {"seed": 3}, "num_items was 9, is 4"),

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from model.decoders.sam import SamSegmenter
 from model.decoders.transform import ImageTransform
+from model.encoder_precision import cast_encoder
 from model.inputs import Levels, ModelInputs
 from tests.tiny_weights import SAM
 from utils.data.sam_keys import checksum, encoder_key, image_key
@@ -287,6 +288,18 @@ def test_the_encoder_s_name_changes_with_its_weights_settings_and_number_format(
     sam.settings = replace(SAM, pixel_mean=(1.0, 2.0, 3.0))
     names.add(encoder_key(sam))
     assert len(names) == 5
+
+
+def test_an_encoder_that_is_cast_has_entries_of_its_own_in_the_number_format_of_the_rest(sam, tmp_path):
+    image = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    exact = encoder_key(sam)
+    cast_encoder(sam.image_encoder, torch.bfloat16, torch.float32)
+    cache = SamCache.of(sam, tmp_path)
+    embedding = tuple(level[0] for level in sam.encode(image, [(64, 64)]))
+    assert cache.store(key_of(0), embedding)
+    assert same(cache.load(key_of(0)), embedding)
+    # The same rounded weights give other entries where the rest is in float32, in bfloat16 or where all is exact.
+    assert len({exact, cache.encoder_key, encoder_key(sam.float()), encoder_key(sam.bfloat16())}) == 3
 
 
 def test_other_parts_of_sam_do_not_change_the_encoder_s_name(sam):
