@@ -22,7 +22,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -35,8 +36,9 @@ from model.processor import LasagnaProcessor
 from utils.common.commands import command
 from utils.common.distributed import device_of, distributed
 from utils.common.files import write_png
+from utils.common.folder_lock import EVALUATION_LOCK, folder_lock
 from utils.common.logs import start_logging
-from utils.common.paths import file_stems, writable_folder
+from utils.common.paths import check_writable, file_stems, writable_folder
 from utils.common.settings import parse_config
 from utils.config.inference import TOY_REMARK, TestConfig
 from utils.data.index.cache import use_index_cache
@@ -60,11 +62,24 @@ CURE = "Start again; with --report_dir, --resume continues from the finished sam
 def main(argv: Sequence[str] | None = None) -> int:
     config = parse_config(TestConfig, argv, about=__doc__)
     start_logging()
-    if config.images:
-        predict(config)
-    else:
-        evaluate_and_report(config)
+    with folders_held(config):
+        if config.images:
+            predict(config)
+        else:
+            evaluate_and_report(config)
     return 0
+
+
+@contextmanager
+def folders_held(config: TestConfig) -> Iterator[None]:
+    """No other evaluation writes into the same folders meanwhile, and deletes or mixes what this one has finished."""
+    flags = ("report_dir", "save_predictions") if os.environ.get("RANK", "0") == "0" else ()
+    folders = {os.path.realpath(path): f"--{flag}" for flag in flags if (path := getattr(config, flag))}
+    with ExitStack() as held:
+        for folder, flag in folders.items():
+            check_writable(folder, flag)
+            held.enter_context(folder_lock(Path(folder), EVALUATION_LOCK, flag))
+        yield
 
 
 def evaluate_and_report(config: TestConfig) -> None:

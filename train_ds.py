@@ -43,6 +43,7 @@ from utils.common.distributed import (
     set_launch_environment,
     world_size,
 )
+from utils.common.folder_lock import RUN_LOCK, folder_lock
 from utils.common.logs import start_logging
 from utils.common.paths import check_writable
 from utils.common.peers import Peers
@@ -64,7 +65,6 @@ from utils.training.loop import train
 from utils.training.next_steps import farewell
 from utils.training.progress import Progress
 from utils.training.records import LOSSES_FILE
-from utils.training.run_lock import run_lock
 from utils.training.sam_cache import SamCache
 from utils.training.signals import StopSignals
 from utils.training.step_size import accumulation_of
@@ -83,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if is_first:  # before the others wait for it
         check_first(config)
     holds_folder = is_first and not config.dry_run
-    with StopSignals() as signals, run_lock(config.run_dir) if holds_folder else nullcontext():
+    lock = folder_lock(config.run_dir, RUN_LOCK, "--exp_name") if holds_folder else nullcontext()
+    with StopSignals() as signals, lock:
         run(config, signals)
     return 0
 

@@ -6,8 +6,10 @@ full disk, a read-only folder, a missing permission - is a WriteError: one line 
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,10 +33,10 @@ def written_aside(path: Path, *, sync: bool = True) -> Iterator[Path]:
     Raises:
         WriteError: it cannot be written.
     """
-    partial = path.with_name(shortened(path.name, MAX_NAME_BYTES - len(PARTIAL)) + PARTIAL)
     with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path), _own_name(path) as partial:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             yield partial
             if sync:
                 with partial.open("rb") as file:
@@ -46,6 +48,32 @@ def written_aside(path: Path, *, sync: bool = True) -> Iterator[Path]:
             raise
         if sync:
             sync_folder(path.parent)
+
+
+@contextmanager
+def _own_name(path: Path) -> Iterator[Path]:
+    """The name to write to first. Another process that writes the same file at this time has another one.
+
+    What a killed process left under the usual name is taken over, so that such names do not pile up.
+    """
+    name = shortened(path.name, MAX_NAME_BYTES - len(PARTIAL) - 9)
+    partial = path.with_name(name + PARTIAL)
+    while True:
+        is_regular(partial)
+        handle = os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            with suppress(OSError):  # a network file system without locks
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    partial = path.with_name(f"{name}.{secrets.token_hex(4)}{PARTIAL}")
+                    continue
+            # Whoever had it until now may have given it its final name.
+            if partial.exists() and partial.stat().st_ino == os.fstat(handle).st_ino:
+                yield partial
+                return
+        finally:
+            os.close(handle)
 
 
 def write_whole(path: Path, content: str | bytes) -> Path:

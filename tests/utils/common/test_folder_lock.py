@@ -7,13 +7,16 @@ import os
 import socket
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
 from model.errors import UserError
-from tests.commands import REPOSITORY
+from tests.commands import REPOSITORY, complaint, run
+from utils.common.folder_lock import EVALUATION_LOCK, RUN_LOCK, folder_lock
 from utils.common.processes import start_of
-from utils.training.run_lock import run_lock
+
+run_lock = partial(folder_lock, name=RUN_LOCK, flag="--exp_name")
 
 
 @pytest.fixture
@@ -24,7 +27,7 @@ def other():
         process.stdin.close()
 
 
-def leave_lock(folder, pid: int, **changes) -> None:
+def leave_lock(folder, pid: int, name: str = RUN_LOCK, **changes) -> None:
     holder = {
         "host": socket.gethostname(),
         "pid": pid,
@@ -32,7 +35,7 @@ def leave_lock(folder, pid: int, **changes) -> None:
         "since": "2026-01-01 00:00:00",
     }
     folder.mkdir()
-    (folder / "run.lock").write_text(json.dumps(holder | changes))
+    (folder / name).write_text(json.dumps(holder | changes))
 
 
 def test_a_run_in_use_is_refused_by_name_and_stays_locked(other, tmp_path):
@@ -43,6 +46,27 @@ def test_a_run_in_use_is_refused_by_name_and_stays_locked(other, tmp_path):
     ):
         pass
     assert (tmp_path / "run" / "run.lock").exists()
+
+
+def test_an_evaluation_is_told_about_its_own_folder(other, tmp_path):
+    leave_lock(tmp_path / "report", other.pid, name=EVALUATION_LOCK)
+    for _ in range(2):
+        with (
+            pytest.raises(UserError, match=r"evaluation\.lock.*--report_dir"),
+            folder_lock(tmp_path / "report", EVALUATION_LOCK, "--report_dir"),
+        ):
+            pass
+
+
+@pytest.mark.parametrize("flag", ["--report_dir", "--save_predictions"])
+def test_a_second_evaluation_into_the_same_folder_is_refused_before_it_reads_anything(
+    flag, other, tmp_path, capsys
+):
+    leave_lock(tmp_path / "out", other.pid, name=EVALUATION_LOCK)
+    (tmp_path / "out" / "finished").mkdir()
+    assert run("test_sem", "--version=nowhere", flag, tmp_path / "out") == 2
+    complaint(capsys, f"in use by process {other.pid}", f"choose another {flag}")
+    assert (tmp_path / "out" / "finished").exists()
 
 
 @pytest.mark.parametrize("case", ["gone", "number used again", "empty", "cut off"])
@@ -95,8 +119,8 @@ def test_a_process_that_ends_from_another_thread_leaves_no_lock(tmp_path):
 import threading, time
 from pathlib import Path
 from utils.common.processes import end_now
-from utils.training.run_lock import run_lock
-with run_lock(Path({str(tmp_path / "run")!r})):
+from utils.common.folder_lock import folder_lock
+with folder_lock(Path({str(tmp_path / "run")!r}), "run.lock", "--exp_name"):
     assert Path({str(tmp_path / "run" / "run.lock")!r}).exists()
     threading.Thread(target=end_now, args=(4,)).start()
     time.sleep(60)

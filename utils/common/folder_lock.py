@@ -1,7 +1,8 @@
-"""One training at a time in a run's folder.
+"""One training at a time in a run's folder, one evaluation in that of a report.
 
-runs/EXP/run.lock holds the host, the number and the start of the process that trains. A lock whose process is gone is
-taken over on the same host; of another host nothing is known, so its lock is named.
+runs/EXP/run.lock holds the host, the number and the start of the process that trains, REPORT_DIR/evaluation.lock
+those of the one that evaluates. A lock whose process is gone is taken over on the same host; of another host nothing
+is known, so its lock is named.
 """
 
 from __future__ import annotations
@@ -23,22 +24,26 @@ from utils.common.processes import before_sudden_end, start_of
 
 logger = logging.getLogger(__name__)
 
-LOCK_FILE = "run.lock"
+RUN_LOCK, EVALUATION_LOCK = "run.lock", "evaluation.lock"
 MAX_LOCK = 10_000  # characters that are read of it
 
 
 @contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run's folder; the folder is made, and removed again if nothing was put into it.
+def folder_lock(folder: Path, name: str, flag: str) -> Iterator[None]:
+    """Hold the lock of a folder; the folder is made, and removed again if nothing was put into it.
+
+    Args:
+        name: of the lock file.
+        flag: what the user may choose otherwise, --exp_name for instance.
 
     Raises:
-        UserError: another process trains in it, or may do so.
+        UserError: another process works in it, or may do so.
     """
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / LOCK_FILE
+    path = folder / name
     try:
-        _take(path)
+        _take(path, flag)
         try:
             with before_sudden_end(path.unlink):
                 yield
@@ -51,10 +56,10 @@ def run_lock(folder: Path) -> Iterator[None]:
                 place.rmdir()
 
 
-def _take(path: Path) -> None:
+def _take(path: Path, flag: str) -> None:
     with _locked(path) as file:
         holder = _holder(file.read(MAX_LOCK))
-        if holder is not None and (problem := _in_the_way(holder, path)):
+        if holder is not None and (problem := _in_the_way(holder, path, flag)):
             raise UserError(problem)
         mine = {
             "host": socket.gethostname(),
@@ -93,18 +98,16 @@ def _holder(text: str) -> dict[str, object] | None:
     return told if isinstance(told, dict) and isinstance(told.get("pid"), int) else None
 
 
-def _in_the_way(holder: dict[str, object], path: Path) -> str | None:
+def _in_the_way(holder: dict[str, object], path: Path, flag: str) -> str | None:
     """Why the lock cannot be taken; None if its process is gone."""
     who = f"process {holder['pid']} on host {holder.get('host')}, since {holder.get('since')}"
     if holder.get("host") != socket.gethostname():
         return (
             f"{path.parent} is in use by {who} ({path.name}), which cannot be asked from {socket.gethostname()}; if "
-            f"it has ended, delete {path}, else choose another --exp_name"
+            f"it has ended, delete {path}, else choose another {flag}"
         )
     now = start_of(int(str(holder["pid"])))
     if holder["pid"] == os.getpid() or now is None or now != holder.get("start"):
         logger.info("%s was left by %s, which has ended", path, who)
         return None
-    return (
-        f"{path.parent} is in use by {who} ({path.name}); wait for it, stop it, or choose another --exp_name"
-    )
+    return f"{path.parent} is in use by {who} ({path.name}); wait for it, stop it, or choose another {flag}"
