@@ -74,11 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def folders_held(config: TestConfig) -> Iterator[None]:
     """No other evaluation writes into the same folders meanwhile, and deletes or mixes what this one has finished."""
     flags = ("report_dir", "save_predictions") if os.environ.get("RANK", "0") == "0" else ()
-    folders = {os.path.realpath(path): f"--{flag}" for flag in flags if (path := getattr(config, flag))}
+    folders = {os.path.realpath(path): (path, flag) for flag in flags if (path := getattr(config, flag))}
     with ExitStack() as held:
-        for folder, flag in folders.items():
-            check_writable(folder, flag)
-            held.enter_context(folder_lock(Path(folder), EVALUATION_LOCK, flag))
+        for path, flag in folders.values():
+            check_writable(path, f"--{flag}")
+            held.enter_context(folder_lock(Path(path), EVALUATION_LOCK, f"--{flag}"))
         yield
 
 

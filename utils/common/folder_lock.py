@@ -20,6 +20,7 @@ from typing import IO
 
 from model.errors import UserError
 from model.files import is_regular
+from model.write_errors import writing
 from utils.common.processes import before_sudden_end, start_of
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,8 @@ def folder_lock(folder: Path, name: str, flag: str) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / name
     try:
-        _take(path, flag)
+        with writing(path):
+            _take(path, flag)
         try:
             with before_sudden_end(path.unlink):
                 yield
@@ -67,11 +69,16 @@ def _take(path: Path, flag: str) -> None:
             "start": start_of(os.getpid()),
             "since": time.strftime("%Y-%m-%d %H:%M:%S"),
         }
-        file.seek(0)
-        file.truncate()
-        file.write(json.dumps(mine) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+        try:
+            file.seek(0)
+            file.truncate()
+            file.write(json.dumps(mine) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            with suppress(OSError):
+                path.unlink()
+            raise
 
 
 @contextmanager
