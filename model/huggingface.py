@@ -6,17 +6,22 @@ A folder of weights may name Python files of its own (`auto_map` in config.json 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+import torch
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from model.errors import UserError
 from model.plausible import check_plausible
 
+SAMPLING_FILE = "generation_config.json"
+STACK = "Exception raised from"  # what follows in messages of PyTorch's C++
 MAX_REASON = 300  # characters of what transformers says
+CURE = "copy or download the folder's .json files again"
 
 
 def from_pretrained(kind: Any, source: str | Path | None, **options: Any) -> Any:
@@ -31,6 +36,7 @@ def from_pretrained(kind: Any, source: str | Path | None, **options: Any) -> Any
     """
     if source is not None and Path(source).is_dir():
         check_plausible(Path(source))
+        _check_sampling(kind, Path(source))
     load: Callable[..., Any] = kind.from_pretrained
     # `super()` and models: what they raise says which weights; tokenizers: `load_tokenizer` names the file.
     if (
@@ -39,29 +45,39 @@ def from_pretrained(kind: Any, source: str | Path | None, **options: Any) -> Any
         or kind is AutoTokenizer
     ):
         return _without_remote_code(load, source, source, **options)
-    with _readable(kind, source):
+    with readable(kind.__name__, source):
         return _without_remote_code(load, source, source, **options)
 
 
 def configuration(kind: Callable[..., Any], source: str | Path, **fields: Any) -> Any:
     """`kind(**fields)` of a configuration class; UserError naming `source` for values that it does not take."""
-    with _readable(kind, source):
+    with readable(kind.__name__, source):
         return kind(**fields)
 
 
 @contextmanager
-def _readable(kind: Callable[..., Any], source: str | Path | None) -> Iterator[None]:
-    """Settings of the wrong type or size make the classes of transformers raise anything: UserError for all of it."""
+def readable(what: str, source: str | Path | None, cure: str = CURE) -> Iterator[None]:
+    """UserError for whatever a block raises that reads, or builds something from, the settings or sizes of `source`.
+
+    Those of the wrong type or size make the classes of transformers raise anything. `what` they should be, such as
+    the name of a class.
+    """
     try:
         yield
-    except (UserError, OSError):
+    except (UserError, OSError, torch.OutOfMemoryError):
         raise
     except Exception as problem:
-        reason = " ".join(str(problem).split())[:MAX_REASON]
+        reason = " ".join(str(problem).partition(STACK)[0].split())[:MAX_REASON]
         raise UserError(
-            f"{source}: its settings cannot be read as {kind.__name__} ({type(problem).__name__}: {reason}); copy "
-            "or download the folder's .json files again"
+            f"{source} cannot be read as {what} ({type(problem).__name__}: {reason}); {cure}"
         ) from problem
+
+
+def _check_sampling(kind: Any, folder: Path) -> None:
+    """UserError for sampling settings beside a model that transformers cannot read."""
+    if isinstance(kind, type) and issubclass(kind, PreTrainedModel) and (folder / SAMPLING_FILE).is_file():
+        with readable("sampling settings", folder / SAMPLING_FILE):
+            GenerationConfig.from_pretrained(folder)
 
 
 def from_config(kind: Any, config: Any, **options: Any) -> Any:
@@ -82,3 +98,15 @@ def _without_remote_code(
             f"{name} needs Python code of its own ('auto_map' in its config.json or tokenizer_config.json), which is "
             "never run; pass a model whose classes are part of transformers"
         ) from problem
+
+
+@contextmanager
+def from_level(level: int, name: str) -> Iterator[None]:
+    """Suppresses messages below `level` of the logger `name`, and of those below it, inside the block."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(max(before, level))
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -12,6 +12,7 @@ Training and inference share this path; they differ only in where the tokens com
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from model.decoders.build import build_decoder
 from model.errors import UserError
 from model.folders import local_folder
 from model.generation.inference import InferenceMixin
-from model.huggingface import from_config, from_pretrained
+from model.huggingface import from_config, from_level, from_pretrained
 from model.inputs import Levels, Size
 from model.losses import (
     LOGITS_PER_CHUNK,
@@ -87,9 +88,10 @@ class LasagnaForConditionalGeneration(
         wants_info = kwargs.pop("output_loading_info", False)
         folder = local_folder(pretrained_model_name_or_path, flag="the model")
         check_stored(folder)
-        # Shapes are reported below, together with the names.
+        # Names and shapes are reported below.
         kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-        model, info = from_pretrained(super(), folder, **kwargs)
+        with from_level(logging.ERROR, "transformers.modeling_utils"):
+            model, info = from_pretrained(super(), folder, **kwargs)
         check_loading_info(info, source=str(folder))
         if (folder / PROCESSOR_FILE).is_file():
             model.processor = LasagnaProcessor.from_pretrained(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from model.errors import UserError
-from model.huggingface import from_pretrained
+from model.huggingface import from_level, from_pretrained
 
 NAMES_SHOWN = 8
 
@@ -135,9 +136,11 @@ def load_pretrained(
     Raises:
         MisfitError: weights are missing, unexpected or of another shape.
     """
-    model, info = from_pretrained(
-        model_class, folder, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-    )
+    # Its table of weights that do not fit is one for terminals; ours is part of the message.
+    with from_level(logging.ERROR, "transformers.modeling_utils"):
+        model, info = from_pretrained(
+            model_class, folder, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
     check_loading_info(info, source=source, hint=hint)
     return model
 

@@ -92,6 +92,7 @@ class Attack:
     name: str
     run: Callable[[Desk], int | None]  # prepares the files, runs the command, returns its exit code
     quick: bool = False  # part of the short version
+    long_answer: bool = False  # as long as what was asked, which is no message of pages
 
 
 def edit_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:

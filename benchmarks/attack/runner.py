@@ -46,7 +46,7 @@ def run(attack: Attack, desk: Desk, time_limit: float = TIME_LIMIT) -> Outcome:
     desk.lay_out()
     started = time.monotonic()
     status = in_child(lambda: attack.run(desk), desk.here, desk.folder / OUTPUT, time_limit)
-    verdict, detail = judge(desk, status)
+    verdict, detail = judge(desk, status, long_answer=attack.long_answer)
     return Outcome(attack, verdict, time.monotonic() - started, detail)
 
 
@@ -99,7 +99,7 @@ def _be_child(job: Callable[[], int | None], folder: Path, output: Path) -> None
         os._exit(code)
 
 
-def judge(desk: Desk, status: int | None) -> tuple[str, str]:
+def judge(desk: Desk, status: int | None, *, long_answer: bool = False) -> tuple[str, str]:
     """The verdict about what a command left, and the reason."""
     text = (desk.folder / OUTPUT).read_bytes().decode("utf-8", errors="replace")
     last = next((line for line in reversed(text.splitlines()) if line.strip()), "")
@@ -115,7 +115,7 @@ def judge(desk: Desk, status: int | None) -> tuple[str, str]:
         return "crashed", last
     if "unknown flag" in text:
         raise AssertionError(f"the attack did not arrive: {last}")
-    if any(len(line) > LONGEST_LINE for line in text.splitlines()):
+    if not long_answer and any(len(line) > LONGEST_LINE for line in text.splitlines()):
         return "crashed", f"a message of {max(map(len, text.splitlines()))} characters"
     return ("refused" if os.waitstatus_to_exitcode(status) else "harmless"), last
 

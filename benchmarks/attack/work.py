@@ -138,7 +138,7 @@ def attacks() -> Iterator[Attack]:
     yield Attack(KIND, "archive as SAM", partial(_npz, "bomb.pth"))
     yield Attack(KIND, "prompt of 20,000 words", partial(_prompt, "dog " * 20_000), True)
     yield Attack(KIND, "prompt of half a character", partial(_prompt, "dog \ud83d"), True)
-    yield Attack(KIND, "3,000 class names", partial(_classes, 3_000))
+    yield Attack(KIND, "3,000 class names", partial(_classes, 3_000), long_answer=True)
     yield Attack(KIND, "a class name of a million letters", _class_name)
     yield Attack(KIND, "50,000 categories", _thousand_names)
     yield Attack(KIND, "--max_new_tokens 1e9", _tokens)

@@ -43,8 +43,9 @@ from utils.data.tools.selection import processor_for
 TOY = Path(__file__).parents[2] / "assets" / "toy"
 PROBLEMS = ("traceback", "hang", "died", "written elsewhere", "read elsewhere", "wrong label")
 TIME_LIMIT = 120.0  # seconds of one case; a sound data set takes less than one
-# Polygons of which nothing says how large their image was, and masks that are stretched to their image.
-WITHOUT_SIZES = ("ReasonSeg", "own_jsonl", "openimage")
+# Data sets of which nothing says how large an annotated image was; those whose masks have sizes of their own and are
+# stretched to their image.
+WITHOUT_SIZES, OWN_SIZES = ("ReasonSeg", "own_jsonl", "openimage"), ("openimage",)
 RESULT, OUTPUT = "result.json", "output.txt"
 
 
@@ -252,7 +253,8 @@ def judge(
     outside = str(desk.parent / "data" / OUTSIDE)
     if strays := [name for name in told["read"] if name.startswith((outside, "/etc/passwd", "/dev/zero"))]:
         return "read elsewhere", ", ".join(strays[:3])
-    fits_any_size = sound.target.name in WITHOUT_SIZES and damage.name in RESIZING and path.suffix in IMAGES
+    sizeless = WITHOUT_SIZES if path.suffix in IMAGES else OWN_SIZES
+    fits_any_size = sound.target.name in sizeless and damage.name in RESIZING
     shows = damage.shows_in(path, did) and not fits_any_size
     if shows and (wrong := wrong_labels(sound.seen, seen)):
         return "wrong label", "; ".join(wrong[:3])

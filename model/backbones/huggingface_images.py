@@ -29,7 +29,7 @@ from transformers import (
 from model.backbones.base import PreparedImage
 from model.errors import UserError
 from model.files import read_json
-from model.huggingface import from_pretrained
+from model.huggingface import from_pretrained, readable
 from model.text.conversation import OWN_PROMPT, OwnChatTemplate, special_pieces
 from model.text.placeholder import Placeholder
 from model.text.special_tokens import Special, Text
@@ -42,6 +42,7 @@ PIXELS = ("pixel_values", "image_grid_thw", "image_sizes", "pixel_attention_mask
 MAX_IMAGE_TOKENS = 65_536
 MAX_SIDE, MAX_PATCHES = 8192, 1024
 PATCHES = ("patch_size", "merge_size", "temporal_patch_size", "min_patches", "max_patches")
+EXAMPLE = np.zeros((64, 64, 3), dtype=np.uint8)
 LENGTHS = ("image_seq_len", "image_seq_length", "num_image_tokens")
 
 
@@ -169,15 +170,11 @@ class HuggingFaceImages:
 
     @cached_property
     def _example(self) -> Any:
-        return self._processed(np.zeros((64, 64, 3), dtype=np.uint8))
+        return self._processed(EXAMPLE)
 
     def _processed(self, image: np.ndarray) -> Any:
-        reader = self.processor.image_processor
-        known = reader.valid_kwargs.__annotations__
-        own = getattr(self.processor, "images_kwargs", None) or {}
-        options = {name: value for name, value in own.items() if name in known}
         try:
-            return reader([image], return_tensors="pt", input_data_format="channels_last", **options)
+            return processed(self.processor, image)
         except ValueError as problem:  # such as an aspect ratio above 200
             height, width = image.shape[:2]
             raise UserError(
@@ -258,7 +255,18 @@ def read_processor(folder: Path) -> ProcessorMixin:
     if not hasattr(processor, "image_processor"):
         raise UserError(f"{folder} has no image processor; pass an image-text-to-text model")
     check_sizes(processor, folder)
+    with readable("an image processor", f"the settings of {folder}"):
+        processed(processor, EXAMPLE)
     return processor
+
+
+def processed(processor: ProcessorMixin, image: np.ndarray) -> Any:
+    """What the image processor of a base makes of an image, (height, width, 3) uint8."""
+    reader = processor.image_processor
+    known = reader.valid_kwargs.__annotations__
+    own = getattr(processor, "images_kwargs", None) or {}
+    options = {name: value for name, value in own.items() if name in known}
+    return reader([image], return_tensors="pt", input_data_format="channels_last", **options)
 
 
 def check_sizes(processor: ProcessorMixin, folder: Path) -> None:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -28,6 +27,7 @@ from model.checkpoints.trained import mask_head_of, take_settings
 from model.checkpoints.write import SHARD_SIZE, finished_folder, require_space, verify, write_shards
 from model.errors import UserError
 from model.folders import local_folder
+from model.huggingface import from_level
 from model.lasagna import LasagnaForConditionalGeneration
 from model.processor import LasagnaProcessor
 from model.text.format import SequenceFormat
@@ -79,7 +79,7 @@ def open_merge(
         with writing(place, shown=scratch):
             write_frame(base.path, base.stored, copy)
         try:
-            with only_warnings("model"):  # what is loaded is not the model that the user gets
+            with from_level(logging.WARNING, "model"):  # what is loaded is not the model that the user gets
                 frame, processor = load_model(
                     copy,
                     vision_tower=vision_tower,
@@ -98,18 +98,6 @@ def open_merge(
     merged = MergedModel(base, frame)
     merged.apply(trained, frame, lora_alpha=lora_alpha)
     return merged
-
-
-@contextmanager
-def only_warnings(name: str) -> Iterator[None]:
-    """Suppresses INFO messages of the loggers below `name` inside the block."""
-    parent = logging.getLogger(name)
-    before = parent.level
-    parent.setLevel(max(before, logging.WARNING))
-    try:
-        yield
-    finally:
-        parent.setLevel(before)
 
 
 def save(

@@ -12,6 +12,7 @@ from model.decoders.concept_settings import ConceptSettings
 from model.decoders.sam import SamSegmenter, SamSettings
 from model.decoders.sam2 import Sam2Segmenter, Sam2Settings
 from model.errors import UserError
+from model.huggingface import readable
 
 KINDS = ("sam", *sam2.KINDS, concept_settings.KIND)
 # What --mask_head calls the decoders that take one prompt for a mask, and the detector that takes a class name.
@@ -29,22 +30,28 @@ def decoder_settings(stored: Mapping[str, Any] | None) -> DecoderSettings:
     kind = fields.get("kind", "sam")
     if kind not in KINDS:
         raise UserError(f"unknown mask decoder {kind!r} in sam_config; known: {', '.join(KINDS)}")
-    if kind == concept_settings.KIND:
-        return ConceptSettings(**fields)
-    if kind != "sam":
-        return Sam2Settings(**fields)
-    fields.pop("kind", None)
-    return SamSettings(**fields)
+    with readable(f"a mask decoder of kind {kind!r}", "sam_config"):
+        if kind == concept_settings.KIND:
+            return ConceptSettings(**fields)
+        if kind != "sam":
+            return Sam2Settings(**fields)
+        fields.pop("kind", None)
+        return SamSettings(**fields)
 
 
 def build_decoder(settings: DecoderSettings) -> BatchedDecoder:
-    """A mask decoder with random weights."""
-    if isinstance(settings, ConceptSettings):
-        return ConceptSegmenter(settings)
-    if isinstance(settings, Sam2Settings):
-        return Sam2Segmenter(settings)
-    assert isinstance(settings, SamSettings), f"settings of kind {settings.kind!r}"
-    return SamSegmenter(settings)
+    """A mask decoder with random weights.
+
+    Raises:
+        UserError: there is none of these sizes.
+    """
+    with readable(settings.title, "the settings of the mask decoder (--vision_pretrained, or sam_config)"):
+        if isinstance(settings, ConceptSettings):
+            return ConceptSegmenter(settings)
+        if isinstance(settings, Sam2Settings):
+            return Sam2Segmenter(settings)
+        assert isinstance(settings, SamSettings), f"settings of kind {settings.kind!r}"
+        return SamSegmenter(settings)
 
 
 def head_of(settings: DecoderSettings) -> str:

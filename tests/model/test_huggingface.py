@@ -17,6 +17,7 @@ from model.errors import UserError
 from model.huggingface import from_config, from_pretrained
 from model.text.tokenizer_files import load_tokenizer
 from tests.commands import REPOSITORY
+from tests.tiny_bases import write_base_model
 
 TOY = REPOSITORY / "assets" / "toy"
 PARTS = {"vision_tower": str(TOY / "clip"), "sam": str(TOY / "sam_toy.pth")}
@@ -70,6 +71,30 @@ def test_other_mistakes_of_a_configuration_are_one_line_with_their_reason(tmp_pa
     with pytest.raises(UserError, match="unheard of") as raised:
         from_pretrained(AutoConfig, tmp_path)
     assert "auto_map" not in str(raised.value)
+
+
+def test_sampling_settings_that_cannot_be_read_are_one_line(tmp_path):
+    folder = write_base_model("qwen3_vl", tmp_path)
+    (folder / "generation_config.json").write_text('{"watermarking_config": {"a": 1}}')
+    with pytest.raises(
+        UserError, match=r"generation_config.json cannot be read as sampling settings \(TypeError"
+    ):
+        load_model(folder, **PARTS)
+
+
+def test_weights_that_do_not_fit_are_told_once_and_without_the_colours_of_a_terminal(
+    tmp_path, capfd, monkeypatch
+):
+    folder = write_base_model("qwen3_vl", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"]["depth"] = 0
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    with pytest.raises(UserError, match="unexpected"):
+        load_model(folder, **PARTS)
+    told = capfd.readouterr()
+    assert "UNEXPECTED" not in told.out + told.err
+    assert "\x1b[1m" not in told.out + told.err
 
 
 @pytest.mark.parametrize("call", [from_pretrained, from_config])

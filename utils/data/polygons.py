@@ -96,7 +96,8 @@ def _is_pair(part: Any) -> bool:
 def _flat(part: Any) -> list[float]:
     if not isinstance(part, list):
         raise UserError(f"a segmentation is a list of polygons, got {short(part)} in it")
-    part = [pair_of(point) for point in part]
+    if part and not set(map(type, part)) <= NUMBERS:
+        part = [pair_of(point) for point in part]
     if part and all(isinstance(point, list) for point in part):
         if not all(_is_pair(point) for point in part):
             wrong = next(point for point in part if not _is_pair(point))
@@ -129,16 +130,19 @@ def check_coordinates(polygon: Iterable[float], height: int, width: int) -> np.n
         raise UserError(
             f"a coordinate is too large for a number; at most {limit} is near this image"
         ) from None
-    if not np.isfinite(points).all():
-        raise UserError(f"a polygon holds finite numbers only, got {points[~np.isfinite(points)][0]}")
-    if (np.abs(points) > limit).any():
+    if not len(points):
+        return points
+    sizes = np.abs(points)
+    if not sizes.max() <= limit:  # nor if one is no number
+        if not np.isfinite(points).all():
+            raise UserError(f"a polygon holds finite numbers only, got {points[~np.isfinite(points)][0]}")
         raise UserError(
-            f"a coordinate is {points[np.abs(points) > limit][0]:g}, more than {MAX_SIDES} sides away from an image "
+            f"a coordinate is {points[sizes > limit][0]:g}, more than {MAX_SIDES} sides away from an image "
             f"that is {width} wide and {height} high; are the coordinates pixels of this image?"
         )
-    steps = np.abs(points - np.roll(points, 1, axis=0)).max(axis=1, initial=0)
-    if steps.sum() > MAX_OUTLINE:
-        raise UserError(f"an outline of {steps.sum():.0f} pixels; it may have {MAX_OUTLINE}")
+    steps = np.abs(points - np.concatenate((points[-1:], points[:-1])))
+    if (outline := steps.max(axis=1).sum()) > MAX_OUTLINE:
+        raise UserError(f"an outline of {outline:.0f} pixels; it may have {MAX_OUTLINE}")
     return points
 
 

@@ -13,6 +13,7 @@ from model.decoders.build import CONCEPT_HEAD, SAM_HEAD, head_of
 from model.errors import UserError
 from model.files import read_json
 from model.folders import local_folder
+from model.huggingface import readable
 
 FLAG = "--vision_pretrained"
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
@@ -51,11 +52,14 @@ def read_mask_decoder(path: str | Path, head: str | None = None) -> tuple[Decode
     """
     place = Path(path).expanduser()
     if place.is_file():
-        found = _read_file(place)
+        with readable("a mask decoder", f"{FLAG} {path}", "copy or download it again"):
+            found = _read_file(place)
     elif not place.exists() and (place.suffix in SUFFIXES or str(path).count("/") != 1):
         raise FileNotFoundError(f"{FLAG} {path} does not exist; pass one of {KNOWN}, or a folder")
     else:
-        found = _read_folder(local_folder(path, flag=FLAG), head)
+        folder = local_folder(path, flag=FLAG)
+        with readable("a mask decoder", f"{FLAG} {path}", "copy or download it again"):
+            found = _read_folder(folder, head)
     check_head(found[0], head, f"{FLAG} {path}")
     return found
 

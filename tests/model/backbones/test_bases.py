@@ -220,6 +220,11 @@ def test_images_and_settings_that_no_model_takes_are_told(model, tmp_path):
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"patch_size of its image processor is 1000000000"):
         LasagnaProcessor.from_pretrained(tmp_path)
+    for name, value in (("rescale_factor", 0), ("resample", -1), ("image_mean", "x"), ("merge_size", None)):
+        odd = content["image_processor"] | {"patch_size": 16, name: value}
+        path.write_text(json.dumps(content | {"image_processor": odd}))
+        with pytest.raises(UserError, match=r"cannot be read as an image processor \("):
+            LasagnaProcessor.from_pretrained(tmp_path)
     edit_json(tmp_path / "processor_config.json", base_processor="../elsewhere")
     with pytest.raises(UserError, match=r"base_processor is '\.\./elsewhere'"):
         LasagnaProcessor.from_pretrained(tmp_path)

@@ -170,6 +170,10 @@ class ReferringDataset(Dataset):
     def expressions_of(self, ref: Mapping[str, Any], position: int) -> list[Expression]:
         """The sentences of a reference that hold any text, with their targets."""
         ann_ids = target_ids(ref["ann_id"])
+        if not ann_ids and not self.may_have_no_target:
+            raise UserError(
+                f"'ann_id' is {short(ref['ann_id'])}; every reference of {self.name} has a target"
+            )
         return [
             Expression(text, () if self.is_absent(ref, sentence) else ann_ids, position)
             for sentence in ref["sentences"]

@@ -15,7 +15,7 @@ from transformers import SamConfig, SamHQConfig, SamHQModel, SamModel
 
 from model.checkpoints.layouts import sam2
 from model.checkpoints.layouts.mask_decoder import is_mask_decoder_file, read_mask_decoder
-from model.decoders.build import build_decoder
+from model.decoders.build import build_decoder, decoder_settings
 from model.decoders.sam import SamSegmenter
 from model.decoders.sam2 import KINDS
 from model.errors import UserError
@@ -195,6 +195,38 @@ def test_a_file_that_is_not_whole_is_a_table(tiny_file, change, message):
     _, renamed = sam2.read_original(weights)
     with pytest.raises(UserError, match=message):
         check_fit(decoder.state_dict(), renamed, source="SAM 2")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda w: [w.pop(name) for name in list(w) if "point_embeddings" in name],
+        lambda w: w.update({"image_encoder.trunk.pos_embed": torch.ones(3)}),
+        lambda w: w.update({f"image_encoder.trunk.blocks.{'9' * 5000}.proj.bias": torch.ones(1)}),
+    ],
+)
+def test_a_file_whose_names_and_shapes_are_none_of_sam_2_is_one_line(tiny_file, change):
+    path, weights, _ = tiny_file
+    change(weights)
+    torch.save({"model": weights}, path)
+    with pytest.raises(UserError, match=r"--vision_pretrained .* cannot be read as a mask decoder \("):
+        read_mask_decoder(path)
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [
+        ("prompt_encoder_config", "patch_size", 0),
+        ("mask_decoder_config", "attention_downsample_rate", 0),
+        ("mask_decoder_config", "mlp_dim", -1),
+        ("prompt_encoder_config", "mask_input_channels", -1),
+    ],
+)
+def test_sizes_of_which_no_decoder_can_be_built_are_one_line(section, name, value):
+    sections = decoder_settings(SAM2.to_dict()).to_dict()
+    sections[section][name] = value
+    with pytest.raises(UserError, match="cannot be read as"):
+        build_decoder(decoder_settings(sections))
 
 
 def test_a_size_that_nobody_published_is_said(tiny_file, monkeypatch):

@@ -186,6 +186,16 @@ def test_references_that_cannot_be_used_are_dropped_with_a_reason(tmp_path, capl
     assert "5 items dropped, 1 left" in caplog.text
 
 
+@pytest.mark.parametrize("ann_id", [-1, [-1], []])
+def test_no_target_is_a_mistake_where_every_reference_has_one(tmp_path, ann_id):
+    refs = [reference(0, ann_id, 1, "train", "the left box"), reference(1, 12, 1, "train", "the right box")]
+    write_refer(tmp_path, "refcoco", refs, SEGMENTATIONS, [1, 2])
+    dataset = RefCoco(tmp_path, "train")
+    assert dataset[0].expressions == ("the right box",)
+    [dropped] = dataset.dropped
+    assert f"'ann_id' is {ann_id}; every reference of refcoco has a target" in str(dropped)
+
+
 def test_masks_of_another_size_or_without_area_make_the_item_unusable(tmp_path, recipe):
     wrong_size = {"size": [3, 3], "counts": [9]}
     refs = [reference(0, 1, 1, "train", "wrong"), reference(1, 2, 2, "val", "two points")]
