@@ -207,10 +207,9 @@ def test_every_command_of_the_pages_works(line, desk, workspace, tmp_path, monke
     filled = fill_in(line, workspace).replace("PATH_TO_SAVED_MODEL", str(tmp_path / "saved"))
     command = Command.parse(filled.replace("/fast/", f"{tmp_path}/"))
     if command.script == "make":
-        targets = re.findall(r"^(\w+):", (REPOSITORY / "Makefile").read_text(), re.M)
-        assert {word for word in command.arguments if "=" not in word} <= set(
-            targets
-        )  # BASE=smolvlm sets a variable
+        targets = re.search(r"^\.PHONY: (.*)$", (REPOSITORY / "Makefile").read_text(), re.M)[1].split()
+        # BASE=smolvlm sets a variable
+        assert {word for word in command.arguments if "=" not in word} <= set(targets)
     elif "--help" in command.arguments:
         with pytest.raises(SystemExit) as end:
             command.run()
