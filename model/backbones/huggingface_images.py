@@ -264,7 +264,11 @@ def processed(processor: ProcessorMixin, image: np.ndarray) -> Any:
     """What the image processor of a base makes of an image, (height, width, 3) uint8."""
     reader = processor.image_processor
     known = reader.valid_kwargs.__annotations__
-    own = getattr(processor, "images_kwargs", None) or {}
+    if hasattr(processor, "images_kwargs"):
+        own = processor.images_kwargs or {}
+    else:  # transformers 5.18 and older
+        kinds = getattr(processor, "valid_processor_kwargs", None)
+        own = getattr(kinds, "_defaults", {}).get("images_kwargs", {})
     options = {name: value for name, value in own.items() if name in known}
     return reader([image], return_tensors="pt", input_data_format="channels_last", **options)
 

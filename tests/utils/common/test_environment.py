@@ -6,6 +6,8 @@ import subprocess
 import tomllib
 from importlib.metadata import version
 
+from packaging.requirements import Requirement
+
 from utils.common import environment as env
 
 
@@ -57,3 +59,25 @@ def test_readme_and_project_ask_for_the_same_python():
     project = tomllib.loads((env.REPOSITORY / "pyproject.toml").read_text())["project"]
     least = project["requires-python"].removeprefix(">=")
     assert f"Python {least} or newer" in (env.REPOSITORY / "README.md").read_text()
+
+
+def read_requirements(name: str) -> dict[str, Requirement]:
+    lines = (env.REPOSITORY / name).read_text().splitlines()
+    found = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    return {one.name.lower(): one for one in found}
+
+
+def test_the_locked_versions_are_within_the_bounds_of_everything_that_is_asked_for():
+    lock = read_requirements("requirements.lock")
+    extras = tomllib.loads((env.REPOSITORY / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    asked = [Requirement(line) for lines in extras.values() for line in lines]
+    tests = read_requirements("tests/requirements.txt")
+    for one in (*read_requirements("requirements.txt").values(), *tests.values(), *asked):
+        assert str(one.specifier).startswith(">="), one
+        if one.name.lower() in lock:
+            pinned = str(lock[one.name.lower()].specifier).removeprefix("==")
+            assert one.specifier.contains(pinned), f"{one}, locked {pinned}"
+    for one in asked:  # what the tests ran with
+        assert one.specifier == tests.get(one.name.lower(), one).specifier, one
