@@ -34,7 +34,6 @@ and the best samples with their images. STEM is the data set's entry as a file n
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -42,6 +41,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.errors import UserError
+from model.files import is_regular, read_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -217,12 +217,15 @@ def read_report(path: str | Path) -> Report:
     """
     path = Path(path)
     path = path / REPORT_FILE if path.is_dir() else path
-    if not path.is_file():
+    if not is_regular(path):
         raise FileNotFoundError(f"{path} does not exist; test_sem.py --report_dir writes it")
+    content = read_json(path)
     try:
-        return Report.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as problem:
+        return Report.from_dict(content)
+    except UserError as problem:
         raise UserError(f"{path}: {problem}") from problem
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as problem:
+        raise UserError(f"{path} is no report of test_sem.py ({problem!r}); evaluate again") from problem
 
 
 def _nan_to_none(value: Any) -> Any:

@@ -118,6 +118,24 @@ def test_another_schema_version_and_a_missing_file_are_refused(tmp_path):
         read_report(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[1]",
+        "null",
+        "[" * 100_000,
+        '{"schema_version": 2}',
+        '{"schema_version": 2, "timings": 5, "datasets": [], "model": "m", "protocol": {}}',
+        '{"schema_version": 2, "timings": {"seconds": {}}, "datasets": 7, "model": "m", "protocol": {}}',
+        '{"schema_version": 2, "timings": {"seconds": {}}, "datasets": [{"x": 1}], "model": "m", "protocol": {}}',
+    ],
+)
+def test_what_is_no_report_is_told_in_one_line(content, tmp_path):
+    (tmp_path / "report.json").write_text(content)
+    with pytest.raises(ValueError, match=r"report\.json (is no report|is not JSON|must hold a JSON object)"):
+        read_report(tmp_path)
+
+
 def test_a_fact_may_not_hide_a_part_of_the_schema():
     with pytest.raises(ValueError, match="semantic"):
         report_of().with_facts(semantic=1)
