@@ -7,8 +7,9 @@
 From the configuration alone: no weights are read. The first table is one
 sample: an image with its conversations in one row. The second is a step:
 arithmetic at --tflops, communication at --bandwidth, and what the disk must
-deliver. Formulas: utils/costs/flop_formulas.py and prediction.py;
-docs/performance.md holds the tables of the recipe.
+deliver. The third is the loader, from files and from shards, on 8 to 512 GPUs,
+and what limits. Formulas: utils/costs/flop_formulas.py, prediction.py and
+loading.py; docs/performance.md holds the tables of the recipe.
 """
 
 from __future__ import annotations
@@ -30,6 +31,18 @@ from utils.common.settings import setting as declare
 from utils.config.training import TrainConfig
 from utils.costs.cost_model import CostModel, Work
 from utils.costs.flop_formulas import linear, total
+from utils.costs.loading import (
+    FILES,
+    FILES_PER_SAMPLE,
+    LOADER_RATE,
+    NUM_IMAGES,
+    OPEN_MS,
+    SERVER_OPENS,
+    SHARDS,
+    Disk,
+    Loading,
+    loading,
+)
 from utils.costs.memory import COSTS, build, count_parameters
 from utils.costs.model_sizes import model_config
 from utils.costs.prediction import (
@@ -50,7 +63,7 @@ from utils.costs.prediction import (
 )
 from utils.costs.vision_flops import num_image_tokens
 
-MANY_GPUS = 512  # is always shown, too
+MANY_GPUS = (64, 512)  # are always shown, too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +85,35 @@ class FlopsConfig(TrainConfig):
         unset=f"{NVLINK:.0f} in a node of {GPUS_PER_NODE}, {NETWORK:.0f} between nodes",
     )
     disk_bytes: int = declare(DISK_BYTES, "bytes of one sample on disk", group=COSTS)
+    disk_images: int = declare(NUM_IMAGES, "images of all data sets together", group=COSTS)
+    disk_files: float = declare(FILES_PER_SAMPLE, "files opened for one sample", group=COSTS)
+    open_ms: float = declare(OPEN_MS, "milliseconds that an opening takes", group=COSTS)
+    server_opens: float = declare(
+        SERVER_OPENS, "openings per second that the disk answers, of all nodes together", group=COSTS
+    )
+    loader_rate: float = declare(
+        LOADER_RATE, "images/s of a loading process that does not wait for the disk", group=COSTS
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(
-            self, "gpus", "images", "conversations", "masks", "tflops", "bandwidth", "disk_bytes"
+            self, "gpus", "images", "conversations", "masks", "tflops", "bandwidth", "disk_bytes",
+            "disk_images", "disk_files", "server_opens", "loader_rate",
+        )  # fmt: skip
+        require_not_negative(self, "classes", "open_ms")
+
+    @property
+    def disk(self) -> Disk:
+        """The data asked about."""
+        return Disk(
+            num_images=self.disk_images,
+            sample_bytes=self.disk_bytes,
+            files_per_sample=self.disk_files,
+            open_ms=self.open_ms,
+            server_opens=self.server_opens,
+            loader_rate=self.loader_rate,
         )
-        require_not_negative(self, "classes")
 
     @property
     def setting(self) -> Setting:
@@ -110,12 +145,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console()
     show_sample(costs, work, setting, console)
     step = total(costs.training(work).values()) * config.grad_accumulation_steps
-    rows = [
-        predict(step.total, count, encoders, stage, gpus, setting, config)
-        for gpus in sorted({setting.gpus, MANY_GPUS})
-        for stage in (2, 3)
-    ]
-    show_steps(rows, setting, config, console)
+    all_gpus = sorted({setting.gpus, *MANY_GPUS})
+
+    def predicted(stage: int, gpus: int) -> Prediction:
+        return predict(step.total, count, encoders, stage, gpus, setting, config)
+
+    show_steps([predicted(stage, gpus) for gpus in all_gpus for stage in (2, 3)], setting, config, console)
+    steps = [predicted(config.zero_stage, gpus) for gpus in all_gpus]
+    rows = [loading(step, config.disk, config, data) for step in steps for data in (FILES, SHARDS)]
+    show_loading(rows, config, console)
     show_answer(costs, config, console)
     return 0
 
@@ -171,6 +209,29 @@ def show_steps(rows: Sequence[Prediction], setting: Setting, config: TrainConfig
             between(row.fastest, row.slowest, 1),
             between(slow, fast, 0),
             between(slow * megabytes, fast * megabytes, 0),
+        )
+    console.print(table, width=80)
+
+
+def show_loading(rows: Sequence[Loading], config: FlopsConfig, console: Console) -> None:
+    """What the data cost, and what limits."""
+    write(
+        console,
+        f"\nThe data of such a run, {config.workers} loading processes for each GPU, {config.loader_rate:g} "
+        f"images/s each, {config.disk_files:g} files a sample, {config.open_ms:g} ms an opening, at most "
+        f"{config.server_opens:g} of them a second, {GPUS_PER_NODE} GPUs a node (ZeRO {config.zero_stage}, all else "
+        "overlaps with what limits):",
+    )
+    table = make_table("GPUs", "data", "images/s", "limit", "opened/s", "MB/s a node", "GB a node, run")
+    for row in rows:
+        table.add_row(
+            str(row.gpus),
+            row.data,
+            f"{row.images:.0f}",
+            row.limit,
+            f"{row.opened:.0f}" if row.opened >= 10 else f"{row.opened:.3f}",
+            f"{row.node_rate / 1e6:.2f}",
+            f"{row.node_bytes / 1e9:.1f}",
         )
     console.print(table, width=80)
 

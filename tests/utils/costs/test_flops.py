@@ -248,7 +248,8 @@ def test_the_command_shows_parts_steps_and_answers_in_80_columns(capsys):
     assert flops.main([*SEVEN_B, "--gpus", "8", "--conversations", "3", "--classes", "10"]) == 0
     text = capsys.readouterr().out
     assert max(len(line) for line in text.splitlines()) <= 80
-    for part in ("language model", "SAM encoder", "mask decoder", "images/s", "disk MB/s", "512", "3 passes"):
+    parts = ("language model", "SAM encoder", "mask decoder", "images/s", "disk MB/s", "512", "3 passes")
+    for part in (*parts, "64", "shards", "opened/s"):
         assert part in text
     assert "3 conversations of 10 classes" in " ".join(text.split())
 
@@ -259,6 +260,8 @@ def test_the_command_shows_parts_steps_and_answers_in_80_columns(capsys):
         (["--gpus", "0"], "--gpus must be > 0, got 0"),
         (["--tflops", "-1"], "--tflops must be > 0"),
         (["--masks", "-2"], "--masks must be > 0, got -2"),
+        (["--open_ms", "-1"], "--open_ms must be >= 0, got -1"),
+        (["--loader_rate", "0"], "--loader_rate must be > 0, got 0"),
         (["--speed", "1"], "unknown flag --speed"),
     ],
 )

@@ -23,7 +23,7 @@ from utils.data import storage
 from utils.data.base import MISSING, UNLABELLED, well_formed
 from utils.data.class_lists import ClassList, normalize_name
 from utils.data.class_masks import ClassMaskDataset
-from utils.data.files import FolderListing, locate, read_annotations
+from utils.data.files import FolderListing, leaves_folder, locate, read_annotations
 from utils.data.images import read_image, read_label
 from utils.data.masks import union
 
@@ -128,6 +128,8 @@ class OpenImages(ClassMaskDataset):
                 continue
             if not mask_files:
                 self.drop(label, "no masks", UNLABELLED)
+            elif outside := [name for names in mask_files.values() for name in names if leaves_folder(name)]:
+                self.drop(label, f"the mask {outside[0]!r} leads out of {self.mask_folder}; copy it there")
             elif file not in files:
                 self.drop(self.image_folder / file, f"not there, but in {path.name}", MISSING)
             else:

@@ -55,6 +55,18 @@ def test_only_verified_classes_are_denied(tmp_path, recipe):
     assert {name for name, _ in recipe.format.parse(answer)} == {"suit", "street light"}
 
 
+@pytest.mark.parametrize("name", ["../outside.png", "d/../../outside.png", "{}/outside.png"])
+def test_a_mask_outside_is_left_out(tmp_path, name):
+    name = name.format(tmp_path)
+    index = INDEX | {"d1ed": {"suit": ["d/d0ed_a.png", name]}}
+    folder = write(tmp_path, index=index)
+    save(folder / "outside.png", TOP)
+    save(folder / "folder_train/d1/d1ed.jpg", seeded_image(1))
+    data = OpenImages(tmp_path, "train")
+    assert len(data) == 1
+    assert f"image d1ed: the mask {name!r} leads out of " in data.dropped[0]
+
+
 def test_masks_that_cannot_be_used_are_named(tmp_path, recipe):
     folder = write(tmp_path, masks=(LEFT[:, :8], TOP, LEFT))
     with pytest.raises(UnusableItemError, match=r"d0ed_a.png.*mask is \(24, 8\), its image \(24, 32\)"):
