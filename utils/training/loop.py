@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from model.losses import Losses
 from utils.common.distributed import is_main_process, seed_of_micro_batch, world_size
+from utils.common.memory import give_back_memory
 from utils.config.training import TrainConfig
 from utils.costs.cost_model import COUNTED, CostModel
 from utils.data.base import Dataset
@@ -93,6 +94,7 @@ def train(
                 from_main(log.check)
             if save_if_due(engine, config, progress, signals, log):
                 clock.saved()
+                give_back_memory()
             if stop:
                 say(stopped(stop, progress))
                 signals.stop(stop)

@@ -12,7 +12,6 @@ Small annotation files are read directly. Where nothing can be written, each pro
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import gc
 import hashlib
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from utils.common.files import written_aside
+from utils.common.memory import give_back_memory
 from utils.common.paths import user_cache_folder
 from utils.data import storage
 from utils.data.index.rows import DamagedIndexError, RowFile, Rows, write_rows
@@ -126,7 +126,7 @@ def open_index(
     if kept is None:
         return index
     del index
-    _give_back_memory()
+    give_back_memory()
     return kept
 
 
@@ -226,12 +226,6 @@ def _without_collector() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
-
-
-def _give_back_memory() -> None:
-    """Return what was freed to the system, where the C library can; else it counts as used until the process ends."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 @cache
