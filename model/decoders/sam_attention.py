@@ -171,7 +171,8 @@ def attend_in_pieces(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tens
         parts = rel_h[heads, row : row + num_rows, :, :, None], rel_w[heads, row : row + num_rows, :, None, :]
         scores = buffer[: len(parts[0]), : parts[0].shape[1] * width]
         torch.add(*parts, out=scores.view(len(scores), -1, width, height, width))
-        scores.baddbmm_(q[heads, tokens], k[heads].transpose(1, 2), alpha=shape[-1] ** -0.5)
+        # Not `baddbmm_`, which PyTorch's FLOP counter does not know.
+        torch.baddbmm(scores, q[heads, tokens], k[heads].transpose(1, 2), alpha=shape[-1] ** -0.5, out=scores)
         torch.softmax(scores, dim=-1, out=scores)
         torch.bmm(scores, v[heads], out=attended[heads, tokens])
     return attended.view(shape)

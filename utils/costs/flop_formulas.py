@@ -123,27 +123,33 @@ def clip_tokens(vlm: Any) -> int:
 
 
 def sam_encoder_flops(sam: SamSettings, *, folded: bool) -> Flops:
-    """SAM's image encoder on one image."""
+    """SAM's image encoder on one image; `folded`: as on a GPU."""
     side, dim = sam.grid_size[0], sam.encoder_dim
     num = side**2
     num_global, window = len(sam.encoder_global_blocks), sam.encoder_window_size
-    # Windows at the border are padded, and the padding goes through the attention's layers too.
+    # Windows at the border are padded. On a GPU the padding goes through the attention's layers too; on a CPU one
+    # zero, not counted here, stands for all of it (model/decoders/sam_attention.py).
     num_windows = (-(-side // window)) ** 2 if window else 0
+    in_windows = attention_layers(num_windows * window**2 if folded else num, dim)
     blocks = sam.encoder_depth * 2 * linear(num, dim, sam.encoder_mlp_dim)
     neck = linear(num, dim, sam.prompt_embed_dim) + linear(
         num, 9 * sam.prompt_embed_dim, sam.prompt_embed_dim
     )
     around = Flops(forward=linear(num, 3 * sam.patch_size**2, dim) + blocks + neck)
-    whole = sam_attention_flops(sam, side, folded=folded)
-    windowed = sam_attention_flops(sam, window, folded=folded)
-    return around + whole * num_global + windowed * (num_windows * (sam.encoder_depth - num_global))
+    whole = Flops(forward=attention_layers(num, dim)) + sam_attention_flops(sam, side, folded=folded)
+    windowed = Flops(forward=in_windows) + sam_attention_flops(sam, window, folded=folded) * num_windows
+    return around + whole * num_global + windowed * (sam.encoder_depth - num_global)
+
+
+def attention_layers(num: int, dim: int) -> int:
+    """Queries, keys and values of some tokens, and the layer after the attention."""
+    return linear(num, dim, 3 * dim) + linear(num, dim, dim)
 
 
 def sam_attention_flops(sam: SamSettings, side: int, *, folded: bool) -> Flops:
-    """Attention with relative positions on a (side, side) square: one window, or the whole grid."""
+    """Attention with relative positions on a (side, side) square: one window, or the whole grid; without layers."""
     num, dim = side**2, sam.encoder_dim
     positions = 2 * linear(num, dim, side)  # each query times `side` rows and as many columns, in every head
-    layers = linear(num, dim, 3 * dim) + linear(num, dim, dim)
     # Folded, every head is wider by one entry for each row and column of the square; windows take a mask instead. See
     # model/decoders/sam_attention.py.
     width = dim // sam.encoder_num_heads + 2 * side
@@ -151,7 +157,7 @@ def sam_attention_flops(sam: SamSettings, side: int, *, folded: bool) -> Flops:
     wider = (
         attention(num, num, sam.encoder_num_heads * width - dim) if folded and num > MAX_MASKED_TOKENS else 0
     )
-    return Flops(forward=layers + attention(num, num, dim) + positions, extra=wider)
+    return Flops(forward=attention(num, num, dim) + positions, extra=wider)
 
 
 # --------------------------------------------------------------------------------- the language model

@@ -246,11 +246,13 @@ def test_adapters_are_looked_for_in_the_language_model_alone():
 @pytest.mark.parametrize("kind", [TestConfig, ChatConfig])
 def test_scripts_that_ask_a_model_load_it_alike(kind):
     assert parse_config(kind, ["--version=a"]).loading == {
-        "dtype": None, "attn_implementation": "auto", "quantization": None,
+        "dtype": None, "encoder_precision": "", "attn_implementation": "auto", "quantization": None,
     }  # fmt: skip
-    flags = ["--version=a", "--precision=fp16", "--load_in_4bit", "--attn_implementation=eager"]
+    flags = ["--version=a", "--precision=fp16", "--load_in_4bit", "--attn_implementation=eager",
+             "--encoder_precision=bf16"]  # fmt: skip
     assert parse_config(kind, flags).loading == {
-        "dtype": torch.float16, "attn_implementation": "eager", "quantization": "4bit",
+        "dtype": torch.float16, "encoder_precision": "bf16", "attn_implementation": "eager",
+        "quantization": "4bit",
     }  # fmt: skip
     assert parse_config(kind, ["--version=a", "--load_in_8bit"]).loading["quantization"] == "8bit"
 
