@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from model.errors import UserError
-from model.huggingface import from_level, from_pretrained
+from model.huggingface import from_pretrained, without_messages
 
 NAMES_SHOWN = 8
 
@@ -137,7 +136,7 @@ def load_pretrained(
         MisfitError: weights are missing, unexpected or of another shape.
     """
     # Its table of weights that do not fit is one for terminals; ours is part of the message.
-    with from_level(logging.ERROR, "transformers.modeling_utils"):
+    with without_messages("transformers.modeling_utils"):
         model, info = from_pretrained(
             model_class, folder, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )

@@ -91,7 +91,7 @@ def test_settings_survive_config_json():
         ),
         ({"vision_config": {"backbone_config": {"global_attention_blocks": [3]}}}, "block 3 begins a stage"),
         ({"vision_config": "large"}, "vision_config of sam_config is 'large', not an object"),
-        ({"mask_decoder_config": {"mlp_dim": "many"}}, "sam_config: its settings cannot be read"),
+        ({"mask_decoder_config": {"mlp_dim": "many"}}, "sam_config cannot be read as"),
         ({"pixel_mean": [0.5]}, r"pixel_mean of sam_config is \[0.5\]; it is three numbers"),
     ],
 )

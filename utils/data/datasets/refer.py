@@ -170,7 +170,8 @@ class ReferringDataset(Dataset):
     def expressions_of(self, ref: Mapping[str, Any], position: int) -> list[Expression]:
         """The sentences of a reference that hold any text, with their targets."""
         ann_ids = target_ids(ref["ann_id"])
-        if not ann_ids and not self.may_have_no_target:
+        # Somebody's own data may say "no target" as gRefCOCO does, in a list.
+        if not ann_ids and not self.may_have_no_target and ref["ann_id"] != [NO_TARGET]:
             raise UserError(
                 f"'ann_id' is {short(ref['ann_id'])}; every reference of {self.name} has a target"
             )
