@@ -63,6 +63,13 @@ def test_training_that_stops_says_how_to_go_on(tmp_path, monkeypatch):
     assert not (tmp_path / "trained").exists()
 
 
+@pytest.mark.parametrize(
+    ("batch_size", "cores", "processes"), [(8, 1, 1), (8, 2, 2), (8, 3, 2), (8, 64, 4), (6, 4, 3), (1, 4, 1)]
+)
+def test_cores_share_the_samples_of_a_step(batch_size, cores, processes):
+    assert demo.num_processes(batch_size, cores) == processes
+
+
 def test_the_quick_demo_is_smaller_goes_elsewhere_and_says_so(tmp_path, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(demo, "show", lambda scale: asked.append(scale) or 0)

@@ -194,7 +194,7 @@ def predict_batch(
     """Ask every image for all classes. A long list takes several passes, so that memory does not grow with it."""
     if not images:
         return []
-    at_once = (settings.classes_per_query or model.config.num_all_classes) * ROWS_PER_IMAGE
+    at_once = settings.names_per_query(model) * ROWS_PER_IMAGE
     encoded = model.encode_batch(images, processor=processor)
     masks: list[list[torch.Tensor]] = [[] for _ in images]
     present: list[dict[int, float]] = [{} for _ in images]

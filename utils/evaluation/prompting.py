@@ -63,7 +63,11 @@ class EvaluationSettings:
 
     def for_model(self, model: SegmentationModel) -> EvaluationSettings:
         """These settings with `classes_per_query` filled in from the model's config if it is None."""
-        return replace(self, classes_per_query=self.classes_per_query or model.config.num_all_classes)
+        return replace(self, classes_per_query=self.names_per_query(model))
+
+    def names_per_query(self, model: SegmentationModel) -> int:
+        """Number of classes that one query names at most."""
+        return self.classes_per_query or model.config.num_all_classes
 
     @property
     def asks_probabilities(self) -> tuple[str, ...]:
@@ -182,7 +186,7 @@ def ask_freely(
         for each image its queries, each a tuple of at most `classes_per_query` names, with their answers;
         `FreeAnswer.found` holds indices into the names of the query.
     """
-    limit = settings.classes_per_query or model.config.num_all_classes
+    limit = settings.names_per_query(model)
     asked = [
         [tuple(names[start : start + limit]) for start in range(0, len(names), limit)] for names in classes
     ]

@@ -38,7 +38,7 @@ from utils.toy.demo import CONFIG, LAYOUTS
 # One list of classes is 150 names, so a query names all of them only without a limit of its own.
 WHOLE_LIST = ("--no_random_classes_list", "--num_all_classes", "200", "--model_max_length", "3072")
 NO_NEG, ANY_ORDER = ("--no_sequence_augmentation",), ("--no_order_following",)
-SPATIAL = ("--spatial_prompt",)
+PAPER, SPATIAL = ("--spatial_prompt=false",), ("--spatial_prompt",)
 # What the language model sees of an image that is no square; the recipe cuts out the middle.
 PAD, STRETCH = ("--image_aspect_ratio", "pad"), ("--image_aspect_ratio", "stretch")
 
@@ -52,17 +52,17 @@ class Variant:
 
 
 VARIANTS = {
-    "full": Variant("the recipe of the paper"),
-    "whole_list": Variant("without random classes list", WHOLE_LIST),
-    "no_neg": Variant("without sequence augmentation", NO_NEG),
-    "any_order": Variant("without order following", ANY_ORDER),
-    "none": Variant("without all three", (*WHOLE_LIST, *NO_NEG, *ANY_ORDER)),
+    "full": Variant("the recipe of the paper", PAPER),
+    "whole_list": Variant("without random classes list", (*PAPER, *WHOLE_LIST)),
+    "no_neg": Variant("without sequence augmentation", (*PAPER, *NO_NEG)),
+    "any_order": Variant("without order following", (*PAPER, *ANY_ORDER)),
+    "none": Variant("without all three", (*PAPER, *WHOLE_LIST, *NO_NEG, *ANY_ORDER)),
     "spatial": Variant("the recipe and a spatial prompt", SPATIAL),
     "latent": Variant(
         "the recipe, a spatial prompt and 4 latent prompts", (*SPATIAL, "--num_latent_prompts", "4")
     ),
-    "pad": Variant("the recipe on padded images", PAD),
-    "stretch": Variant("the recipe on stretched images", STRETCH),
+    "pad": Variant("the recipe on padded images", (*PAPER, *PAD)),
+    "stretch": Variant("the recipe on stretched images", (*PAPER, *STRETCH)),
     "spatial_pad": Variant("a spatial prompt on padded images", (*SPATIAL, *PAD)),
     "spatial_stretch": Variant("a spatial prompt on stretched images", (*SPATIAL, *STRETCH)),
 }

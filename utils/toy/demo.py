@@ -45,6 +45,7 @@ CONFIGS = {"llava": CONFIG, "smolvlm": Path("configs/toy_smolvlm.yaml")}
 LAYOUTS = "ade20k,coco,cityscapes,refer,reason"  # those that configs/toy.yaml and the evaluation use
 VAL_DATASETS = "ade20k,refcoco|unc|val,grefcoco|unc|val,ReasonSeg|val,llava_instruct_150k"
 BASELINE_DATASETS = "ade20k,llava_instruct_150k"
+MAX_PROCESSES = 4  # each takes 2 GB
 TARGETS = (
     Target(metric="minutes_train", bar=15, goal=6, at_most=True),
     Target(metric="semantic.miou", bar=0.60, goal=0.80),
@@ -179,14 +180,25 @@ def write_base(name: str, folder: Path) -> list[str]:
     return ["--version", str(folder)]
 
 
+def num_processes(batch_size: int, cores: int) -> int:
+    """How many processes, of one thread each, share a step of `batch_size` samples: at most one for each core.
+
+    Operations of a toy are too small to be divided among threads; its samples are not.
+    """
+    return max(number for number in range(1, min(cores, MAX_PROCESSES) + 1) if batch_size % number == 0)
+
+
 def train(out: Path, dataset: Path, flags: list[str], config: Path = CONFIG) -> None:
     """Train with the real launcher; train_seconds.json accumulates wall time over restarts."""
     finished = out / "trained"
     if finished.is_file():
         return
+    batch_size = parse_config(TrainConfig, ["--config", str(config)]).batch_size
+    processes = num_processes(batch_size, len(os.sched_getaffinity(0)))
     command = [
-        "deepspeed", "--num_accelerators", "1", "--master_port", str(free_port()),  # beside another demo
-        "train_ds.py", "--config", str(config), "--dataset_dir", str(dataset),
+        "deepspeed", "--num_accelerators", str(processes), "--master_port", str(free_port()),  # beside another demo
+        "train_ds.py", "--config", str(config), "--batch_size", str(batch_size // processes),
+        "--num_threads", "1", "--dataset_dir", str(dataset),
         "--log_base_dir", str(out.parent), "--exp_name", out.name, "--sam_cache", str(out / "sam_cache"), *flags,
     ]  # fmt: skip
     console.print(f"\n[bold]$ {shlex.join(command)}[/bold]", highlight=False)

@@ -48,9 +48,9 @@ def test_every_flag_of_a_variant_is_one_of_training():
     from utils.common.settings import parse_config
     from utils.config.training import TrainConfig
 
-    for variant in VARIANTS.values():
+    for name, variant in VARIANTS.items():
         config = parse_config(TrainConfig, ["--config", str(REPOSITORY / "configs/toy.yaml"), *variant.flags])
-        assert config.spatial_prompt == ("--spatial_prompt" in variant.flags)
+        assert config.spatial_prompt == ("spatial" in name or name == "latent")
 
 
 def test_a_run_trains_and_is_evaluated_once(in_this_process, tmp_path, capsys):

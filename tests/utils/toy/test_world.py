@@ -141,7 +141,7 @@ def test_dialogues_are_about_images_of_their_split(world):
     for split, folder in (("train", "train2017"), ("val", "val2017")):
         data = LlavaInstruct(world, split)
         assert data.dropped == []
-        assert all(dialogue.path.parent == world / "coco" / folder for dialogue in data.dialogues)
+        assert all(data.path_of(dialogue).parent == world / "coco" / folder for dialogue in data.dialogues)
         assert any(len(dialogue.texts) > 4 for dialogue in data.dialogues)
     assert all(len(data[index].answer.split()) <= 2 for index in range(len(data)))
 

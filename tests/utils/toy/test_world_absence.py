@@ -63,11 +63,11 @@ def test_the_mixture_has_dialogues_about_images_of_every_folder(tmp_path):
     assert data.dropped == []
     assert data.coverage.left_out == {"without an image": 3}
     assert len(data.dialogues) == MIX.num_train
-    folders = {dialogue.path.parent.relative_to(tmp_path).as_posix() for dialogue in data.dialogues}
+    folders = {data.path_of(dialogue).parent.relative_to(tmp_path).as_posix() for dialogue in data.dialogues}
     assert folders == {"coco/train2017", *FOLDERS}
     drawn = [*islice(MIX.scenes("coco", "train"), 1), *islice(MIX.scenes("llava_mix", "train"), 7)]
     for dialogue, item in zip(data.dialogues, drawn, strict=True):
-        assert np.abs(read_image(dialogue.path).astype(int) - item.scene.image).mean() < 4
+        assert np.abs(read_image(data.path_of(dialogue)).astype(int) - item.scene.image).mean() < 4
         assert all(text.endswith("single word or phrase.") for text in dialogue.texts[::2])
 
 

@@ -32,7 +32,7 @@ TEXT_ONLY = "without an image"  # why an entry is left out, as reports count it
 class Dialogue:
     """One image with questions and answers about it, in alternation."""
 
-    path: Path
+    image: str  # its name in the data set's folder of images
     texts: tuple[str, ...]
 
 
@@ -53,21 +53,25 @@ class DialogueDataset(Dataset):
 
     def __init__(self, dataset_dir: str | Path, split: str) -> None:
         super().__init__(dataset_dir, split)
-        path, folder = self.find_files()
+        path, self.folder = self.find_files()
         self.dialogues, facts = self.indexed(
-            lambda: self._build_index(path, folder), (Dialogue, DialogueFacts), [path], folders=[folder]
+            lambda: self._build_index(path), (Dialogue, DialogueFacts), [path], folders=[self.folder]
         )
         # (num_dialogues,): how many questions there are up to the end of each dialogue
         self._num_questions = np.frombuffer(facts.num_questions, dtype=np.int32).cumsum()
         self._num_images = facts.num_images
 
-    def _build_index(self, path: Path, folder: Path) -> tuple[list[Dialogue], DialogueFacts]:
+    def path_of(self, dialogue: Dialogue) -> Path:
+        """Its image file."""
+        return self.folder / dialogue.image
+
+    def _build_index(self, path: Path) -> tuple[list[Dialogue], DialogueFacts]:
         """The dialogues whose image is there."""
         content = read_annotations(path)
         if not isinstance(content, list):
             raise UserError(f"{path}: a list of dialogues, got {short(content)}")
         dialogues: list[Dialogue] = []
-        files = FolderListing(folder)
+        files = FolderListing(self.folder)
         for position, entry in enumerate(content):
             if self.may_have_no_image and isinstance(entry, Mapping) and not entry.get("image"):
                 self.left_out[TEXT_ONLY] += 1
@@ -76,12 +80,12 @@ class DialogueDataset(Dataset):
             with self.entry(label):
                 texts, name = dialogue_texts(entry), image_name(entry)
                 if name in files:
-                    dialogues.append(Dialogue(folder / name, texts))
+                    dialogues.append(Dialogue(name, texts))
                 else:
-                    self.drop(label, f"no image {folder / name}", MISSING)
+                    self.drop(label, f"no image {self.folder / name}", MISSING)
         self.check_index(len(dialogues), path)
         counts = np.array([len(dialogue.texts) // 2 for dialogue in dialogues], dtype=np.int32)
-        num_images = len({dialogue.path for dialogue in dialogues})
+        num_images = len({dialogue.image for dialogue in dialogues})
         return dialogues, DialogueFacts(num_questions=counts.tobytes(), num_images=num_images)
 
     @abstractmethod
@@ -108,20 +112,20 @@ class DialogueDataset(Dataset):
         dialogue = self.dialogues[number]
         turn = 2 * (position - int(self._num_questions[number])) + len(dialogue.texts)
         question, answer = dialogue.texts[turn : turn + 2]
-        return VqaSample(
-            image=read_image(dialogue.path), question=question, answer=answer, source=str(dialogue.path)
-        )
+        path = self.path_of(dialogue)
+        return VqaSample(image=read_image(path), question=question, answer=answer, source=str(path))
 
     def sample_of(self, index: int, rng: np.random.Generator, recipe: Recipe) -> Sample:
         """One whole dialogue; no masks."""
         dialogue = self.dialogues[index]
-        with self.usable(dialogue.path):
-            image = read_image(dialogue.path)
+        path = self.path_of(dialogue)
+        with self.usable(path):
+            image = read_image(path)
         return Sample(
             image=image,
             conversations=(Conversation.of(*dialogue.texts),),
             masks=np.zeros((0, *image.shape[:2]), dtype=np.uint8),
-            source=str(dialogue.path),
+            source=str(path),
         )
 
 
@@ -161,6 +165,6 @@ def dialogue_texts(entry: Mapping[str, Any]) -> tuple[str, ...]:
         texts.append(
             turn["value"].replace(IMAGE_PLACEHOLDER, "").strip() if speaker == "human" else turn["value"]
         )
-    if not all(text.strip() for text in texts):
+    if any(not text or text.isspace() for text in texts):
         raise UserError("an empty turn")
     return tuple(texts)

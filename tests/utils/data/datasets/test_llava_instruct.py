@@ -55,7 +55,7 @@ def test_unusable_entries_are_dropped_with_a_reason(tmp_path):
     write_llava(tmp_path, [good, odd, swapped, mute, no_key, dialogue("5.jpg", "Gone?", "Yes.")])
     (tmp_path / "coco/train2017/5.jpg").unlink()
     dataset = LlavaInstruct(tmp_path, "train")
-    assert [item.path.name for item in dataset.dialogues] == [good["image"]]
+    assert [item.image for item in dataset.dialogues] == [good["image"]]
     reasons = ["1 turns", "from 'gpt', not from 'human'", "an empty turn", "'conversations'", "no image"]
     for position, (reason, dropped) in enumerate(zip(reasons, dataset.dropped, strict=True), start=1):
         assert reason in dropped
