@@ -104,7 +104,7 @@ class DialogueDataset(Dataset):
         return self._num_images
 
     def files(self) -> Iterator[Path]:
-        return (dialogue.path for dialogue in self.dialogues)
+        return map(self.path_of, self.dialogues)
 
     def __getitem__(self, index: int) -> VqaSample:
         position = range(len(self))[index]
