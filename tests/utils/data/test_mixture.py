@@ -35,6 +35,8 @@ class Config:
     vqa_rates: str = ""
     reason_seg_data: str = "ReasonSeg|train"
     reason_seg_rates: str = ""
+    neg_refer_seg_data: str = "R-refcoco"
+    neg_refer_seg_rates: str = ""
     num_all_classes: int = 10
     num_expressions: int = 5
     num_questions: int = 3
