@@ -1,4 +1,4 @@
-"""R-RefCOCO, Ref-ZOM, MUSE and LLaVA's mixture: code, wrong types, names that lead outside."""
+"""R-RefCOCO, Ref-ZOM, MUSE, LISA++ and LLaVA's mixture: code, wrong types, names that lead outside."""
 
 from __future__ import annotations
 
@@ -39,6 +39,26 @@ MUSE_FIELDS: dict[str, tuple[Any, ...]] = {
     "answer": ("answers", 0), "target": ("answers", 0, 0), "segmentation": ("answers", 0, 0, "segmentation"),
     "coordinate": ("answers", 0, 0, "segmentation", 0, 0), "category_name": ("answers", 0, 0, "category_name"),
     "text answer": ("text_answers", 0),
+}  # fmt: skip
+MASK = {"label name": "dog", "points": [[2, 2, 20, 2, 20, 20, 2, 20]]}
+INSTANCE: dict[str, Any] = {
+    "English Question": "Where is the dog?", "img_path": "a.png", "ID": ["1"], "points": {"1": MASK},
+}  # fmt: skip
+TALK: dict[str, Any] = {
+    "img_pth": "a.png",
+    "output": "<person>: What? <robot>: A <1|dog>.",
+    "info": {"1": MASK},
+}
+LISA_FIELDS: dict[str, tuple[Any, ...]] = {
+    **{name: (name,) for name in INSTANCE}, "an id": ("ID", 0), "mask": ("points", "1"),
+    "label name": ("points", "1", "label name"), "polygons": ("points", "1", "points"),
+    "coordinate": ("points", "1", "points", 0, 0),
+}  # fmt: skip
+LISA_TEXTS = {  # of an answer
+    "a million references": "<1|dog>" * 10**6, "a million brackets": "[<" * 10**6, "a million labels": "<1|" * 10**6,
+    "a number of a million digits": f"<{'1' * 10**6}|dog>", "HTML": "<1|<script>alert(1)</script>> <1|dog>",
+    "tokens": "[SEG] <image> </s> <1|[SEG]>", "turns": "<1|dog> <person>: " * 10**5,
+    "a million spaces": f"<{' ' * 10**6}1|dog>",
 }  # fmt: skip
 DIALOGUE: dict[str, Any] = {
     "id": "1", "image": "coco/train2017/a.png",
@@ -99,6 +119,18 @@ def muse(entries: Any, desk: Desk, *, shows: bool = False) -> int:
     return preview(*entry) if shows else check(*entry)
 
 
+def lisa_plus(entries: Any, desk: Desk, *, part: str = "instance", shows: bool = False) -> int:
+    """LISA++ of these entries."""
+    for folder in ("coco/train2017", "reason_seg_plus"):
+        (desk.here / folder).mkdir(parents=True, exist_ok=True)
+    write_image(desk.here / "coco/train2017/a.png")
+    name = "LISA_Plus_Instance_Seg" if part == "instance" else "LISA_Plus_Conversations"
+    text = json.dumps(entries).replace("OUTSIDE", str(desk.outside))
+    (desk.here / f"reason_seg_plus/{name}.json").write_text(text)
+    entry = ("reason_seg", f"--reason_seg_data=LISA++|{part}")
+    return preview(*entry) if shows else check(*entry)
+
+
 def mixture(entries: Any, desk: Desk, *, shows: bool = False) -> int:
     """LLaVA's mixture of these entries."""
     for folder in ("coco/train2017", "llava_dataset"):
@@ -128,6 +160,15 @@ def attacks() -> Iterator[Attack]:
             quick = (field, what) == ("segmentation", "2^70")
             entries = [changed(QUESTION, keys, value), QUESTION]
             yield Attack(TYPES, f"MUSE, {field} is {what}", partial(muse, entries), quick)
+    for field, keys in LISA_FIELDS.items():
+        for what, value in VALUES.items():
+            entries = [changed(INSTANCE, keys, value), INSTANCE]
+            yield Attack(TYPES, f"LISA++, {field} is {what}", partial(lisa_plus, entries))
+    for what, text in LISA_TEXTS.items():
+        entries = [{**TALK, "output": f"<person>: What? <robot>: {text}"}, TALK]
+        for shows in (True, False):
+            attack = partial(lisa_plus, entries, part="conversations", shows=shows)
+            yield Attack(TYPES, f"LISA++, {what}, {'shown' if shows else 'checked'}", attack)
     for field, keys in DIALOGUE_FIELDS.items():
         for what, value in VALUES.items():
             entries = [changed(DIALOGUE, keys, value), DIALOGUE]
@@ -138,5 +179,7 @@ def attacks() -> Iterator[Attack]:
         address = {key: value for key, value in QUESTION.items() if key != "file_name"}
         address["coco_url"] = f"http://images.cocodataset.org/train2017/{file_name}"
         yield Attack(IN_DATA, f"MUSE, coco_url {file_name!a}", partial(muse, [address, QUESTION], shows=True))
+        instances = [{**INSTANCE, "img_path": file_name}, INSTANCE]
+        yield Attack(IN_DATA, f"LISA++, {file_name!a}", partial(lisa_plus, instances, shows=True))
         dialogues = [{**DIALOGUE, "image": file_name}, DIALOGUE]
         yield Attack(IN_DATA, f"llava_mix, {file_name!a}", partial(mixture, dialogues, shows=True))

@@ -45,7 +45,7 @@ PROBLEMS = ("traceback", "hang", "died", "written elsewhere", "read elsewhere", 
 TIME_LIMIT = 120.0  # seconds of one case; a sound data set takes less than one
 # Data sets of which nothing says how large an annotated image was; those whose masks have sizes of their own and are
 # stretched to their image.
-WITHOUT_SIZES, OWN_SIZES = ("ReasonSeg", "own_jsonl", "openimage"), ("openimage",)
+WITHOUT_SIZES, OWN_SIZES = ("ReasonSeg", "LISA++", "own_jsonl", "openimage"), ("openimage",)
 RESULT, OUTPUT = "result.json", "output.txt"
 
 

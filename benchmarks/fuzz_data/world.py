@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from utils.data.base import Dataset
-from utils.data.registry import DATASETS, Entry, parse_entry
+from utils.data.registry import DATASETS, Entry, parse_entry, training_entries
 from utils.data.val_datasets import known_entries
 from utils.toy.world import SECOND_CHOICE, WRITERS, WorldConfig, make_world
 
@@ -83,7 +83,7 @@ def own_target(kind: str, place: Path) -> Target:
 
 def target_of(name: str, root: Path, label: str = "") -> Target:
     """A published data set, of the splits that are there."""
-    training = [Entry(name)] if DATASETS[name].train_split else []
+    training = training_entries(name) if DATASETS[name].train_split else []
     evaluation = [entry for entry in known_entries() if entry.name == name]
     there: list[tuple[Entry, ...]] = []
     for entries, is_training in ((training, True), (evaluation, False)):

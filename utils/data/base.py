@@ -107,6 +107,9 @@ class Dataset(ABC):
     train_split: ClassVar[str | None] = "train"  # None: for evaluation only
     val_split: ClassVar[str | None] = "val"  # None: for training only
     splits: tuple[str, ...] = ("train", "val")
+    part_names: ClassVar[
+        tuple[str, ...]
+    ] = ()  # of several data sets in one: the first field of their entries
     unit: ClassVar[str] = "images"  # what `dropped` and `coverage` count
     is_own: ClassVar[bool] = False  # the user's own data, not a published data set
     classes: Sequence[str] = ()  # spoken names, for data sets with a fixed class list

@@ -4,7 +4,7 @@
     --sem_seg_data "cocostuff||ade20k||cityscapes"   --sem_seg_rates "6,3,2"
     --refer_seg_data "refclef||refcoco"  --refer_seg_rates "1,3"   (as for every source)
     --neg_refer_seg_data "R-refcoco||fprefcoco"
-    --vqa_data llava_instruct_150k  --reason_seg_data "ReasonSeg|train"
+    --vqa_data llava_instruct_150k  --reason_seg_data "ReasonSeg|train||LISA++|cot"
     --val_dataset_list "ReasonSeg|val,refcoco|unc|testA"
     --dataset "sem_seg||own_sem:./my_data"  --val_dataset_list "own_sem:./my_data|val"
     --dataset "sharded:s3://bucket/boats"  --val_dataset_list "sharded:./boats|own_coco"
@@ -28,6 +28,7 @@ from utils.data.datasets.ade20k import Ade20k
 from utils.data.datasets.cityscapes import Cityscapes
 from utils.data.datasets.cocostuff import CocoStuff
 from utils.data.datasets.grefcoco import GRefCoco
+from utils.data.datasets.lisa_plus import LisaPlus
 from utils.data.datasets.llava_instruct import LlavaInstruct
 from utils.data.datasets.llava_mix import LlavaMix
 from utils.data.datasets.mapillary import Mapillary
@@ -80,6 +81,7 @@ DATASETS: dict[str, type[Dataset]] = {
         FpRefCocoG,
         ReasonSeg,
         Muse,
+        LisaPlus,
         LlavaInstruct,
         LlavaMix,
     )
@@ -197,6 +199,11 @@ def parse_members(flags: DataConfig, source: str) -> list[Entry]:
 def parse_val_list(text: str, flag: str = "--val_dataset_list") -> tuple[Entry, ...]:
     """The data sets to evaluate on: `ReasonSeg|val,refcoco|unc|testA`."""
     return tuple(parse_entry(part, flag) for part in split_list(text, flag, separator=","))
+
+
+def training_entries(name: str) -> list[Entry]:
+    """The entries of a data set for training: one, or one for each of its parts."""
+    return [Entry(name, (part,)) for part in DATASETS[name].part_names] or [Entry(name)]
 
 
 def build_val_dataset(entry: str | Entry, dataset_dir: str | Path) -> Dataset:

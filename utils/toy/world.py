@@ -23,6 +23,7 @@ from utils.common.commands import Parser, command
 from utils.common.paths import check_writable, path_flag
 from utils.toy.layouts.coco import write_coco
 from utils.toy.layouts.common import SEED_OF_SPLIT, SceneSource, scene_key, write_json
+from utils.toy.layouts.lisa_plus import write_lisa_plus
 from utils.toy.layouts.llava_mix import write_llava_mix
 from utils.toy.layouts.mapillary import write_mapillary, write_mapillary_1
 from utils.toy.layouts.muse import write_muse
@@ -59,6 +60,7 @@ WRITERS: dict[str, Writer] = {
     "reason_test": write_reason_test,
     "refer_absent": write_refer_absent,  # R-RefCOCO and FP-RefCOCO, about the images of RefCOCO
     "muse": write_muse,
+    "lisa_plus": write_lisa_plus,  # LISA++
     "refzom": write_refzom,
     "llava_mix": write_llava_mix,  # a sixth of its images are COCO's
     "own": write_own,  # the three kinds of own data

@@ -107,6 +107,12 @@ def write_references(name: str, refs_file: str) -> Callable[[Path, Any], None]:
     return write
 
 
+def write_instances(root: Path, content: Any) -> None:
+    both = content if isinstance(content, dict) else {}
+    write_json("coco", "annotations", "instances_train2017.json")(root, both.get("coco"))
+    write_json("reason_seg_plus", "LISA_Plus_Instance_Seg.json")(root, both.get("entries"))
+
+
 def marked(ref: dict[str, Any], **more: Any) -> dict[str, Any]:
     """A reference with further keys in its last sentence."""
     ref["sentences"][-1] |= more
@@ -182,6 +188,23 @@ QUESTIONS = [
         "text_answers": ["the cup {seg} and the dish {seg}."],
     }
 ]
+MASKS = {"11": {"polygon": [BOX]}, "12": compressed_rle(MASK)}
+INSTANCES = [
+    {
+        "English Question": "Which?",
+        "img_path": "1.png",
+        "ID": ["11", 12],
+        "points": {"11": {"label name": "cup", "points": [BOX]}},
+    }
+]
+TOLD = [
+    {"English Question": "Why?", "English Answer": "[<11|a>, <12|b>]", "image_path": "2.png", "info": MASKS}
+]
+TALKED = [{"output": "<person>: Why? <robot>: 《11|a》 <person>: <12|b>?", "img_pth": "2.png", "info": MASKS}]
+ANNOTATIONS = {
+    "categories": [{"id": 1, "name": "cup"}],
+    "annotations": [{"id": 12, "image_id": 1, "category_id": 1, "segmentation": compressed_rle(MASK)}],
+}
 LAYOUTS = {
     "own_coco": Layout(
         Entry("own_coco", ("ROOT/boats.json", "exhaustive=true")), COCO, write_json("boats.json")
@@ -202,6 +225,23 @@ LAYOUTS = {
         write_references("refzom", "Ref_ZOM.p"),
     ),
     "MUSE": Layout(Entry("MUSE", ("train",)), QUESTIONS, write_json("muse", "muse_train.json")),
+    "LISA++|instance": Layout(
+        Entry("LISA++", ("instance", "train")),
+        {"entries": INSTANCES, "coco": ANNOTATIONS},
+        write_instances,
+    ),
+    "LISA++|cot": Layout(
+        Entry("LISA++", ("cot",)),
+        TOLD,
+        write_json("reason_seg_plus", "LISA_Plus_COT.json"),
+        is_evaluated=False,
+    ),
+    "LISA++|conversations": Layout(
+        Entry("LISA++", ("conversations",)),
+        TALKED,
+        write_json("reason_seg_plus", "LISA_Plus_Conversations.json"),
+        is_evaluated=False,
+    ),
     "llava_instruct_150k": Layout(
         Entry("llava_instruct_150k", ("train",)),
         TALK,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from model.text.format import SequenceFormat
+from utils.data.datasets.lisa_plus import PARTS, LisaPlus
 from utils.data.datasets.llava_mix import LlavaMix
 from utils.data.datasets.muse import Muse
 from utils.data.datasets.refer import RefCoco, RefCocoG, RefCocoPlus
@@ -17,6 +18,7 @@ from utils.data.pickles import load_plain_pickle
 from utils.data.registry import DATASETS
 from utils.data.types import Recipe
 from utils.toy.layouts.common import SceneSource
+from utils.toy.layouts.lisa_plus import has_things, write_lisa_plus
 from utils.toy.layouts.llava_mix import FOLDERS, write_llava_mix
 from utils.toy.layouts.muse import SCENES, write_muse
 from utils.toy.layouts.refzom import write_refzom
@@ -25,6 +27,7 @@ from utils.toy.world import WorldConfig, make_world
 RECIPE = Recipe(format=SequenceFormat.named("paper"))
 SOURCE = SceneSource(seed=5, num_train=2, num_val=2)
 LAYOUTS = "refer,refcoco+,refcocog,refer_absent"
+LISA = SceneSource(seed=5, num_train=4, num_val=2)  # every third has its masks in COCO's file
 MIX = SceneSource(seed=5, num_train=8, num_val=1)
 BASES = {"refcoco": RefCoco, "refcoco+": RefCocoPlus, "refcocog": RefCocoG}
 
@@ -109,6 +112,37 @@ def test_questions_have_the_masks_of_several_things(tmp_path):
     for index in range(len(data)):
         for conversation in data.sample_of(index, np.random.default_rng(0), RECIPE).conversations:
             assert conversation.answers[0].startswith("there is ") == (index % 2 == 0)
+
+
+@pytest.fixture(scope="module")
+def lisa_plus(tmp_path_factory):
+    root = tmp_path_factory.mktemp("lisa_plus")
+    write_lisa_plus(root, LISA)
+    return root
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_texts_refer_to_the_masks_of_the_things_that_they_name(lisa_plus, part):
+    data = LisaPlus.open(lisa_plus, (part,), training=True)
+    assert (data.dropped, data.notes, len(data)) == ([], {}, LISA.num_train)
+    for index, item in enumerate(LISA.scenes("lisa_plus", "train", has_things)):
+        sample = data.sample_of(index, np.random.default_rng(0), RECIPE)
+        assert np.abs(sample.image.astype(int) - item.scene.image).mean() < 4
+        name_of = {thing.mask.tobytes(): thing.name for thing in item.scene.things}
+        names = [name_of[mask.astype(bool).tobytes()] for mask in sample.masks]
+        said = [text for answer in sample.conversations[0].answers for text in answer.split("[SEG]")[:-1]]
+        assert all(text.rstrip().endswith(name) for text, name in zip(said, names, strict=True))
+        if part != "instance":  # of which a question may be about some
+            assert set(names) == {thing.name for thing in item.scene.things}
+
+
+def test_instances_are_evaluated_on_scenes_of_their_own(lisa_plus):
+    data = LisaPlus.open(lisa_plus, ("instance",))
+    assert (data.dropped, data.notes) == ([], {})
+    for sample, item in zip(data, LISA.scenes("lisa_plus", "val", has_things), strict=True):
+        shapes = {thing.mask.tobytes() for thing in item.scene.things}
+        assert {mask.astype(bool).tobytes() for mask in sample.masks[0]} <= shapes
+        assert len(sample.masks[0]) >= 2
 
 
 def test_the_layouts_are_the_same_without_the_data_set_that_they_extend(world, tmp_path):

@@ -13,6 +13,7 @@ data sets that exist are drawn from.
 
 from __future__ import annotations
 
+import re
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -27,7 +28,7 @@ from PIL import Image, ImageDraw
 from model.processor import LasagnaProcessor
 from model.text.conversation import IGNORE_INDEX, Conversation, Encoded
 from model.text.sequence import ComplexQuery
-from model.text.special_tokens import SEG_TOKENS, Special
+from model.text.special_tokens import SEG_TOKENS, Special, Text
 from utils.common.commands import command
 from utils.common.files import write_png, write_whole
 from utils.common.label_values import UNCLAIMED
@@ -51,6 +52,7 @@ TOY_MODEL = Path(__file__).parents[3] / "assets" / "toy" / "llava"
 TEMPLATE = Path(__file__).with_name("preview.html.jinja")
 CELL, LEGEND, LETTERS = 250, 210, 26  # of the contact sheet, in pixels; letters of a line of its legend
 PAGE_IMAGE, THUMBNAIL = 560, 120  # longest side of images on the page, in pixels
+MAX_WORDS = 6  # of an answer that name a mask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,14 +154,26 @@ def show(index: int, sample: Sample) -> Shown:
 
 
 def phrases_of(conversation: Conversation) -> Iterator[str]:
-    """The name of each mask of a conversation: its class, or else the question that it answers."""
+    """The name of each mask of a conversation: its class, the words before it, or the question that it answers."""
     if isinstance(conversation, ComplexQuery):
         yield from (name for name in conversation.answered if name in conversation.present)
         return
     for question, answer in zip(conversation.turns[::2], conversation.turns[1::2], strict=False):
-        for piece in answer.text:
-            if isinstance(piece, Special) and piece in SEG_TOKENS:
-                yield str(question)
+        words = words_before_masks(answer.text)
+        yield from [str(question)] if len(words) == 1 else (each or str(question) for each in words)
+
+
+def words_before_masks(answer: Text) -> list[str]:
+    """For each mask of an answer, the last words between it and the mask or the sentence before it."""
+    phrases, words = [], ""
+    for piece in answer:
+        if isinstance(piece, Special) and piece in SEG_TOKENS:
+            said = re.split(r"[.,;:!?]|\band\b", words.rstrip(" .,;:!?"))[-1].split()
+            phrases.append(" ".join(said[-MAX_WORDS:]))
+            words = ""
+        else:
+            words += piece
+    return phrases
 
 
 def frontmost(masks: np.ndarray) -> np.ndarray:

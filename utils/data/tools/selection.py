@@ -32,6 +32,7 @@ from utils.data.registry import (
     parse_entry,
     parse_val_list,
     split_list,
+    training_entries,
 )
 from utils.data.val_datasets import ALL, FLAG, open_all
 
@@ -83,12 +84,13 @@ def entries_to_evaluate(text: str, dataset_dir: str | Path) -> list[Entry]:
 
 def entries_known() -> list[tuple[Entry, bool]]:
     """Every registered data set, once for training and once for evaluation where it serves both."""
-    return [
-        (Entry(name), training)
-        for name, dataset in DATASETS.items()
-        for training, split in ((True, dataset.train_split), (False, dataset.val_split))
-        if split is not None
-    ]
+    entries = []
+    for name, dataset in DATASETS.items():
+        if dataset.train_split is not None:
+            entries += [(entry, True) for entry in training_entries(name)]
+        if dataset.val_split is not None:
+            entries.append((Entry(name), False))
+    return entries
 
 
 def processor_for(version: str, format: SequenceFormat, prompt: str | None) -> LasagnaProcessor:

@@ -85,7 +85,8 @@ def full_name(entry: Entry, training: bool) -> str:
     if entry.fields:
         return str(entry)
     dataset = DATASETS[entry.name]
-    return f"{entry}|{dataset.train_split if training else dataset.val_split}"
+    split = dataset.train_split if training else dataset.val_split
+    return "|".join((entry.name, *dataset.part_names[:1], str(split)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ SEED_OF_SPLIT = {
 LAYOUTS = (
     "ade20k", "coco", "cityscapes", "refer", "reason", "mapillary", "openimage", "pascal_part", "pascal_context",
     "pascal_voc", "refclef", "refcoco+", "refcocog",
-    "own", "llava_mix", "refzom", "muse",
+    "own", "llava_mix", "refzom", "muse", "lisa_plus",
 )  # fmt: skip
 INDICES_PER_LAYOUT = 1_000_000
 MAX_TRIES = 400  # tries for each scene before giving up

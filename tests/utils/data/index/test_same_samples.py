@@ -40,10 +40,15 @@ OWN = (
 )
 PUBLISHED = (
     *("refclef", "refcoco", "refcoco+", "refcocog", "grefcoco", "refzom", "R-refcoco", "fprefcoco"),
-    *("llava_instruct_150k", "MUSE"),
+    *("llava_instruct_150k", "MUSE", "LISA++|instance"),
 )
-LAYOUTS = "coco,refer,refclef,refcoco+,refcocog,refer_absent,refzom,muse,llava_mix,pascal_part,paco_lvis"
-FOR_TRAINING = ("pascal_part", "paco_lvis", "llava_mix")
+LAYOUTS = (
+    "coco,refer,refclef,refcoco+,refcocog,refer_absent,refzom,muse,lisa_plus,llava_mix,pascal_part,paco_lvis"
+)
+FOR_TRAINING = (
+    *("pascal_part", "paco_lvis", "llava_mix"),
+    *("LISA++|cot", "LISA++|conversations", "LISA++|caption"),
+)
 CASES = [
     *((name, training) for name in (*OWN, *PUBLISHED) for training in (True, False)),
     *((name, True) for name in FOR_TRAINING),

@@ -29,11 +29,11 @@ OF_SOURCE = {
     "refer_seg": ("refclef", "refcoco", "refcoco+", "refcocog", "grefcoco", "refzom"),
     "neg_refer_seg": ("R-refcoco", "fprefcoco"),
     "vqa": ("llava_instruct_150k", "llava_mix"),
-    "reason_seg": ("ReasonSeg|train", "MUSE|train"),
+    "reason_seg": ("ReasonSeg|train", "MUSE|train", "LISA++|instance", "LISA++|cot|train"),
 }
 FOR_EVALUATION = (
     *("ade20k|val", "cityscapes", "pc59", "pc459", "pas20", "refcoco|unc|testA", "grefcoco", "ReasonSeg|val"),
-    *("llava_instruct_150k", "MUSE|test_less", *(f"{name}|val" for name in OWN)),
+    *("llava_instruct_150k", "MUSE|test_less", "LISA++|instance|val", *(f"{name}|val" for name in OWN)),
 )
 FLAGS = (
     f"--dataset={'||'.join((*OF_SOURCE, *OWN))}",

@@ -77,6 +77,18 @@ def test_without_flags_all_that_is_found_is_drawn_from(root, tmp_path):
     assert re.findall(r"(\w+)\|train: 50.0% of the draws", page) == ["ade20k", "llava_instruct_150k"]
 
 
+def test_masks_of_one_answer_are_told_apart_by_the_words_before_them():
+    seg = Special("[SEG]")
+    answer = ("Well: the red cup ", seg, ", a dish", seg, " and ", seg, ". It holds soup, the cup ", seg, ".")
+    masks = np.ones((5, 4, 6), dtype=np.uint8)
+    conversation = Conversation.of("Which?", answer, "And a mug?", ("It is ", seg, "."))
+    sample = Sample(
+        image=np.zeros((4, 6, 3), dtype=np.uint8), conversations=(conversation,), masks=masks, source="a.jpg"
+    )
+    expected = ("the red cup", "a dish", "Which?", "the cup", "And a mug?")
+    assert preview.show(0, sample).phrases == expected
+
+
 def test_every_mask_has_its_phrase_and_small_masks_lie_in_front():
     question = "Where are dog and tail?"
     conversation = Conversation.of(
