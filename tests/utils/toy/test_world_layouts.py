@@ -240,7 +240,7 @@ def test_a_mixture_draws_from_every_data_set_that_trains(world, name):
     )
     mixture = build_train_mixture(settings, FORMAT)
     samples = [mixture[index] for index in range(6)]
-    assert {sample.dataset for sample in samples} == {name}
+    assert {sample.dataset.split("|")[0] for sample in samples} == {name}  # perhaps with its part
     assert all(sample.skipped == () for sample in samples)
     if source != "vqa":
         assert all(mask.any() for sample in samples for mask in sample.masks)
