@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ def from_pretrained(kind: Any, source: str | Path | None, **options: Any) -> Any
     Args:
         kind: a class of transformers (configuration, tokenizer, processor, model, Auto class), or `super()` of one.
         source: folder; None for a model made of `state_dict` and `config`.
+        options: with `output_loading_info` the caller reports weights that do not fit, and transformers does not.
 
     Raises:
         UserError: transformers cannot read the folder's settings, or not without running the folder's code.
@@ -38,14 +39,17 @@ def from_pretrained(kind: Any, source: str | Path | None, **options: Any) -> Any
         check_plausible(Path(source))
         _check_sampling(kind, Path(source))
     load: Callable[..., Any] = kind.from_pretrained
+    block: AbstractContextManager[None] = nullcontext()
+    if options.get("output_loading_info"):
+        block = _without_tables()
     # `super()` and models: what they raise says which weights; tokenizers: `load_tokenizer` names the file.
-    if (
-        not isinstance(kind, type)
-        or issubclass(kind, (PreTrainedModel, PreTrainedTokenizerBase))
-        or kind is AutoTokenizer
+    elif (
+        isinstance(kind, type)
+        and not issubclass(kind, (PreTrainedModel, PreTrainedTokenizerBase))
+        and kind is not AutoTokenizer
     ):
-        return _without_remote_code(load, source, source, **options)
-    with readable(kind.__name__, source):
+        block = readable(kind.__name__, source)
+    with block:
         return _without_remote_code(load, source, source, **options)
 
 
@@ -101,30 +105,18 @@ def _without_remote_code(
 
 
 @contextmanager
-def from_level(level: int, name: str) -> Iterator[None]:
-    """Suppresses messages below `level` of the logger `name`, and of those below it, inside the block."""
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(max(before, level))
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
+def _without_tables() -> Iterator[None]:
+    """Drops transformers' table, for terminals, of weights that do not fit.
 
-
-@contextmanager
-def without_messages(name: str) -> Iterator[None]:
-    """Drops what the logger `name` would say inside the block, without changing its level.
-
-    transformers checks plans of parallelism, at length, where the level of its logger is raised.
+    The level of its logger stays: where it is raised, transformers checks plans of parallelism, at length.
     """
-    logger = logging.getLogger(name)
+    logger = logging.getLogger(PreTrainedModel.__module__)
 
-    def drop(record: logging.LogRecord) -> bool:
+    def is_error(record: logging.LogRecord) -> bool:
         return record.levelno >= logging.ERROR
 
-    logger.addFilter(drop)
+    logger.addFilter(is_error)
     try:
         yield
     finally:
-        logger.removeFilter(drop)
+        logger.removeFilter(is_error)

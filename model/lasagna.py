@@ -30,7 +30,7 @@ from model.decoders.build import build_decoder
 from model.errors import UserError
 from model.folders import local_folder
 from model.generation.inference import InferenceMixin
-from model.huggingface import from_config, from_pretrained, without_messages
+from model.huggingface import from_config, from_pretrained
 from model.inputs import Levels, Size
 from model.losses import (
     LOGITS_PER_CHUNK,
@@ -89,8 +89,7 @@ class LasagnaForConditionalGeneration(
         check_stored(folder)
         # Names and shapes are reported below.
         kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-        with without_messages("transformers.modeling_utils"):
-            model, info = from_pretrained(super(), folder, **kwargs)
+        model, info = from_pretrained(super(), folder, **kwargs)
         check_loading_info(info, source=str(folder))
         if (folder / PROCESSOR_FILE).is_file():
             model.processor = LasagnaProcessor.from_pretrained(folder)

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from model.errors import UserError
-from model.huggingface import from_pretrained, without_messages
+from model.huggingface import from_pretrained
 
 NAMES_SHOWN = 8
 
@@ -135,11 +135,9 @@ def load_pretrained(
     Raises:
         MisfitError: weights are missing, unexpected or of another shape.
     """
-    # Its table of weights that do not fit is one for terminals; ours is part of the message.
-    with without_messages("transformers.modeling_utils"):
-        model, info = from_pretrained(
-            model_class, folder, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-        )
+    model, info = from_pretrained(
+        model_class, folder, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+    )
     check_loading_info(info, source=source, hint=hint)
     return model
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -27,7 +28,6 @@ from model.checkpoints.trained import mask_head_of, take_settings
 from model.checkpoints.write import SHARD_SIZE, finished_folder, require_space, verify, write_shards
 from model.errors import UserError
 from model.folders import local_folder
-from model.huggingface import from_level
 from model.lasagna import LasagnaForConditionalGeneration
 from model.processor import LasagnaProcessor
 from model.text.format import SequenceFormat
@@ -79,7 +79,7 @@ def open_merge(
         with writing(place, shown=scratch):
             write_frame(base.path, base.stored, copy)
         try:
-            with from_level(logging.WARNING, "model"):  # what is loaded is not the model that the user gets
+            with _without_remarks():
                 frame, processor = load_model(
                     copy,
                     vision_tower=vision_tower,
@@ -98,6 +98,18 @@ def open_merge(
     merged = MergedModel(base, frame)
     merged.apply(trained, frame, lora_alpha=lora_alpha)
     return merged
+
+
+@contextmanager
+def _without_remarks() -> Iterator[None]:
+    """Warnings only from below `model`: the frame that is loaded is not the model that the user gets."""
+    package = logging.getLogger("model")
+    before = package.level
+    package.setLevel(max(before, logging.WARNING))
+    try:
+        yield
+    finally:
+        package.setLevel(before)
 
 
 def save(

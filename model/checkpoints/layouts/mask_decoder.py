@@ -51,15 +51,11 @@ def read_mask_decoder(path: str | Path, head: str | None = None) -> tuple[Decode
         ValueError: it is something else; the message says what.
     """
     place = Path(path).expanduser()
-    if place.is_file():
-        with readable("a mask decoder", f"{FLAG} {path}", "copy or download it again"):
-            found = _read_file(place)
-    elif not place.exists() and (place.suffix in SUFFIXES or str(path).count("/") != 1):
+    if not place.exists() and (place.suffix in SUFFIXES or str(path).count("/") != 1):
         raise FileNotFoundError(f"{FLAG} {path} does not exist; pass one of {KNOWN}, or a folder")
-    else:
-        folder = local_folder(path, flag=FLAG)
-        with readable("a mask decoder", f"{FLAG} {path}", "copy or download it again"):
-            found = _read_folder(folder, head)
+    folder = None if place.is_file() else local_folder(path, flag=FLAG)
+    with readable("a mask decoder", f"{FLAG} {path}", "copy or download it again"):
+        found = _read_file(place) if folder is None else _read_folder(folder, head)
     check_head(found[0], head, f"{FLAG} {path}")
     return found
 
