@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from model.backbones.huggingface_images import MAX_IMAGE_TOKENS, HuggingFaceImages, read_processor
+from model.backbones.base_processor import MAX_IMAGE_TOKENS, read_processor
+from model.backbones.huggingface_images import HuggingFaceImages
 from model.errors import UserError
 from model.text.tokenizer_files import load_tokenizer
 from utils.config.training import TrainConfig

@@ -8,8 +8,8 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
+from model.backbones.base_processor import read_processor
 from model.backbones.build import BACKBONES
-from model.backbones.huggingface_images import read_processor
 from model.checkpoints.layouts.base import Parts, ReadOptions, check_size
 from model.checkpoints.lazy import StoredWeights
 from model.huggingface import from_pretrained

@@ -9,9 +9,10 @@ from typing import Any
 from transformers import CLIPImageProcessorPil
 
 from model.backbones.base import ImageReader
+from model.backbones.base_processor import read_processor
 from model.backbones.build import BACKBONES
 from model.backbones.clip_images import ClipImages
-from model.backbones.huggingface_images import images_of_base, read_processor
+from model.backbones.huggingface_images import images_of_base
 from model.errors import UserError
 from model.files import read_json
 from model.folders import local_folder
