@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,15 @@ EXAMPLE = np.zeros((64, 64, 3), dtype=np.uint8)
 LENGTHS = ("image_seq_len", "image_seq_length", "num_image_tokens")
 
 
-def read_processor(folder: Path) -> ProcessorMixin:
+@dataclass(frozen=True)
+class BaseProcessor:
+    """The processor of a base, and how it writes an image in a text."""
+
+    processor: ProcessorMixin
+    placeholder: str  # of `EXAMPLE`
+
+
+def read_processor(folder: Path) -> BaseProcessor:
     """The processor of a base's folder; no code of the folder runs.
 
     Raises:
@@ -47,8 +56,8 @@ def read_processor(folder: Path) -> ProcessorMixin:
         raise UserError(f"{folder} has no image processor; pass an image-text-to-text model")
     check_sizes(processor, folder)
     with readable("an image processor", f"the settings of {folder}"):
-        processed(processor, EXAMPLE)
-    return processor
+        placeholder = processor.replace_image_token(processed(processor, EXAMPLE), 0)
+    return BaseProcessor(processor, placeholder)
 
 
 def processed(processor: ProcessorMixin, image: np.ndarray) -> Any:

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import LlavaOnevisionProcessor, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import LlavaOnevisionProcessor, PreTrainedTokenizerBase
 
 from model.backbones.base import PreparedImage
-from model.backbones.base_processor import EXAMPLE, MAX_IMAGE_TOKENS, processed, read_processor
+from model.backbones.base_processor import MAX_IMAGE_TOKENS, BaseProcessor, processed, read_processor
 from model.errors import UserError
 from model.text.conversation import OWN_PROMPT, OwnChatTemplate, special_pieces
 from model.text.placeholder import Placeholder
@@ -35,9 +35,10 @@ PIXELS = ("pixel_values", "image_grid_thw", "image_sizes", "pixel_attention_mask
 class HuggingFaceImages:
     """See `ImageReader`."""
 
-    def __init__(self, processor: ProcessorMixin, tokenizer: PreTrainedTokenizerBase) -> None:
-        """`processor` is the base's, `tokenizer` the model's, with the base's special tokens."""
-        self.processor, self.tokenizer = processor, tokenizer
+    def __init__(self, base: BaseProcessor, tokenizer: PreTrainedTokenizerBase) -> None:
+        """`tokenizer` is the model's, with the base's special tokens."""
+        self.processor, self.tokenizer = base.processor, tokenizer
+        self._example = base.placeholder
 
     @property
     def placeholder(self) -> Placeholder | None:
@@ -64,7 +65,7 @@ class HuggingFaceImages:
             UserError: the processor does not take an image of this shape.
         """
         found = self._processed(image)
-        _, inner, _ = self._pieces(found)
+        _, inner, _ = self._pieces(self.processor.replace_image_token(found, 0))
         ids: list[int] = []
         for piece in inner:
             ids += [self._id(piece)] if isinstance(piece, Special) else encode_text(self.tokenizer, (piece,))
@@ -154,10 +155,6 @@ class HuggingFaceImages:
 
     # ------------------------------------------------------------------------------------------- inside
 
-    @cached_property
-    def _example(self) -> Any:
-        return self._processed(EXAMPLE)
-
     def _processed(self, image: np.ndarray) -> Any:
         try:
             return processed(self.processor, image)
@@ -167,10 +164,9 @@ class HuggingFaceImages:
                 f"an image of {width} x {height} pixels cannot be prepared for this model: {problem}"
             ) from problem
 
-    def _pieces(self, found: Any) -> tuple[str, Text, str]:
+    def _pieces(self, placeholder: str) -> tuple[str, Text, str]:
         """An image's placeholder: plain text, special tokens and what is between them, plain text."""
-        text = self.processor.replace_image_token(found, 0)
-        pieces = list(special_pieces(text, self._special))
+        pieces = list(special_pieces(placeholder, self._special))
         before = pieces.pop(0) if not isinstance(pieces[0], Special) else ""
         after = pieces.pop() if not isinstance(pieces[-1], Special) else ""
         return before, tuple(pieces), after
@@ -216,13 +212,13 @@ def _padded(value: Tensor, num_tiles: int) -> Tensor:
 
 
 def images_of_base(
-    folder: Path, family: str, processor: ProcessorMixin, tokenizer: PreTrainedTokenizerBase, prompt: str
+    folder: Path, family: str, base: BaseProcessor, tokenizer: PreTrainedTokenizerBase, prompt: str
 ) -> HuggingFaceImages:
     """The images' part of the processor of a base that is no LLaVA, which is prompted with its own template.
 
     Args:
         folder, family: where the base is, and the `model_type` of its config.json.
-        processor: that of the folder; `tokenizer` gets its chat template, if it has none.
+        base: what `read_processor` found there; `tokenizer` gets its chat template, if it has none.
         prompt: the name of the prompt asked for.
 
     Raises:
@@ -233,10 +229,10 @@ def images_of_base(
             f"prompt {prompt!r} is LLaVA's; a {family} is prompted with its own chat template: leave --conv_type out"
         )
     if tokenizer.chat_template is None:
-        tokenizer.chat_template = processor.chat_template
+        tokenizer.chat_template = base.processor.chat_template
     if tokenizer.chat_template is None:
         raise UserError(
             f"{folder} has no chat template, with which a {family} is prompted; copy chat_template.jinja from where "
             "the weights come from, or take the Instruct model"
         )
-    return HuggingFaceImages(processor, tokenizer)
+    return HuggingFaceImages(base, tokenizer)

@@ -76,16 +76,16 @@ def assemble(
         )
     tokenizer = load_tokenizer(parts.folder)
     num_known = check_vocabulary(parts, tokenizer)
-    add_special_tokens(tokenizer, sequence_format, for_llava=parts.processor is None)
+    add_special_tokens(tokenizer, sequence_format, for_llava=parts.base_processor is None)
     fit_vocabulary(parts.vlm, num_known, len(tokenizer), generator)
     prompt = prompt or parts.prompt or DEFAULT_PROMPT
-    if parts.processor is None:
+    if parts.base_processor is None:
         images = None
         ids = token_ids(tokenizer, sequence_format)
         parts.vlm.config.image_token_index = ids.image
     else:
         family = parts.vlm.config.model_type
-        images = images_of_base(parts.folder, family, parts.processor, tokenizer, prompt)
+        images = images_of_base(parts.folder, family, parts.base_processor, tokenizer, prompt)
         end = images.template.end_token(tokenizer)
         ids = token_ids(tokenizer, sequence_format, images.image_token, end)
     clip = parts.clip_processor

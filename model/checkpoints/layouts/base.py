@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
+from model.backbones.base_processor import BaseProcessor
 from model.decoders.base import DecoderSettings
 from model.errors import UserError
 from model.text.format import SequenceFormat
@@ -64,7 +65,7 @@ class Parts:
 
     folder: Path  # where the tokenizer is
     vlm: PreTrainedModel  # a Hugging Face LLaVA, or another image-text-to-text model, with its weights
-    processor: ProcessorMixin | None = None  # of another model than a LLaVA
+    base_processor: BaseProcessor | None = None  # of another model than a LLaVA
     clip_processor: dict[str, Any] = field(default_factory=dict)  # preprocessor_config.json of the CLIP tower
     image_aspect_ratio: str = "square"
     sam: tuple[DecoderSettings, dict[str, Tensor]] | None = None

@@ -26,7 +26,7 @@ def recognises(config: dict[str, Any]) -> bool:
 
 def read(folder: Path, options: ReadOptions) -> Parts:
     """The model with its own vision tower and processor."""
-    processor = read_processor(folder)
+    base_processor = read_processor(folder)
     config = from_pretrained(AutoConfig, folder)
     kind: type[PreTrainedModel] = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
     check_size(kind, config, StoredWeights(folder).num_values, folder=folder)
@@ -39,4 +39,4 @@ def read(folder: Path, options: ReadOptions) -> Parts:
         **options.placement,
     )
     options.attend(vlm)
-    return Parts(folder=folder, vlm=vlm, processor=processor, prompt=OWN_PROMPT)
+    return Parts(folder=folder, vlm=vlm, base_processor=base_processor, prompt=OWN_PROMPT)
