@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -34,6 +33,7 @@ from transformers import (
 )
 
 import merge_lora_weights_and_save_hf_model as merge_script
+from benchmarks.measure import RESET, resident, write_json
 from model.checkpoints.layouts.base import SETTINGS_FOLDER
 from model.checkpoints.load import load_model
 from model.checkpoints.write import write_shards
@@ -48,7 +48,6 @@ from utils.costs.model_sizes import CLIP_LARGE, LLAMA, LLAMA_VOCABULARY, model_c
 T = TypeVar("T")
 ROOT = Path(__file__).parents[1]
 TOKENIZER = ROOT / "assets" / "toy" / "llava"
-STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 GOAL_GIGABYTES, GOAL_MERGE = 20.0, 1.3  # GB in every step; times the merged model's bytes in the merge
 SHARD_SIZE = 2_000_000_000
 LORA_RANK = 8
@@ -204,18 +203,13 @@ def reload_and_answer(folder: Path) -> list[dict[str, Any]]:
 
 def measured(steps: list[dict[str, Any]], name: str, run: Callable[[], T]) -> T:
     """Runs a step and appends its seconds and this process's peak memory during it."""
-    if CLEAR_REFS.is_file():
-        CLEAR_REFS.write_text("5")  # resets the peak to the current resident size
+    if RESET.is_file():
+        RESET.write_text("5")  # resets the peak to the current resident size
     start = time.monotonic()
     result = run()
-    steps.append({"step": name, "seconds": time.monotonic() - start, "peak_gigabytes": peak()})
+    seconds = time.monotonic() - start
+    steps.append({"step": name, "seconds": seconds, "peak_gigabytes": resident("VmHWM") / 1e9})
     return result
-
-
-def peak() -> float:
-    """Peak resident size, mapped files included, in GB (10^9 bytes)."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text())
-    return int(found[1]) * 1024 / 1e9 if found else float("nan")
 
 
 def run_step(step: str, folder: Path, scale: str) -> list[dict[str, Any]]:
@@ -286,10 +280,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 steps += run_apart(step, folder, arguments.scale, arguments.num_threads)
         size = sum(file.stat().st_size for file in (folder / "merged").glob("*.safetensors")) / 1e9
     print(to_table(steps, size))
-    out = Path(arguments.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
     content = {"scale": arguments.scale, "merged_gigabytes": size, "steps": steps, "torch": torch.__version__}
-    out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(arguments.out, content)
     return 0
 
 

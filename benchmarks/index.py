@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.measure import write_json
 from utils.data.base import Dataset
 from utils.data.index.cache import OFF, use_index_cache
 from utils.data.registry import parse_entry
@@ -237,9 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             shutil.rmtree(root)
         print(to_table(rows[-1:]), flush=True)
     print(to_table(rows))
-    out = Path(arguments.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    write_json(arguments.out, rows)
     return 0
 
 

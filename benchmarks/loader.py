@@ -15,8 +15,8 @@ import json
 import pickle
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
+from benchmarks.measure import take_turns, write_json
 from benchmarks.reference import PlainLoader, num_bytes, path_of
 from model.backbones.clip_images import ClipImages
 from model.processor import LasagnaProcessor
@@ -143,18 +144,17 @@ def measure(dataset: Dataset, processor: LasagnaProcessor, arguments: argparse.N
     ]
     num_samples = len(batches) * arguments.batch_size
     total_bytes = {way: sum(num_bytes(make(batch)) for batch in batches) for way, make in ways.items()}
-    rates: dict[str, list[float]] = {way: [] for way in ways}
-    for turn in range(arguments.rounds):
-        for way in WAYS[turn % len(WAYS) :] + WAYS[: turn % len(WAYS)]:
-            start = time.process_time()
-            for batch in batches:
-                ways[way](batch)
-            rates[way].append(num_samples / (time.process_time() - start))
-    plain = np.array(rates["plain"])
+
+    def all_batches(make: Callable[[Sequence[int]], Any]) -> None:
+        for batch in batches:
+            make(batch)
+
+    rounds = {way: partial(all_batches, make) for way, make in ways.items()}
+    runs = take_turns(rounds, arguments.rounds, warm_up=0, memory=False)
     return {
         way: {
-            "samples_per_second": float(np.median(rates[way])),
-            "times_plain": float(np.median(np.array(rates[way]) / plain)),
+            "samples_per_second": num_samples / runs[way].median,
+            "times_plain": runs[way].times_faster(runs["plain"]),
             "megabytes_per_sample": total_bytes[way] / num_samples / 1e6,
             "bytes_of_plain": total_bytes[way] / total_bytes["plain"],
         }
@@ -207,9 +207,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 ways = measure(kind(root, "train"), processor, arguments)
                 results.append({"size": size, "dataset": kind.name, "ways": ways})
     print(to_table(results))
-    out = path_of(Path(arguments.out).parent, Path(arguments.out).name)
     settings = {**vars(arguments), "torch": torch.__version__, "pillow": Image.__version__}
-    out.write_text(json.dumps({"settings": settings, "results": results}, indent=2) + "\n", encoding="utf-8")
+    write_json(arguments.out, {"settings": settings, "results": results})
     return 0
 
 

@@ -89,8 +89,14 @@ class Runs:
         }
 
 
-def take_turns(ways: Mapping[str, Callable[[], Any]], rounds: int, *, warm_up: int = 1) -> dict[str, Runs]:
-    """Runs every way `rounds` times after `warm_up` uncounted rounds; the order rotates from round to round."""
+def take_turns(
+    ways: Mapping[str, Callable[[], Any]], rounds: int, *, warm_up: int = 1, memory: bool = True
+) -> dict[str, Runs]:
+    """Runs every way `rounds` times after `warm_up` uncounted rounds; the order rotates from round to round.
+
+    Args:
+        memory: measure peaks too, for which freed memory is released before each run.
+    """
     names = list(ways)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     peaks: dict[str, list[float | None]] = {name: [] for name in names}
@@ -98,7 +104,11 @@ def take_turns(ways: Mapping[str, Callable[[], Any]], rounds: int, *, warm_up: i
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             took: list[float] = []
-            peak = peak_growth(lambda run=ways[name], took=took: took.append(cpu_seconds(run)))
+
+            def timed(run: Callable[[], Any] = ways[name], took: list[float] = took) -> None:
+                took.append(cpu_seconds(run))
+
+            peak = peak_growth(timed) if memory else timed()
             if turn >= 0:
                 seconds[name] += took
                 peaks[name].append(peak)
@@ -137,11 +147,16 @@ def write_results(
     out: str | Path, settings: Mapping[str, Any], claims: Sequence[Claim], **numbers: object
 ) -> None:
     """The JSON file of a benchmark; `python -m benchmarks` reads the claims of all."""
-    path = Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = {
         "settings": {**settings, "torch": torch.__version__},
         "claims": [claim.to_dict() for claim in claims],
         **numbers,
     }
+    write_json(out, content)
+
+
+def write_json(out: str | Path, content: object) -> None:
+    """A readable JSON file; its folder is created."""
+    path = Path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

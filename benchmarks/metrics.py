@@ -14,14 +14,11 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import json
 import multiprocessing
-import re
 import sys
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.measure import RESET, STATUS, resident, take_turns, write_json
 from utils.common.label_values import IGNORE
 from utils.evaluation.metrics import ConfusionMatrix, label_map
 
@@ -37,7 +35,6 @@ GOAL_SPEED, GOAL_MEMORY = 50, 1 / 20
 GOAL_MASKS = 10  # for as many masks as an image of ADE20K has classes; more of them take longer to read
 CASES = "640x480x150,2048x1024x150,640x480x459"
 IGNORED_SHARE = 0.05
-STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 M_MMAP_THRESHOLD = -3  # of mallopt
 
 
@@ -90,21 +87,15 @@ WAYS: dict[str, Callable[[Scene], np.ndarray]] = {"dense": dense, "ours": ours}
 def measure(scene: Scene, rounds: int) -> dict[str, dict[str, float | None]]:
     """Milliseconds and peak megabytes of each way, and how they compare to the dense one."""
     peaks = {way: peak_bytes(count, scene) for way, count in WAYS.items()}
-    times: dict[str, list[float]] = {way: [] for way in WAYS}
-    names = list(WAYS)
-    for turn in range(rounds + 1):
-        for way in names[turn % 2 :] + names[: turn % 2]:
-            start = time.process_time()
-            WAYS[way](scene)
-            if turn:  # the first round is a warm-up
-                times[way].append(time.process_time() - start)
-    slow = np.array(times["dense"])
-    results = {}
-    for way in names:
+    runs = take_turns(
+        {way: partial(count, scene) for way, count in WAYS.items()}, rounds, warm_up=1, memory=False
+    )
+    results: dict[str, dict[str, float | None]] = {}
+    for way, run in runs.items():
         peak, most = peaks[way], peaks["dense"]
         results[way] = {
-            "milliseconds": float(np.median(times[way]) * 1e3),
-            "times_faster": float(np.median(slow / np.array(times[way]))),
+            "milliseconds": run.median * 1e3,
+            "times_faster": run.times_faster(runs["dense"]),
             "megabytes": None if peak is None else peak / 1e6,
             "share_of_memory": None if peak is None or not most else peak / most,
         }
@@ -133,16 +124,9 @@ def _report_peak(count: Callable[[Scene], np.ndarray], scene: Scene, sender: Con
     libc.mallopt(M_MMAP_THRESHOLD, 1 << 16)
     libc.malloc_trim(0)
     RESET.write_text("5")  # resets the peak
-    before = _status("VmRSS")
+    before = resident("VmRSS")
     count(scene)
-    sender.send(max(_status("VmHWM") - before, 1))
-
-
-def _status(field: str) -> int:
-    """A field of /proc/self/status, in bytes."""
-    found = re.search(rf"{field}:\s+(\d+) kB", STATUS.read_text())
-    assert found, f"{STATUS} has no {field}"
-    return int(found[1]) * 1024
+    sender.send(max(resident("VmHWM") - before, 1))
 
 
 def to_table(results: Sequence[dict[str, Any]]) -> str:
@@ -189,10 +173,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             about = {"size": f"{width}x{height}", "num_classes": num_classes, "num_masks": len(scene.masks)}
             results.append({**about, "ways": measure(scene, arguments.rounds)})
     print(to_table(results))
-    out = Path(arguments.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
     settings = {**vars(arguments), "torch": torch.__version__, "numpy": np.__version__}
-    out.write_text(json.dumps({"settings": settings, "results": results}, indent=2) + "\n", encoding="utf-8")
+    write_json(arguments.out, {"settings": settings, "results": results})
     return 0
 
 

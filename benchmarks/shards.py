@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import multiprocessing
 import sys
 import tempfile
@@ -26,7 +25,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from benchmarks.loader import path_of, write_data
+from benchmarks.loader import write_data
+from benchmarks.measure import write_json
 from utils.config.data import DataConfig
 from utils.data.mixture import build_train_mixture
 from utils.data.shards.cache import use_shard_cache
@@ -177,10 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return code
         rows = compare(root, arguments)
     print(to_table(rows, arguments.open_ms))
-    out = path_of(Path(arguments.out).parent, Path(arguments.out).name)
-    out.write_text(
-        json.dumps({"settings": vars(arguments), "results": rows}, indent=2) + "\n", encoding="utf-8"
-    )
+    write_json(arguments.out, {"settings": vars(arguments), "results": rows})
     return 0
 
 

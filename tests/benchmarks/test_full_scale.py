@@ -78,9 +78,7 @@ def test_the_full_scale_is_the_7b_model():
 
 
 def test_peak_is_what_the_kernel_counted():
-    before = full_scale.peak()
     steps: list = []
     held = full_scale.measured(steps, "hold", lambda: torch.ones(50_000_000))
     assert steps[0]["peak_gigabytes"] > 0.2  # 200 MB are in it
-    assert before > 0.05
     del held

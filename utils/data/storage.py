@@ -13,15 +13,16 @@ import io
 import os
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, TypeVar
 
 from model.errors import UserError
 from model.files import decode_text, open_regular
 
+T = TypeVar("T")
 Stamp = tuple[int, int, int]  # another one when the content is another
 
 
@@ -72,14 +73,18 @@ def mounted() -> Mapping[str, Tree]:
 
 
 @contextmanager
-def recording() -> Iterator[Asked]:
-    """Records what is asked inside the block."""
-    asked = Asked()
-    token = _asked.set(asked)
+def set_inside(variable: ContextVar[T | None], value: T) -> Iterator[T]:
+    """`variable` is `value` inside the block, and what it was after it."""
+    token = variable.set(value)
     try:
-        yield asked
+        yield value
     finally:
-        _asked.reset(token)
+        variable.reset(token)
+
+
+def recording() -> AbstractContextManager[Asked]:
+    """Records what is asked inside the block."""
+    return set_inside(_asked, Asked())
 
 
 def is_in_shards(path: str | Path) -> bool:

@@ -13,8 +13,8 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,15 +58,9 @@ class Sources:
 _recorded: ContextVar[Sources | None] = ContextVar("recorded", default=None)
 
 
-@contextmanager
-def recording() -> Iterator[Sources]:
+def recording() -> AbstractContextManager[Sources]:
     """Records what is read inside the block."""
-    sources = Sources()
-    token = _recorded.set(sources)
-    try:
-        yield sources
-    finally:
-        _recorded.reset(token)
+    return storage.set_inside(_recorded, Sources())
 
 
 def read_source(path: str | Path) -> bytes:
