@@ -23,7 +23,8 @@ from torch.nn.utils.rnn import pad_sequence
 from model.decoders.transform import longest_side_size
 from model.inputs import ModelInputs
 from model.processor import LasagnaProcessor
-from model.text.conversation import IGNORE_INDEX, Conversation
+from model.text.conversation import Conversation
+from model.text.encoded import IGNORE_INDEX
 from model.text.sequence import complex_conversation, referring_conversation
 from utils.data.base import sample_up_to
 from utils.data.datasets.refer import ReferringDataset

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from model.decoders.sam import build_sam
 from model.inputs import ModelInputs, Size
 from model.lasagna import LasagnaForConditionalGeneration
-from model.text.conversation import IGNORE_INDEX
+from model.text.encoded import IGNORE_INDEX
 
 
 @dataclass(frozen=True, kw_only=True)

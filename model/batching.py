@@ -25,7 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 from model.inputs import ImageInputs, ModelInputs, RowInputs
 from model.losses import learned_positions
 from model.prompt_states import evenly, firsts_in_rows
-from model.text.conversation import IGNORE_INDEX, Encoded
+from model.text.encoded import IGNORE_INDEX, Encoded
 from model.text.packing import PADDING, PackedRow, pack_within
 from model.text.tokens import TokenIds
 from model.token_grid import TokenGrid

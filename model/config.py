@@ -13,8 +13,8 @@ from model.decoders.build import CONCEPT_HEAD, decoder_settings, head_of
 from model.errors import UserError
 from model.files import read_json
 from model.losses import DEFAULT_WEIGHTS
-from model.text.conversation import PROMPTS
 from model.text.format import DEFAULT_NUM_ALL_CLASSES, SequenceFormat
+from model.text.templates import PROMPTS
 
 # Pixel statistics of OpenAI's CLIP, for values in 0..1.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -25,16 +25,11 @@ from model.errors import UserError
 from model.files import read_json
 from model.inputs import ImageInputs, ModelInputs, RowInputs
 from model.text.answer_plan import AnswerPlan, plan_answer
-from model.text.conversation import (
-    PROMPTS,
-    Conversation,
-    Encoded,
-    Turn,
-    encode_conversation,
-    encode_with_place,
-)
+from model.text.conversation import Conversation, Turn
+from model.text.encoded import Encoded, encode_conversation, encode_with_place
 from model.text.format import SequenceFormat
 from model.text.generated import encode_as_generated
+from model.text.templates import PROMPTS
 from model.text.tokenizer_files import load_tokenizer, save_tokenizer
 from model.text.tokens import TokenIds, decode_pieces, decode_text, token_ids, wanted_tokens
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
-from model.text.conversation import OwnChatTemplate
 from model.text.placeholder import Placeholder
+from model.text.templates import OwnChatTemplate
 from model.token_grid import TokenGrid
 
 

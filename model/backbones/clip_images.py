@@ -19,9 +19,9 @@ from model.config import ASPECT_RATIOS
 from model.errors import UserError
 from model.huggingface import from_pretrained
 from model.image_resize import resize_fast
-from model.text.conversation import OwnChatTemplate
 from model.text.placeholder import Placeholder
 from model.text.special_tokens import IMAGE
+from model.text.templates import OwnChatTemplate
 from model.token_grid import Region, TokenGrid
 
 MAX_SIDE = 8192  # pixels of an image for CLIP; the published ones have 336

@@ -22,9 +22,9 @@ from transformers import LlavaOnevisionProcessor, PreTrainedTokenizerBase
 from model.backbones.base import PreparedImage
 from model.backbones.base_processor import MAX_IMAGE_TOKENS, BaseProcessor, processed, read_processor
 from model.errors import UserError
-from model.text.conversation import OWN_PROMPT, OwnChatTemplate, special_pieces
 from model.text.placeholder import Placeholder
 from model.text.special_tokens import Special, Text
+from model.text.templates import OWN_PROMPT, OwnChatTemplate, special_pieces
 from model.text.tokens import encode_text
 from model.token_grid import TokenGrid
 

@@ -21,7 +21,8 @@ from model.errors import UserError
 from model.inputs import RowInputs
 from model.outputs import EncodedImage, EncodedImages
 from model.processor import LasagnaProcessor
-from model.text.conversation import Conversation, Encoded
+from model.text.conversation import Conversation
+from model.text.encoded import Encoded
 from model.text.packing import split_prefix
 
 if TYPE_CHECKING:

@@ -8,14 +8,11 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from model.errors import UserError
-from model.text.conversation import (
-    Conversation,
-    OwnChatTemplate,
-    encode_conversation,
-    encode_with_place,
-)
+from model.text.conversation import Conversation
+from model.text.encoded import encode_conversation, encode_with_place
 from model.text.format import SequenceFormat
 from model.text.special_tokens import Text
+from model.text.templates import OwnChatTemplate
 
 
 @dataclass(frozen=True, kw_only=True)

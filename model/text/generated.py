@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import groupby
 
-from model.text.conversation import IGNORE_INDEX, Conversation, Encoded
+from model.text.conversation import Conversation
+from model.text.encoded import IGNORE_INDEX, Encoded
 
 
 def encode_as_generated(encode: Callable[[Conversation], Encoded], conversation: Conversation) -> Encoded:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-from model.text.conversation import IGNORE_INDEX, Encoded
+from model.text.encoded import IGNORE_INDEX, Encoded
 
 PREFIX, PADDING = 0, -1  # segment ids; conversations count from 1
 

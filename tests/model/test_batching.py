@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from model.batching import join, pad_rows
 from model.inputs import ImageInputs
-from model.text.conversation import Encoded
+from model.text.encoded import Encoded
 from model.text.tokens import TokenIds
 from model.token_grid import TokenGrid
 

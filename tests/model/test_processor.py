@@ -12,7 +12,8 @@ from transformers import CLIPImageProcessorPil
 
 from model.backbones.clip_images import ClipImages, pad_to_square
 from model.processor import LasagnaProcessor
-from model.text.conversation import IGNORE_INDEX, Conversation
+from model.text.conversation import Conversation
+from model.text.encoded import IGNORE_INDEX
 from model.text.format import SequenceFormat
 from model.text.special_tokens import Special
 from model.text.tokenizer_files import load_tokenizer

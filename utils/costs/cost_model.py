@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from model.config import LasagnaConfig
 from model.decoders.concept_settings import ConceptSettings
 from model.inputs import ModelInputs, Size
-from model.text.conversation import IGNORE_INDEX
+from model.text.encoded import IGNORE_INDEX
 from utils.config.training import TrainConfig
 from utils.costs.decoder_flops import encoder_flops, mask_head_flops
 from utils.costs.flop_formulas import (

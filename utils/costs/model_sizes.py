@@ -21,7 +21,7 @@ from model.decoders.sam2 import Sam2Settings
 from model.errors import UserError
 from model.files import read_json
 from model.huggingface import from_pretrained
-from model.text.conversation import OWN_PROMPT
+from model.text.templates import OWN_PROMPT
 from model.text.tokenizer_files import load_tokenizer
 from model.text.tokens import add_special_tokens, wanted_tokens
 from utils.config.training import TrainConfig

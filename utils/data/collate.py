@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 
 from model.inputs import Levels
 from model.processor import LasagnaProcessor
-from model.text.conversation import Conversation, Encoded
+from model.text.conversation import Conversation
+from model.text.encoded import Encoded
 from model.text.sequence import ComplexQuery
 from utils.data.mixture import BatchIndices, Mixture
 from utils.data.sam_keys import image_key

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     import torch
 
     from model.inputs import ModelInputs
-    from model.text.conversation import Conversation, Encoded
+    from model.text.conversation import Conversation
+    from model.text.encoded import Encoded
     from model.text.format import SequenceFormat
 
 MAX_REASON = 600  # characters of the reason why an item is unusable

@@ -14,7 +14,7 @@ from model.checkpoints.layouts.base import Parts, ReadOptions, check_size
 from model.checkpoints.lazy import StoredWeights
 from model.huggingface import from_pretrained
 from model.strict_loading import load_pretrained
-from model.text.conversation import OWN_PROMPT
+from model.text.templates import OWN_PROMPT
 
 NAME = "Hugging Face image-text-to-text model"
 

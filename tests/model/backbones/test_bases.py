@@ -16,7 +16,8 @@ from model.checkpoints.merge import open_merge, save
 from model.errors import UserError
 from model.lora import adapt, merge
 from model.processor import LasagnaProcessor
-from model.text.conversation import Conversation, Encoded
+from model.text.conversation import Conversation
+from model.text.encoded import Encoded
 from model.text.special_tokens import NEG, SEG, Special
 from tests.tiny_weights import TinyFolders, edit_json, noise_image
 from tests.training_runs import write_run

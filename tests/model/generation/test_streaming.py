@@ -9,9 +9,11 @@ import torch
 
 from model.errors import UserError
 from model.generation.streaming import TextStream
-from model.text.conversation import IGNORE_INDEX, PROMPTS, Conversation, Turn, encode_conversation
+from model.text.conversation import Conversation, Turn
+from model.text.encoded import IGNORE_INDEX, encode_conversation
 from model.text.generated import encode_as_generated
 from model.text.special_tokens import Special
+from model.text.templates import PROMPTS
 from model.text.tokens import encode_text
 from tests.tiny_weights import noise_image
 

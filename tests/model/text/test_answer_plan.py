@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from model.text.answer_plan import plan_answer
-from model.text.conversation import Conversation, encode_conversation
+from model.text.conversation import Conversation
+from model.text.encoded import encode_conversation
 from model.text.format import SequenceFormat
 from model.text.tokenizer_files import load_tokenizer
 from model.text.tokens import add_special_tokens, token_ids

@@ -7,7 +7,8 @@ import pytest
 from benchmarks.attack.texts import TEMPLATE_TEXTS
 from model.errors import UserError
 from model.text import chat_template
-from model.text.conversation import Conversation, render
+from model.text.conversation import Conversation
+from model.text.templates import render
 from model.text.tokenizer_files import load_tokenizer
 
 GOOD = (
@@ -35,7 +36,7 @@ def test_a_template_that_attacks_is_one_line(tokenizer, name, tmp_path, monkeypa
 def test_a_template_is_rendered_once_for_the_same_roles(tokenizer, monkeypatch):
     tokenizer.chat_template = GOOD
     first = render(tokenizer, Conversation.of("Where?"), "chat_template")
-    monkeypatch.setattr("model.text.conversation.rendered", lambda *_, **__: pytest.fail("rendered again"))
+    monkeypatch.setattr("model.text.templates.rendered", lambda *_, **__: pytest.fail("rendered again"))
     second = render(tokenizer, Conversation.of("When?"), "chat_template")
     assert [pieces for pieces, _ in first if pieces != ("Where?",)] == [
         pieces for pieces, _ in second if pieces != ("When?",)

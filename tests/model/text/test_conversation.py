@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.text.conversation import IGNORE_INDEX, PROMPTS, Conversation, Turn, encode_conversation
+from model.text.conversation import Conversation, Turn
+from model.text.encoded import IGNORE_INDEX, encode_conversation
 from model.text.format import SequenceFormat
 from model.text.special_tokens import IMAGE, Special, Text
+from model.text.templates import PROMPTS
 from model.text.tokenizer_files import load_tokenizer
 from model.text.tokens import add_special_tokens, decode_text, token_ids
 

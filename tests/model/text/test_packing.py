@@ -9,7 +9,8 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers.integrations import flex_attention as integration
 
 from model.lora import add_lora, mark_trainable
-from model.text.conversation import Conversation, Encoded
+from model.text.conversation import Conversation
+from model.text.encoded import Encoded
 from model.text.packing import pack, pack_within, packed_attention, packed_blocks
 from model.text.special_tokens import SEG, Special
 

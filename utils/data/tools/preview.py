@@ -26,7 +26,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from model.processor import LasagnaProcessor
-from model.text.conversation import IGNORE_INDEX, Conversation, Encoded
+from model.text.conversation import Conversation
+from model.text.encoded import IGNORE_INDEX, Encoded
 from model.text.sequence import ComplexQuery
 from model.text.special_tokens import SEG_TOKENS, Special, Text
 from utils.common.commands import command

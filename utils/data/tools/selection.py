@@ -17,8 +17,8 @@ from model.errors import UserError
 from model.files import read_json
 from model.folders import local_folder
 from model.processor import LasagnaProcessor
-from model.text.conversation import OWN_PROMPT
 from model.text.format import SequenceFormat
+from model.text.templates import OWN_PROMPT
 from model.text.tokenizer_files import load_tokenizer
 from model.text.tokens import add_special_tokens
 from utils.common.checks import require_positive

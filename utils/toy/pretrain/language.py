@@ -23,7 +23,7 @@ from transformers import CLIPVisionModel, LlamaConfig, LlamaForCausalLM, PreTrai
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from model.huggingface import from_pretrained
-from model.text.conversation import Encoded, encode_conversation
+from model.text.encoded import Encoded, encode_conversation
 from model.text.special_tokens import IMAGE
 from model.text.tokenizer_files import load_tokenizer
 from utils.toy.pretrain.clip import PATCH, normalise, pad_to_square

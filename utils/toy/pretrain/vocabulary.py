@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from model.text.conversation import PROMPTS, PromptTemplate
 from model.text.phrases import phrases
 from model.text.special_tokens import IM_END, IM_START
+from model.text.templates import PROMPTS, PromptTemplate
 from utils.data.class_lists import load_class_list
 from utils.toy.pretrain.clip import pad_to_square
 from utils.toy.pretrain.common import PRETRAIN_SEED

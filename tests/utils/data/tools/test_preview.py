@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.text.conversation import IGNORE_INDEX, Conversation
+from model.text.conversation import Conversation
+from model.text.encoded import IGNORE_INDEX
 from model.text.special_tokens import Special
 from tests.utils.data.layouts import blocks, dialogue, write_ade20k, write_llava
 from utils.common.label_values import UNCLAIMED
