@@ -45,7 +45,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
 from model.errors import UserError
-from model.generation.draft_passes import _AnswerReader
+from model.generation.draft_passes import DraftPasses
 from model.text.answer_plan import AnswerPlan
 
 # About 30 names. Any value from 64 to 256 took the same time within 20 %, for tiny and medium models on one core.
@@ -133,7 +133,7 @@ def decode_choices(
     if piece_tokens is None:
         piece_tokens = CPU_PIECE_TOKENS if prompt_embeds.device.type == "cpu" else sys.maxsize
     cache = DynamicCache() if cache is None else cache
-    reader = _AnswerReader(
+    passes = DraftPasses(
         prompt_embeds,
         prompt_mask,
         plans,
@@ -149,7 +149,7 @@ def decode_choices(
     num_passes = 0
     while open_rows := [index for index, row in enumerate(rows) if not row.finished]:
         choices = [(index, position) for index in open_rows for position in rows[index].open_positions]
-        states = reader.run(
+        states = passes.run(
             open_rows, min(rows[index].start for index in open_rows), choices, states_per_choice
         )
         num_passes += 1
@@ -161,7 +161,7 @@ def decode_choices(
         for index in open_rows:
             last = first + len(rows[index].open_positions)
             rows[index].take(margins[first:last], states[first:last], margin_needed)
-            reader.write(index, [seg_id if present else neg_id for present in rows[index].present])
+            passes.write(index, [seg_id if present else neg_id for present in rows[index].present])
             first = last
     return [row.answer(num_passes, rethreshold) for row in rows]
 

@@ -13,7 +13,7 @@ from model.prompt_states import firsts_of, states_before
 from model.text.answer_plan import AnswerPlan
 
 
-class _AnswerReader:
+class DraftPasses:
     """Runs prompts followed by drafted answers; prompts are left-padded, answers right-padded."""
 
     def __init__(
