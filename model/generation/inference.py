@@ -10,30 +10,28 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from model.errors import UserError
-from model.generation.answers import DEFAULT_MATCH_DISTANCE, read_answer
-from model.generation.decoding import decode_choices
+from model.generation.answers import DEFAULT_MATCH_DISTANCE
 from model.generation.finding import find, with_instances
 from model.generation.greedy import greedy, states_of_answer
 from model.generation.presence import target_probabilities
 from model.generation.prompts import encode_batch, read_prompts
+from model.generation.queries import segment_constrained, segment_freely
 from model.generation.sampling import GREEDY, Sampling, TokenChooser
 from model.generation.streaming import OnToken
 from model.mask_path import MIN_SCORE
-from model.outputs import ChatAnswer, EncodedImage, EncodedImages, Segmentation, SimilarityMaps
+from model.outputs import ChatAnswer, EncodedImage, EncodedImages, Segmentation
 from model.processor import LasagnaProcessor
 from model.text.conversation import Conversation
 from model.text.format import class_names
 from model.text.special_tokens import Text
 
 DEFAULT_NEW_TOKENS = 256  # the same for the API, chat.py, test_sem.py and validation
-TOKENS_PER_CLASS = 16  # for free generation: enough for any class name with its choice
 
 
 class InferenceMixin(nn.Module):
@@ -137,15 +135,15 @@ class InferenceMixin(nn.Module):
             return []
         with self._evaluating():
             if processor.format.answers_every_class:
-                return self._segment_constrained(
-                    images, queries, processor, presence_threshold, rethreshold, min_score
+                return segment_constrained(
+                    self, images, queries, processor, presence_threshold, rethreshold, min_score
                 )
             if presence_threshold is not None or rethreshold is not None:
                 raise UserError(
                     f"a presence threshold needs a model that answers every class with SEG or NEG; this one has "
                     f"{processor.format}. Leave the threshold out"
                 )
-            return self._segment_freely(images, queries, processor, match_distance, min_score)
+            return segment_freely(self, images, queries, processor, match_distance, min_score)
 
     @torch.no_grad()
     def rethreshold(
@@ -298,103 +296,6 @@ class InferenceMixin(nn.Module):
             )
         return most - num_tokens
 
-    def _segment_constrained(
-        self,
-        images: Sequence[np.ndarray | EncodedImage],
-        queries: list[tuple[int, tuple[str, ...]]],
-        processor: LasagnaProcessor,
-        presence_threshold: float | None,
-        rethreshold: float | None,
-        min_score: float,
-    ) -> list[Segmentation]:
-        owners = [owner for owner, _ in queries]
-        conversations, plans = zip(*(processor.plan(names) for _, names in queries), strict=True)
-        prompts = read_prompts(self, processor, images, conversations, owners)
-        answers = decode_choices(
-            self.backbone.language_model,
-            self.text_logits,
-            prompts.embeddings,
-            prompts.mask,
-            plans,
-            prompt_positions=prompts.positions,
-            embed=self.embed,
-            run=self.language_states,
-            select_rows=self.backbone.select_rows,
-            can_crop=self.backbone.can_crop,
-            cache=prompts.cache,
-            seg_id=processor.token_ids.seg,
-            neg_id=processor.token_ids.neg,
-            presence_threshold=presence_threshold,
-            rethreshold=rethreshold,
-            states_per_choice=self.sam.states_per_prompt,
-        )
-        rows_of = rows_of_images(owners, len(images))
-        states = [torch.cat([answers[i].states for i in rows]) for rows in rows_of]
-        present = [[one for i in rows for one in answers[i].present] for rows in rows_of]
-        found = find(self, states, present, prompts.images, prompts.image_states, min_score)
-        results = [
-            Segmentation(
-                names=tuple(name for i in rows for name in answers[i].names),
-                present=present[index],
-                probabilities=[p for i in rows for p in answers[i].probabilities],
-                masks=of_image.masks,
-                num_passes=max(answers[i].num_passes for i in rows),
-                presence=of_image.presence,
-                states=states[index],
-                image_states=None if prompts.image_states is None else prompts.image_states[index],
-                maps=of_image.maps,
-            )
-            for index, (rows, of_image) in enumerate(zip(rows_of, found, strict=True))
-        ]
-        return [with_instances(*each) for each in zip(results, (one.instances for one in found), strict=True)]
-
-    def _segment_freely(
-        self,
-        images: Sequence[np.ndarray | EncodedImage],
-        queries: list[tuple[int, tuple[str, ...]]],
-        processor: LasagnaProcessor,
-        match_distance: float,
-        min_score: float,
-    ) -> list[Segmentation]:
-        """For models not trained to answer every class in order: generate freely, then parse the answer."""
-        owners = [owner for owner, _ in queries]
-        conversations = [Conversation.of(processor.format.query(names)) for _, names in queries]
-        most = max(len(names) for _, names in queries)
-        answers = self.generate_batch(
-            images,
-            conversations,
-            image_of_row=owners,
-            processor=processor,
-            max_new_tokens=TOKENS_PER_CLASS * (most + 1),
-            min_score=min_score,
-        )
-        results: list[Any] = []
-        for (_, names), answer in zip(queries, answers, strict=True):
-            read = read_answer(answer, names, processor.format, max_distance=match_distance)
-            # From the order of the answer to the order of the query.
-            order = sorted(range(len(read.found)), key=read.found.__getitem__)
-            present = [index in read.found for index in range(len(names))]
-            instances = None if read.instances is None else [read.instances[place] for place in order]
-            maps = None if read.maps is None else read.maps[order]
-            results.append((names, present, read.masks[order], answer, read.unattributed, maps, instances))
-        return [
-            with_instances(
-                Segmentation(
-                    names=tuple(name for i in rows for name in results[i][0]),
-                    present=[present for i in rows for present in results[i][1]],
-                    probabilities=[float(present) for i in rows for present in results[i][1]],
-                    masks=torch.cat([results[i][2] for i in rows]),
-                    num_passes=max(len(results[i][3].token_ids) for i in rows),
-                    unattributed=tuple(words for i in rows for words in results[i][4]),
-                    maps=SimilarityMaps.joined([results[i][5] for i in rows]),
-                ),
-                None
-                if any(results[i][6] is None for i in rows)
-                else [one for i in rows for one in results[i][6]],
-            )
-            for rows in rows_of_images(owners, len(images))
-        ]
-
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         """Evaluation mode (no dropout); the previous mode is restored afterwards."""
@@ -404,8 +305,3 @@ class InferenceMixin(nn.Module):
             yield
         finally:
             self.train(was_training)
-
-
-def rows_of_images(owners: Sequence[int], num_images: int) -> list[list[int]]:
-    """For each image the indices of its rows, ascending."""
-    return [[row for row, owner in enumerate(owners) if owner == image] for image in range(num_images)]

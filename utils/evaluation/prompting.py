@@ -11,7 +11,8 @@ from torch import Tensor
 
 from model.errors import UserError
 from model.generation.answers import DEFAULT_MATCH_DISTANCE, FreeAnswer, read_answer
-from model.generation.inference import DEFAULT_NEW_TOKENS, TOKENS_PER_CLASS
+from model.generation.inference import DEFAULT_NEW_TOKENS
+from model.generation.queries import TOKENS_PER_CLASS
 from model.outputs import ChatAnswer, EncodedImage, SimilarityMaps
 from model.processor import LasagnaProcessor
 from model.text.conversation import Conversation
