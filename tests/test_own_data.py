@@ -11,7 +11,7 @@ import pytest
 from tests.commands import REPOSITORY, Command, blocks, shell_commands
 from utils.common.label_values import IGNORE, NOTHING
 from utils.data.class_file import read_class_file
-from utils.data.datasets.own_jsonl import parse_line
+from utils.data.datasets.own_jsonl_lines import parse_line
 from utils.toy.demo import write_untrained
 from utils.toy.layouts.common import SceneSource
 from utils.toy.layouts.own import write_own
