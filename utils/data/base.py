@@ -29,15 +29,16 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
 from model.errors import UserError
+from utils.data.coverage import UNUSABLE, Coverage, NothingUsableError, reason_of
 from utils.data.frames import Drawn, Frames
 from utils.data.images import read_image
 from utils.data.index.cache import open_index
@@ -49,8 +50,6 @@ logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 Facts = TypeVar("Facts")
 
-# Why an item is left out, as reports count it.
-MISSING, UNLABELLED, UNUSABLE = "missing", "without annotation", "unusable"
 NUM_EXAMPLES = 5  # items left out that a report names
 BEYOND = (
     "annotations reach far beyond the image and are cut at its border; are they of an image of this size?"
@@ -59,28 +58,6 @@ BEYOND = (
 
 class FlagError(UserError):
     """A malformed entry of a flag, independent of what is on disk: an unknown split, one field too many."""
-
-
-class NothingUsableError(FileNotFoundError):
-    """A data set exists, but none of its items can be used."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Coverage:
-    """How many of the items that an annotation file or a folder lists can be used, and why the others cannot."""
-
-    unit: str  # what is counted: images, references, lines, entries
-    num_listed: int
-    num_used: int
-    left_out: Mapping[str, int] = field(default_factory=dict)  # reason -> how many
-    examples: tuple[str, ...] = ()  # "path: reason" of the first ones left out
-
-    def __str__(self) -> str:
-        """ "2 of 10 images; 8 missing", or "all 10 images"."""
-        if not self.left_out:
-            return f"all {self.num_listed} {self.unit}"
-        reasons = ", ".join(f"{count} {reason}" for reason, count in self.left_out.items())
-        return f"{self.num_used} of {self.num_listed} {self.unit}; {reasons}"
 
 
 @dataclass(frozen=True)
@@ -321,28 +298,6 @@ class Dataset(ABC):
             if not self.dropped:
                 raise FileNotFoundError(text)
             raise NothingUsableError(f"{text}; {len(self.dropped)} dropped, first: {self.dropped[0]}")
-
-
-def reason_of(problem: Exception, path: str | Path) -> str:
-    """The message of an exception without the file name; with its type where it is not one of the expected types."""
-    if isinstance(problem, UnusableItemError):
-        return problem.reason if problem.path == str(path) else str(problem)
-    if isinstance(problem, OSError | ValueError):
-        return str(problem).removeprefix(f"{path}: ")
-    if isinstance(problem, KeyError):
-        return f"missing or malformed {problem}"
-    return f"missing or malformed ({type(problem).__name__}: {problem})"
-
-
-@contextmanager
-def well_formed(path: str | Path) -> Iterator[None]:
-    """Turn any unexpected exception of a block that reads an annotation file into a UserError naming the file."""
-    try:
-        yield
-    except (OSError, UserError):
-        raise
-    except Exception as problem:
-        raise UserError(f"{path}: {cut(reason_of(problem, path))}") from problem
 
 
 def sample_up_to(rng: np.random.Generator, items: Sequence[Item], most: int) -> list[Item]:

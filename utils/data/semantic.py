@@ -14,8 +14,9 @@ import numpy as np
 from model.errors import UserError
 from model.text.sequence import complex_conversation
 from utils.common.label_values import IGNORE, NOTHING, UNDEFINED
-from utils.data.base import MISSING, UNLABELLED, Dataset
+from utils.data.base import Dataset
 from utils.data.class_lists import ClassList
+from utils.data.coverage import MISSING, UNLABELLED
 from utils.data.files import log_skipped, visible
 from utils.data.frames import Frames
 from utils.data.images import (

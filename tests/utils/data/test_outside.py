@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.attack.desk import coco, write_image
-from utils.data.base import NothingUsableError
+from utils.data.coverage import NothingUsableError
 from utils.data.datasets.own_coco import OwnCoco
 from utils.data.datasets.own_jsonl import OwnJsonl
 from utils.data.files import FolderListing

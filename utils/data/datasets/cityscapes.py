@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from utils.data import storage
-from utils.data.base import MISSING, UNLABELLED
 from utils.data.class_lists import load_class_list, load_id_table
+from utils.data.coverage import MISSING, UNLABELLED
 from utils.data.files import locate, visible
 from utils.data.semantic import SemanticDataset
 

@@ -15,10 +15,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from model.errors import UserError
-from utils.data.base import MISSING, UNLABELLED, well_formed
 from utils.data.class_lists import ClassList
 from utils.data.class_masks import ClassMaskDataset
 from utils.data.coco_file import classes_in, id_of, speakable, spoken_names
+from utils.data.coverage import MISSING, UNLABELLED, well_formed
 from utils.data.files import FolderListing, locate, read_annotations
 from utils.data.frames import Drawn
 from utils.data.masks import annotated_size, decode_segmentation, union

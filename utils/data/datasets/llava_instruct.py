@@ -17,7 +17,8 @@ import numpy as np
 
 from model.errors import UserError
 from model.text.conversation import Conversation
-from utils.data.base import MISSING, Dataset
+from utils.data.base import Dataset
+from utils.data.coverage import MISSING
 from utils.data.files import FolderListing, locate, read_annotations
 from utils.data.images import read_image
 from utils.data.polygons import short

@@ -8,8 +8,8 @@ import numpy as np
 
 from model.errors import UserError
 from utils.common.label_values import IGNORE
-from utils.data.base import well_formed
 from utils.data.class_lists import ClassList, make_id_table
+from utils.data.coverage import well_formed
 from utils.data.files import locate, read_annotations, what_is_there
 from utils.data.semantic import SemanticDataset
 from utils.data.storage import is_named

@@ -19,7 +19,8 @@ from model.errors import UserError
 from model.text.conversation import Conversation
 from model.text.phrases import pick
 from model.text.special_tokens import Special, Text
-from utils.data.base import MISSING, Dataset, sample_up_to
+from utils.data.base import Dataset, sample_up_to
+from utils.data.coverage import MISSING
 from utils.data.files import FolderListing, locate, read_annotations
 from utils.data.frames import Drawn
 from utils.data.masks import annotated_size, decode_segmentation

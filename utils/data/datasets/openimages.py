@@ -20,9 +20,9 @@ import numpy as np
 
 from model.errors import UserError
 from utils.data import storage
-from utils.data.base import MISSING, UNLABELLED, well_formed
 from utils.data.class_lists import ClassList, normalize_name
 from utils.data.class_masks import ClassMaskDataset
+from utils.data.coverage import MISSING, UNLABELLED, well_formed
 from utils.data.files import FolderListing, leaves_folder, locate, read_annotations
 from utils.data.images import read_image, read_label
 from utils.data.masks import union

@@ -19,11 +19,11 @@ from pycocotools import mask as coco_mask
 
 from model.errors import UserError
 from utils.common.label_values import IGNORE, NOTHING
-from utils.data.base import MISSING, well_formed
 from utils.data.class_file import no_class_remarks
 from utils.data.class_lists import ClassList
 from utils.data.class_masks import ClassMaskDataset
 from utils.data.coco_file import classes_in, means_no_class, read_coco, split_groups, spoken_names
+from utils.data.coverage import MISSING, well_formed
 from utils.data.datasets.own import OwnFlag, decode_own_mask, find_images, find_split_file, image_folders
 from utils.data.frames import Drawn
 from utils.data.image_names import ImageFiles

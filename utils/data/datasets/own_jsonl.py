@@ -26,7 +26,8 @@ from model.text.conversation import Conversation
 from model.text.format import SequenceFormat
 from model.text.special_tokens import NEG, SEG, Special, Text
 from utils.data import storage
-from utils.data.base import MISSING, Dataset, well_formed
+from utils.data.base import Dataset
+from utils.data.coverage import MISSING, well_formed
 from utils.data.datasets.own import OwnFlag, decode_own_mask, find_images, find_split_file, image_folders
 from utils.data.datasets.own_jsonl_lines import Line, read_lines, sizes_told
 from utils.data.files import FolderListing, leaves_folder

@@ -10,8 +10,8 @@ import numpy as np
 from model.errors import UserError
 from utils.common.label_values import IGNORE
 from utils.data import storage
-from utils.data.base import MISSING
 from utils.data.class_lists import load_class_list, load_id_table, make_id_table
+from utils.data.coverage import MISSING
 from utils.data.datasets.pascal_voc import VocDataset
 from utils.data.files import visible
 

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from model.files import split_lines
 from utils.data import storage
-from utils.data.base import MISSING, UNLABELLED
 from utils.data.class_lists import load_class_list, load_id_table
+from utils.data.coverage import MISSING, UNLABELLED
 from utils.data.files import FolderListing, locate
 from utils.data.semantic import SemanticDataset
 

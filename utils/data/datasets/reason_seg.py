@@ -16,7 +16,8 @@ import numpy as np
 from model.errors import UserError
 from model.text.conversation import Conversation
 from model.text.sequence import reasoning_conversation
-from utils.data.base import UNLABELLED, Dataset, sample_up_to, well_formed
+from utils.data.base import Dataset, sample_up_to
+from utils.data.coverage import UNLABELLED, well_formed
 from utils.data.files import locate, log_skipped, read_annotations
 from utils.data.frames import Drawn
 from utils.data.images import images_in

@@ -16,8 +16,9 @@ import numpy as np
 
 from model.errors import UserError
 from model.text.sequence import referring_conversation
-from utils.data.base import MISSING, UNLABELLED, Dataset, FlagError, sample_up_to, well_formed
+from utils.data.base import Dataset, FlagError, sample_up_to
 from utils.data.coco_file import id_of
+from utils.data.coverage import MISSING, UNLABELLED, well_formed
 from utils.data.files import FolderListing, locate, read_annotations
 from utils.data.frames import Drawn
 from utils.data.masks import annotated_size, decode_segmentation, union

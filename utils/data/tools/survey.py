@@ -15,8 +15,9 @@ from tqdm import tqdm
 
 from model.processor import LasagnaProcessor
 from utils.common.terminal import printable
-from utils.data.base import Dataset, FlagError, NothingUsableError
+from utils.data.base import Dataset, FlagError
 from utils.data.collate import LengthLimit
+from utils.data.coverage import NothingUsableError
 from utils.data.mixture import Mixture
 from utils.data.registry import DATASETS, Entry
 from utils.data.remarks import Remarks
