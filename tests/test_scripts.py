@@ -116,7 +116,8 @@ def test_the_python_examples_about_serving_run(workspace, merged_model, capsys):
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_configuration_is_valid_and_its_data_sets_are_known(path):
-    from utils.data.registry import parse_dataset_flags, parse_val_list
+    from utils.data.dataset_flags import parse_dataset_flags
+    from utils.data.registry import parse_val_list
 
     config = parse_config(TrainConfig, ["--config", str(path)])
     assert parse_dataset_flags(config)

@@ -6,7 +6,8 @@ import pytest
 
 import train_ds
 from tests.commands import BASE, SMALL_RUN, losses_of
-from utils.data.registry import DATASETS, SOURCE_RATES
+from utils.data.dataset_flags import SOURCE_RATES
+from utils.data.registry import DATASETS
 from utils.toy.world import WorldConfig, make_world
 
 # Data sets that differ from another one in the names of their files alone.

@@ -12,7 +12,7 @@ from model.errors import UserError
 from model.text.format import SequenceFormat
 from utils.config.data import DataConfig
 from utils.data.base import Dataset
-from utils.data.registry import parse_dataset_flags
+from utils.data.dataset_flags import parse_dataset_flags
 from utils.data.types import Recipe, Sample, UnusableItemError
 
 logger = logging.getLogger(__name__)

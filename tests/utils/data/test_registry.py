@@ -3,7 +3,8 @@ from dataclasses import dataclass
 import pytest
 
 from tests.utils.data.layouts import blocks, write_ade20k
-from utils.data.registry import DATASETS, Entry, build_val_dataset, parse_dataset_flags, parse_val_list
+from utils.data.dataset_flags import parse_dataset_flags
+from utils.data.registry import DATASETS, Entry, build_val_dataset, parse_val_list
 
 
 @dataclass(frozen=True)

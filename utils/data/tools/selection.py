@@ -24,17 +24,8 @@ from model.text.tokens import add_special_tokens
 from utils.common.checks import require_positive
 from utils.common.settings import setting
 from utils.config.data import DATA, OUTPUT, DataConfig
-from utils.data.registry import (
-    DATASETS,
-    SOURCE_RATES,
-    Entry,
-    check_data_flags,
-    parse_dataset_flags,
-    parse_entry,
-    parse_val_list,
-    split_list,
-    training_entries,
-)
+from utils.data.dataset_flags import SOURCE_RATES, check_data_flags, parse_dataset_flags
+from utils.data.registry import DATASETS, Entry, parse_entry, parse_val_list, split_list, training_entries
 from utils.data.val_datasets import ALL, FLAG, open_all
 
 

@@ -31,9 +31,10 @@ from utils.config.data import DATA, OUTPUT
 from utils.config.training import TrainConfig
 from utils.data import storage
 from utils.data.base import Dataset
+from utils.data.dataset_flags import source_rates
 from utils.data.datasets.own import find_path
 from utils.data.index.cache import OFF, use_index_cache
-from utils.data.registry import SHARDED, Entry, entry_text, source_rates, with_paths
+from utils.data.registry import SHARDED, Entry, entry_text, with_paths
 from utils.data.shards.layout import Part
 from utils.data.shards.place import place_of
 from utils.data.shards.write import ShardWriter

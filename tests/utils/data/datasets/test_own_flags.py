@@ -7,7 +7,8 @@ from tests.utils.data.coco_files import write as write_coco
 from tests.utils.data.datasets.test_own_sem import write
 from tests.utils.data.layouts import blocks, save
 from utils.config.training import TrainConfig
-from utils.data.registry import Entry, build_val_dataset, parse_dataset_flags, parse_entry, parse_val_list
+from utils.data.dataset_flags import parse_dataset_flags
+from utils.data.registry import Entry, build_val_dataset, parse_entry, parse_val_list
 from utils.data.val_datasets import open_datasets
 
 CONFIG = TrainConfig(version="any", sem_seg_data="ade20k||cocostuff", sem_seg_rates="3,1")

@@ -11,9 +11,9 @@ import pytest
 from tests.utils.data.layouts import blocks, save, write_ade20k
 from utils.config.data import DataConfig
 from utils.data import storage
+from utils.data.dataset_flags import parse_dataset_flags
 from utils.data.index.rows import RowFile, Rows, write_rows
 from utils.data.mixture import build_train_mixture
-from utils.data.registry import parse_dataset_flags
 from utils.data.shards.layout import INDEX, Head, Part, Row
 from utils.data.shards.tree import open_shards
 from utils.data.storage import ShardError

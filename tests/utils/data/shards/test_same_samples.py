@@ -16,8 +16,9 @@ from tests.utils.data.index.test_same_samples import alike, all_of, described
 from tests.utils.data.layouts import blocks, save, save_json, seeded_image, write_ade20k
 from utils.config.data import DataConfig
 from utils.data import storage
+from utils.data.dataset_flags import parse_dataset_flags
 from utils.data.mixture import build_train_mixture
-from utils.data.registry import DATASETS, OWN_DATASETS, parse_dataset_flags, parse_entry, parse_val_list
+from utils.data.registry import DATASETS, OWN_DATASETS, parse_entry, parse_val_list
 from utils.data.shards.layout import INDEX, LISTED
 from utils.data.shards.tree import open_shards
 from utils.data.tools import shard
