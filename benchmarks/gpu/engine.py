@@ -25,10 +25,11 @@ from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import add_lora, mark_trainable
 from utils.common.distributed import set_launch_environment
 from utils.config.training import TrainConfig
+from utils.costs.activations import activation_bytes
 from utils.costs.cost_model import CostModel, Work
 from utils.costs.flop_formulas import total
-from utils.costs.memory import activation_bytes, count_parameters, estimate
 from utils.costs.memory import build as build_on_meta
+from utils.costs.memory import count_parameters, estimate
 from utils.costs.prediction import SUSTAINED
 from utils.training.compile import compile_blocks, undo_compilation
 from utils.training.deepspeed_config import deepspeed_config

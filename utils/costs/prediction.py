@@ -12,7 +12,8 @@ from model.decoders.transform import ImageTransform
 from utils.common.distributed import dtype_of
 from utils.config.training import TrainConfig
 from utils.costs.cost_model import ImageShape, Work
-from utils.costs.memory import IMAGE_SIZE, Count
+from utils.costs.memory import Count
+from utils.costs.vision_flops import IMAGE_SIZE
 
 # Peak of an A100 for bfloat16 matrix products: 312 TFLOP/s (data sheet). Training of large language models reaches an
 # MFU of 40 to 55 % (Narayanan et al., "Efficient Large-Scale Language Model Training on GPU Clusters Using

@@ -16,6 +16,7 @@ from utils.common.distributed import gather_objects, process_rank, seed_of_micro
 from utils.common.terminal import printable
 from utils.config.training import TrainConfig
 from utils.costs import memory
+from utils.costs.activations import activation_bytes
 from utils.data.collate import Collate
 from utils.data.mixture import Mixture
 from utils.training.engine import Engine
@@ -141,7 +142,7 @@ def memory_lines(engine: Engine, config: TrainConfig, most_masks: int, measured:
         config.zero_stage,
         world_size(),
         config.precision,
-        memory.activation_bytes(model, config, num_masks),
+        activation_bytes(model, config, num_masks),
         on_gpu=on_gpu,
     )
     kinds = ("weights", "gradients", "optimizer", "buffers", "activations")

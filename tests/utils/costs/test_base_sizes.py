@@ -6,7 +6,8 @@ import pytest
 
 from tests.commands import REPOSITORY
 from utils.common.settings import parse_config
-from utils.costs.memory import MemoryConfig, activation_bytes, build, count_parameters
+from utils.costs.activations import activation_bytes
+from utils.costs.memory import MemoryConfig, build, count_parameters
 from utils.costs.model_sizes import model_config
 from utils.costs.vision_flops import num_image_tokens
 

@@ -27,6 +27,7 @@ from tests.tiny_weights import SAM
 from utils.common.settings import parse_config
 from utils.config.training import TrainConfig
 from utils.costs import flops, memory
+from utils.costs.activations import give_values
 from utils.costs.cost_model import CostModel, ImageShape, Work
 from utils.costs.flop_formulas import Flops, learned, linear, mask_decoder_flops, total
 from utils.costs.memory import Count
@@ -152,7 +153,7 @@ def test_the_7b_on_a_gpu_is_what_the_counter_counts(seven_b):
     config, shape = seven_b
     model = memory.build(config, shape)
     with FakeTensorMode(), torch.device("cuda"):
-        memory.give_values(model)
+        give_values(model)
         inputs = batch(256, 100, (224, 1024), shape.image_token_id)
         counter = FlopCounterMode(display=False, depth=9)
         with counter:
@@ -173,7 +174,7 @@ def test_the_7b_with_backward_is_what_the_counter_counts(seven_b):
     inputs = batch(256, 100, (224, 1024), shape.image_token_id)
     work = Work.of_batch(replace(inputs, sam_images=None), shape.image_token_id)
     with FakeTensorMode():
-        memory.give_values(model)
+        give_values(model)
         inputs = batch(256, 100, (224, 1024), shape.image_token_id)
         embeddings = (torch.zeros(2, 256, 64, 64, dtype=torch.bfloat16),)
         inputs = replace(inputs, sam_images=None, sam_embeddings=embeddings)

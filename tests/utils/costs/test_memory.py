@@ -13,6 +13,7 @@ from tests.tiny_weights import CONCEPT
 from utils.common.settings import parse_config
 from utils.config.training import TrainConfig
 from utils.costs import memory
+from utils.costs.activations import activation_bytes, concept_bytes, layer_bytes, mask_bytes, saved_bytes
 from utils.costs.memory import Count, estimate
 from utils.costs.model_sizes import model_config
 from utils.training.deepspeed_config import deepspeed_config
@@ -93,26 +94,26 @@ def test_kept_bytes_are_those_of_the_tensors_that_backward_needs():
     layer = nn.Sequential(nn.Linear(6, 5), nn.Sigmoid(), nn.Linear(5, 3))
     states = torch.zeros(4, 6, requires_grad=True)
     # Both linears need their input, the sigmoid its output, which is the second input.
-    assert memory.saved_bytes(layer, lambda: layer(states)) == 4 * (4 * 6 + 4 * 5)
-    assert memory.saved_bytes(layer, lambda: layer(states.detach()).detach()) == 4 * (4 * 6 + 4 * 5)
+    assert saved_bytes(layer, lambda: layer(states)) == 4 * (4 * 6 + 4 * 5)
+    assert saved_bytes(layer, lambda: layer(states.detach()).detach()) == 4 * (4 * 6 + 4 * 5)
     with torch.no_grad():
-        assert memory.saved_bytes(layer, lambda: layer(states)) == 0
+        assert saved_bytes(layer, lambda: layer(states)) == 0
 
 
 def test_activations_of_the_7b_recipe(recipe):
     config, model = recipe
     tokens, hidden, mlp, vocabulary = 2 * (256 + 1024), 4096, 11008, 32005
-    layer = memory.layer_bytes(model, tokens)
+    layer = layer_bytes(model, tokens)
     # At the least, in bfloat16: q, k, v and the attention's result, gate, up and two products of the MLP. At the
     # most, beside them, six float32 states of the norms and the adapters' inputs after dropout.
     least = 2 * (4 * hidden + 4 * mlp) * tokens
     assert least < layer < least + (6 * 4 + 8 * 2) * hidden * tokens
-    assert memory.layer_bytes(model, 2 * tokens) == pytest.approx(2 * layer, rel=0.01)
+    assert layer_bytes(model, 2 * tokens) == pytest.approx(2 * layer, rel=0.01)
     checkpoints = 32 * tokens * hidden * 2
     logits = 2**24 * (2 + 2 + 3 * 4)  # of one piece of the text loss, which has several here
     assert tokens * vocabulary > 2**24
-    masks = 2 * 10 * memory.mask_bytes(model)
-    assert memory.activation_bytes(model, config, 10) == checkpoints + layer + logits + masks
+    masks = 2 * 10 * mask_bytes(model)
+    assert activation_bytes(model, config, 10) == checkpoints + layer + logits + masks
 
 
 def test_the_table_fits_80_columns_and_names_the_stage(recipe, capsys, monkeypatch):
@@ -179,11 +180,11 @@ def test_a_concept_head_takes_the_classes_that_are_recomputed_together():
     real = ConceptSegmenter(CONCEPT)  # another one: the library keeps a tensor of a module's last call
     real.recomputes = False
     parts = nn.ModuleList((projector, real))
-    kept = memory.saved_bytes(parts, lambda: real.decode(projector(states), levels, [0]))
+    kept = saved_bytes(parts, lambda: real.decode(projector(states), levels, [0]))
     features = 4 * CONCEPT.prompt_embed_dim * CONCEPT.grid_size[0] ** 2 * (16 + 4 + 1)
-    one, many, more = (memory.concept_bytes(model, config, number) for number in (1, 8, 16))
+    one, many, more = (concept_bytes(model, config, number) for number in (1, 8, 16))
     assert one == pytest.approx(features + kept, rel=0.2)  # and the losses of one mask
     assert many - one == pytest.approx(7 * (one - features))
     assert more == many  # eight at a time
-    assert memory.mask_bytes(model) < one - features
-    assert memory.concept_bytes(SimpleNamespace(sam=None), config, 8) == 0
+    assert mask_bytes(model) < one - features
+    assert concept_bytes(SimpleNamespace(sam=None), config, 8) == 0
