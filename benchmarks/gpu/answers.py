@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.results import Results
 from benchmarks.reference_answer import PlainAnswer
-from benchmarks.train_step import make_scene
+from benchmarks.scenes import make_scene
 from model.lasagna import LasagnaForConditionalGeneration
 from utils.data.class_lists import load_class_list
 

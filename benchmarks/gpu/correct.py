@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.results import Results
 from benchmarks.models import build
-from benchmarks.train_step import Scene, make_scene
+from benchmarks.scenes import Scene, make_scene
 from model.lasagna import LasagnaForConditionalGeneration
 from utils.data.class_lists import load_class_list
 

@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.results import Results
-from benchmarks.train_step import make_scene
+from benchmarks.scenes import make_scene
 from model.inputs import Levels, ModelInputs
 from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import add_lora, mark_trainable

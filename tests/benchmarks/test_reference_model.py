@@ -10,7 +10,7 @@ from segment_anything.modeling.image_encoder import Attention
 from benchmarks.models import build
 from benchmarks.reference_answer import PlainAnswer
 from benchmarks.reference_model import PlainModel, plain_batch
-from benchmarks.train_step import make_scene
+from benchmarks.scenes import make_scene
 
 CLASSES = ("person", "tree", "dog", "car", "house")
 
