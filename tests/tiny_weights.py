@@ -22,7 +22,7 @@ from transformers import (
 
 from model.decoders.concept import ConceptSegmenter
 from model.decoders.concept_settings import ConceptSettings
-from model.decoders.sam import SamSettings, build_sam
+from model.decoders.sam import SamSegmenter, SamSettings, build_sam
 from model.decoders.sam2 import Sam2Segmenter, Sam2Settings
 
 HIDDEN_DIM, CLIP_DIM = 32, 16
@@ -200,6 +200,15 @@ def save_in_shards(folder: Path, weights: dict[str, Tensor], num_shards: int, *,
 def noise_image(height: int = 40, width: int = 60, seed: int = 0) -> np.ndarray:
     """(height, width, 3) uint8 noise."""
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def random_sam(seed: int = 0) -> SamSegmenter:
+    """A frozen SAM as `SAM` says, all weights random."""
+    torch.manual_seed(seed)
+    segmenter = SamSegmenter(SAM).requires_grad_(False)
+    for parameter in segmenter.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return segmenter
 
 
 def random_decoder(settings: Sam2Settings, seed: int = 0) -> Sam2Segmenter:
