@@ -9,8 +9,8 @@ import torch
 from model.checkpoints.load import load_model
 from model.text.conversation import Conversation
 from model.text.special_tokens import SEG, Special
-from model.text.tokens import encode_text
 from tests.tiny_weights import noise_image
+from tests.told_answers import speaker
 from utils.config.chat import ChatConfig
 from utils.evaluation.predict import predict_batch
 from utils.evaluation.prompting import EvaluationSettings, ask_freely
@@ -29,24 +29,7 @@ def untrained(tiny_folders):
 @pytest.fixture
 def says(untrained, monkeypatch):
     """Makes the model say something, whatever it is asked."""
-
-    def say(*pieces):
-        processor, size = untrained.processor, untrained.config.image_token_id
-        ids = [*encode_text(processor.tokenizer, pieces), processor.token_ids.eos]
-        answers = iter(())
-
-        def scripted(states):
-            nonlocal answers
-            token = next(answers, None)
-            if token is None:
-                answers = iter(ids)
-                token = next(answers)
-            return torch.nn.functional.one_hot(torch.full(states.shape[:-1], token), size).float()
-
-        monkeypatch.setattr(untrained, "text_logits", scripted)
-        return untrained
-
-    return say
+    return speaker(untrained, monkeypatch)
 
 
 def ways_to_ask(model, names):

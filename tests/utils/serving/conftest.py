@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from model.checkpoints.load import load_model
-from model.text.tokens import encode_text
 from tests.tiny_weights import write_base
+from tests.told_answers import speaker
 
 
 @pytest.fixture(scope="session")
@@ -20,21 +20,4 @@ def tiny(llama_tokenizer_folder, tmp_path_factory):
 @pytest.fixture
 def says(tiny, monkeypatch):
     """Makes the model answer every question in words with these pieces."""
-
-    def say(*pieces):
-        processor, size = tiny.processor, tiny.config.image_token_id
-        ids = [*encode_text(processor.tokenizer, pieces), processor.token_ids.eos]
-        answer = iter(())
-
-        def scripted(states):
-            nonlocal answer
-            token = next(answer, None)
-            if token is None:
-                answer = iter(ids)
-                token = next(answer)
-            return torch.nn.functional.one_hot(torch.full(states.shape[:-1], token), size).float()
-
-        monkeypatch.setattr(tiny, "text_logits", scripted)
-        return tiny
-
-    return say
+    return speaker(tiny, monkeypatch)
