@@ -24,12 +24,12 @@ from model.checkpoints.merge import open_merge, save
 from model.checkpoints.merged_model import MergedModel
 from model.checkpoints.sums import verify_if_known, verify_sums
 from model.errors import UserError
+from utils.common.command_line import parse_config
 from utils.common.commands import command
 from utils.common.distributed import dtype_unless_stored
 from utils.common.hub import check_login, push_folder
 from utils.common.logs import start_logging
 from utils.common.paths import check_writable
-from utils.common.settings import parse_config
 from utils.config.inference import MergeConfig
 from utils.reports.model_card import model_card
 from utils.reports.report import read_report

@@ -34,6 +34,7 @@ from model.files import is_regular
 from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import adapt
 from model.processor import LasagnaProcessor
+from utils.common.command_line import parse_config
 from utils.common.commands import command
 from utils.common.config_files import as_yaml
 from utils.common.distributed import (
@@ -48,7 +49,6 @@ from utils.common.logs import start_logging
 from utils.common.paths import check_writable
 from utils.common.peers import Peers
 from utils.common.rendezvous import meet
-from utils.common.settings import parse_config
 from utils.config.training import TrainConfig
 from utils.data.collate import LengthLimit
 from utils.data.index.cache import use_index_cache

@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 from model.decoders.concept_settings import ConceptSettings
 from tests.commands import QUICK, REPOSITORY, losses_of, run
 from tests.tiny_weights import random_sam3
-from utils.common.settings import parse_config
+from utils.common.command_line import parse_config
 from utils.config.training import TrainConfig
 from utils.costs.model_sizes import model_config
 from utils.toy.layouts.common import SceneSource

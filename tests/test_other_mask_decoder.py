@@ -8,7 +8,7 @@ from model.checkpoints.layouts.sam2 import published
 from model.decoders.sam2 import KINDS
 from tests.commands import QUICK, REPOSITORY, losses_of, run
 from tests.tiny_weights import SAM2, random_decoder
-from utils.common.settings import parse_config
+from utils.common.command_line import parse_config
 from utils.config.training import TrainConfig
 from utils.costs.model_sizes import model_config
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from model.lasagna import LasagnaForConditionalGeneration
 from model.processor import LasagnaProcessor
 from tests.commands import README, REPOSITORY, SMALL_RUN, Command, blocks, fill_in, run, shell_commands
-from utils.common.settings import parse_config
+from utils.common.command_line import parse_config
 from utils.config.chat import ChatConfig
 from utils.config.inference import MergeConfig, TestConfig
 from utils.config.training import TrainConfig

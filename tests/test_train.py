@@ -18,7 +18,8 @@ from model.checkpoints.layouts import deepspeed
 from model.lora import trainable_pattern
 from tests.commands import QUICK, complaint, losses_of, run
 from tests.stopped_runs import stop_before
-from utils.common.settings import parse_config, path_settings
+from utils.common.command_line import parse_config
+from utils.common.settings import path_settings
 from utils.config.training import TrainConfig
 from utils.training import validation
 from utils.training.profile import PARTS

@@ -14,7 +14,7 @@ from deepspeed import DeepSpeedEngine
 import train_ds
 from model.checkpoints.checkpoint import open_trained
 from tests.commands import BASE, QUICK, losses_of, run
-from utils.common.settings import parse_config
+from utils.common.command_line import parse_config
 from utils.config.training import TrainConfig
 from utils.reports.report import Report, Result
 from utils.training import checkpoint, saves, validation

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.commands import QUICK, complaint, losses_of, run
 from tests.stopped_runs import stop_before
-from utils.common.settings import parse_config
+from utils.common.command_line import parse_config
 from utils.config.training import TrainConfig
 
 VALIDATED = ("--no_eval=false", "--val_dataset_list=ade20k,ReasonSeg|val", "--max_val_samples=3")

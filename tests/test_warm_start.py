@@ -10,7 +10,7 @@ import train_ds
 from model.checkpoints.layouts.write_released import write_released
 from model.checkpoints.load import load_model
 from tests.commands import SMALL_RUN, losses_of, run
-from utils.common.settings import parse_config
+from utils.common.command_line import parse_config
 from utils.config.training import TrainConfig
 
 PARTS = {"vision_tower": "base/clip", "sam": "base/sam.pth"}

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from utils.common.command_line import STARTED_IN
 from utils.common.files import write_whole
-from utils.common.settings import STARTED_IN, declared, path_settings
+from utils.common.settings import declared, path_settings
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

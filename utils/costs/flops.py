@@ -24,9 +24,9 @@ from rich.table import Table
 
 from model.decoders.transform import ImageTransform
 from utils.common.checks import require_not_negative, require_positive
+from utils.common.command_line import parse_config
 from utils.common.commands import command
 from utils.common.distributed import dtype_of
-from utils.common.settings import parse_config
 from utils.common.settings import setting as declare
 from utils.config.training import TrainConfig
 from utils.costs.cost_model import CostModel, Work

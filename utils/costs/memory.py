@@ -28,9 +28,10 @@ from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import adapt
 from model.text.tokens import wanted_tokens
 from utils.common.checks import require_positive
+from utils.common.command_line import parse_config
 from utils.common.commands import command
 from utils.common.distributed import dtype_of
-from utils.common.settings import parse_config, setting
+from utils.common.settings import setting
 from utils.config.training import TrainConfig
 from utils.costs.activations import activation_bytes
 from utils.costs.model_sizes import model_config

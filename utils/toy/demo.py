@@ -25,11 +25,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from model.checkpoints.load import load_model
+from utils.common.command_line import parse_config
 from utils.common.commands import Parser, command
 from utils.common.distributed import free_port
 from utils.common.files import write_whole
 from utils.common.paths import path_flag
-from utils.common.settings import parse_config
 from utils.config.training import TrainConfig
 from utils.data.registry import build_val_dataset
 from utils.data.types import ReferringSample

@@ -12,8 +12,9 @@ from typing import Any
 
 from model.errors import UserError
 from model.files import read_yaml
+from utils.common.command_line import STARTED_IN
 from utils.common.paths import same_place
-from utils.common.settings import STARTED_IN, path_settings
+from utils.common.settings import path_settings
 from utils.config.training import TrainConfig
 
 # Settings that may differ on resume: duration, paths, speed, what is measured, and how a step is divided among

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import pytest
 
 from tests.commands import main_of, run
+from utils.common.command_line import parse_config
 from utils.common.help import HelpEntry, help_page
-from utils.common.settings import declared, parse_config, setting
+from utils.common.settings import declared, setting
 
 TRAINING = [
     "general", "model", "format", "data", "mixture", "loading", "recipe", "machine", "validation", "output",

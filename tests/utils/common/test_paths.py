@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from model.errors import UserError
+from utils.common.command_line import parse_config
 from utils.common.paths import check_writable, matches, resolve, same_place, shortened, writable_folder
-from utils.common.settings import parse_config, path_settings, setting
+from utils.common.settings import path_settings, setting
 from utils.config.chat import ChatConfig
 from utils.config.inference import MergeConfig, TestConfig
 from utils.config.training import TrainConfig

@@ -11,8 +11,8 @@ import torch
 from model.backbones.llava import LlavaBackbone
 from model.errors import UserError
 from model.losses import DEFAULT_WEIGHTS
+from utils.common.command_line import parse_config
 from utils.common.config_files import as_yaml, save_config
-from utils.common.settings import parse_config
 from utils.config.chat import ChatConfig
 from utils.config.data import absolute_own_data
 from utils.config.inference import MergeConfig, TestConfig

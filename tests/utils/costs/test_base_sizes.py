@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.commands import REPOSITORY
-from utils.common.settings import parse_config
+from utils.common.command_line import parse_config
 from utils.costs.activations import activation_bytes
 from utils.costs.memory import MemoryConfig, build, count_parameters
 from utils.costs.model_sizes import model_config

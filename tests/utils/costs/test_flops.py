@@ -24,7 +24,7 @@ from model.text.placeholder import Placeholder
 from model.token_grid import TokenGrid
 from tests.commands import REPOSITORY
 from tests.tiny_weights import SAM
-from utils.common.settings import parse_config
+from utils.common.command_line import parse_config
 from utils.config.training import TrainConfig
 from utils.costs import flops, memory
 from utils.costs.activations import give_values

@@ -10,7 +10,7 @@ from torch import nn
 from model.decoders.concept import ConceptSegmenter
 from tests.commands import REPOSITORY
 from tests.tiny_weights import CONCEPT
-from utils.common.settings import parse_config
+from utils.common.command_line import parse_config
 from utils.config.training import TrainConfig
 from utils.costs import memory
 from utils.costs.activations import activation_bytes, concept_bytes, layer_bytes, mask_bytes, saved_bytes

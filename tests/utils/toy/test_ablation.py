@@ -45,7 +45,7 @@ def write_fake(study: Study, variant: str, seed: int, **metrics: float) -> None:
 
 
 def test_every_flag_of_a_variant_is_one_of_training():
-    from utils.common.settings import parse_config
+    from utils.common.command_line import parse_config
     from utils.config.training import TrainConfig
 
     for name, variant in VARIANTS.items():

@@ -23,9 +23,10 @@ from rich.console import Console, Group
 from rich.padding import Padding
 from rich.table import Table
 
+from utils.common.command_line import parse_config
 from utils.common.commands import command
 from utils.common.logs import quiet, start_logging
-from utils.common.settings import parse_config, setting
+from utils.common.settings import setting
 from utils.common.terminal import PrintableText as Text
 from utils.config.data import DATA, MODEL, OUTPUT
 from utils.config.training import TrainConfig

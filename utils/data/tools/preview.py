@@ -30,12 +30,13 @@ from model.text.conversation import Conversation
 from model.text.encoded import IGNORE_INDEX, Encoded
 from model.text.sequence import ComplexQuery
 from model.text.special_tokens import SEG_TOKENS, Special, Text
+from utils.common.command_line import parse_config
 from utils.common.commands import command
 from utils.common.files import write_png, write_whole
 from utils.common.label_values import UNCLAIMED
 from utils.common.logs import quiet, start_logging
 from utils.common.paths import check_writable
-from utils.common.settings import parse_config, setting
+from utils.common.settings import setting
 from utils.config.data import MODEL, OUTPUT
 from utils.config.training import TrainConfig
 from utils.data.base import Dataset

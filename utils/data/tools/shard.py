@@ -23,9 +23,10 @@ from tqdm import tqdm
 
 from model.errors import UserError
 from utils.common.checks import require_positive
+from utils.common.command_line import parse_config
 from utils.common.commands import command
 from utils.common.logs import start_logging
-from utils.common.settings import parse_config, setting
+from utils.common.settings import setting
 from utils.common.terminal import printable
 from utils.config.data import DATA, OUTPUT
 from utils.config.training import TrainConfig

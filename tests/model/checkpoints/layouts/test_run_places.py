@@ -7,8 +7,8 @@ import json
 import pytest
 
 from model.checkpoints.run_settings import read_run_settings
+from utils.common.command_line import parse_config
 from utils.common.config_files import save_config
-from utils.common.settings import parse_config
 from utils.config.training import TrainConfig
 from utils.training.same_run import check_same_run
 
