@@ -6,18 +6,21 @@ A list of classes may be longer than one query; what is returned is one answer f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from model.decoders.decoded import Instances
 from model.generation.answers import read_answer
 from model.generation.decoding import decode_choices
 from model.generation.finding import find, with_instances
 from model.generation.prompts import read_prompts
-from model.outputs import EncodedImage, Segmentation, SimilarityMaps
+from model.outputs import ChatAnswer, EncodedImage, Segmentation, SimilarityMaps
 from model.processor import LasagnaProcessor
 from model.text.conversation import Conversation
+from model.text.format import SequenceFormat
 
 if TYPE_CHECKING:
     from model.lasagna import LasagnaForConditionalGeneration
@@ -102,32 +105,52 @@ def segment_freely(
         max_new_tokens=TOKENS_PER_CLASS * (most + 1),
         min_score=min_score,
     )
-    results: list[Any] = []
-    for (_, names), answer in zip(queries, answers, strict=True):
-        read = read_answer(answer, names, processor.format, max_distance=match_distance)
-        # From the order of the answer to the order of the query.
-        order = sorted(range(len(read.found)), key=read.found.__getitem__)
-        present = [index in read.found for index in range(len(names))]
-        instances = None if read.instances is None else [read.instances[place] for place in order]
-        maps = None if read.maps is None else read.maps[order]
-        results.append((names, present, read.masks[order], answer, read.unattributed, maps, instances))
-    return [
-        with_instances(
-            Segmentation(
-                names=tuple(name for i in rows for name in results[i][0]),
-                present=[present for i in rows for present in results[i][1]],
-                probabilities=[float(present) for i in rows for present in results[i][1]],
-                masks=torch.cat([results[i][2] for i in rows]),
-                num_passes=max(len(results[i][3].token_ids) for i in rows),
-                unattributed=tuple(words for i in rows for words in results[i][4]),
-                maps=SimilarityMaps.joined([results[i][5] for i in rows]),
-            ),
-            None
-            if any(results[i][6] is None for i in rows)
-            else [one for i in rows for one in results[i][6]],
-        )
-        for rows in rows_of_images(owners, len(images))
+    read = [
+        _in_order_of_query(names, answer, processor.format, match_distance)
+        for (_, names), answer in zip(queries, answers, strict=True)
     ]
+    results = []
+    for rows in rows_of_images(owners, len(images)):
+        parts = [read[row] for row in rows]
+        instances = [one for part in parts for one in part.instances or ()]
+        found = Segmentation(
+            names=tuple(name for part in parts for name in part.names),
+            present=[present for part in parts for present in part.present],
+            probabilities=[float(present) for part in parts for present in part.present],
+            masks=torch.cat([part.masks for part in parts]),
+            num_passes=max(len(answers[row].token_ids) for row in rows),
+            unattributed=tuple(words for part in parts for words in part.unattributed),
+            maps=SimilarityMaps.joined([part.maps for part in parts]),
+        )
+        has_instances = all(part.instances is not None for part in parts)
+        results.append(with_instances(found, instances if has_instances else None))
+    return results
+
+
+class _ReadQuery(NamedTuple):
+    """What a free answer says about the classes of its query, in their order."""
+
+    names: tuple[str, ...]
+    present: list[bool]
+    masks: Tensor  # (number of present classes, height, width)
+    unattributed: tuple[str, ...]
+    maps: SimilarityMaps | None
+    instances: list[Instances] | None
+
+
+def _in_order_of_query(
+    names: tuple[str, ...], answer: ChatAnswer, format: SequenceFormat, match_distance: float
+) -> _ReadQuery:
+    read = read_answer(answer, names, format, max_distance=match_distance)
+    order = sorted(range(len(read.found)), key=read.found.__getitem__)
+    return _ReadQuery(
+        names=names,
+        present=[index in read.found for index in range(len(names))],
+        masks=read.masks[order],
+        unattributed=read.unattributed,
+        maps=None if read.maps is None else read.maps[order],
+        instances=None if read.instances is None else [read.instances[place] for place in order],
+    )
 
 
 def rows_of_images(owners: Sequence[int], num_images: int) -> list[list[int]]:
