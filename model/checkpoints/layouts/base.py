@@ -11,8 +11,10 @@ from torch import Tensor
 from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
 from model.backbones.base_processor import BaseProcessor
+from model.checkpoints.lazy import StoredWeights
 from model.decoders.base import DecoderSettings
 from model.errors import UserError
+from model.strict_loading import load_pretrained
 from model.text.format import SequenceFormat
 
 if TYPE_CHECKING:
@@ -111,6 +113,25 @@ class TrainedLayout(Protocol):
             FileNotFoundError, ValueError: files are missing, damaged or do not belong together.
         """
         ...
+
+
+def load_vlm(
+    kind: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    folder: Path,
+    options: ReadOptions,
+    attn_implementation: str,
+) -> PreTrainedModel:
+    """A folder of transformers, strictly; UserError if `config`, from its config.json, describes another model."""
+    check_size(kind, config, StoredWeights(folder).num_values, folder=folder)
+    return load_pretrained(
+        kind,
+        folder,
+        source=str(folder),
+        dtype=options.dtype or "auto",
+        attn_implementation=attn_implementation,
+        **options.placement,
+    )
 
 
 def check_size(

@@ -7,11 +7,9 @@ from typing import Any
 
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-from model.checkpoints.layouts.base import Parts, ReadOptions, check_size
-from model.checkpoints.lazy import StoredWeights
+from model.checkpoints.layouts.base import Parts, ReadOptions, load_vlm
 from model.files import read_json
 from model.huggingface import from_pretrained
-from model.strict_loading import load_pretrained
 
 NAME = "Hugging Face LLaVA"
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -25,15 +23,7 @@ def recognises(config: dict[str, Any]) -> bool:
 def read(folder: Path, options: ReadOptions) -> Parts:
     """The model with its own vision tower."""
     config = from_pretrained(LlavaConfig, folder)
-    check_size(LlavaForConditionalGeneration, config, StoredWeights(folder).num_values, folder=folder)
-    vlm = load_pretrained(
-        LlavaForConditionalGeneration,
-        folder,
-        source=str(folder),
-        dtype=options.dtype or "auto",
-        attn_implementation=options.attn_implementation,
-        **options.placement,
-    )
+    vlm = load_vlm(LlavaForConditionalGeneration, config, folder, options, options.attn_implementation)
     stored = [read_json(folder / name) for name in PROCESSOR_FILES]
     clip_processor: dict[str, Any] = next((s.get("image_processor", s) for s in stored if s), {})
     return Parts(

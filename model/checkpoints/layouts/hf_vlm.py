@@ -10,10 +10,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from model.backbones.base_processor import read_processor
 from model.backbones.build import BACKBONES
-from model.checkpoints.layouts.base import Parts, ReadOptions, check_size
-from model.checkpoints.lazy import StoredWeights
+from model.checkpoints.layouts.base import Parts, ReadOptions, load_vlm
 from model.huggingface import from_pretrained
-from model.strict_loading import load_pretrained
 from model.text.templates import OWN_PROMPT
 
 NAME = "Hugging Face image-text-to-text model"
@@ -29,14 +27,6 @@ def read(folder: Path, options: ReadOptions) -> Parts:
     base_processor = read_processor(folder)
     config = from_pretrained(AutoConfig, folder)
     kind: type[PreTrainedModel] = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
-    check_size(kind, config, StoredWeights(folder).num_values, folder=folder)
-    vlm = load_pretrained(
-        kind,
-        folder,
-        source=str(folder),
-        dtype=options.dtype or "auto",
-        attn_implementation=options.attention_of_parts,
-        **options.placement,
-    )
+    vlm = load_vlm(kind, config, folder, options, options.attention_of_parts)
     options.attend(vlm)
     return Parts(folder=folder, vlm=vlm, base_processor=base_processor, prompt=OWN_PROMPT)
