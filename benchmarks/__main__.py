@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ROOT, loader, metrics
+from benchmarks import ROOT, loader, metrics, script_parser
 from benchmarks.measure import Claim, claims_table
 
 PAGE = "results.md"
@@ -163,7 +163,7 @@ def chosen_scripts(only: str) -> list[Script]:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    parser = script_parser("benchmarks", __doc__)
     parser.add_argument("--only", default="", help="benchmarks to run, separated by commas; all if not given")
     parser.add_argument("--quick", action="store_true", help="small sizes, to which no bar applies")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder to write")

@@ -27,6 +27,7 @@ import cv2
 import numpy as np
 import torch
 
+from benchmarks import script_parser
 from benchmarks.measure import Claim, Runs, claims_table, take_turns, write_results
 from benchmarks.models import SIZES, build
 from benchmarks.queries import Asker, Query, make_query, single_tokens
@@ -173,8 +174,8 @@ def about_query(query: Query) -> str:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.answer", description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", default=",".join(SIZES), help="separated by commas")
+    parser = script_parser("benchmarks.answer", __doc__)
+    parser.add_argument("--sizes", default=",".join(SIZES), help="sizes of the model, separated by commas")
     parser.add_argument("--asked", type=int, nargs=2, default=(20, 150), help="classes of both queries")
     parser.add_argument("--num_present", type=int, default=10, help="classes present in both")
     parser.add_argument("--rounds", type=int, default=3, help="rounds over which medians are taken")

@@ -33,6 +33,7 @@ from transformers import (
 )
 
 import merge_lora_weights_and_save_hf_model as merge_script
+from benchmarks import script_parser
 from benchmarks.measure import RESET, resident, write_json
 from model.checkpoints.layouts.base import SETTINGS_FOLDER
 from model.checkpoints.load import load_model
@@ -248,10 +249,8 @@ def to_table(steps: Sequence[dict[str, Any]], merged_gigabytes: float) -> str:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.full_scale", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--scale", default="full", choices=list(SCALES))
+    parser = script_parser("benchmarks.full_scale", __doc__)
+    parser.add_argument("--scale", default="full", choices=list(SCALES), help="sizes of the parts")
     parser.add_argument(
         "--folder", type=Path, default=None, help="where the checkpoints go; a temporary folder if not given"
     )

@@ -12,7 +12,6 @@ item, without its image.
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -27,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import script_parser
 from benchmarks.measure import write_json
 from utils.data.base import Dataset
 from utils.data.index.cache import OFF, use_index_cache
@@ -221,7 +221,7 @@ def to_table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.index", description=__doc__.splitlines()[0])
+    parser = script_parser("benchmarks.index", __doc__)
     parser.add_argument("--names", default=",".join(SIZES), help="data sets to measure")
     parser.add_argument("--quick", action="store_true", help=f"files of 1/{QUICK} of the size")
     parser.add_argument("--skip_memory", action="store_true", help="leave out what has no cache")

@@ -1,7 +1,7 @@
 """Samples per second of one loading process, ours against the plain loader of benchmarks/reference.py.
 
     python -m benchmarks.loader                       # prints a Markdown table, writes runs/benchmarks/loader.json
-    python -m benchmarks.loader --sizes 640x480,640x427 --num_batches 20 --rounds 9
+    python -m benchmarks.loader --sizes 640x480,640x427 --rounds 9
 
 Images are synthetic (shapes, shading, noise): JPEG files of 640x480 pixels, with labels of 150 classes in ADE20K's
 layout and polygons in RefCOCO's. Ways alternate, and each number is a median over the rounds. Time is CPU time of
@@ -26,6 +26,7 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
+from benchmarks import script_parser
 from benchmarks.measure import take_turns, write_json
 from benchmarks.reference import PlainLoader, num_bytes, path_of
 from model.backbones.clip_images import ClipImages
@@ -182,10 +183,12 @@ def to_table(results: Sequence[dict[str, Any]]) -> str:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.loader", description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", default="640x480,320x240,640x427", help="WIDTHxHEIGHT of the images")
+    parser = script_parser("benchmarks.loader", __doc__)
+    parser.add_argument(
+        "--sizes", default="640x480,320x240,640x427", help="WIDTHxHEIGHT of the images, separated by commas"
+    )
     parser.add_argument("--num_images", type=int, default=24, help="images of each size")
-    parser.add_argument("--batch_size", type=int, default=2)
+    parser.add_argument("--batch_size", type=int, default=2, help="images of a batch")
     parser.add_argument("--num_batches", type=int, default=12, help="batches of one round")
     parser.add_argument("--rounds", type=int, default=7, help="rounds over which medians are taken")
     parser.add_argument("--out", default="runs/benchmarks/loader.json", help="JSON file to write")

@@ -10,7 +10,6 @@ with the table of the steps so far. Exit code 1 if a slope is above its bar.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -23,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import ROOT
+from benchmarks import ROOT, script_parser
 from utils.toy.world import WorldConfig, make_world
 
 SHARED = Path("/dev/shm")
@@ -59,8 +58,8 @@ BARS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser = script_parser("benchmarks.long_run", __doc__)
+    parser.add_argument("--steps", type=int, default=2000, help="training steps")
     parser.add_argument("--every", type=int, default=10, help="steps between two looks")
     parser.add_argument("--out", default="", help="JSON file for the results")
     options = parser.parse_args(argv)

@@ -1,7 +1,7 @@
 """Counting masks into a confusion matrix, ours against the dense way of the released evaluation.
 
     python -m benchmarks.metrics                      # prints a Markdown table, writes runs/benchmarks/metrics.json
-    python -m benchmarks.metrics --cases 640x480x150,2048x1024x150,640x480x459 --num_masks 10 --rounds 9
+    python -m benchmarks.metrics --cases 640x480x150,2048x1024x150 --num_masks 10
 
 One image: the mask logits that a model predicted, with their classes, and the label image. The dense way puts the
 masks into an array (classes, height, width), takes its arg-max and counts pairs of classes in a histogram. Ours puts
@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks import script_parser
 from benchmarks.measure import RESET, STATUS, resident, take_turns, write_json
 from utils.common.label_values import IGNORE
 from utils.evaluation.metrics import ConfusionMatrix, label_map
@@ -152,7 +153,7 @@ def _show(value: float | None, digits: int) -> str:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.metrics", description=__doc__.splitlines()[0])
+    parser = script_parser("benchmarks.metrics", __doc__)
     parser.add_argument("--cases", default=CASES, help="WIDTHxHEIGHTxCLASSES, separated by commas")
     parser.add_argument(
         "--num_masks", default="10,30", help="predicted masks of the image, each a case of its own"

@@ -20,6 +20,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor
 
+from benchmarks import script_parser
 from benchmarks.measure import Claim, Runs, claims_table, take_turns, write_results
 from benchmarks.models import SIZES, TOY, fill_positions
 from model.checkpoints.layouts.mask_decoder import read_mask_decoder
@@ -121,7 +122,7 @@ def runs_table(parts: Mapping[str, Mapping[str, Runs]]) -> str:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.sam", description=__doc__.splitlines()[0])
+    parser = script_parser("benchmarks.sam", __doc__)
     parser.add_argument("--size", default="medium", choices=SIZES, help="medium is ViT-B at 1024 pixels")
     parser.add_argument("--rounds", type=int, default=3, help="rounds over which medians are taken")
     parser.add_argument("--quick", action="store_true", help="the toy world's SAM")

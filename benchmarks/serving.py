@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks import script_parser
 from benchmarks.local_server import ThreadedServer
 from benchmarks.measure import Claim, Runs, claims_table, take_turns, write_results
 from benchmarks.models import SIZES, build
@@ -170,15 +171,15 @@ def table(size: str, parts: dict[str, dict[str, Runs]], num_clients: int) -> str
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", default=",".join(SIZES), help="tiny, medium, separated by a comma")
+    parser = script_parser("benchmarks.serving", __doc__)
+    parser.add_argument("--sizes", default=",".join(SIZES), help="sizes of the model, separated by a comma")
     parser.add_argument("--version", default="", help="a trained model instead of the sizes")
-    parser.add_argument("--num_tokens", type=int, default=64, help="of an answer in words")
-    parser.add_argument("--num_classes", type=int, default=20, help="of a class query")
-    parser.add_argument("--num_clients", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--num_tokens", type=int, default=64, help="tokens of an answer in words")
+    parser.add_argument("--num_classes", type=int, default=20, help="classes of a query")
+    parser.add_argument("--num_clients", type=int, default=8, help="clients that wait together")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds over which medians are taken")
     parser.add_argument("--quick", action="store_true", help="tiny, few tokens; bars do not apply")
-    parser.add_argument("--out", default="runs/benchmarks/serving.json")
+    parser.add_argument("--out", default="runs/benchmarks/serving.json", help="JSON file to write")
     arguments = parser.parse_args(argv)
     if arguments.quick:
         arguments.sizes, arguments.rounds, arguments.num_clients = "tiny", 1, 2

@@ -25,6 +25,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from benchmarks import script_parser
 from benchmarks.loader import write_data
 from benchmarks.measure import write_json
 from utils.config.data import DataConfig
@@ -150,12 +151,12 @@ def to_table(rows: Sequence[dict[str, Any]], open_ms: float) -> str:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.shards", description=__doc__.splitlines()[0])
+    parser = script_parser("benchmarks.shards", __doc__)
     parser.add_argument("--size", default="640x480", help="WIDTHxHEIGHT of the images")
-    parser.add_argument("--num_images", type=int, default=200)
+    parser.add_argument("--num_images", type=int, default=200, help="images of each data set")
     parser.add_argument("--num_samples", type=int, default=200, help="draws of a measurement")
     parser.add_argument("--shard_mb", type=int, default=4, help="size of a shard in MB")
-    parser.add_argument("--open_ms", type=float, default=5.0, help="what an opening takes")
+    parser.add_argument("--open_ms", type=float, default=5.0, help="milliseconds that an opening takes")
     parser.add_argument("--rounds", type=int, default=3, help="rounds over which medians are taken")
     parser.add_argument("--out", default="runs/benchmarks/shards.json", help="JSON file to write")
     return parser.parse_args(argv)

@@ -26,6 +26,7 @@ import cv2
 import torch
 from torch import Tensor, nn
 
+from benchmarks import script_parser
 from benchmarks.measure import Claim, Runs, claims_table, take_turns, write_results
 from benchmarks.models import SIZES, build
 from benchmarks.reference_model import PlainModel, plain_batch
@@ -237,12 +238,10 @@ def runs_table(parts: Mapping[str, Mapping[str, Runs]]) -> str:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.train_step", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--size", default="medium", choices=SIZES)
-    parser.add_argument("--num_images", type=int, default=2)
-    parser.add_argument("--num_conversations", type=int, default=5, help="of each image")
+    parser = script_parser("benchmarks.train_step", __doc__)
+    parser.add_argument("--size", default="medium", choices=SIZES, help="of the model")
+    parser.add_argument("--num_images", type=int, default=2, help="images of the batch")
+    parser.add_argument("--num_conversations", type=int, default=5, help="conversations of each image")
     parser.add_argument("--growth", type=int, nargs=2, default=(1, 10), help="conversations of one image")
     parser.add_argument("--parts", default=",".join(PARTS), help="what to measure, separated by commas")
     parser.add_argument("--rounds", type=int, default=1, help="rounds over which medians are taken")

@@ -11,7 +11,6 @@ executed, anything leaked, or a command crashed or hung. Kinds and what is not p
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import sys
@@ -23,6 +22,7 @@ from pathlib import Path
 
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
+from benchmarks import script_parser
 from benchmarks.attack import (
     bases,
     configs,
@@ -50,7 +50,7 @@ COMMANDS = ("chat", "merge_lora_weights_and_save_hf_model", "test_sem", "train_d
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = script_parser("benchmarks.attack", __doc__)
     parser.add_argument("--quick", action="store_true", help="one attack of each kind")
     parser.add_argument("--only", default="", help="kinds, or parts of attacks' names, separated by commas")
     parser.add_argument("--verbose", action="store_true", help="a line for each attack")

@@ -11,7 +11,6 @@ that it leaves is compared with the uninterrupted run, to the last bit. Exit cod
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -26,6 +25,7 @@ from pathlib import Path
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
 import train_ds  # noqa: F401  once, for all runs
+from benchmarks import script_parser
 from benchmarks.crash.compare import differences, last_step, newest_named, resumed_at
 from benchmarks.crash.runs import (
     SAVE_EVERY,
@@ -58,8 +58,8 @@ class Case:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--kills", type=int, default=50, help="over all kinds of runs")
+    parser = script_parser("benchmarks.crash", __doc__)
+    parser.add_argument("--kills", type=int, default=50, help="kills, over all kinds of runs")
     parser.add_argument("--only", default="", help="kinds of runs, as in 1xfp32,2xbf16")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other moments")
     parser.add_argument("--out", default="", help="JSON file for the results")

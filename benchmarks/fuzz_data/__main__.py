@@ -29,6 +29,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HU
 import numpy as np
 import torch
 
+from benchmarks import script_parser
 from benchmarks.attack.runner import in_child
 from benchmarks.fuzz_data.damage import IMAGES, RESIZING, Damage, damages_for
 from benchmarks.fuzz_data.probe import Bench, Seen, probe, wrong_labels
@@ -72,13 +73,13 @@ class Sound:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--cases", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--case", type=int, help="only this one, with its messages")
-    parser.add_argument("--only", default="", help="a target or a damage")
+    parser = script_parser("benchmarks.fuzz_data", __doc__)
+    parser.add_argument("--cases", type=int, default=2000, help="damages")
+    parser.add_argument("--seed", type=int, default=0, help="another seed draws other damages")
+    parser.add_argument("--case", type=int, help="number of the only one to run, with its messages")
+    parser.add_argument("--only", default="", help="the name of a target or of a damage")
     parser.add_argument(
-        "--steps_every", type=int, default=25, help="real training steps in every so manieth case"
+        "--steps_every", type=int, default=25, help="cases for each that takes real training steps"
     )
     parser.add_argument("--time_limit", type=float, default=TIME_LIMIT, help="seconds of one case")
     parser.add_argument("--out", type=Path, help="write all cases to this JSON file")

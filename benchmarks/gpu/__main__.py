@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import script_parser
 from benchmarks.gpu import answers, compiled, correct, engine, evaluation, runs, sam, training
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.results import Results
@@ -91,7 +92,7 @@ def about(machine: Machine) -> dict[str, str]:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
+    parser = script_parser("benchmarks.gpu", __doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder of gpu.json and gpu.md")
     parser.add_argument("--parts", default=",".join(PARTS), help="what to measure, separated by commas")
     parser.add_argument("--tiny", action="store_true", help="small sizes on a CPU; nothing is judged")

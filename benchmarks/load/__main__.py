@@ -29,7 +29,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HU
 
 import numpy as np
 
-from benchmarks import ROOT
+from benchmarks import ROOT, script_parser
 from benchmarks.load.honest import CHAT, HONEST, SEGMENT, Honest, Target
 from benchmarks.load.others import DYING, HUGE, KINDS, ODD, SLOW, UNREAD
 from benchmarks.load.wire import Line, Tally, request
@@ -56,14 +56,14 @@ class Look:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = script_parser("benchmarks.load", __doc__)
     parser.add_argument("--version", default=str(ASSISTANT), help="the model that is served")
-    parser.add_argument("--clients", type=int, default=50)
-    parser.add_argument("--seconds", type=float, default=120.0)
+    parser.add_argument("--clients", type=int, default=50, help="clients at the same time")
+    parser.add_argument("--seconds", type=float, default=120.0, help="how long they ask")
     parser.add_argument(
         "--settle", type=float, default=60.0, help="seconds until everything has to be given back"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="another seed draws other requests")
     parser.add_argument(
         "--quick", action="store_true", help="a server in this process; its memory is not judged"
     )

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from model.errors import UserError
 from model.strict_loading import MisfitError
 from model.write_errors import WriteError, writing
+from utils.common.help import PageFormatter
 from utils.common.terminal import printable
 
 USER_MISTAKE = 2  # exit code
@@ -27,6 +28,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message.removeprefix('argument ')}; --help lists the flags")
+
+
+def script_parser(name: str, about: str) -> Parser:
+    """The parser of `python -m NAME`; `about`, the docstring of its module, is what --help says first."""
+    return Parser(prog=f"python -m {name}", description=about, formatter_class=PageFormatter)
 
 
 Main = Callable[[Sequence[str] | None], int | None]

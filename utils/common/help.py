@@ -1,7 +1,9 @@
-"""The page that --help prints: what a script does, then its settings in groups, in 80 columns."""
+"""The page that --help prints, in 80 columns: what a script does, then its settings, with the defaults."""
 
 from __future__ import annotations
 
+import argparse
+import inspect
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -40,3 +42,40 @@ def _lines(entry: HelpEntry) -> list[str]:
     beside = len(flag) + 2 <= TEXT_COLUMN and text
     first = [flag.ljust(TEXT_COLUMN) + text.pop(0)] if beside else [flag]
     return first + [" " * TEXT_COLUMN + line for line in text]
+
+
+class PageFormatter(argparse.HelpFormatter):
+    """--help of a small command: the docstring of its module, and flags with their defaults."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=TEXT_COLUMN, width=WIDTH)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return in_columns(text)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text, default = action.help or "", action.default
+        if default is None or default is False or default in ("", [], argparse.SUPPRESS) or "default" in text:
+            return text
+        shown = " ".join(map(str, default)) if isinstance(default, list | tuple) else str(default)
+        return f"{text} (default: {shown.replace('%', '%%')})"
+
+
+def in_columns(about: str) -> str:
+    """A docstring in 80 columns: prose is wrapped; comments go above their commands where these are too long."""
+    return "\n\n".join(_paragraph(text) for text in inspect.cleandoc(about).split("\n\n"))
+
+
+def _paragraph(text: str) -> str:
+    lines = text.splitlines()
+    if not all(line.startswith(" ") for line in lines):
+        return textwrap.fill(" ".join(lines), WIDTH, break_long_words=False, break_on_hyphens=False)
+    if max(map(len, lines)) <= WIDTH:
+        return text
+    shown = []
+    for line in lines:
+        command, _, comment = line.partition("  # ")
+        indent = line[: len(line) - len(line.lstrip())] + "# "
+        shown += textwrap.wrap(comment, WIDTH, initial_indent=indent, subsequent_indent=indent)
+        shown.append(command.rstrip())
+    return "\n".join(shown)

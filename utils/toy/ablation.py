@@ -11,7 +11,6 @@ ablation.md.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -27,7 +26,7 @@ from pathlib import Path
 from rich.console import Console
 
 from model.errors import UserError
-from utils.common.commands import Parser, command
+from utils.common.commands import command, script_parser
 from utils.common.files import write_whole
 from utils.common.paths import path_flag
 from utils.reports.report import Report, read_report
@@ -141,15 +140,11 @@ class Study:
 
 @command("utils.toy.ablation")
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(
-        prog="python -m utils.toy.ablation",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--out", type=path_flag, default=Path("runs/ablation"))
+    parser = script_parser("utils.toy.ablation", __doc__)
+    parser.add_argument("--out", type=path_flag, default=Path("runs/ablation"), help="folder of the runs")
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), metavar="NAME",
-                        help=", ".join(VARIANTS))  # fmt: skip
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+                        help=f"by default all: {', '.join(VARIANTS)}")  # fmt: skip
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds of each variant")
     parser.add_argument("--steps", type=int, default=700, help="training steps of each run")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     parser.add_argument("--num_images", type=int, default=400, help="training scenes of each layout")

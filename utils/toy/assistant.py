@@ -8,7 +8,6 @@ them on top of the base weights beside them.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from safetensors.torch import save
 from model.checkpoints.checkpoint import open_trained
 from model.checkpoints.layouts.base import SETTINGS_FOLDER
 from model.errors import UserError
-from utils.common.commands import Parser, command
+from utils.common.commands import command, script_parser
 from utils.common.files import write_whole
 from utils.common.paths import path_flag
 from utils.config.inference import TOY_ASSISTANT
@@ -40,13 +39,9 @@ BASE = {
 
 @command("utils.toy.assistant")
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(
-        prog="python -m utils.toy.assistant",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--run", type=path_flag, default=Path("runs/demo"))
-    parser.add_argument("--out", type=path_flag, default=Path(TOY_ASSISTANT))
+    parser = script_parser("utils.toy.assistant", __doc__)
+    parser.add_argument("--run", type=path_flag, default=Path("runs/demo"), help="folder of the run")
+    parser.add_argument("--out", type=path_flag, default=Path(TOY_ASSISTANT), help="folder to write")
     args = parser.parse_args(argv)
     size = pack(args.run, args.out)
     print(f"{args.out}: {size / 1e6:.1f} MB of trained weights")

@@ -9,7 +9,6 @@ Each step prints the command that a person would type. At the end: report.json, 
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import os
@@ -26,7 +25,7 @@ from rich.markup import escape
 
 from model.checkpoints.load import load_model
 from utils.common.command_line import parse_config
-from utils.common.commands import Parser, command
+from utils.common.commands import command, script_parser
 from utils.common.distributed import free_port
 from utils.common.files import write_whole
 from utils.common.paths import path_flag
@@ -99,11 +98,7 @@ console = Console()
 
 @command("utils.toy.demo")
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(
-        prog="python -m utils.toy.demo",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = script_parser("utils.toy.demo", __doc__)
     parser.add_argument("--base", choices=list(CONFIGS), default="llava", help="the toy base to start from")
     parser.add_argument("--quick", action="store_true", help="every step in three minutes, weaker numbers")
     parser.add_argument(

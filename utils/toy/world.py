@@ -5,7 +5,8 @@
 
 Every layout gets `num_images` scenes for training and `num_val` for validation. No two layouts share scenes, except
 those that annotate the images of another, as the published ones do: PACO those of COCO, R-RefCOCO and FP-RefCOCO
-those of RefCOCO. Layouts in SECOND_CHOICE are accepted alternatives and are written only when named.
+those of RefCOCO. The last ones that --layouts lists are accepted alternatives of others, and are written only when
+named.
 """
 
 import shutil
@@ -19,7 +20,7 @@ from pathlib import Path
 from model.errors import UserError
 from model.files import read_json
 from model.write_errors import writing
-from utils.common.commands import Parser, command
+from utils.common.commands import command, script_parser
 from utils.common.paths import check_writable, path_flag
 from utils.toy.layouts.coco import write_coco
 from utils.toy.layouts.common import SEED_OF_SPLIT, SceneSource, scene_key, write_json
@@ -146,12 +147,12 @@ def make_world(config: WorldConfig) -> bool:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> WorldConfig:
-    parser = Parser(prog="python -m utils.toy.world", description=__doc__.splitlines()[0])
+    parser = script_parser("utils.toy.world", __doc__)
     helps = {
         "out": "folder to write, the later --dataset_dir",
         "seed": "another seed gives another world",
         "num_images": "training scenes of each layout",
-        "num_val": "validation scenes of each layout (0: a fifth of num_images, at least 4)",
+        "num_val": "validation scenes of each layout; 0: a fifth of num_images, at least 4",
         "layouts": f"which to write, separated by commas (default: {','.join(WRITERS)}); also "
         f"{', '.join(SECOND_CHOICE)}",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import pytest
 
 from tests.commands import main_of, run
 from utils.common.command_line import parse_config
-from utils.common.help import HelpEntry, help_page
+from utils.common.help import HelpEntry, PageFormatter, help_page
 from utils.common.settings import declared, setting
 
 TRAINING = [
@@ -61,6 +62,48 @@ def test_the_page_of_a_script(script, capsys):
     assert "None" not in page
     first = page.splitlines()[0]
     assert first.endswith(".")
+
+
+SMALL_COMMANDS = [
+    *("utils.toy.world", "utils.toy.demo", "utils.toy.ablation", "utils.toy.assistant", "utils.toy.pretrain"),
+    *("utils.toy.pretrain.smolvlm", "utils.data.tools.openimages_index"),
+    *(
+        "benchmarks.loader",
+        "benchmarks.metrics",
+        "benchmarks.shards",
+        "benchmarks.train_step",
+        "benchmarks.load",
+    ),
+]
+
+
+@pytest.mark.parametrize("name", SMALL_COMMANDS)
+def test_the_page_of_a_small_command(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    page = page_of(name, capsys)
+    assert page.startswith(f"usage: python -m {name} ")
+    assert max(map(len, page.splitlines())) <= 80
+    assert "None" not in page
+    _, flags = page.split("\noptions:\n")
+    for flag in re.split(r"\n  (?=-)", flags.rstrip("\n")):
+        assert re.search(r"^-\S+.*?\s{2,}[a-z]", flag.strip(), re.DOTALL), f"no word about {flag}"
+
+
+def test_a_page_of_a_small_command_has_defaults_and_comments_above_long_commands():
+    about = "\n".join([
+        "It counts.", "", f"    python -m count    # {'all ' * 20}", "    python -m count --to 3", "",
+        "A paragraph that is written in", "two lines.", "",
+    ])  # fmt: skip
+    parser = argparse.ArgumentParser(prog="count", description=about, formatter_class=PageFormatter)
+    parser.add_argument("--to", type=int, default=0, help="100 % sure".replace("%", "%%"))
+    parser.add_argument("--names", nargs="+", default=["a", "b"], help="names")
+    parser.add_argument("--out", help="file")
+    page = parser.format_help()
+    assert f"    # {'all ' * 17}all\n    # all all\n    python -m count\n    python -m count --to 3\n\n" in page
+    assert "A paragraph that is written in two lines.\n" in page
+    assert re.search(r"--to TO +100 % sure \(default: 0\)\n", page)
+    assert re.search(r"names \(default: a b\)\n", page)
+    assert page.endswith("file\n")
 
 
 def test_an_entry_says_what_a_setting_means_once():

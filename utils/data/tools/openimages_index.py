@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from model.errors import UserError
 from model.files import read_text
-from utils.common.commands import Parser, command
+from utils.common.commands import command, script_parser
 from utils.common.files import write_whole
 from utils.common.paths import path_flag
 from utils.common.terminal import printable
@@ -166,7 +166,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m utils.data.tools.openimages_index", description=__doc__)
+    parser = script_parser("utils.data.tools.openimages_index", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build-index", help=f"write {INDEX_FILE} and {NEGATIVES_FILE}")
     build.add_argument(

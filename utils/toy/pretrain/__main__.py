@@ -1,12 +1,11 @@
 """Reproduces the toy base weights: a few hours of CPU, resumable.
 
-python -m utils.toy.pretrain --out assets/toy                    # all stages, one after the other
-python -m utils.toy.pretrain --out assets/toy --stages clip      # one of them
+    python -m utils.toy.pretrain --out assets/toy                    # all stages, one after the other
+    python -m utils.toy.pretrain --out assets/toy --stages clip      # one of them
 
 `language` reads the tower that `clip` wrote, `smolvlm` both; `sam` is independent and may run in parallel.
 """
 
-import argparse
 import logging
 import sys
 from collections.abc import Sequence
@@ -14,27 +13,25 @@ from pathlib import Path
 
 import torch
 
-from utils.common.commands import Parser, command
+from utils.common.commands import command, script_parser
 from utils.common.paths import path_flag, writable_folder
 
-STAGES = ("clip", "sam", "language", "smolvlm")
+NUM_STEPS = {"clip": 3500, "sam": 8050, "language": 4500, "smolvlm": 700}  # of each stage
 
 
 @command("utils.toy.pretrain")
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(
-        prog="python -m utils.toy.pretrain",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = script_parser("utils.toy.pretrain", __doc__)
+    parser.add_argument("--out", type=path_flag, default=Path("assets/toy"), help="folder of the weights")
+    parser.add_argument(
+        "--work", type=path_flag, default=Path("runs/toy_pretrain"), help="folder of the resumable state"
     )
-    parser.add_argument("--out", type=path_flag, default=Path("assets/toy"))
-    parser.add_argument("--work", type=path_flag, default=Path("runs/toy_pretrain"), help="resumable state")
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
-    parser.add_argument("--clip_steps", type=int, default=3500)
-    parser.add_argument("--sam_steps", type=int, default=8050)
-    parser.add_argument("--language_steps", type=int, default=4500)
-    parser.add_argument("--smolvlm_steps", type=int, default=700)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--stages", nargs="+", choices=list(NUM_STEPS), default=list(NUM_STEPS), help="what to train"
+    )
+    for stage, num_steps in NUM_STEPS.items():
+        parser.add_argument(f"--{stage}_steps", type=int, default=num_steps, help=f"steps of {stage}")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(args.threads)

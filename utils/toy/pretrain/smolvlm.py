@@ -10,7 +10,6 @@ embeddings, the first layer, the last norm and the connector train, and the othe
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,7 +32,7 @@ from transformers import (
 
 from model.huggingface import from_pretrained
 from model.text.tokenizer_files import load_tokenizer
-from utils.common.commands import Parser, command
+from utils.common.commands import command, script_parser
 from utils.common.paths import path_flag, writable_folder
 from utils.toy.pretrain.clip import CONFIG as CLIP
 from utils.toy.pretrain.clip import MEAN, PATCH, SIDE, STD, normalise
@@ -198,12 +197,8 @@ def with_all_rows(matrix: Tensor) -> Tensor:
 
 @command("utils.toy.pretrain.smolvlm")
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(
-        prog="python -m utils.toy.pretrain.smolvlm",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--out", type=path_flag, default=Path("runs/smolvlm"))
+    parser = script_parser("utils.toy.pretrain.smolvlm", __doc__)
+    parser.add_argument("--out", type=path_flag, default=Path("runs/smolvlm"), help="folder to write")
     args = parser.parse_args(argv)
     print(write_base(writable_folder(args.out, "--out")))
     return 0
