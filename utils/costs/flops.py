@@ -5,11 +5,12 @@
       --conversations 1 --classes 80
 
 From the configuration alone: no weights are read. The first table is one
-sample: an image with its conversations in one row. The second is a step:
-arithmetic at --tflops, communication at --bandwidth, and what the disk must
-deliver. The third is the loader, from files and from shards, on 8 to 512 GPUs,
-and what limits. Formulas: utils/costs/flop_formulas.py, prediction.py and
-loading.py; docs/performance.md holds the tables of the recipe.
+sample: an image with its conversations in one row. The second is a step, on
+--gpus, 64 and 512 GPUs: arithmetic at --tflops, communication at --bandwidth,
+and what the disk must deliver. The third is what the data cost such a run, from
+files and from shards, and what limits it. The fourth is an answer about 150
+classes. Formulas: utils/costs/flop_formulas.py, prediction.py and loading.py;
+docs/performance.md holds the tables of the recipe.
 """
 
 from __future__ import annotations
