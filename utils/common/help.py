@@ -48,7 +48,7 @@ class PageFormatter(argparse.HelpFormatter):
     """--help of a small command: the docstring of its module, and flags with their defaults."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=TEXT_COLUMN, width=WIDTH)
+        super().__init__(prog, max_help_position=TEXT_COLUMN, width=WIDTH - 2)  # the usage needs some more
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return in_columns(text)

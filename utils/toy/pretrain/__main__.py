@@ -26,9 +26,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--work", type=path_flag, default=Path("runs/toy_pretrain"), help="folder of the resumable state"
     )
-    parser.add_argument(
-        "--stages", nargs="+", choices=list(NUM_STEPS), default=list(NUM_STEPS), help="what to train"
-    )
+    parser.add_argument("--stages", nargs="+", choices=list(NUM_STEPS), default=list(NUM_STEPS), metavar="STAGE",
+                        help=f"by default all: {', '.join(NUM_STEPS)}")  # fmt: skip
     for stage, num_steps in NUM_STEPS.items():
         parser.add_argument(f"--{stage}_steps", type=int, default=num_steps, help=f"steps of {stage}")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
