@@ -1,7 +1,7 @@
 """Counting masks into a confusion matrix, ours against the dense way of the released evaluation.
 
     python -m benchmarks.metrics                      # prints a Markdown table, writes runs/benchmarks/metrics.json
-    python -m benchmarks.metrics --cases 640x480x150,2048x1024x150 --num_masks 10
+    python -m benchmarks.metrics --cases 640x480x150,640x480x459 --num_masks 10
 
 One image: the mask logits that a model predicted, with their classes, and the label image. The dense way puts the
 masks into an array (classes, height, width), takes its arg-max and counts pairs of classes in a histogram. Ours puts

@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--case", type=int, help="number of the only one to run, with its messages")
     parser.add_argument("--only", default="", help="the name of a target or of a damage")
     parser.add_argument(
-        "--steps_every", type=int, default=25, help="cases for each that takes real training steps"
+        "--steps_every", type=int, default=25, help="one case in this many takes real training steps"
     )
     parser.add_argument("--time_limit", type=float, default=TIME_LIMIT, help="seconds of one case")
     parser.add_argument("--out", type=Path, help="write all cases to this JSON file")

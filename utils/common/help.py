@@ -11,6 +11,7 @@ from itertools import groupby
 
 WIDTH = 80
 INDENT, TEXT_COLUMN = 2, 28  # where flags and their meaning begin
+METAVARS: dict[object, str] = {int: "INT", float: "FLOAT"}  # of small commands
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,9 @@ class PageFormatter(argparse.HelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=TEXT_COLUMN, width=WIDTH - 2)  # the usage needs some more
 
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return METAVARS.get(action.type) or super()._get_default_metavar_for_optional(action)
+
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return in_columns(text)
 
@@ -58,6 +62,8 @@ class PageFormatter(argparse.HelpFormatter):
         if default is None or default is False or default in ("", [], argparse.SUPPRESS) or "default" in text:
             return text
         shown = " ".join(map(str, default)) if isinstance(default, list | tuple) else str(default)
+        if len(shown) > WIDTH - TEXT_COLUMN:
+            shown = shown.replace(",", ", ")
         return f"{text} (default: {shown.replace('%', '%%')})"
 
 

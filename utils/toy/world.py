@@ -153,7 +153,7 @@ def parse_arguments(argv: Sequence[str] | None) -> WorldConfig:
         "seed": "another seed gives another world",
         "num_images": "training scenes of each layout",
         "num_val": "validation scenes of each layout; 0: a fifth of num_images, at least 4",
-        "layouts": f"which to write, separated by commas (default: {','.join(WRITERS)}); also "
+        "layouts": f"which to write, separated by commas (default: {', '.join(WRITERS)}); also "
         f"{', '.join(SECOND_CHOICE)}",
     }
     for field in fields(WorldConfig):

@@ -103,7 +103,7 @@ def test_a_page_of_a_small_command_has_defaults_and_comments_above_long_commands
         f"    # {'all ' * 17}all\n    # all all\n    python -m count\n    python -m count --to 3\n\n" in page
     )
     assert "A paragraph that is written in two lines.\n" in page
-    assert re.search(r"--to TO +100 % sure \(default: 0\)\n", page)
+    assert re.search(r"--to INT +100 % sure \(default: 0\)\n", page)
     assert re.search(r"names \(default: a b\)\n", page)
     assert page.endswith("file\n")
 
