@@ -12,8 +12,8 @@ from itertools import pairwise
 from typing import Any
 
 from model.errors import UserError
-from utils.data.base import well_formed
 from utils.data.coco_file import id_of
+from utils.data.coverage import well_formed
 from utils.data.files import FolderListing, read_annotations
 from utils.data.mask_references import Id, Pieces, Reference, References, ids_in
 from utils.data.polygons import short

@@ -26,8 +26,9 @@ from model.errors import UserError
 from model.text.conversation import Conversation
 from model.text.phrases import pick
 from model.text.special_tokens import Text
-from utils.data.base import MISSING, Dataset, FlagError
+from utils.data.base import Dataset, FlagError
 from utils.data.coco_file import id_of
+from utils.data.coverage import MISSING
 from utils.data.datasets.muse import with_masks
 from utils.data.files import FolderListing, locate, read_annotations
 from utils.data.frames import Drawn
