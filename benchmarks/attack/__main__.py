@@ -1,12 +1,13 @@
 """Attacks the commands with files that run code, read or write elsewhere, exhaust or crash whoever opens them.
 
-    python -m benchmarks.attack              # all, far more than a thousand
+    python -m benchmarks.attack              # all, more than two thousand
     python -m benchmarks.attack --quick      # one of each kind
     python -m benchmarks.attack --only pickles,names --verbose
 
 Each attack prepares its files and runs a command (chat.py, test_sem.py, train_ds.py, the merge, the check, the
-preview) in a process of its own, with limits of time and memory and a stdin that says "y". Exit code 1 when code was
-executed, anything leaked, or a command crashed or hung. Kinds and what is not promised: docs/security.md.
+preview, shard) in a process of its own, with limits of time and memory and a stdin that says "y". Exit
+code 1 when code was executed, anything leaked, or a command crashed or hung. Kinds and what is not promised:
+docs/security.md.
 """
 
 from __future__ import annotations
@@ -27,11 +28,14 @@ from benchmarks.attack import (
     bases,
     configs,
     data,
+    images,
     names,
     newer_data,
     outside,
     pickles,
     requests,
+    run_files,
+    shards,
     special_files,
     texts,
     work,
@@ -42,11 +46,11 @@ from benchmarks.attack.runner import BAD, TIME_LIMIT, VERDICTS, Outcome, clear, 
 ATTACKS: tuple[Attack, ...] = (
     *pickles.attacks(), *configs.attacks(), *texts.attacks(), *names.attacks(), *outside.attacks(),
     *special_files.attacks(), *data.attacks(), *work.attacks(), *bases.attacks(), *newer_data.attacks(),
-    *requests.attacks(),
+    *requests.attacks(), *images.attacks(), *shards.attacks(), *run_files.attacks(),
 )  # fmt: skip
 
 COMMANDS = ("chat", "merge_lora_weights_and_save_hf_model", "test_sem", "train_ds", "utils.data.tools.check",
-            "utils.data.tools.preview")  # fmt: skip
+            "utils.data.tools.preview", "utils.data.tools.shard")  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,6 +112,7 @@ def write_models(folder: Path) -> int:
     tower, sam = (flag.split("=")[1] for flag in BASE)
     load_model(TOY / "llava", vision_tower=tower, sam=sam)[0].save_pretrained(folder)
     bases.write(folder.parent)
+    run_files.write(folder.parent)
     return 0
 
 

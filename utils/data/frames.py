@@ -15,7 +15,8 @@ from typing import Any
 from PIL import ExifTags, Image
 
 from utils.data import storage
-from utils.data.images import FORMATS, check_num_pixels
+from utils.data.image_formats import FORMATS
+from utils.data.images import check_num_pixels
 from utils.data.polygons import extent_of, polygons_in
 
 Size = tuple[int, int]  # (height, width)

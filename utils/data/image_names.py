@@ -16,7 +16,7 @@ from typing import Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from utils.data.files import FolderListing, is_hidden, leaves_folder
-from utils.data.images import IMAGE_SUFFIXES
+from utils.data.image_formats import IMAGE_SUFFIXES
 
 # Label Studio puts eight hexadecimal digits before the name of an uploaded file, other servers a UUID.
 UPLOAD_PREFIX = re.compile(

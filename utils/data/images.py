@@ -14,27 +14,19 @@ from typing import BinaryIO
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from model.errors import UserError
 from utils.data import storage
 from utils.data.files import is_hidden
-
-# Formats that Pillow registers but that are not stored pixels; for EPS it would run Ghostscript, an external program.
-NOT_READ = {"EPS", "MPEG", "WMF", "BUFR", "GRIB", "HDF5"}
-_FORMAT_OF = Image.registered_extensions()  # suffix -> format; imports all of Pillow's plugins
-FORMATS = tuple(name for name in Image.OPEN if name not in NOT_READ)
-# What strangers send to a server: no icons, whose inner images Pillow decodes before it says how large they are.
-WEB_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
-IMAGE_SUFFIXES = tuple(sorted(suffix for suffix, name in _FORMAT_OF.items() if name in (*FORMATS, "MPO")))
-WEB_SUFFIXES = tuple(sorted(suffix for suffix, name in _FORMAT_OF.items() if name in (*WEB_FORMATS, "MPO")))
-LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
-LABEL_FORMATS = ("PNG", "TIFF", "BMP")
-UNFIT_FORMATS = {  # format that cannot hold class numbers -> why
-    **dict.fromkeys(("JPEG", "MPO", "WEBP", "AVIF", "JPEG2000"), "its compression is lossy"),
-    "GIF": "programs renumber its colours when they save it",
-}
-UNFIT_SUFFIXES = {suffix: UNFIT_FORMATS[name] for suffix, name in _FORMAT_OF.items() if name in UNFIT_FORMATS}
+from utils.data.image_formats import (
+    FORMATS,
+    IMAGE_SUFFIXES,
+    LABEL_FORMATS,
+    UNFIT_FORMATS,
+    unfit_label,
+    what_it_is,
+)
 
 SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N")
 SIXTEEN_BIT_COLOUR = re.compile(
@@ -56,6 +48,7 @@ LARGEST = 65535  # largest number of a label, or of an image of integers
 MAX_PIXELS = 100_000_000
 # A progressive JPEG goes over all its pixels once for each scan; encoders write about ten. 20 MB can hold a million.
 MAX_SCANS = 500
+MAX_SCANNED_PIXELS = 2_000_000_000  # in all scans: 20 scans of the largest image
 SCAN = b"\xff\xda"  # begins one
 MAX_REASON = 200  # characters of a decoder's own message
 
@@ -71,14 +64,12 @@ def read_image(path: str | Path, label_size: tuple[int, int] | None = None) -> n
     return read_oriented(path, label_size)[0]
 
 
-def image_of_bytes(
-    content: bytes, name: str, max_pixels: int | None = None, formats: tuple[str, ...] = FORMATS
-) -> np.ndarray:
+def image_of_bytes(content: bytes, name: str, max_pixels: int | None = None) -> np.ndarray:
     """The image of `read_image` from the content of its file; `name` stands for its path in errors.
 
-    max_pixels, formats: limits of servers, below `MAX_PIXELS` and among `FORMATS`.
+    max_pixels: limit of servers, below `MAX_PIXELS`.
     """
-    return _oriented(io.BytesIO(content), name, None, max_pixels, formats)[0]
+    return _oriented(io.BytesIO(content), name, None, max_pixels)[0]
 
 
 def image_of_pillow(image: Image.Image, name: str) -> np.ndarray:
@@ -108,7 +99,6 @@ def _oriented(
     path: str | Path,
     label_size: tuple[int, int] | None,
     max_pixels: int | None = None,
-    formats: tuple[str, ...] = FORMATS,
 ) -> tuple[np.ndarray, str]:
     taken = ""
 
@@ -123,7 +113,7 @@ def _oriented(
         taken = "" if turn is None else AS_STORED if stored_fits else UPRIGHT
         return np.array(_to_rgb(image if stored_fits else upright, path))
 
-    return _decode(file, path, convert, max_pixels, formats), taken
+    return _decode(file, path, convert, max_pixels), taken
 
 
 def read_label(path: str | Path) -> np.ndarray:
@@ -138,8 +128,8 @@ def read_label(path: str | Path) -> np.ndarray:
             raise UserError(f"{path}: {unfit_label(image.format, UNFIT_FORMATS[image.format])}")
         if image.info.get("compression") in ("jpeg", "webp"):
             raise UserError(f"{path}: {unfit_label('TIFF with JPEG', UNFIT_FORMATS['JPEG'])}")
-        if (num_frames := getattr(image, "n_frames", 1)) > 1:
-            raise UserError(f"{path}: holds {num_frames} images, and a label is one; save each as a file")
+        if _holds_several(image):
+            raise UserError(f"{path}: holds several images, and a label is one; save each as a file")
         if image.format not in LABEL_FORMATS:
             raise UserError(f"{path}: labels are not read from {image.format} files; save them as PNG")
         if image.mode in (*SIXTEEN_BIT_MODES, "I", "F"):
@@ -182,25 +172,22 @@ def check_num_pixels(image: Image.Image, path: str | Path, max_pixels: int | Non
         raise UserError(too_large(path, f"{image.width} x {image.height}", max_pixels))
 
 
-def check_num_scans(file: BinaryIO, path: str | Path) -> None:
+def check_num_scans(file: BinaryIO, path: str | Path, num_pixels: int) -> None:
     """UserError for a JPEG that takes as long to decode as hundreds of others; `file` stays where it is."""
     place = file.tell()
     file.seek(0)
     count = file.read().count(SCAN)
     file.seek(place)
-    if count > MAX_SCANS:
-        raise UserError(f"{path}: {count:,} scans, of at most {MAX_SCANS}; save it again as a JPEG or PNG")
+    most = min(MAX_SCANS, MAX_SCANNED_PIXELS // max(num_pixels, 1))
+    if count > most:
+        size = f" of {num_pixels:,} pixels" if most < MAX_SCANS else ""
+        raise UserError(f"{path}: {count:,} scans{size}, of at most {most}; save it again as a JPEG or PNG")
 
 
 def too_large(path: str | Path, size: str, max_pixels: int | None = None) -> str:
     """For messages: that an image has too many pixels."""
     most = max_pixels or MAX_PIXELS
     return f"{path}: {size} pixels, of at most {most:,}; make it smaller, or cut it into tiles"
-
-
-def unfit_label(kind: str, reason: str) -> str:
-    """For messages: why a label image of a format is refused."""
-    return f"a label as {kind} cannot hold class numbers, as {reason}; save labels as PNG"
 
 
 def to_eight_bits(values: np.ndarray) -> np.ndarray:
@@ -220,14 +207,13 @@ def _decode(
     path: str | Path,
     convert: Callable[[Image.Image, str, BinaryIO], np.ndarray],
     max_pixels: int | None = None,
-    formats: tuple[str, ...] = FORMATS,
 ) -> np.ndarray:
     """The result of `convert` for the loaded image, its stored mode and the file; any failure is a UserError."""
     try:
-        image = Image.open(file, formats=formats)
+        image = Image.open(file, formats=FORMATS)
         check_num_pixels(image, path, max_pixels)
         if image.format in ("JPEG", "MPO"):
-            check_num_scans(file, path)
+            check_num_scans(file, path, image.width * image.height)
         stored = _stored_mode(image)
         image.load()
         return convert(image, stored, file)
@@ -238,9 +224,22 @@ def _decode(
         raise UserError(too_large(path, f"{int(found[0]):,}" if found else "too many", max_pixels)) from None
     except UnidentifiedImageError:
         file.seek(0)
-        raise UserError(f"{path}: cannot be decoded ({_what_it_is(file.read(512))})") from None
+        raise UserError(f"{path}: cannot be decoded ({what_it_is(file.read(512))})") from None
     except Exception as problem:  # anything: these are the decoders' own ways to say that a file is damaged
         raise UserError(f"{path}: cannot be decoded ({_reason(problem)})") from None
+
+
+def _holds_several(image: Image.Image) -> bool:
+    """Whether a file holds more than one image. Those of a TIFF are not counted: there may be a million."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return getattr(image, "n_frames", 1) > 1
+    try:
+        image.seek(1)
+    except EOFError:
+        return False
+    except Exception:  # there is a second one, which is damaged
+        return True
+    return True
 
 
 def _reason(problem: Exception) -> str:
@@ -256,24 +255,6 @@ def _stored_mode(image: Image.Image) -> str:
     arguments = tiles[0][3]
     mode = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     return mode if isinstance(mode, str) else ""
-
-
-def _what_it_is(start: bytes) -> str:
-    """What a file is that no decoder recognises, from its first bytes."""
-    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if not start:
-        return "the file is empty"
-    if text.startswith(b"version https://git-lfs"):
-        return "the file is a Git LFS pointer; fetch the image itself with git lfs pull"
-    if text.startswith((b"<!doctype html", b"<html")):
-        return "the file is a web page; download the image itself"
-    if text.startswith((b"<svg", b"<?xml")):
-        return "the file is XML or SVG; save it as PNG"
-    if start[4:8] == b"ftyp":
-        return "the file is a HEIC image or a video, which are not supported; save it as JPEG or PNG"
-    if not start.strip(b"\0"):
-        return "the file holds only zeros"
-    return "the file is not an image"
 
 
 def _from_sixteen_bit_colour(file: BinaryIO) -> Image.Image:

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from model.errors import UserError
+from utils.data.image_formats import LABEL_FORMATS
 from utils.data.images import check_num_pixels
 from utils.data.polygons import NUMBERS, check_coordinates, check_pixels, pair_of, short
 
@@ -96,7 +97,8 @@ def _decode_mask(code: Any, where: str) -> np.ndarray:
     """A labelme mask, a grey PNG in base64, as (height, width) uint8 of 0 and 1."""
     if not isinstance(code, str):
         raise UserError(f"{where}: 'mask' is an image in base64, got {short(code)}")
-    with Image.open(io.BytesIO(base64.b64decode(code, validate=True))) as image:
+    content = io.BytesIO(base64.b64decode(code, validate=True))
+    with Image.open(content, formats=LABEL_FORMATS) as image:
         check_num_pixels(image, "a mask in it")
         return (np.asarray(image.convert("L")) > 0).astype(np.uint8)
 

@@ -18,6 +18,7 @@ from model.text.sequence import ComplexQuery
 from utils.data import storage
 from utils.data.base import Dataset
 from utils.data.class_file import IGNORED_VALUES, no_class_remarks
+from utils.data.image_formats import LABEL_FORMATS
 from utils.data.semantic import SemanticDataset, values_in
 from utils.data.types import (
     EvalSample,
@@ -201,7 +202,7 @@ class Remarks:
         if self._palettes_differ:
             return
         try:
-            with storage.open_file(path) as file, Image.open(file) as image:
+            with storage.open_file(path) as file, Image.open(file, formats=LABEL_FORMATS) as image:
                 palette = image.getpalette() if image.mode == "P" else None
         except Exception:  # a fault was reported when the file was read
             return

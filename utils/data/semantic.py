@@ -19,14 +19,8 @@ from utils.data.class_lists import ClassList
 from utils.data.coverage import MISSING, UNLABELLED
 from utils.data.files import log_skipped, visible
 from utils.data.frames import Frames
-from utils.data.images import (
-    LABEL_SUFFIXES,
-    UNFIT_SUFFIXES,
-    images_in,
-    read_label,
-    read_oriented,
-    unfit_label,
-)
+from utils.data.image_formats import LABEL_SUFFIXES, UNFIT_SUFFIXES, unfit_label
+from utils.data.images import images_in, read_label, read_oriented
 from utils.data.types import Recipe, Sample, SemanticSample, UnusableItemError
 
 MAX_VALUES_NAMED = 10  # unknown values of a label, in messages

@@ -51,7 +51,7 @@ def compress(row: SheetRow) -> CompressedRow:
 
 def decompress(compressed: CompressedRow) -> SheetRow:
     """The row that `compress` was given, smaller and with the losses of JPEG."""
-    with Image.open(io.BytesIO(compressed.image)) as jpeg:
+    with Image.open(io.BytesIO(compressed.image), formats=["JPEG"]) as jpeg:
         image = np.array(jpeg.convert("RGB"))
     return SheetRow(
         image=image,

@@ -11,7 +11,8 @@ from model.errors import UserError
 from utils.common.paths import resolve
 from utils.config.chat import ChatConfig
 from utils.data.files import names_in
-from utils.data.images import IMAGE_SUFFIXES, read_image
+from utils.data.image_formats import IMAGE_SUFFIXES
+from utils.data.images import read_image
 from utils.evaluation.predict import find_images
 from utils.serving.answers import split_names
 

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from model.lasagna import LasagnaForConditionalGeneration
 from model.outputs import ChatAnswer
 from model.text.conversation import Conversation
-from utils.data.images import WEB_FORMATS, image_of_bytes
+from utils.data.images import image_of_bytes
 from utils.serving.answers import Answer, Asking, answer_in_words, is_ended, split_names, unique_names
 from utils.serving.batching import Batcher
 from utils.serving.dialect import ChatRequest, SegmentRequest, Wanted, usage_of
@@ -71,7 +71,7 @@ class Service:
         found = await to_thread.run_sync(content, limiter=threads)
 
         def read() -> np.ndarray:
-            return image_of_bytes(found, "the image", self.max_pixels, WEB_FORMATS)
+            return image_of_bytes(found, "the image", self.max_pixels)
 
         return await to_thread.run_sync(read, limiter=self.decoders)
 

@@ -22,14 +22,10 @@ FORMATS = (
     "GIF",
     "BMP",
     "PPM",
-    "TGA",
-    "ICO",
+    "AVIF",
     "JPEG2000",
-    "QOI",
-    "PCX",
-    "SGI",
-    "DDS",
 )
+OTHERS = ("TGA", "ICO", "QOI", "PCX", "SGI", "DDS", "ICNS", "PDF", "EPS", "SPIDER")
 EXIF = Image.Exif()
 EXIF[0x0112], EXIF[0x010E] = 6, "a description " * 5
 
@@ -77,6 +73,14 @@ def test_no_damage_gives_a_traceback(tmp_path, format, capfd):
         path.write_bytes(damaged.tobytes())
         refused += not read_or_refuse(path)[0]
     assert refused
+
+
+@pytest.mark.parametrize("format", OTHERS)
+def test_a_sound_file_of_another_format_is_refused_whatever_it_is_called(tmp_path, format):
+    (tmp_path / "a.png").write_bytes(whole(format))
+    for read in (read_image, read_label):
+        with pytest.raises(UserError, match=r"a\.png: cannot be decoded \(the file is (a|not an|PostScript)"):
+            read(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("format", ["PNG", "WEBP", "JPEG", "TIFF"])

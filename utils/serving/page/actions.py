@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from model.errors import UserError
 from utils.common.commands import one_line
-from utils.data.images import WEB_FORMATS, image_of_bytes
+from utils.data.images import image_of_bytes
 from utils.serving.answers import Answer, Asking, OnText, split_names
 from utils.serving.batching import Batcher
 from utils.serving.page.view import Said, said_in, talk_html, view_html
@@ -46,7 +46,7 @@ class Actions:
         """An image that was uploaded or chosen; `name`: of its file."""
         visit = self.visits.of(visitor)
         try:
-            image = image_of_bytes(content, name, self.max_pixels, WEB_FORMATS)
+            image = image_of_bytes(content, name, self.max_pixels)
         except UserError as problem:
             return now(visit, problem=one_line(problem))
         visit.session.stop()

@@ -24,7 +24,8 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import Mount
 
-from utils.data.images import WEB_SUFFIXES, read_image
+from utils.data.image_formats import IMAGE_SUFFIXES
+from utils.data.images import read_image
 from utils.reports.pages import data_url
 from utils.serving import label_studio
 from utils.serving.connection import Server
@@ -124,7 +125,7 @@ def layout(actions: Actions, service: Service, examples: Sequence[Path]) -> gr.B
                     label="Threshold: the probability from which a class is present",
                 )  # fmt: skip
             with gr.Column(scale=2):
-                upload = gr.File(label="Image", file_types=list(WEB_SUFFIXES), height=120, elem_id="upload")
+                upload = gr.File(label="Image", file_types=list(IMAGE_SUFFIXES), height=120, elem_id="upload")
                 with gr.Row(visible=bool(examples)):
                     buttons = [
                         gr.Button(
