@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from PIL import Image
 
@@ -59,6 +60,8 @@ def _own_name(path: Path) -> Iterator[Path]:
     name = shortened(path.name, MAX_NAME_BYTES - len(PARTIAL) - 9)
     partial = path.with_name(name + PARTIAL)
     while True:
+        if partial.is_symlink():  # would be written through, to wherever it leads
+            partial = path.with_name(f"{name}.{secrets.token_hex(4)}{PARTIAL}")
         is_regular(partial)
         handle = os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -117,6 +120,17 @@ def append_whole(path: Path, text: str, *, sync: bool = False) -> None:
                 with suppress(OSError):
                     path.unlink() if is_new else file.truncate(size)
                 raise
+
+
+def open_lock(path: Path) -> IO[str]:
+    """The file of a lock, made if it is not there.
+
+    Raises:
+        OSError: it cannot be made, or is a link.
+        UserError: there is a folder, a pipe or a device.
+    """
+    is_regular(path)  # a pipe would keep the opener waiting
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666), "r+")
 
 
 def sync_folder(folder: Path) -> None:

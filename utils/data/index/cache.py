@@ -25,7 +25,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from utils.common.files import written_aside
+from model.errors import UserError
+from utils.common.commands import one_line
+from utils.common.files import open_lock, written_aside
 from utils.common.memory import give_back_memory
 from utils.common.paths import user_cache_folder
 from utils.data import storage
@@ -186,10 +188,10 @@ def _alone(path: Path) -> Iterator[bool]:
     """Holds the lock of a file of the cache; False where it cannot be had, as in a folder that is read-only."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.with_suffix(".lock").open("a")
-    except OSError as problem:
+        lock = open_lock(path.with_suffix(".lock"))
+    except (OSError, UserError) as problem:
         _tell_once(
-            f"--index_cache {path.parent} cannot be written to ({problem.strerror}): every process reads the "
+            f"--index_cache {path.parent} cannot be written to ({one_line(problem)}): every process reads the "
             "annotations by itself; name another folder"
         )
         yield False

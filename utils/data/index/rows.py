@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import struct
 import weakref
 from collections.abc import Iterable, Sequence
@@ -98,8 +99,10 @@ class RowFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.descriptor = os.open(path, os.O_RDONLY)
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would keep the opener waiting
         weakref.finalize(self, os.close, self.descriptor)
+        if not stat.S_ISREG(os.fstat(self.descriptor).st_mode):
+            raise DamagedIndexError("it is no file")
         size = os.fstat(self.descriptor).st_size
         self.prefix = self.read(0, min(PREFIX_SIZE, size))
         if size < PREFIX_SIZE or not self.prefix.startswith(MAGIC):

@@ -20,6 +20,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from model.errors import UserError
+from utils.common.commands import one_line
+from utils.common.files import open_lock
 from utils.common.paths import user_cache_folder, writable_folder
 from utils.data.index.rows import DIGEST_SIZE, DamagedIndexError, RowFile
 from utils.data.shards.layout import ShardFile
@@ -87,6 +90,8 @@ class ShardCache:
                 return path
             partial = path.with_name(own_name + PARTIAL)
             try:
+                if not _is_file(partial):
+                    partial.unlink(missing_ok=True)  # a link, which would be written through
                 if size is not None and not self._reserve(partial, size):
                     return None
                 self._fetch(place, name, partial, size, digest)
@@ -103,7 +108,8 @@ class ShardCache:
                 self._tell(f"--shard_cache {self.folder}: the disk is full")
                 return None
             finally:
-                partial.unlink(missing_ok=True)
+                with suppress(OSError):
+                    partial.unlink(missing_ok=True)
         return path
 
     def _fetch(self, place: Place, name: str, target: Path, size: int | None, sha256: bytes) -> None:
@@ -160,8 +166,8 @@ class ShardCache:
             if partial == own:
                 continue
             with (
-                (self.folder / partial.name.replace(PARTIAL, LOCK)).open("a") as lock,
                 suppress(BlockingIOError),
+                open_lock(self.folder / partial.name.replace(PARTIAL, LOCK)) as lock,
             ):
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 partial.unlink(missing_ok=True)
@@ -169,10 +175,10 @@ class ShardCache:
     @contextmanager
     def _lock(self, name: str, waiting: str = "") -> Iterator[None]:
         try:
-            lock = (self.folder / f"{name}{LOCK}").open("a")
-        except OSError as problem:
+            lock = open_lock(self.folder / f"{name}{LOCK}")
+        except (OSError, UserError) as problem:
             raise ShardError(
-                f"--shard_cache {self.folder} cannot be written to ({problem.strerror}); name another folder"
+                f"--shard_cache {self.folder} cannot be written to ({one_line(problem)}); name another folder"
             ) from None
         with lock:
             try:
@@ -205,11 +211,12 @@ def wrong_size(found: int, size: int) -> str:
 
 
 def _is_copy(path: Path, size: int | None) -> bool:
-    """Whether a copy is there; one of another size was cut off by a power cut, and is made anew."""
-    try:
-        return path.stat().st_size == size or size is None
-    except FileNotFoundError:
-        return False
+    """Whether a copy is there; one of another size was cut off by a power cut, and is made anew, as is a link."""
+    return _is_file(path) and (size is None or path.stat().st_size == size)
+
+
+def _is_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
 
 
 def _check_index(path: Path, digest: bytes) -> None:

@@ -7,15 +7,17 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 import fsspec.core
 
 from model.errors import UserError
+from model.files import open_regular
 from utils.common.files import PARTIAL, written_aside
-from utils.common.paths import resolve
+from utils.common.folder_lock import WRITING_LOCK, folder_lock
+from utils.common.paths import check_writable, resolve
 from utils.data.shards.layout import INDEX, SHARD_NAME
 from utils.data.storage import ShardError
 
@@ -44,8 +46,12 @@ class Place(Protocol):
     def writing(self, name: str) -> Any:
         """A context: a file to write bytes to. OSError or UserError if that is not possible."""
 
-    def check_free(self) -> None:
-        """UserError if something is there that would be overwritten."""
+    def held(self) -> AbstractContextManager[None]:
+        """The place is free, and nobody else writes there meanwhile.
+
+        Raises:
+            UserError: something is there that would be overwritten, or somebody is writing.
+        """
 
 
 def place_of(text: str, flag: str) -> Place:
@@ -71,36 +77,43 @@ class Folder:
         return str(self.path / name)
 
     def read(self, name: str, start: int, size: int) -> bytes:
-        try:
-            with (self.path / name).open("rb") as file:
-                return os.pread(file.fileno(), min(size, os.fstat(file.fileno()).st_size), start)
-        except (FileNotFoundError, NotADirectoryError):
-            raise
-        except OSError as problem:
-            raise ShardError(f"{self.shown(name)} cannot be read ({problem.strerror})") from None
+        with self._reading(name) as file:
+            return os.pread(file.fileno(), min(size, os.fstat(file.fileno()).st_size), start)
 
     def chunks(self, name: str) -> Iterator[bytes]:
+        with self._reading(name) as file:
+            while chunk := file.read(COPIED_AT_ONCE):
+                yield chunk
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[BinaryIO]:
         try:
-            with (self.path / name).open("rb") as file:
-                while chunk := file.read(COPIED_AT_ONCE):
-                    yield chunk
+            with open_regular(self.path / name) as file:
+                yield file
         except (FileNotFoundError, NotADirectoryError):
             raise
         except OSError as problem:
             raise ShardError(f"{self.shown(name)} cannot be read ({problem.strerror})") from None
+        except UserError as problem:
+            raise ShardError(str(problem)) from None
 
     @contextmanager
     def writing(self, name: str) -> Iterator[BinaryIO]:
         with written_aside(self.path / name) as partial, partial.open("wb") as file:
             yield file
 
-    def check_free(self) -> None:
+    @contextmanager
+    def held(self) -> Iterator[None]:
         """What an earlier, unfinished writing left is removed."""
-        if not os.path.lexists(self.path):
-            return
-        if not self.path.is_dir():
+        if os.path.lexists(self.path) and not self.path.is_dir():
             raise UserError(f"--out {self.path} is a file; name a folder")
-        names = {entry.name for entry in self.path.iterdir()}
+        check_writable(self.path, "--out")
+        with folder_lock(self.path, WRITING_LOCK, "--out"):
+            self._check_free()
+            yield
+
+    def _check_free(self) -> None:
+        names = {entry.name for entry in self.path.iterdir()} - {WRITING_LOCK}
         unfinished = {name for name in names if SHARD_NAME.fullmatch(name.removesuffix(PARTIAL))}
         if INDEX in names or names - unfinished - {INDEX + PARTIAL}:
             held = "shards" if INDEX in names else "other files"
@@ -165,7 +178,9 @@ class RemotePlace:
                 f"{self.shown(name)} cannot be written ({_reason(problem)}); may you write there?"
             ) from None
 
-    def check_free(self) -> None:
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Of two writers at once nothing is known: object stores have no locks."""
         system, folder = self._system()
         try:
             is_there = system.exists(f"{folder}/{INDEX}")
@@ -173,6 +188,7 @@ class RemotePlace:
             raise UserError(f"--out {self.url} cannot be reached ({_reason(problem)})") from None
         if is_there:
             raise UserError(f"--out {self.url} holds shards already; name another folder, or remove it first")
+        yield
 
     def _system(self) -> tuple[Any, str]:
         """fsspec's file system in this process, and the folder as it names it."""

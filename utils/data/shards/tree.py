@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import os
 import zlib
 from bisect import bisect_left
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from model.errors import UserError
+from model.files import open_regular
 from utils.data import storage
 from utils.data.index.rows import DIGEST_SIZE, PREFIX_SIZE, DamagedIndexError, RowFile, Rows
 from utils.data.shards.cache import WRONG_SUM, shard_cache, wrong_size
@@ -119,20 +120,24 @@ class ShardTree:
             missing -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _open_shard(self, number: int) -> io.FileIO | None:
+    def _open_shard(self, number: int) -> BinaryIO | None:
         """A shard on disk, of the size that it should have; None for one that is read from a URL part by part."""
         shard = self.head.shards[number]
         try:
             path = None if self.cache is None else self.cache.shard(self.place, shard)
             if path is None and self.place.is_remote:
                 return None
-            handle = io.FileIO(path or self.place.shown(shard.name))
+            handle = open_regular(path or self.place.shown(shard.name))
         except FileNotFoundError:
             raise ShardError(
                 f"{self.place.shown(shard.name)} is missing; copy it again, or {AGAIN}"
             ) from None
         except OSError as problem:
             raise ShardError(f"{self._shown(number)} cannot be read ({problem.strerror})") from None
+        except ShardError:
+            raise
+        except UserError as problem:
+            raise ShardError(str(problem)) from None
         if (size := os.fstat(handle.fileno()).st_size) != shard.size:
             raise ShardError(f"{self._shown(number)} {wrong_size(size, shard.size)}")
         return handle

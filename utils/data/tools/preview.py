@@ -33,6 +33,7 @@ from model.text.special_tokens import SEG_TOKENS, Special, Text
 from utils.common.command_line import parse_config
 from utils.common.commands import command
 from utils.common.files import write_png, write_whole
+from utils.common.folder_lock import WRITING_LOCK, folder_lock
 from utils.common.label_values import UNCLAIMED
 from utils.common.logs import quiet, start_logging
 from utils.common.paths import check_writable
@@ -101,11 +102,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     use_shard_cache(config.shard_cache, config.shard_cache_gb)
     processor = processor_for(config.version, config.sequence_format, config.prompt_template)
     mixture = build_mixture(config, processor)
-    shown = [show(index, mixture[index]) for index in range(config.num_samples)]
     out = Path(config.out)
-    write_png(out / "preview.png", draw_contact_sheet(shown))
-    page = page_of(shown, processor, mixture.describe(), config)
-    write_whole(out / "index.html", page)
+    with folder_lock(out, WRITING_LOCK, "--out"):  # else sheet and page may be those of two previews
+        shown = [show(index, mixture[index]) for index in range(config.num_samples)]
+        page = page_of(shown, processor, mixture.describe(), config)
+        write_png(out / "preview.png", draw_contact_sheet(shown))
+        write_whole(out / "index.html", page)
     print(f"{len(shown)} samples: {out / 'preview.png'}, {out / 'index.html'}")
     return 0
 

@@ -93,10 +93,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not entries:
         raise UserError("nothing to pack: name data sets with --dataset or --val_dataset_list")
     place = place_of(config.out, "--out")
-    place.check_free()
     asked = flags_asked(config)
     packed = Packed()
-    with ShardWriter(place, config.shard_mb * MEGABYTE) as writer:
+    with place.held(), ShardWriter(place, config.shard_mb * MEGABYTE) as writer:
         for entry, training in entries:
             pack(entry, training, config, writer, packed)
         rate = sum(source_rates(asked).values()) if asked else 1.0

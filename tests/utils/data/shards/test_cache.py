@@ -19,6 +19,7 @@ from utils.data.mixture import build_train_mixture
 from utils.data.shards import cache, place
 from utils.data.shards.cache import use_shard_cache
 from utils.data.shards.place import Folder, RemotePlace
+from utils.data.storage import ShardError
 from utils.data.tools import check, shard
 
 NUM_SHARDS = 4
@@ -240,3 +241,25 @@ def test_a_full_disk_leaves_the_rest_where_it_lies(remote, plain, tmp_path, monk
 def test_shards_at_a_url_are_not_written_over(remote, plain, refused):
     said = refused(shard.main, f"--out={remote}", f"--dataset_dir={plain}", "--sem_seg_data=ade20k")
     assert "holds shards already; name another folder, or remove it first" in said
+
+
+@pytest.mark.parametrize("suffix", ["", ".partial", ".lock"])
+def test_links_in_a_cache_are_not_written_through(suffix, plain, remote, tmp_path):
+    expected = from_files(plain)
+    folder, outside = tmp_path / "cache", tmp_path / "outside.txt"
+    use_shard_cache(str(folder), None)
+    drawn(f"sharded:{remote}")
+    names = [path.name for path in folder.iterdir() if path.suffix in (".tar", ".index")]
+    assert len(names) == NUM_SHARDS + 1
+    outside.write_text("secret")
+    for name in names:
+        for path in (folder / name, folder / f"{name}.lock"):
+            path.unlink()
+        (folder / f"{name}{suffix}").symlink_to(outside)
+    storage._mounted.clear()
+    if suffix == ".lock":
+        with pytest.raises(ShardError, match=r"--shard_cache .* cannot be written to .*symbolic links"):
+            drawn(f"sharded:{remote}")
+    else:
+        assert alike(drawn(f"sharded:{remote}"), expected)
+    assert outside.read_text() == "secret"

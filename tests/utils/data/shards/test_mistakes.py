@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import os
 import pickle
+import resource
+import socket
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 
 from tests.utils.data.layouts import blocks, save, write_ade20k
+from utils.common.processes import start_of
 from utils.config.data import DataConfig
 from utils.data import storage
 from utils.data.dataset_flags import parse_dataset_flags
 from utils.data.index.rows import RowFile, Rows, write_rows
 from utils.data.mixture import build_train_mixture
+from utils.data.shards.cache import use_shard_cache
 from utils.data.shards.layout import INDEX, Head, Part, Row
 from utils.data.shards.tree import open_shards
 from utils.data.storage import ShardError
@@ -238,3 +245,39 @@ def test_shards_of_a_read_only_folder_are_read_and_nothing_is_left_in_it(shards,
     draw(shards)
     assert sorted(path.name for path in shards.iterdir()) == before
     shards.chmod(0o755)
+
+
+@pytest.mark.parametrize("with_cache", [True, False])
+@pytest.mark.parametrize("name", [INDEX, "shard-00000.tar"])
+@pytest.mark.parametrize(
+    "put", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.mkdir()]
+)
+def test_what_is_no_file_keeps_nobody_waiting(put, name, with_cache, shards, tmp_path):
+    if with_cache:
+        use_shard_cache(str(tmp_path / "cache"), None)
+    (shards / name).unlink()
+    put(shards / name)
+    with pytest.raises(ShardError, match=rf"{name}: is a .*, not a file|{name} cannot be read"):
+        draw(shards)
+
+
+def test_two_writers_of_one_folder_are_not_mixed(shards, refused, tmp_path):
+    out = tmp_path / "new"
+    out.mkdir()
+    holder = {"host": socket.gethostname(), "pid": os.getppid(), "start": start_of(os.getppid())}
+    (out / "writing.lock").write_text(json.dumps(holder))
+    flags = (f"--dataset_dir={tmp_path / 'plain'}", "--sem_seg_data=ade20k", f"--out={out}")
+    assert f"in use by process {os.getppid()}" in refused(shard.main, *flags)
+    (out / "writing.lock").unlink()
+    assert shard.main(list(flags)) == 0
+    assert sorted(path.name for path in out.iterdir()) == [INDEX, "shard-00000.tar"]
+
+
+@pytest.mark.parametrize("content", [b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\x91" * 10**6])
+def test_lists_that_announce_billions_take_no_memory(content, shards):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    head = b"\x81\xa6shards" + content
+    write_rows(shards / INDEX, [], msgspec.Raw(head))
+    with pytest.raises(ShardError, match=r"index\.rows is damaged"):
+        draw(shards)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB

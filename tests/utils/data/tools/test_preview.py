@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import html
 import io
+import json
+import os
 import re
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +18,10 @@ from PIL import Image
 from model.text.conversation import Conversation
 from model.text.encoded import IGNORE_INDEX
 from model.text.special_tokens import Special
+from tests.commands import complaint
 from tests.utils.data.layouts import blocks, dialogue, write_ade20k, write_llava
 from utils.common.label_values import UNCLAIMED
+from utils.common.processes import start_of
 from utils.data.collate import LengthLimit
 from utils.data.tools import preview
 from utils.data.types import Sample
@@ -148,6 +153,23 @@ def test_mistakes_end_with_2_and_one_line(root, tmp_path, capsys, flags, message
     error = capsys.readouterr().err
     assert message in error
     assert len(error.splitlines()) == 1
+
+
+def test_two_previews_into_one_folder_are_not_mixed(root, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    holder = {"host": socket.gethostname(), "pid": os.getppid(), "start": start_of(os.getppid())}
+    (out / "writing.lock").write_text(json.dumps(holder))
+    assert preview.main([f"--dataset_dir={root}", f"--out={out}", "--num_samples=1"]) == 2
+    complaint(capsys, f"in use by process {os.getppid()}", "choose another --out")
+    assert [path.name for path in out.iterdir()] == ["writing.lock"]
+
+
+@pytest.mark.parametrize("name", ["x.", "a\tb", "deep /x"])
+def test_a_folder_whose_name_another_system_would_change_is_not_made(name, root, tmp_path, capsys):
+    assert preview.main([f"--dataset_dir={root}", f"--out={tmp_path / name}", "--num_samples=1"]) == 2
+    complaint(capsys, "--out", "its name", "name another folder")
+    assert not (tmp_path / name).exists()
 
 
 def test_the_sheet_shows_every_sample(root):
