@@ -2,7 +2,7 @@
 
 runs/EXP/run.lock holds the host, the number and the start of the process that trains, REPORT_DIR/evaluation.lock
 those of the one that evaluates. A lock whose process is gone is taken over on the same host; of another host nothing
-is known, so its lock is named.
+is known, so its lock is named. A lock that came with a copy of the folder is none: its process works in the original.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from utils.common.processes import before_sudden_end, start_of
 
 logger = logging.getLogger(__name__)
 
-RUN_LOCK, EVALUATION_LOCK = "run.lock", "evaluation.lock"
+RUN_LOCK, EVALUATION_LOCK, WRITING_LOCK = "run.lock", "evaluation.lock", "writing.lock"
 MAX_LOCK = 10_000  # characters that are read of it
 
 
@@ -68,6 +68,7 @@ def _take(path: Path, flag: str) -> None:
             "pid": os.getpid(),
             "start": start_of(os.getpid()),
             "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "folder": os.path.realpath(path.parent),
         }
         try:
             file.seek(0)
@@ -108,6 +109,9 @@ def _holder(text: str) -> dict[str, object] | None:
 def _in_the_way(holder: dict[str, object], path: Path, flag: str) -> str | None:
     """Why the lock cannot be taken; None if its process is gone."""
     who = f"process {holder['pid']} on host {holder.get('host')}, since {holder.get('since')}"
+    if _is_copied(holder, path):
+        logger.info("%s is a copy: %s works in %s", path, who, holder["folder"])
+        return None
     if holder.get("host") != socket.gethostname():
         return (
             f"{path.parent} is in use by {who} ({path.name}), which cannot be asked from {socket.gethostname()}; if "
@@ -118,3 +122,15 @@ def _in_the_way(holder: dict[str, object], path: Path, flag: str) -> str | None:
         logger.info("%s was left by %s, which has ended", path, who)
         return None
     return f"{path.parent} is in use by {who} ({path.name}); wait for it, stop it, or choose another {flag}"
+
+
+def _is_copied(holder: dict[str, object], path: Path) -> bool:
+    """Whether a lock was copied with its folder, so that its process works in the folder that it names."""
+    original = Path(str(holder.get("folder") or "nowhere")) / path.name
+    try:
+        if not is_regular(original) or original.stat().st_ino == path.stat().st_ino:
+            return False
+        with original.open(encoding="utf-8", errors="replace") as file:
+            return _holder(file.read(MAX_LOCK)) == holder
+    except (OSError, ValueError):
+        return False

@@ -122,8 +122,15 @@ def user_cache_folder(name: str) -> Path | None:
 
 
 def writable_folder(path: str | Path, flag: str) -> Path:
-    """The folder, made if it is not there and tried. UserError when nothing can be written into it."""
+    """The folder, made if it is not there and tried.
+
+    Raises:
+        UserError: nothing can be written into it, or a folder to be made has a name by `name_problem`.
+    """
     folder = Path(path)
+    for place in (folder, *folder.parents):
+        if place.name != ".." and not os.path.lexists(place) and (problem := name_problem(place.name)):
+            raise UserError(f"{flag} {str(place)!r}: its name {problem}; name another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -148,6 +155,20 @@ def check_writable(path: str | Path, flag: str) -> Path:
         for place in missing:
             with contextlib.suppress(OSError):
                 place.rmdir()
+
+
+def name_problem(name: str) -> str:
+    """Why no folder is made under a name; "" if it is a good one.
+
+    What cannot be seen, or what other systems change when the folder is copied there, makes two names out of one.
+    """
+    if not name.isprintable():
+        return "holds control characters, or others that cannot be shown"
+    if name != name.strip():
+        return "begins or ends with a blank"
+    if name.endswith("."):
+        return "ends with a dot"
+    return ""
 
 
 def shortened(name: str, max_bytes: int) -> str:

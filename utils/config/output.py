@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from model.errors import UserError
-from utils.common.paths import MAX_NAME_BYTES
+from utils.common.paths import MAX_NAME_BYTES, name_problem
 
 MAX_RUN_NAME = 100  # characters
 TRACKERS = ("tensorboard", "wandb", "trackio")
@@ -20,6 +20,8 @@ def check_run_name(name: str) -> None:
         raise UserError(
             f"{rule}, without separators and control characters; --log_base_dir says where it lies"
         )
+    if problem := name_problem(name):
+        raise UserError(f"{rule}, and {problem}; write it without")
     if len(name) > MAX_RUN_NAME or len(name.encode(errors="replace")) > MAX_NAME_BYTES:
         raise UserError(
             f"{rule} of at most {MAX_RUN_NAME} characters and {MAX_NAME_BYTES} bytes, got {len(name)}"

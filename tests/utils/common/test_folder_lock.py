@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -27,7 +28,7 @@ def other():
         process.stdin.close()
 
 
-def leave_lock(folder, pid: int, name: str = RUN_LOCK, **changes) -> None:
+def leave_lock(folder, /, pid: int, name: str = RUN_LOCK, **changes) -> None:
     holder = {
         "host": socket.gethostname(),
         "pid": pid,
@@ -128,3 +129,34 @@ with folder_lock(Path({str(tmp_path / "run")!r}), "run.lock", "--exp_name"):
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False, timeout=60)
     assert done.returncode == 4
     assert not (tmp_path / "run" / "run.lock").exists()
+
+
+@pytest.mark.parametrize("host", [None, "node17"])
+def test_a_copy_beside_its_original_is_free_while_the_original_is_in_use(host, other, tmp_path):
+    original, copy = tmp_path / "run", tmp_path / "copy"
+    changes = {"folder": str(original)} | ({"host": host} if host else {})
+    leave_lock(original, other.pid, **changes)
+    shutil.copytree(original, copy)
+    with run_lock(copy):
+        assert json.loads((copy / "run.lock").read_text())["pid"] == os.getpid()
+    (tmp_path / "link").symlink_to(original)
+    for same in (original, tmp_path / "link"):
+        with pytest.raises(UserError, match="in use by process"), run_lock(same):
+            pass
+
+
+def test_a_folder_that_was_moved_while_it_is_in_use_stays_locked(other, tmp_path):
+    leave_lock(tmp_path / "run", other.pid, folder=str(tmp_path / "run"))
+    (tmp_path / "run").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="in use by process"), run_lock(tmp_path / "moved"):
+        pass
+    leave_lock(tmp_path / "run", other.pid, folder=str(tmp_path / "run"), since="a later run of that name")
+    with pytest.raises(UserError, match="in use by process"), run_lock(tmp_path / "moved"):
+        pass
+
+
+@pytest.mark.parametrize("place", [5, "", "/dev", "\0", ["x"], None, "x" * 5000])
+def test_a_lock_with_another_place_is_a_lock(place, other, tmp_path):
+    leave_lock(tmp_path / "run", other.pid, folder=place)
+    with pytest.raises(UserError, match="in use by process"), run_lock(tmp_path / "run"):
+        pass

@@ -275,6 +275,22 @@ def test_scripts_that_ask_a_model_load_it_alike(kind):
         (TrainConfig, ["--explanatory=nan"], "--explanatory must be a fraction"),
         (TrainConfig, ["--beta2=1"], r"--beta2 must be in \[0, 1\), got 1.0"),
         (TrainConfig, ["--exp_name="], "--exp_name '' must be the name of a folder"),
+        *(
+            (TrainConfig, [f"--exp_name={name}"], f"must be the name of a folder in --log_base_dir, {why}")
+            for name, why in (
+                (" x", "and begins or ends with a blank; write it without"),
+                ("x ", "and begins or ends with a blank"),
+                ("x\u00a0", "without separators and control characters"),
+                ("x.", "and ends with a dot"),
+                ("...", "and ends with a dot"),
+                ("x\n", "without separators and control characters"),
+                ("x\u200b", "without separators and control characters"),
+                ("x\u202ey", "without separators and control characters"),
+                ("x\udcff", "without separators and control characters"),
+                ("x\\y", "without separators and control characters"),
+                ("..", "and names none of its own"),
+            )
+        ),
         (TrainConfig, ["--batch_size=two"], "--batch_size.*'two'"),
         (TrainConfig, ["--zero_stage=5"], "--zero_stage.*5.*0, 1, 2, 3"),
         (TrainConfig, ["--lr"], "--lr: expected one argument"),
