@@ -19,7 +19,7 @@ from utils.common.processes import start_of
 from utils.training import loop
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_at_the_next_step_and_the_run_goes_on_to_the_last_bit(number, at_work, tmp_path):
     flags = [*QUICK, f"--log_base_dir={tmp_path}", "--exp_name=run"]
     train_step = loop.train_step

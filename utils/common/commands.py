@@ -18,6 +18,7 @@ from model.errors import UserError
 from model.strict_loading import MisfitError
 from model.write_errors import WriteError, writing
 from utils.common.help import PageFormatter
+from utils.common.stopping import StoppedError, stopped_in_order
 from utils.common.terminal import printable
 
 USER_MISTAKE = 2  # exit code
@@ -43,19 +44,28 @@ def command(name: str) -> Callable[[Main], Callable[..., int]]:
 
     A UserError or an OSError (a file that is not there, a disk that is full) is printed as "NAME: message", once and
     not by every process of a launcher unless it is `for_everybody`. A UserError with an `exit_code` of its own ends
-    with that. Output that nobody reads any more ends it quietly, with 141, Ctrl-C with one line. Other exceptions are
-    ours, and pass with their tracebacks.
+    with that. Output that nobody reads any more ends it quietly, with 141, Ctrl-C with one line, SIGTERM and SIGHUP
+    with one line and 128 + their number. Other exceptions are ours, and pass with their tracebacks.
     """
 
     def decorate(main: Main) -> Callable[..., int]:
         @wraps(main)
         def run(argv: Sequence[str] | None = None) -> int:
             prepare_streams()
+            is_outermost = False
             try:
-                try:
-                    return main(argv) or 0
-                finally:  # --help ends by SystemExit
-                    flush_output()
+                with stopped_in_order() as is_outermost:
+                    try:
+                        return main(argv) or 0
+                    finally:  # --help ends by SystemExit
+                        flush_output()
+            except StoppedError as stop:
+                if not is_outermost:
+                    raise
+                flush_output_to_nowhere()
+                if _is_first_to_say(stop.name):
+                    print(f"{name}: stopped by {stop.name}", file=sys.stderr, flush=True)
+                return int(str(stop.code))
             except KeyboardInterrupt:
                 sys.excepthook = lambda *_: print(f"{name}: interrupted", file=sys.stderr)
                 raise  # Python ends by the signal, which a shell shows as 130

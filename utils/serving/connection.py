@@ -9,8 +9,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import signal
 import socket
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 import uvicorn
@@ -18,6 +21,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from utils.common.processes import end_now
+from utils.common.stopping import handled
 from utils.serving.dialect import error_body
 
 logger = logging.getLogger(__name__)
@@ -89,6 +93,11 @@ class Server(uvicorn.Server):
 
     uvicorn would end by the signal itself, after an orderly end too, and wait for running answers at every SIGTERM.
     """
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        with super().capture_signals(), handled((signal.SIGHUP,), self.handle_exit):
+            yield
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:

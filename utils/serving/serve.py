@@ -69,7 +69,7 @@ def check_packages(config: ChatConfig) -> None:
 
 
 def serve(model: LasagnaForConditionalGeneration, config: ChatConfig, listener: socket.socket) -> None:
-    """Answers requests, and shows the page, until SIGINT or SIGTERM ends it in order."""
+    """Answers requests, and shows the page, until SIGINT, SIGTERM or SIGHUP ends it in order."""
     from utils.serving.connection import Server, server_of
     from utils.serving.fetch import Limits
     from utils.serving.server import build_app

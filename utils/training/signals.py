@@ -1,9 +1,9 @@
 """Signals to a training run, and the end of its launcher.
 
-SIGTERM, SIGUSR1 (what schedulers send before they take a machine away) and SIGINT (Ctrl-C) let the running step end,
-save, and exit with 128 + the signal's number; the second one ends the process at once. The processes of a launcher
-that dies keep running: they watch it, and stop as after a SIGTERM, within `GRACE` seconds unless a save is in
-progress.
+SIGTERM, SIGUSR1 (what schedulers send before they take a machine away), SIGINT (Ctrl-C) and SIGHUP (the terminal was
+closed; not under nohup) let the running step end, save, and exit with 128 + the signal's number; the second one ends
+the process at once. The processes of a launcher that dies keep running: they watch it, and stop as after a SIGTERM,
+within `GRACE` seconds unless a save is in progress.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Self
 
 from utils.common.processes import command_of, end_now, parent_of, start_of
 
-WATCHED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+WATCHED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 LAUNCHERS = re.compile(r"deepspeed|torchrun|torch[./]distributed|accelerate|mpirun|mpiexec|slurmstepd")
 LOOK_EVERY, GRACE = 1.0, 8.0  # seconds
 
@@ -43,7 +43,11 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in WATCHED}
+            self._before = {
+                number: signal.signal(number, self._handle)
+                for number in WATCHED
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+            }
         try:
             launchers = launchers_of(os.getpid())
             if launchers:

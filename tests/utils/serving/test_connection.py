@@ -260,7 +260,7 @@ class Slow:
             await gate.respond(send, 200, "done")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize(("seconds", "status"), [(0.3, b"200"), (60, b"503")])
 def test_the_first_signal_ends_in_order(number, seconds, status, monkeypatch):
     monkeypatch.setattr(connection, "GRACE_SECONDS", 1)
