@@ -26,11 +26,10 @@ from dataclasses import replace
 import deepspeed
 import torch
 
-from model.checkpoints.layouts.base import CHECKPOINT_FOLDER
+from model.checkpoints.layouts.base import CHECKPOINT_FOLDER, SETTINGS_FOLDER
 from model.checkpoints.load import load_model
 from model.encoder_precision import check_frozen
 from model.errors import UserError
-from model.files import is_regular
 from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import adapt
 from model.processor import LasagnaProcessor
@@ -54,7 +53,7 @@ from utils.data.collate import LengthLimit
 from utils.data.index.cache import use_index_cache
 from utils.data.mixture import Mixture, build_train_mixture
 from utils.data.shards.cache import use_shard_cache
-from utils.training.checkpoint import BEST_FOLDER, check_run, resume, step_size_of
+from utils.training.checkpoint import BEST_FOLDER, check_files, check_run, resume, step_size_of
 from utils.training.compile import check_compiler, compile_blocks
 from utils.training.deepspeed_config import deepspeed_config
 from utils.training.dry_run import dry_run
@@ -64,7 +63,6 @@ from utils.training.log import say
 from utils.training.loop import train
 from utils.training.next_steps import farewell
 from utils.training.progress import Progress
-from utils.training.records import LOSSES_FILE
 from utils.training.sam_cache import SamCache
 from utils.training.signals import StopSignals
 from utils.training.step_size import accumulation_of
@@ -137,9 +135,10 @@ def check_first(config: TrainConfig) -> None:
     check_trackers(config)
     if config.dry_run:
         return
-    for folder in (config.run_dir, config.run_dir / CHECKPOINT_FOLDER, config.run_dir / BEST_FOLDER):
+    saved = [config.run_dir / name for name in (CHECKPOINT_FOLDER, BEST_FOLDER)]
+    for folder in (config.run_dir, *saved, *(folder / SETTINGS_FOLDER for folder in saved)):
         check_writable(folder, "--log_base_dir")
-    is_regular(config.run_dir / LOSSES_FILE)  # else writing might wait for ever
+    check_files(config.run_dir)
     if config.sam_cache:
         check_writable(config.sam_cache, "--sam_cache")
 

@@ -21,7 +21,7 @@ import torch
 
 from model.checkpoints.layouts.base import CHECKPOINT_FOLDER, SETTINGS_FOLDER
 from model.checkpoints.layouts.deepspeed import safe_globals
-from model.checkpoints.manifest import Found, newest_save, saves
+from model.checkpoints.manifest import LATEST, MANIFEST, TAG, Found, newest_save, saves
 from model.errors import UserError
 from model.files import is_regular, read_json, read_text, read_yaml, split_lines
 from model.strict_loading import check_keys
@@ -29,13 +29,21 @@ from utils.common.distributed import is_main_process, world_size
 from utils.common.files import write_whole
 from utils.config.training import TrainConfig
 from utils.data.counts import DataCounts
+from utils.training.bases import fingerprints, fingerprints_told
 from utils.training.engine import Engine
 from utils.training.health import not_finite, shown
 from utils.training.progress import BadSteps, Progress, Score, Validated
-from utils.training.records import step_of
+from utils.training.records import LOSSES_FILE, SUMMARY_FILE, step_of
 from utils.training.reshard import read_for_these_processes
 from utils.training.same_run import check_same_run, manifest_of, of_another_run
-from utils.training.saves import from_main, make_newest, put_back_replaced, write_patiently, write_save
+from utils.training.saves import (
+    ALONE,
+    from_main,
+    make_newest,
+    put_back_replaced,
+    write_patiently,
+    write_save,
+)
 from utils.training.step_size import StepSize
 
 logger = logging.getLogger(__name__)
@@ -65,7 +73,7 @@ def save_best(engine: Engine, config: TrainConfig, step: int, score: Score | Non
         "best_score": score.value if score else None,
         "best_measured": score.measured if score else None,
     }
-    write_save(engine, config, config.run_dir / BEST_FOLDER, state, manifest_of(config), keep=1)
+    write_save(engine, config, config.run_dir / BEST_FOLDER, state, manifest_of(config), keep=ALONE)
 
 
 def save_validated(config: TrainConfig, validated: Validated) -> None:
@@ -126,14 +134,50 @@ def check_run(config: TrainConfig) -> Found | None:
     return from_main(lambda: _save_to_continue(config, folder))
 
 
+def check_files(run: Path) -> None:
+    """UserError for a folder, a pipe or a device where a run has a file, which would be met after hours only."""
+    for name in (LOSSES_FILE, VALIDATION_FILE, SUMMARY_FILE):
+        is_regular(run / name)
+    for folder in (CHECKPOINT_FOLDER, BEST_FOLDER):
+        is_regular(run / folder / LATEST)
+
+
+def _check_lost(folder: Path, best: Path) -> None:
+    """UserError where a new run would replace what is left of an earlier one."""
+    for path in folder.glob("global_step*"):
+        if TAG.fullmatch(path.name):
+            raise UserError(
+                f"{path} is no folder but a link or a file, and is not followed; put the folder of the save there, "
+                "or choose another --exp_name"
+            )
+    if saves(best):
+        raise UserError(
+            f"{folder} holds no save to continue, and {best} holds weights of an earlier run; copy {folder.name} "
+            "back, or choose another --exp_name"
+        )
+
+
+def _check_best(config: TrainConfig) -> None:
+    """UserError for best weights of another run, which would count as this one's."""
+    for path in saves(config.run_dir / BEST_FOLDER):
+        try:
+            manifest = read_json(path / MANIFEST)
+        except (UserError, OSError):
+            continue  # damaged: passed over
+        if manifest and (problem := of_another_run(config, manifest, weights_only=True)):
+            raise UserError(f"{path}: {problem}; move it elsewhere")
+
+
 def _save_to_continue(config: TrainConfig, folder: Path) -> Found | None:
     put_back_replaced(folder)
+    fingerprints(config)  # now, as the files may have changed when the first save is made
     if not saves(folder):
         if config.resume_weights_only:
             raise UserError(
                 f"--resume_weights_only: {folder} holds no save to continue; leave it out to start a new run, or "
                 "name the run by --exp_name and --log_base_dir"
             )
+        _check_lost(folder, config.run_dir / BEST_FOLDER)
         return None
     if not config.auto_resume:
         raise UserError(
@@ -142,8 +186,9 @@ def _save_to_continue(config: TrainConfig, folder: Path) -> Found | None:
     settings = folder / SETTINGS_FOLDER / "run.yaml"
     is_known = is_regular(settings) and settings.stat().st_size > 0
     if is_known:
-        check_same_run(config, settings)
+        check_same_run(config, settings, fingerprints_told(saves(folder)))
     found = newest_save(folder, lambda manifest: of_another_run(config, manifest))
+    _check_best(config)
     if not is_known and found is not None and "config" not in found.manifest:
         raise UserError(
             f"{settings} is missing or empty, which says how the run was started; choose another --exp_name"
@@ -152,8 +197,20 @@ def _save_to_continue(config: TrainConfig, folder: Path) -> Found | None:
 
 
 def read_state(save: Path) -> dict[str, Any]:
-    """What DeepSpeed stored beside the weights in the folder of a save; tensors stay on disk."""
-    return _load_safely(str(min(save.glob("*_model_states.pt"))), mmap=True)
+    """What DeepSpeed stored beside the weights in the folder of a save; tensors stay on disk.
+
+    Raises:
+        UserError: another program wrote it.
+    """
+    state = _load_safely(str(min(save.glob("*_model_states.pt"))), mmap=True)
+    if not isinstance(state, dict) or not all(
+        isinstance(state.get(name), int) for name in ("step", "dp_world_size")
+    ):
+        raise UserError(
+            f"{save}: its *_model_states.pt does not say at which step the run was; it is of another program. Take "
+            "another save, or choose another --exp_name"
+        )
+    return state
 
 
 def step_size_of(config: TrainConfig, found: Found) -> StepSize:

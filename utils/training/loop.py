@@ -27,6 +27,7 @@ from utils.training.log import TrainLog, log_counts, log_step, open_log, say
 from utils.training.meters import Meters, peak_memory
 from utils.training.profile import StepProfiler
 from utils.training.progress import Progress
+from utils.training.records import SUMMARY_FILE
 from utils.training.sam_cache import SamCache
 from utils.training.saves import first_problem, from_main, keep_trying, write_patiently
 from utils.training.signals import StopSignals
@@ -34,7 +35,6 @@ from utils.training.validation import validate_epoch
 from utils.training.whole_model import WholeModel
 
 PROFILE_FOLDER = "profile"
-SUMMARY_FILE = "data.json"  # what became of the samples
 # Averages of a step's micro-batches: the losses, and how many items were unusable and samples shortened.
 MEANS = (*(entry.name for entry in fields(Losses)), "skipped", "shortened")
 COUNT_EVERY = 10  # steps between two counts of the unusable items of all processes

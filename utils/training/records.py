@@ -25,6 +25,7 @@ from utils.training.trackers import Tracker
 logger = logging.getLogger(__name__)
 
 LOSSES_FILE = "losses.jsonl"
+SUMMARY_FILE = "data.json"  # what became of the samples
 RETRY_SECONDS = 20.0  # between two tries to write on a disk that is full or away
 SURE_SECONDS = 10.0  # after which values are known to be in TensorBoard's file
 Value = tuple[str, float, int]  # tag, value, step

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from model.errors import UserError
@@ -16,6 +17,7 @@ from utils.common.command_line import STARTED_IN
 from utils.common.paths import same_place
 from utils.common.settings import path_settings
 from utils.config.training import TrainConfig
+from utils.training.bases import check_bases, fingerprints
 
 # Settings that may differ on resume: duration, paths, speed, what is measured, and how a step is divided among
 # processes (step_size.py). All others determine the weights and must stay the same.
@@ -39,23 +41,31 @@ def free_settings(config: TrainConfig) -> frozenset[str]:
 
 
 def manifest_of(config: TrainConfig) -> dict[str, Any]:
-    """What a manifest says about the run: hashes of the settings that it cannot continue without."""
+    """What a manifest says about the run: hashes of what it cannot continue without, settings and base weights."""
     values = asdict(config)
     left_out = path_settings(TrainConfig) | {"dataset", *FREE, *OF_OPTIMIZER}
     groups = {"config": sorted(values.keys() - left_out), "optimizer": sorted(OF_OPTIMIZER)}
-    return {group: {"names": names, "sha256": _hash_of(values, names)} for group, names in groups.items()}
+    hashes = {group: {"names": names, "sha256": _hash_of(values, names)} for group, names in groups.items()}
+    return {**hashes, "bases": fingerprints(config)}
 
 
-def of_another_run(config: TrainConfig, manifest: Mapping[str, Any]) -> str | None:
-    """Why a save with this manifest is of another run; None if it is of this one."""
+def of_another_run(
+    config: TrainConfig, manifest: Mapping[str, Any], *, weights_only: bool = False
+) -> str | None:
+    """Why a save with this manifest is of another run; None if it is of this one.
+
+    Args:
+        weights_only: whatever the optimizer was; so with --resume_weights_only.
+    """
     values = asdict(config)
-    for group in ("config",) if config.resume_weights_only else ("config", "optimizer"):
+    for group in ("config",) if weights_only or config.resume_weights_only else ("config", "optimizer"):
         told = manifest.get(group)
         if told is None and group == "optimizer":  # an older save
             continue
         if not isinstance(told, dict) or not isinstance(told.get("names"), list):
             return "its manifest does not say which run it is of"
-        if _hash_of(values, [name for name in told["names"] if name in values]) != told.get("sha256"):
+        names = [name for name in told["names"] if isinstance(name, str) and name in values]
+        if _hash_of(values, names) != told.get("sha256"):
             return "it is of a run with other settings"
     return None
 
@@ -65,20 +75,37 @@ def _hash_of(values: Mapping[str, Any], names: Iterable[str]) -> str:
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()
 
 
-def check_same_run(config: TrainConfig, path: Path) -> None:
-    """ValueError when a run would continue with settings that its checkpoint was not made with."""
+def check_same_run(config: TrainConfig, path: Path, bases: Mapping[str, str] = MappingProxyType({})) -> None:
+    """ValueError when a run would continue with settings, or from weights, that its checkpoint was not made with.
+
+    Args:
+        path: the settings that it was made with.
+        bases: fingerprints of the weights that it started from, where they are known: they may have been moved.
+    """
     saved, free = read_yaml(path), free_settings(config)
+    for name in (STARTED_IN, "dataset", *path_settings(TrainConfig)):
+        if not isinstance(value := saved.get(name), str | None):
+            raise UserError(
+                f"{path}: {name} is a {type(value).__name__}, not a text; copy the run's settings again"
+            )
     started_in = saved.get(STARTED_IN) or ""
+    moved = {
+        name for name, value in fingerprints(config).items() if bases.get(name) == value and saved.get(name)
+    }
     changed = [
         f"--{name} was {saved[name]!r}, is {now!r}"
         for name, now in asdict(config).items()
-        if name in saved and name not in free and not _is_same(name, saved[name], now, started_in)
+        if name in saved
+        and name not in free
+        and name not in moved
+        and not _is_same(name, saved[name], now, started_in)
     ]
     if changed:
         raise UserError(
             f"run {config.exp_name!r} was started with other settings ({'; '.join(changed)}); "
             f"choose another --exp_name, or give the settings that it had{_optimizer_hint(changed)}"
         )
+    check_bases(config, bases)
 
 
 def _optimizer_hint(changed: Iterable[str]) -> str:
@@ -95,17 +122,27 @@ def _is_same(name: str, before: Any, now: Any, started_in: str) -> bool:
     return before == now
 
 
-def _same_data(before: str, now: str, started_in: str) -> bool:
+def _same_data(before: str | None, now: str, started_in: str) -> bool:
     """Whether two values of --dataset name the same sources, own data by whatever path."""
+    earlier, later = _sources(before or "", started_in), _sources(now, "")
+    return len(earlier) == len(later) and all(
+        one == other or _is_moved(one, other) for one, other in zip(earlier, later, strict=True)
+    )
 
-    def places(text: str, folder: str) -> list[tuple[str, ...]]:
-        """(source,), or (kind, ":", absolute path and what follows it) of own data."""
-        entries = [part.strip().partition(":") for part in text.split("||")]
-        return [
-            (kind, colon, os.path.realpath(os.path.join(folder, os.path.expanduser(path))))
-            if colon
-            else (kind,)
-            for kind, colon, path in entries
-        ]
 
-    return places(before, started_in) == places(now, "")
+def _sources(text: str, folder: str) -> list[tuple[str, ...]]:
+    """(source,), or (kind, ":", absolute path, "|", what follows) of own data; relative paths count from `folder`."""
+    entries: list[tuple[str, ...]] = []
+    for part in text.split("||"):
+        kind, colon, rest = part.strip().partition(":")
+        path, bar, fields = rest.partition("|")
+        place = os.path.realpath(os.path.join(folder, os.path.expanduser(path)))
+        entries.append((kind, colon, place, bar, fields) if colon else (kind,))
+    return entries
+
+
+def _is_moved(before: tuple[str, ...], now: tuple[str, ...]) -> bool:
+    """Whether own data lie elsewhere by now under the same name, and no longer where they lay."""
+    if len(before) != 5 or len(now) != 5 or (*before[:2], *before[3:]) != (*now[:2], *now[3:]):
+        return False
+    return os.path.basename(before[2]) == os.path.basename(now[2]) and not os.path.exists(before[2])

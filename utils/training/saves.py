@@ -46,6 +46,7 @@ from utils.training.records import RETRY_SECONDS
 logger = logging.getLogger(__name__)
 
 PARTIAL, REPLACED = "partial_", "replaced_"
+ALONE = 0  # saves to keep besides the newest: none, not even of a later step
 TORCH_WRITER = re.compile("PytorchStreamWriter|inline_container|write")
 Value = TypeVar("Value")
 
@@ -59,6 +60,8 @@ def write_save(
     keep: int,
 ) -> None:
     """Save weights, optimizer and `state`; then all but the newest `keep` saves go. A collective call.
+
+    After weights that begin anew from an older save, later ones stay, unless `keep` is `ALONE`.
 
     Args:
         state: what to store beside the weights; "step" names the save.
@@ -191,9 +194,13 @@ def make_newest(newest: Path, keep: int) -> None:
     tag = TAG.fullmatch(newest.name)
     step = int(tag[1]) if tag else -1
     found = [(TAG.fullmatch(path.name), path) for path in saves(folder)]
-    older = [path for match, path in found if match and int(match[1]) < step]
+    older = [
+        path
+        for match, path in found
+        if match and (int(match[1]) < step or (keep == ALONE and path != newest))
+    ]
     whole = [path for path in older if (path / MANIFEST).is_file()]
-    needless = [path for path in older if path not in whole[: keep - 1]]
+    needless = [path for path in older if path not in whole[: max(keep - 1, 0)]]
     for path in (*needless, *folder.glob(f"{PARTIAL}*"), *folder.glob(f"{REPLACED}*")):
         # First, so that nobody takes what is left of it for a save.
         (path / MANIFEST).unlink(missing_ok=True)

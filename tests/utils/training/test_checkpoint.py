@@ -5,15 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 
 import pytest
 import torch
+import yaml
 
+from model.checkpoints.manifest import describe_files
 from model.errors import UserError
 from utils.common.config_files import save_config
 from utils.common.files import append_whole
 from utils.config.training import TrainConfig
+from utils.training.bases import fingerprint
 from utils.training.checkpoint import (
+    check_files,
     check_run,
     forget_after,
     read_state,
@@ -23,7 +28,8 @@ from utils.training.checkpoint import (
 )
 from utils.training.progress import Progress, Validated
 from utils.training.records import last_step
-from utils.training.same_run import FREE, OF_OPTIMIZER, check_same_run
+from utils.training.same_run import FREE, OF_OPTIMIZER, check_same_run, manifest_of
+from utils.training.saves import ALONE, make_newest
 
 
 @pytest.fixture
@@ -191,3 +197,182 @@ def test_what_is_no_file_is_no_manifest_of_an_older_version(put, checkpoint, con
     put(checkpoint / "global_step5" / "manifest.json")
     with pytest.raises(UserError, match=r"no whole save \(global_step5: .*manifest\.json"):
         check_run(config)
+
+
+def write_manifest(save, config, /, **changes):
+    content = {"step": 5, **manifest_of(config), "files": describe_files(save), "settings": {}} | changes
+    (save / "manifest.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("value", [5, ["llava"], {"a": 1}, True, 1.5])
+@pytest.mark.parametrize("name", ["version", "vision_pretrained", "dataset", "started_in"])
+def test_settings_of_other_types_are_one_line(name, value, checkpoint, config):
+    path = checkpoint / "lasagna" / "run.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {name: value}))
+    with pytest.raises(UserError, match=rf"run\.yaml: {name} is a {type(value).__name__}, not a text"):
+        check_run(config)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"config": {"names": [["x"], {}, None], "sha256": "0"}},
+        {"config": {"names": "lr"}},
+        {"config": [1]},
+        {"files": {"../x": {"size": 1}}},
+        {"files": {"/etc/hostname": {"size": 1, "sha256": "0"}}},
+        {"files": {"./mp_rank_00_model_states.pt": {}}},
+        {"files": {"x" * 300: {"size": 1}}},
+        {"files": [1]},
+        {"step": 7},
+    ],
+    ids=str,
+)
+def test_a_manifest_of_other_types_is_passed_over_or_named(changes, checkpoint, config):
+    save = checkpoint / "global_step5"
+    if "../x" in changes.get("files", ()):
+        (checkpoint / "x").write_text("x")
+    write_manifest(save, config)
+    assert check_run(config) is not None
+    for told in changes.get("files", {}).values() if isinstance(changes.get("files"), dict) else ():
+        told.update({"size": (save / "mp_rank_00_model_states.pt").stat().st_size} if not told else {})
+    write_manifest(save, config, **changes)
+    if changes == {"step": 7}:
+        return
+    with pytest.raises((UserError, OSError)) as caught:
+        check_run(config)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pipe_in_place_of_weights_keeps_nobody_waiting(checkpoint, config):
+    weights = checkpoint / "global_step5" / "mp_rank_00_model_states.pt"
+    for make in (
+        os.mkfifo,
+        os.mkdir,
+        lambda path: path.symlink_to("/dev/zero"),
+        lambda path: path.symlink_to(path),
+    ):
+        weights.unlink() if weights.is_symlink() or not weights.is_dir() else weights.rmdir()
+        make(weights)
+        with pytest.raises(UserError, match=r"no whole save \(global_step5: .*mp_rank_00_model_states"):
+            check_run(config)
+
+
+@pytest.mark.parametrize(
+    "state", [[1], {"step": 5}, {"dp_world_size": 1}, {"step": "5", "dp_world_size": 1}, 7]
+)
+def test_a_state_of_another_program_is_named(state, checkpoint, config):
+    torch.save(state, checkpoint / "global_step5" / "mp_rank_00_model_states.pt")
+    with pytest.raises(UserError, match=r"global_step5: its \*_model_states\.pt does not say at which step"):
+        read_state(checkpoint / "global_step5")
+
+
+def test_a_new_run_replaces_nothing_of_an_earlier_one(checkpoint, config, tmp_path):
+    elsewhere = tmp_path / "large disk"
+    (checkpoint / "global_step5").rename(elsewhere)
+    (checkpoint / "global_step5").symlink_to(elsewhere)
+    with pytest.raises(
+        UserError, match="global_step5 is no folder but a link or a file, and is not followed"
+    ):
+        check_run(config)
+    (checkpoint / "global_step5").unlink()
+    assert check_run(config) is None
+    elsewhere.rename(elsewhere.with_name("global_step5"))
+    (config.run_dir / "ckpt_best").mkdir()
+    elsewhere.with_name("global_step5").rename(config.run_dir / "ckpt_best" / "global_step5")
+    with pytest.raises(
+        UserError, match=r"ckpt_model holds no save to continue, and .*ckpt_best holds weights"
+    ):
+        check_run(config)
+
+
+def test_the_best_weights_of_another_run_are_not_taken_for_this_ones(checkpoint, config):
+    best = config.run_dir / "ckpt_best" / "global_step3"
+    shutil.copytree(checkpoint / "global_step5", best)
+    write_manifest(best, dataclasses.replace(config, lr=1.0))
+    assert check_run(config) is not None  # as after --resume_weights_only
+    write_manifest(best, dataclasses.replace(config, seed=7))
+    with pytest.raises(
+        UserError, match="ckpt_best/global_step3: it is of a run with other settings; move it"
+    ):
+        check_run(config)
+    (best / "manifest.json").write_text("damaged")
+    assert check_run(config) is not None
+
+
+@pytest.mark.parametrize(
+    "name", ["losses.jsonl", "validation.json", "data.json", "ckpt_model/latest", "ckpt_best/latest"]
+)
+@pytest.mark.parametrize("put", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+def test_what_is_no_file_is_named_before_training(put, name, tmp_path):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    check_files(tmp_path)
+    put(tmp_path / name)
+    with pytest.raises(UserError, match=rf"{name}: is a .*, not a file; move it elsewhere"):
+        check_files(tmp_path)
+
+
+def test_the_best_is_alone_also_after_a_run_that_began_anew_from_an_older_save(tmp_path):
+    for step in (3, 6, 9):
+        (tmp_path / f"global_step{step}").mkdir()
+    make_newest(tmp_path / "global_step6", keep=1)
+    assert {path.name for path in tmp_path.iterdir()} == {"latest", "global_step6", "global_step9"}
+    make_newest(tmp_path / "global_step6", keep=ALONE)
+    assert {path.name for path in tmp_path.iterdir()} == {"latest", "global_step6"}
+
+
+@pytest.fixture
+def started(tmp_path):
+    """A run of files on disk, with a save whose manifest tells them: its settings."""
+    for name in ("llava", "clip"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "model.safetensors").write_bytes(name.encode() * 1000)
+    (tmp_path / "sam.pth").write_bytes(b"sam" * 1000)
+    (tmp_path / "boats").mkdir()
+    config = TrainConfig(
+        version=str(tmp_path / "llava"), vision_tower=str(tmp_path / "clip"),
+        vision_pretrained=str(tmp_path / "sam.pth"), log_base_dir=str(tmp_path), exp_name="exp",
+        dataset=f"sem_seg||own_coco:{tmp_path / 'boats'}|anywhere=true",
+    )  # fmt: skip
+    folder = config.run_dir / "ckpt_model"
+    (folder / "lasagna").mkdir(parents=True)
+    (folder / "global_step5").mkdir()
+    save_config(config, folder / "lasagna" / "run.yaml")
+    torch.save({"dp_world_size": 1, "step": 5}, folder / "global_step5" / "mp_rank_00_model_states.pt")
+    write_manifest(folder / "global_step5", config)
+    fingerprint.cache_clear()
+    return config
+
+
+def test_a_run_goes_on_from_bases_and_data_that_were_moved(started, tmp_path):
+    moved = tmp_path / "moved here"
+    moved.mkdir()
+    for name in ("llava", "clip", "sam.pth", "boats"):
+        (tmp_path / name).rename(moved / name)
+    elsewhere = dataclasses.replace(
+        started, version=str(moved / "llava"), vision_tower=str(moved / "clip"),
+        vision_pretrained=str(moved / "sam.pth"),
+        dataset=f"sem_seg||own_coco:{moved / 'boats'}|anywhere=true",
+    )  # fmt: skip
+    assert check_run(elsewhere) is not None
+    with pytest.raises(UserError, match="--dataset was"):
+        check_run(dataclasses.replace(elsewhere, dataset=f"sem_seg||own_coco:{moved / 'boats'}"))
+    with pytest.raises(UserError, match="--vision_tower was"):
+        check_run(dataclasses.replace(elsewhere, vision_tower=str(moved / "llava")))
+    (tmp_path / "boats").mkdir()  # there is one where the run had it, so this is another one
+    with pytest.raises(UserError, match="--dataset was"):
+        check_run(elsewhere)
+
+
+@pytest.mark.parametrize(
+    "name", ["llava/model.safetensors", "llava/config.json", "clip/model.safetensors", "sam.pth"]
+)
+def test_other_weights_under_the_path_of_the_base_are_named(name, started, tmp_path):
+    content = bytearray((tmp_path / name).read_bytes())
+    content[-1] ^= 1
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(
+        UserError, match=r"holds other weights than those that run 'exp' was started from; put them"
+    ):
+        check_run(started)
