@@ -10,7 +10,7 @@ How to add a data set: one file of about 50 lines in `utils/data/datasets/`, and
    - expressions with masks: `ReferringDataset` (datasets/refer.py). Name the files and the splits.
    - anything else: `Dataset`, with the three methods below. Example: datasets/llava_instruct.py.
 2. Set `name` (the word for the flags), `splits`, and `train_split` or `val_split` to None where it serves one
-purpose.
+purpose; `part_names` where one name is several data sets.
 3. Put the class list into `class_lists/NAME.txt` and the meaning of label values into `class_lists/NAME_ids.txt`.
 4. Find folders with `locate`, which says what it looked for. Leave out what cannot be used with `self.drop(path,
    reason)` while the index is built; raise UnusableItemError (`with self.usable(path)`) where it shows later.

@@ -102,7 +102,8 @@ class LisaPlus(Dataset):
         name, suffix = PARTS[part], "" if split == "train" else f"_{split}"
         folders = ("reason_seg_plus/", "", "Senqiao/")
         names = [f"{folder}{name}{end}{suffix}.json" for folder in folders for end in ("", "/data")]
-        self.file = locate(self.dataset_dir, names, self.name)
+        told = "" if split == "train" else f"|{split} (only {self.name}|train is published)"
+        self.file = locate(self.dataset_dir, names, f"{self.name}{told}")
         places = [self.dataset_dir / folder for folder in (*FOLDERS, COCO_FOLDER)]
         self.items, self.facts = self.indexed(
             self._build_index, (LisaItem, LisaFacts), [self.file], folders=places

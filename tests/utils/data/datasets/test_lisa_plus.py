@@ -288,6 +288,14 @@ def test_instances_are_evaluated_as_questions_with_several_targets(tmp_path):
         build_val_dataset("LISA++|instance|train", tmp_path)
 
 
+def test_a_missing_validation_split_says_that_none_is_published(tmp_path):
+    write(tmp_path, "instance", instance())
+    with pytest.raises(
+        FileNotFoundError, match=r"\|val \(only LISA\+\+\|instance\|train is published\) needs"
+    ):
+        build_val_dataset("LISA++|instance", tmp_path)
+
+
 @pytest.mark.parametrize(
     "path",
     [
