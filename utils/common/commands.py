@@ -43,9 +43,10 @@ def command(name: str) -> Callable[[Main], Callable[..., int]]:
     """Makes `main(argv)` return an exit code: its own (None is 0), or 2 after one line about what the user did wrong.
 
     A UserError or an OSError (a file that is not there, a disk that is full) is printed as "NAME: message", once and
-    not by every process of a launcher unless it is `for_everybody`. A UserError with an `exit_code` of its own ends
-    with that. Output that nobody reads any more ends it quietly, with 141, Ctrl-C with one line, SIGTERM and SIGHUP
-    with one line and 128 + their number. Other exceptions are ours, and pass with their tracebacks.
+    not by every process of a launcher unless it is `for_everybody`; so is a lack of memory. A UserError with an
+    `exit_code` of its own ends with that. Output that nobody reads any more ends it quietly, with 141, Ctrl-C with
+    one line, SIGTERM and SIGHUP with one line and 128 + their number. Other exceptions are ours, and pass with their
+    tracebacks.
     """
 
     def decorate(main: Main) -> Callable[..., int]:
@@ -72,9 +73,11 @@ def command(name: str) -> Callable[[Main], Callable[..., int]]:
             except BrokenPipeError:  # whoever read the output has gone, and has no use for a message
                 flush_output_to_nowhere()
                 return 128 + signal.SIGPIPE
-            except (UserError, OSError) as problem:
+            except (UserError, OSError, MemoryError) as problem:
                 flush_output_to_nowhere()
                 text = one_line(problem)
+                if isinstance(problem, MemoryError):
+                    text = f"the memory does not suffice ({text}); give smaller images, or more memory"
                 if getattr(problem, "for_everybody", False) or _is_first_to_say(text):
                     print(f"{name}: {text}", file=sys.stderr, flush=True)
                 return getattr(problem, "exit_code", USER_MISTAKE)

@@ -16,6 +16,7 @@ LETTERS, LINE, SWATCH = 13, 19, 12  # of a legend, in pixels
 LEGEND_WIDTH = 200
 MIN_LEGEND_HEIGHT = 320  # room that a legend gets if it needs it, beside an image however low
 INK, PALE, PAPER, RULE = (33, 37, 41), (134, 142, 150), (255, 255, 255), (222, 226, 230)
+PIXELS_AT_ONCE = 2**20  # that are tinted in float64
 
 
 def font(size: int) -> ImageFont.FreeTypeFont:
@@ -37,13 +38,24 @@ def overlay(image: np.ndarray, labels: np.ndarray, colours: np.ndarray, *, alpha
     Returns:
         (height, width, 3) uint8.
     """
+    edge, shaded = outline(labels), np.empty(image.shape, dtype=np.uint8)
+    rows = max(PIXELS_AT_ONCE // max(image.shape[1], 1), 1)
+    for top in range(0, len(image), rows):  # in float64, the largest image would take 10 GB at once
+        band = slice(top, top + rows)
+        shaded[band] = _tinted(image[band], labels[band], colours, edge[band], alpha)
+    return shaded
+
+
+def _tinted(
+    image: np.ndarray, labels: np.ndarray, colours: np.ndarray, edge: np.ndarray, alpha: float
+) -> np.ndarray:
+    """`overlay` of some rows; edge: (height, width) bool, where the line is."""
     known = (labels >= 0) & (labels < len(colours))
     grey = image.mean(axis=2, keepdims=True)
     shaded = 0.5 * (0.5 * image + 0.5 * grey)  # of no class: half the saturation, half the brightness
     if known.any():
         tint = colours[labels[known]].astype(np.float64)
         shaded[known] = (1 - alpha) * image[known] + alpha * tint
-    edge = outline(labels)
     shaded[edge] = 0.25 * shaded[edge] + 0.75 * 255
     return shaded.round().clip(0, 255).astype(np.uint8)
 

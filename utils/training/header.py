@@ -135,6 +135,8 @@ def counted(number: int, word: str, words: str = "") -> str:
 def steps_line(config: TrainConfig, progress: Progress) -> str:
     """From which step to which, and what the learning rate does meanwhile."""
     start = f"continues after step {progress.step} of " if progress.step else ""
+    if progress.step >= config.num_steps:
+        start = f"nothing is left to train after step {progress.step}; --epochs may be raised. Steps: "
     epochs = f"{counted(config.epochs, 'epoch')} of {counted(config.steps_per_epoch, 'step')}"
     rate = f"learning rate up to {config.lr:g} in {counted(config.warmup_steps, 'step')}, then down to 0"
     return f"{start}{config.num_steps} ({epochs}); {rate}"

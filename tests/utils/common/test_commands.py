@@ -33,6 +33,10 @@ def failing(problem: BaseException):
             "tool.py: /data/a b.jpg: Permission denied",
         ),
         (OSError(28, "No space left on device"), "tool.py: [Errno 28] No space left on device"),
+        (
+            MemoryError("Unable to allocate 2 GiB"),
+            "tool.py: the memory does not suffice (Unable to allocate 2 GiB); give smaller images, or more memory",
+        ),
     ],
 )
 def test_what_a_user_did_is_one_line_and_exit_code_2(problem, line, capsys):

@@ -8,6 +8,7 @@ from scipy import ndimage
 
 from tests.utils.reports.scenes import CLASSES, scene
 from utils.common.label_values import IGNORE, UNCLAIMED
+from utils.reports import drawing
 from utils.reports.colours import class_colour, palette
 from utils.reports.drawing import LegendEntry, annotate, outline, overlay, resize_labels
 
@@ -31,6 +32,15 @@ def test_overlay_tints_known_classes_and_darkens_the_rest():
     ignored = (truth == IGNORE) & ~outline(truth)
     assert drawn[ignored].mean() < 0.6 * image[ignored].mean()
     assert (overlay(image, np.full((40, 60), UNCLAIMED), colours) <= image.max(axis=2, keepdims=True)).all()
+
+
+def test_an_overlay_in_bands_is_the_same(monkeypatch):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (50, 7, 3), dtype=np.uint8)
+    labels, colours = rng.integers(-1, 4, (50, 7)), rng.integers(0, 256, (3, 3), dtype=np.uint8)
+    whole = drawing.overlay(image, labels, colours)
+    monkeypatch.setattr(drawing, "PIXELS_AT_ONCE", 20)
+    assert np.array_equal(drawing.overlay(image, labels, colours), whole)
 
 
 def test_outline_lies_exactly_where_a_region_touches_another():

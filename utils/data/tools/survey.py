@@ -24,6 +24,7 @@ from utils.data.remarks import Remarks
 from utils.data.types import EvalSample, Recipe, Sample, UnusableItemError
 
 NO_LIMIT = 2**31
+ENOUGH_SECONDS = 20.0  # of drawing, to know how fast it is
 
 
 @dataclass(kw_only=True)
@@ -139,8 +140,11 @@ class Surveyor:
         """Draw samples as training does; record speed and length."""
         encode = None if self.processor is None else LengthLimit(self.processor, NO_LIMIT)
         mixture = Mixture([dataset], [1.0], recipe=self.recipe, seed=self.seed, fit=encode)
-        seconds = 0.0
+        seconds, num_drawn = 0.0, 0
         for index in range(self.num_samples):
+            if self.read_all and seconds > ENOUGH_SECONDS:
+                break  # `read` sees each item in any case
+            num_drawn += 1
             start = time.perf_counter()
             sample = mixture[index]
             seconds += time.perf_counter() - start
@@ -150,7 +154,7 @@ class Surveyor:
                 finding.num_bad += len(sample.skipped)
             self.measure(finding, sample)
             remarks.see_sample(sample)
-        finding.samples_per_second = self.num_samples / seconds
+        finding.samples_per_second = num_drawn / seconds
 
     def measure(self, finding: Finding, sample: Sample) -> None:
         """Record the length of a sample, and whether --model_max_length shortens or rejects it."""
