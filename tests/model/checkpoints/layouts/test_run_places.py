@@ -7,6 +7,7 @@ import json
 import pytest
 
 from model.checkpoints.run_settings import read_run_settings
+from model.errors import UserError
 from utils.common.command_line import parse_config
 from utils.common.config_files import save_config
 from utils.config.training import TrainConfig
@@ -19,6 +20,7 @@ def repository(tmp_path, monkeypatch):
     folder = tmp_path / "repository"
     (folder / "models" / "llava").mkdir(parents=True)
     (folder / "runs" / "x" / "ckpt_model" / "lasagna").mkdir(parents=True)
+    (folder / "runs" / "x" / "ckpt_model" / "lasagna" / "config.json").write_text("{}")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(folder)
     return folder
@@ -93,3 +95,13 @@ def test_the_base_that_an_adapter_names_is_never_looked_up_on_the_hub(given, rep
         read_run_settings(folder).place_of("version")
     path.write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "models/llava"}))
     assert read_run_settings(folder).place_of("version") == "models/llava"
+
+
+def test_settings_without_the_models_configuration_are_not_made_up(tmp_path):
+    folder = tmp_path / "runs" / "x" / "ckpt_model"
+    (folder / "lasagna").mkdir(parents=True)
+    (folder / "lasagna" / "run.yaml").write_text("version: models/llava\n")
+    with pytest.raises(
+        UserError, match=r"lasagna holds no config\.json, which says how the model was trained"
+    ):
+        read_run_settings(folder)
