@@ -132,6 +132,7 @@ def in_deepspeed(content: bytes, desk: Desk, name: str = "mp_rank_00_model_state
     run = {"version": str(TOY / "llava"), "vision_tower": str(TOY / "clip"),
            "vision_pretrained": str(TOY / "sam_toy.pth"), "lora_r": 8, "lora_alpha": 16}  # fmt: skip
     (settings / "run.yaml").write_text(yaml.safe_dump(run))
+    (settings / "config.json").write_text("{}")
     return merge("ckpt_model")
 
 

@@ -30,6 +30,7 @@ def _run_yaml(text: str, desk: Desk) -> int:
     (tag / "mp_rank_00_model_states.pt").write_bytes(b"")
     (tag.parent / "lasagna").mkdir()
     (tag.parent / "lasagna" / "run.yaml").write_text(text.replace("SHELL", desk.shell))
+    (tag.parent / "lasagna" / "config.json").write_text("{}")
     return merge("ckpt_model")
 
 

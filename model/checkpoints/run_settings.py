@@ -142,13 +142,11 @@ def read_run_settings(path: str | Path) -> RunSettings:
         folder = place / SETTINGS_FOLDER
         if folder.is_dir():
             run = folder / "run.yaml"
-            if not is_regular(
-                folder / "config.json"
-            ):  # else the defaults would be taken for what it was trained with
+            content = read_yaml(run) if is_regular(run) else {}
+            if not is_regular(folder / "config.json"):  # not the defaults, for what nobody knows
                 raise UserError(
                     f"{folder} holds no config.json, which says how the model was trained; copy the run's settings "
                     "again"
                 )
-            content = read_yaml(run) if is_regular(run) else {}
             return RunSettings(run=content, config=read_json(folder / "config.json"), source=run)
     return RunSettings()

@@ -6,12 +6,15 @@ Each `Image.open` of this program names its formats, so that no other decoder of
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable
 from functools import wraps
 from typing import IO, Any, cast
 
 from PIL import Image, TiffImagePlugin
 
+# It would be told in two lines for images of 90 to 100 million pixels, which are read: MAX_PIXELS of images.py.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 _FORMAT_OF = Image.registered_extensions()  # suffix -> format; imports all of Pillow's plugins
 # Stored pixels, whose decoders say how large an image is before they decode it. Not among them: EPS, for which Pillow
 # would run Ghostscript, an external program; icons, whose inner images it decodes first; and rare ones.
