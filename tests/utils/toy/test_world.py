@@ -146,6 +146,18 @@ def test_dialogues_are_about_images_of_their_split(world):
     assert all(len(data[index].answer.split()) <= 2 for index in range(len(data)))
 
 
+def test_all_questions_about_a_training_image_are_asked_once_in_dialogues_of_six(world):
+    asked: dict[str, list[list[str]]] = {}
+    for entry in json.loads((world / "llava_dataset/llava_instruct_150k.json").read_text()):
+        if not entry["id"].endswith("_described"):
+            turns = [turn["value"].removeprefix("<image>\n") for turn in entry["conversations"][::2]]
+            asked.setdefault(entry["image"], []).append(turns)
+    for dialogues in asked.values():
+        assert [len(turns) for turns in dialogues[:-1]] == [6] * (len(dialogues) - 1)
+        questions = [question for turns in dialogues for question in turns]
+        assert len(questions) == len(set(questions)) > 6
+
+
 @pytest.mark.parametrize("form", ["polygons", "counts", "compressed"])
 def test_every_form_of_a_segmentation_decodes_to_the_mask(form):
     for index in range(3):

@@ -38,10 +38,15 @@ def image_stem(split: str, number: int) -> str:
 
 
 def dialogues_about(drawn: Drawn, stem: str, *, described: bool) -> list[dict[str, Any]]:
-    """A dialogue of several turns and, if `described`, sometimes a second one with a description."""
-    pairs = questions(drawn.scene, drawn.rng)[:MAX_TURNS]
-    dialogues = [_dialogue(stem, f"{stem}.jpg", pairs)]
-    if described and drawn.rng.random() < DESCRIBED:
+    """A dialogue of several turns; if `described`, others with further questions and sometimes a description."""
+    pairs = questions(drawn.scene, drawn.rng)
+    dialogues = [_dialogue(stem, f"{stem}.jpg", pairs[:MAX_TURNS])]
+    if not described:
+        return dialogues
+    for first in range(MAX_TURNS, len(pairs), MAX_TURNS):
+        further = pairs[first : first + MAX_TURNS]
+        dialogues.append(_dialogue(f"{stem}_{first}", f"{stem}.jpg", further))
+    if drawn.rng.random() < DESCRIBED:
         ask = DESCRIBE[int(drawn.rng.integers(len(DESCRIBE)))]
         told = [(ask, caption(drawn.scene, drawn.rng))]
         dialogues.append(_dialogue(f"{stem}_described", f"{stem}.jpg", told))
