@@ -83,6 +83,15 @@ def saves(folder: Path) -> list[Path]:
     return steps
 
 
+def readable_manifests(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Each save with its manifest, the newest first; one whose manifest is damaged is passed over."""
+    for save in saves(folder):
+        try:
+            yield save, read_json(save / MANIFEST)
+        except (UserError, OSError):
+            continue
+
+
 def newest_save(folder: Path, check: Check = lambda _: None) -> Found | None:
     """The newest whole save; says which ones were passed over. None if the folder holds no save at all.
 

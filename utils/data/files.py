@@ -112,6 +112,11 @@ class FolderListing:
         return self._names[path]
 
 
+def first_holding(folders: Sequence[FolderListing], name: str) -> Path | None:
+    """The path of a file in the first of several folders that has it; None if none has."""
+    return next((listing.folder / name for listing in folders if name in listing), None)
+
+
 def read_annotations(path: Path, keys: Sequence[str] = (), *, fallback: str = "") -> Any:
     """The content of a JSON file of annotations or settings; a dictionary with `keys` if some are given.
 

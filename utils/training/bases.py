@@ -7,15 +7,14 @@ model, the CLIP tower and the mask decoder that were named on the command line.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from model.checkpoints.manifest import MANIFEST
+from model.checkpoints.manifest import readable_manifests
 from model.downloads import WEIGHT_SUFFIXES
 from model.errors import UserError
-from model.files import read_json
 from utils.config.training import TrainConfig
 
 BASES = ("version", "vision_tower", "vision_pretrained")
@@ -50,13 +49,10 @@ def _is_part(path: Path) -> bool:
     return path.is_file() and (path.name == "config.json" or path.suffix in WEIGHT_SUFFIXES)
 
 
-def fingerprints_told(saves: Iterable[Path]) -> dict[str, str]:
-    """Those of the newest save that tells them; none for a run of an older version."""
-    for save in saves:
-        try:
-            told = read_json(save / MANIFEST).get("bases")
-        except (UserError, OSError):
-            continue  # damaged: passed over
+def fingerprints_told(folder: Path) -> dict[str, str]:
+    """Those of the newest save of a folder that tells them; none for a run of an older version."""
+    for _, manifest in readable_manifests(folder):
+        told = manifest.get("bases")
         if isinstance(told, dict):
             return {name: value for name, value in told.items() if isinstance(value, str)}
     return {}

@@ -21,7 +21,7 @@ import torch
 
 from model.checkpoints.layouts.base import CHECKPOINT_FOLDER, SETTINGS_FOLDER
 from model.checkpoints.layouts.deepspeed import safe_globals
-from model.checkpoints.manifest import LATEST, MANIFEST, TAG, Found, newest_save, saves
+from model.checkpoints.manifest import LATEST, TAG, Found, newest_save, readable_manifests, saves
 from model.errors import UserError
 from model.files import is_regular, read_json, read_text, read_yaml, split_lines
 from model.strict_loading import check_keys
@@ -159,11 +159,7 @@ def _check_lost(folder: Path, best: Path) -> None:
 
 def _check_best(config: TrainConfig) -> None:
     """UserError for best weights of another run, which would count as this one's."""
-    for path in saves(config.run_dir / BEST_FOLDER):
-        try:
-            manifest = read_json(path / MANIFEST)
-        except (UserError, OSError):
-            continue  # damaged: passed over
+    for path, manifest in readable_manifests(config.run_dir / BEST_FOLDER):
         if manifest and (problem := of_another_run(config, manifest, weights_only=True)):
             raise UserError(f"{path}: {problem}; move it elsewhere")
 
@@ -186,7 +182,7 @@ def _save_to_continue(config: TrainConfig, folder: Path) -> Found | None:
     settings = folder / SETTINGS_FOLDER / "run.yaml"
     is_known = is_regular(settings) and settings.stat().st_size > 0
     if is_known:
-        check_same_run(config, settings, fingerprints_told(saves(folder)))
+        check_same_run(config, settings, fingerprints_told(folder))
     found = newest_save(folder, lambda manifest: of_another_run(config, manifest))
     _check_best(config)
     if not is_known and found is not None and "config" not in found.manifest:

@@ -30,7 +30,7 @@ from utils.data.base import Dataset, FlagError
 from utils.data.coco_file import id_of
 from utils.data.coverage import MISSING
 from utils.data.datasets.muse import with_masks
-from utils.data.files import FolderListing, locate, read_annotations
+from utils.data.files import FolderListing, first_holding, locate, read_annotations
 from utils.data.frames import Drawn
 from utils.data.lisa_entries import (
     CocoMask,
@@ -132,13 +132,13 @@ class LisaPlus(Dataset):
         for position, entry in enumerate(content):
             with self.entry(self.where(position)):
                 name = image_name(entry)
-                found = [listing.folder / name for listing in images if name in listing]
-                if not found:
+                image = first_holding(images, name)
+                if image is None:
                     self.drop(self.where(position), f"no image {images[0].folder / name}", MISSING)
                     continue
                 turns = self.turns_of(entry, position)
                 masks = segmentations_of(entry, wanted_by(turns))
-                read.append(LisaItem(position, found[0], turns, masks))
+                read.append(LisaItem(position, image, turns, masks))
         del content
         missing: dict[str, set[Id]] = {}  # by the folder of the images
         for item in read:

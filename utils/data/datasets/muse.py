@@ -21,7 +21,7 @@ from model.text.phrases import pick
 from model.text.special_tokens import Special, Text
 from utils.data.base import Dataset, sample_up_to
 from utils.data.coverage import MISSING
-from utils.data.files import FolderListing, locate, read_annotations
+from utils.data.files import FolderListing, first_holding, locate, read_annotations
 from utils.data.frames import Drawn
 from utils.data.masks import annotated_size, decode_segmentation
 from utils.data.polygons import short
@@ -94,11 +94,11 @@ class Muse(Dataset):
             label = f"{path}, entry {position}"
             with self.entry(label):
                 folder, name = image_of(entry)
-                found = [listing.folder / name for listing in files[folder] if name in listing]
-                if not found:
+                image = first_holding(files[folder], name)
+                if image is None:
                     self.drop(label, f"no image {files[folder][0].folder / name}", MISSING)
                 elif questions := self.questions_of(entry, label):
-                    items.append(MuseItem(found[0], annotated_size(entry), questions))
+                    items.append(MuseItem(image, annotated_size(entry), questions))
                 else:
                     self.drop(label, "no question with targets")
         self.check_index(len(items), path)

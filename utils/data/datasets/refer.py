@@ -19,7 +19,7 @@ from model.text.sequence import referring_conversation
 from utils.data.base import Dataset, FlagError, sample_up_to
 from utils.data.coco_file import id_of
 from utils.data.coverage import MISSING, UNLABELLED, well_formed
-from utils.data.files import FolderListing, locate, read_annotations
+from utils.data.files import FolderListing, first_holding, locate, read_annotations
 from utils.data.frames import Drawn
 from utils.data.masks import annotated_size, decode_segmentation, union
 from utils.data.pickles import load_plain_pickle
@@ -250,11 +250,6 @@ class ReferringDataset(Dataset):
             num_expressions=sum(len(item.expressions) for item in items),
             has_no_target=any(not said.ann_ids for item in items for said in item.expressions),
         )
-
-
-def first_holding(folders: Sequence[FolderListing], name: str) -> Path | None:
-    """The path of a file in the first of several folders that has it; None if none has."""
-    return next((listing.folder / name for listing in folders if name in listing), None)
 
 
 def target_ids(ann_id: int | str | Sequence[int | str]) -> tuple[int | str, ...]:
