@@ -149,7 +149,8 @@ def write_sam(path: Path, settings: SamSettings) -> None:
 
 def write_training(folder: Path) -> None:
     """Trained weights in float32, as zero_to_fp32.py writes them, and the run's settings beside them."""
-    model = on_meta(lambda: LasagnaForConditionalGeneration(shape_of(folder)))
+    shape = shape_of(folder)
+    model = on_meta(lambda: LasagnaForConditionalGeneration(shape))
     model.vlm = add_lora(model.vlm, LORA_RANK)
     names = set(mark_trainable(model))
     weights = {
@@ -159,7 +160,7 @@ def write_training(folder: Path) -> None:
     }
     torch.save(weights, folder / "pytorch_model.bin")
     settings = folder / SETTINGS_FOLDER
-    settings.mkdir()
+    shape.save_pretrained(settings)
     run = {
         "version": str(folder / "llava"),
         "vision_tower": str(folder / "clip"),

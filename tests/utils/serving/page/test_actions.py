@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 from model.text.conversation import Conversation
 from model.text.special_tokens import NEG, SEG, Special
 from tests.tiny_weights import noise_image
+from utils.data.image_formats import FORMATS
 from utils.reports.colours import class_colour
 from utils.serving import jobs
 from utils.serving.answers import Asking
@@ -27,6 +28,7 @@ from utils.serving.page.view import DIM, TINT, file_of
 from utils.serving.schema import AnswerJson
 
 IMAGE = noise_image(40, 60)
+KNOWN = ", ".join(FORMATS)
 NAMES = ["dog", "traffic light, red", 'a "quoted" name', "🐕", "<b>bold</b>", "[seg]", "</s>", "x'y"]
 
 
@@ -282,7 +284,7 @@ def test_large_images_are_shown_smaller_and_answered_whole(actions, monkeypatch)
 @pytest.mark.parametrize(
     ("content", "name", "message"),
     [
-        (b"a text", "notes.png", "notes.png: cannot be decoded (the file is not an image)"),
+        (b"a text", "notes.png", f"notes.png: cannot be decoded (the file is not an image of {KNOWN})"),
         (b"", "empty.jpg", "the file is empty"),
         (b"<svg xmlns='x'><script>1</script></svg>", "a.svg", "the file is XML or SVG; save it as PNG"),
         (file_with(Image.new("1", (20_000, 20_000))), "b.png", "400,000,000 pixels, of at most 500,000"),

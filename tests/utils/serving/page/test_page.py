@@ -18,6 +18,7 @@ from PIL import ExifTags, Image
 from pycocotools import mask as coco_mask
 
 from tests.utils.serving.page.running import MAX_MB, SECONDS, Running
+from utils.data.image_formats import FORMATS
 from utils.reports.colours import class_colour
 from utils.serving.page import app as page_app
 from utils.serving.serve import TOY_EXAMPLES
@@ -301,7 +302,10 @@ def test_what_is_no_image_is_refused_and_names_are_no_markup(page):
     place = page.locator(".base").get_attribute("src")
     choose_file(page, b"a text", "notes.png")
     page.wait_for_selector(".problem")
-    assert page.inner_text(".problem") == "notes.png: cannot be decoded (the file is not an image)"
+    assert (
+        page.inner_text(".problem")
+        == f"notes.png: cannot be decoded (the file is not an image of {', '.join(FORMATS)})"
+    )
     choose_file(page, b"a text", "notes.txt", "text/plain")
     page.get_by_text("Invalid file type").first.wait_for()
     choose_file(page, b"x" * int(2e6 * MAX_MB), "large.png")
