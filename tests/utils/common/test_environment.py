@@ -81,3 +81,18 @@ def test_the_locked_versions_are_within_the_bounds_of_everything_that_is_asked_f
             assert one.specifier.contains(pinned), f"{one}, locked {pinned}"
     for one in asked:  # what the tests ran with
         assert one.specifier == tests.get(one.name.lower(), one).specifier, one
+
+
+def test_the_page_about_versions_states_the_bounds_of_the_requirements():
+    text = (env.REPOSITORY / "docs/versions.md").read_text()
+    rows = re.findall(r"^\| ([\w, -]+) \| ([\d., ]+) \|", text.split("## Why not older")[1], re.MULTILINE)
+    stated = {
+        name: least
+        for names, bounds in rows
+        for name, least in zip(names.lower().split(", "), bounds.split(", "), strict=True)
+    }
+    project = tomllib.loads((env.REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert stated.pop("python") == project["requires-python"].removeprefix(">=")
+    bounds = read_requirements("requirements.txt")
+    assert len(stated) > 5
+    assert stated == {name: str(bounds[name].specifier).removeprefix(">=") for name in stated}
