@@ -26,6 +26,7 @@ from model.text.answer_plan import AnswerPlan
 from model.text.format import SequenceFormat
 from model.text.placeholder import Placeholder
 from model.token_grid import TokenGrid
+from tests.fake_gpu import needs_fake_gpu
 
 VOCABULARY, NUM_PATCHES, TEXT_LENGTH = 32006, 256, 120
 SIZES = [(768, 1024), (1024, 683)]
@@ -105,6 +106,7 @@ def batch_on(device="cuda"):
     )
 
 
+@needs_fake_gpu
 def test_a_training_step_fits_together_on_a_gpu(model):
     model.train()
     with FAKE:
@@ -117,6 +119,7 @@ def test_a_training_step_fits_together_on_a_gpu(model):
         assert all(masks.dtype == torch.float32 for masks in output.masks)
 
 
+@needs_fake_gpu
 def test_a_batch_without_seg_fits_together_on_a_gpu(model):
     model.train()
     with FAKE:
@@ -134,6 +137,7 @@ def test_a_batch_without_seg_fits_together_on_a_gpu(model):
         assert (output.logits, output.masks) == (None, None)
 
 
+@needs_fake_gpu
 def test_a_spatial_prompt_fits_together_on_a_gpu(model, monkeypatch):
     torch.set_default_dtype(torch.bfloat16)
     try:
@@ -165,6 +169,7 @@ def prompts(model):
     return model, images, prompt, batch.attention_mask
 
 
+@needs_fake_gpu
 def test_an_answer_is_generated_and_drawn_on_a_gpu(prompts, monkeypatch):
     model, images, prompt, mask = prompts
     words = iter([[5, 5, 5], [6, 6, 2], [2, 2]])
@@ -177,6 +182,7 @@ def test_an_answer_is_generated_and_drawn_on_a_gpu(prompts, monkeypatch):
         assert {(m.device.type, m.dtype) for m in masks} == {("cuda", torch.float32)}
 
 
+@needs_fake_gpu
 def test_a_complex_query_is_decoded_and_drawn_on_a_gpu(prompts, monkeypatch):
     model, images, prompt, mask = prompts
     seg, neg = model.config.seg_token_id, model.config.neg_token_id

@@ -108,9 +108,12 @@ def rendezvous() -> Iterator[None]:
     """Turn a failed rendezvous inside the block into a UserError: mostly a port that is in use."""
     try:
         yield
-    except dist.DistNetworkError as problem:
+    except RuntimeError as problem:
+        is_in_use = "EADDRINUSE" in str(problem) or "address already in use" in str(problem).lower()
+        if not (is_in_use or isinstance(problem, dist.DistNetworkError)):  # torch 2.6: a plain RuntimeError
+            raise
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        if "EADDRINUSE" in str(problem) or "address already in use" in str(problem).lower():
+        if is_in_use:
             raise UserError(
                 f"port {os.environ.get('MASTER_PORT')} is in use, perhaps by another run; choose another one: "
                 "deepspeed --master_port=PORT"

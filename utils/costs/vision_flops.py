@@ -88,7 +88,10 @@ def tower_flops(vlm: Any, num_tokens: int) -> int:
     layer += attention(patches, seen, hidden)
     patch = vision.patch_size[0] if isinstance(vision.patch_size, list | tuple) else vision.patch_size
     pixels = 3 * patch**2 * getattr(vision, "temporal_patch_size", 1)
-    return linear(patches, pixels, hidden) + vision.num_hidden_layers * layer
+    num_layers = (
+        vision.depth if hasattr(vision, "depth") else vision.num_hidden_layers
+    )  # Qwen's name, or the others'
+    return linear(patches, pixels, hidden) + num_layers * layer
 
 
 def connector_flops(vlm: Any, num_tokens: int) -> int:

@@ -150,7 +150,7 @@ def parse_fast(content: bytes | str) -> Any:
     """
     try:
         return msgspec.json.decode(content)
-    except (ValueError, RecursionError):  # msgspec's errors are ValueErrors
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
 
 

@@ -19,6 +19,7 @@ from model.decoders.build import build_decoder, decoder_settings
 from model.decoders.sam2 import KINDS, Sam2Settings
 from model.decoders.transform import SQUARE, ImageTransform
 from model.errors import UserError
+from tests.fake_gpu import needs_fake_gpu
 from tests.tiny_weights import SAM2, SAM3, random_decoder
 
 OWNERS = [0, 0, 0, 1, 1, 1]  # of the six prompts of `points`
@@ -254,8 +255,9 @@ def test_pixels_equal_the_library_s_image_processors(pair, size):
         torch.tensor(getattr(ours.settings, f"pixel_{name}")).view(3, 1, 1) for name in ("mean", "std")
     )
     grey_levels = 255 * ((theirs * std + mean) - resized.float() / 255).abs()
-    assert grey_levels.max() <= 1.01  # rounding after one pass instead of two
-    assert grey_levels.mean() < 0.1
+    # Rounding after one pass instead of two; torchvision 0.21 rounds a small image so too: one value of five differs.
+    assert grey_levels.max() <= 1.01
+    assert grey_levels.mean() < 0.25
 
 
 def test_images_of_another_size_are_refused(pair):
@@ -278,6 +280,7 @@ def test_the_published_size_has_the_shapes_that_its_settings_say(kind):
         assert masks.shape == (1, settings.mask_side, settings.mask_side)
 
 
+@needs_fake_gpu
 @pytest.mark.parametrize(
     "settings", [published("tiny"), Sam2Settings(kind="sam3_tracker")], ids=["sam2", "sam3"]
 )

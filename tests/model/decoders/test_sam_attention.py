@@ -18,6 +18,7 @@ from model.decoders.sam_attention import (
     fastest_way,
     relative_table,
 )
+from tests.fake_gpu import needs_fake_gpu
 from tests.watching import Largest
 
 HEADS, DIM = 3, 24
@@ -152,6 +153,7 @@ def test_a_copy_has_weights_of_its_own():
         assert not twin(x).any()
 
 
+@needs_fake_gpu
 @pytest.mark.parametrize(("dim", "heads"), [(1280, 16), (1024, 16), (768, 12)], ids=["h", "l", "b"])
 def test_on_a_gpu_published_sizes_fit_flash_kernels(dim, heads, monkeypatch):
     side = 64  # of a global block

@@ -23,6 +23,7 @@ from model.text.format import SequenceFormat
 from model.text.placeholder import Placeholder
 from model.token_grid import TokenGrid
 from tests.commands import REPOSITORY
+from tests.fake_gpu import needs_fake_gpu
 from tests.tiny_weights import SAM
 from utils.common.command_line import parse_config
 from utils.config.training import TrainConfig
@@ -149,6 +150,7 @@ def seven_b():
     return config, model_config(config)
 
 
+@needs_fake_gpu
 def test_the_7b_on_a_gpu_is_what_the_counter_counts(seven_b):
     config, shape = seven_b
     model = memory.build(config, shape)

@@ -196,5 +196,5 @@ def decoded(decoder: msgspec.msgpack.Decoder[Any], content: bytes) -> Any:
     """What `content` holds; DamagedIndexError if it is not of the decoder's type."""
     try:
         return decoder.decode(content)
-    except (ValueError, TypeError, RecursionError) as problem:  # msgspec's errors are ValueErrors
+    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as problem:
         raise DamagedIndexError(f"it holds something else ({problem})") from None
