@@ -112,6 +112,15 @@ class Backbone(Protocol):
     attentions: tuple[str, ...]  # the values of --attn_implementation that it takes
     num_logits: int  # the tokens that can be written: rows of `text_logits`
 
+    @property
+    def attention(self) -> str:
+        """What the language model computes attention with, one of `attentions`."""
+        ...
+
+    def attend_with(self, name: str) -> None:
+        """Has the language model compute attention with one of `attentions`."""
+        ...
+
     def lora_pattern(self, names: Sequence[str]) -> str:
         """Regular expression for the full names, in `vlm`, of the language model's layers called `names`."""
         ...

@@ -57,6 +57,13 @@ class HuggingFaceBackbone:
         """What the language model computes attention with."""
         return self.language_model.config._attn_implementation
 
+    def attend_with(self, name: str) -> None:
+        """See `Backbone`."""
+        if name == "flex_attention":
+            # Some classes of transformers refuse it, though their attention goes through the common interface.
+            type(self.language_model)._supports_flex_attn = True
+        self.language_model.set_attn_implementation(name)
+
     def lora_pattern(self, names: Sequence[str]) -> str:
         """See `Backbone`: below the decoder's own name, as vision towers have layers called q_proj too."""
         prefix = next(name for name, module in self.vlm.named_modules() if module is self.language_model)
@@ -126,12 +133,26 @@ class HuggingFaceBackbone:
         """See `Backbone`."""
         return self.language_model(
             inputs_embeds=embeddings,
-            attention_mask=attention_mask,
+            attention_mask=self._as_taken(attention_mask),
             position_ids=position_ids,
             past_key_values=cache,
             use_cache=cache is not None,
             **(deep or {}),
         ).last_hidden_state
+
+    def _as_taken(self, mask: Any) -> Any:
+        """A mask, or those of several kinds of layers, as the attention takes it: eager attention adds it."""
+        if isinstance(mask, dict):
+            return {kind: self._as_taken(each) for kind, each in mask.items()}
+        if (
+            self.attention == "eager"
+            and isinstance(mask, Tensor)
+            and mask.ndim == 4
+            and mask.dtype == torch.bool
+        ):
+            dtype = self.lm_head.weight.dtype
+            return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
+        return mask
 
     def new_cache(self) -> Cache:
         """See `Backbone`."""

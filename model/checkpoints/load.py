@@ -86,9 +86,7 @@ def load_model(
             raise UserError(
                 f"{checkpoint.path} is not a merged model; merge it before --load_in_{quantization}"
             )
-        options = ReadOptions(
-            vision_tower=vision_tower, dtype=dtype_there, attn_implementation=attn_implementation
-        )
+        options = ReadOptions(vision_tower=vision_tower, dtype=dtype_there)
         model = load_trained(
             checkpoint,
             options,
@@ -99,24 +97,20 @@ def load_model(
             prompt=prompt,
             seed=seed,
             mask_head=mask_head,
+            attn_implementation=attn_implementation,
         )
     else:
         options = ReadOptions(
             vision_tower=vision_tower,
             dtype=dtype,
-            attn_implementation=attn_implementation,
             quantization=quantization_config(quantization, dtype_there) if quantization else None,
             device=torch.device(device or "cuda") if quantization else None,
         )
         model = load_whole(
             checkpoint, options, sam=sam, format=format, prompt=prompt, seed=seed, mask_head=mask_head
         )
+        attend_with(model, attn_implementation)
     check_agreement(model)
-    if attn_implementation not in model.backbone.attentions:
-        raise UserError(
-            f"--attn_implementation {attn_implementation} does not take the masks of a "
-            f"{model.config.vlm_config.model_type}; known: {', '.join(model.backbone.attentions)}"
-        )
     model.processor.images.limit(min_image_tokens, max_image_tokens)
     if quantization:  # the quantised part is on its device already, and must not move
         device = options.device
@@ -139,7 +133,7 @@ def load_whole(
     mask_head: str | None,
 ) -> LasagnaForConditionalGeneration:
     """A whole model; arguments as in `load_model`."""
-    logger.info("%s: %s; attention: %s", checkpoint.path, checkpoint.kind, options.attn_implementation)
+    logger.info("%s: %s", checkpoint.path, checkpoint.kind)
     read = checkpoint.layout.read(checkpoint.path, options)
     if isinstance(read, LasagnaForConditionalGeneration):
         require_finite(read.state_dict(), source=str(checkpoint.path))
@@ -164,6 +158,7 @@ def load_trained(
     prompt: str | None,
     seed: int,
     mask_head: str | None,
+    attn_implementation: str,
 ) -> LasagnaForConditionalGeneration:
     """Weights of a training run on top of the model that it started from; arguments as in `load_model`.
 
@@ -186,7 +181,7 @@ def load_trained(
         vision_tower=options.vision_tower or settings.place_of("vision_tower"),
         sam=sam or settings.place_of("vision_pretrained"),
         dtype=options.dtype,
-        attn_implementation=options.attn_implementation,
+        attn_implementation=attn_implementation,
         format=format,
         prompt=prompt or settings.prompt,
         seed=seed,
@@ -222,6 +217,21 @@ def choose_attention(name: str, dtype: torch.dtype | None) -> str:
         if not on_gpu or dtype not in (torch.float16, torch.bfloat16):
             raise UserError(f"--attn_implementation {name} needs a GPU and bf16 or fp16; take sdpa")
     return "sdpa" if name == "auto" else name
+
+
+def attend_with(model: LasagnaForConditionalGeneration, name: str) -> None:
+    """Has the language model compute attention with what `choose_attention` returned; the encoders keep theirs.
+
+    Raises:
+        UserError: it does not take the masks of this model.
+    """
+    if name not in model.backbone.attentions:
+        raise UserError(
+            f"--attn_implementation {name} does not take the masks of a {model.config.vlm_config.model_type}; "
+            f"known: {', '.join(model.backbone.attentions)}"
+        )
+    model.backbone.attend_with(name)
+    logger.info("attention: %s", name)
 
 
 def with_settings(

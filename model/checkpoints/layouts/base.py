@@ -25,6 +25,7 @@ SETTINGS_FOLDER = "lasagna"
 CHECKPOINT_FOLDER = "ckpt_model"  # of a run, the newest; train_ds.py keeps the best one in ckpt_best
 # A model that its config.json makes larger than its weights by this factor is not allocated.
 LARGEST_EXCESS = 2
+ATTENTION = "sdpa"  # what every part is loaded with; `load_model` gives the language model what was asked for
 KNOWN_DTYPES = ("float32", "bfloat16", "float16")  # in a config.json
 # What --precision calls them.
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -36,7 +37,6 @@ class ReadOptions:
 
     vision_tower: str | None = None  # folder or hub name of a CLIP, where the checkpoint has none inside
     dtype: torch.dtype | None = None  # None: as stored
-    attn_implementation: str = "sdpa"
     quantization: BitsAndBytesConfig | None = None  # of the language model's layers
     device: torch.device | None = None  # where quantised weights go, as they cannot be made elsewhere
 
@@ -46,19 +46,6 @@ class ReadOptions:
         if self.quantization is None:
             return {}
         return {"quantization_config": self.quantization, "device_map": {"": self.device}}
-
-    @property
-    def attention_of_parts(self) -> str:
-        """What a model with a vision tower is loaded with: flex attention is for the language model alone."""
-        return "sdpa" if self.attn_implementation == "flex_attention" else self.attn_implementation
-
-    def attend(self, vlm: PreTrainedModel) -> None:
-        """Switches the language model of a loaded model to flex attention, if that was asked for."""
-        if self.attn_implementation == "flex_attention":
-            language = vlm.get_decoder()
-            # Some classes of transformers refuse it, though their attention goes through the common interface.
-            type(language)._supports_flex_attn = True
-            language.set_attn_implementation("flex_attention")
 
 
 @dataclass(kw_only=True)
@@ -120,7 +107,6 @@ def load_vlm(
     config: PreTrainedConfig,
     folder: Path,
     options: ReadOptions,
-    attn_implementation: str,
 ) -> PreTrainedModel:
     """A folder of transformers, strictly; UserError if `config`, from its config.json, describes another model."""
     check_size(kind, config, StoredWeights(folder).num_values, folder=folder)
@@ -129,7 +115,7 @@ def load_vlm(
         folder,
         source=str(folder),
         dtype=options.dtype or "auto",
-        attn_implementation=attn_implementation,
+        attn_implementation=ATTENTION,
         **options.placement,
     )
 

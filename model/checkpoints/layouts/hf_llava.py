@@ -23,7 +23,7 @@ def recognises(config: dict[str, Any]) -> bool:
 def read(folder: Path, options: ReadOptions) -> Parts:
     """The model with its own vision tower."""
     config = from_pretrained(LlavaConfig, folder)
-    vlm = load_vlm(LlavaForConditionalGeneration, config, folder, options, options.attn_implementation)
+    vlm = load_vlm(LlavaForConditionalGeneration, config, folder, options)
     stored = [read_json(folder / name) for name in PROCESSOR_FILES]
     clip_processor: dict[str, Any] = next((s.get("image_processor", s) for s in stored if s), {})
     return Parts(

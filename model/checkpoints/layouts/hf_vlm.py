@@ -27,6 +27,5 @@ def read(folder: Path, options: ReadOptions) -> Parts:
     base_processor = read_processor(folder)
     config = from_pretrained(AutoConfig, folder)
     kind: type[PreTrainedModel] = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
-    vlm = load_vlm(kind, config, folder, options, options.attention_of_parts)
-    options.attend(vlm)
+    vlm = load_vlm(kind, config, folder, options)
     return Parts(folder=folder, vlm=vlm, base_processor=base_processor, prompt=OWN_PROMPT)

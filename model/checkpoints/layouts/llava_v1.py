@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from model.checkpoints.layouts.base import Parts, ReadOptions, check_size, named_dtype
+from model.checkpoints.layouts.base import ATTENTION, Parts, ReadOptions, check_size, named_dtype
 from model.checkpoints.layouts.clip import TOWER_PREFIX, read_tower
 from model.checkpoints.weights import read_folder
 from model.errors import UserError
@@ -106,7 +106,7 @@ def read_llava(
         config=llava_config,
         state_dict=mapped,
         dtype=options.dtype or named_dtype(config.get("torch_dtype") or config.get("dtype")) or torch.float32,
-        attn_implementation=options.attn_implementation,
+        attn_implementation=ATTENTION,
         **options.placement,
     )
     return Parts(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from model.checkpoints.layouts.base import ReadOptions, check_size
+from model.checkpoints.layouts.base import ATTENTION, ReadOptions, check_size
 from model.checkpoints.lazy import StoredWeights
 from model.config import LasagnaConfig, check_stored
 from model.huggingface import from_pretrained
@@ -27,11 +27,9 @@ def read(folder: Path, options: ReadOptions) -> LasagnaForConditionalGeneration:
     model = LasagnaForConditionalGeneration.from_pretrained(
         folder,
         dtype=options.dtype or "auto",
-        attn_implementation=options.attn_implementation if config.is_llava else options.attention_of_parts,
+        attn_implementation=ATTENTION,
         **options.placement,
     )
-    if not config.is_llava:
-        options.attend(model.base_vlm)
     if not model.has_processor:
         raise FileNotFoundError(
             f"{folder} has no tokenizer or processor beside its weights; copy the whole folder"

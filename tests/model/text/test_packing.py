@@ -109,6 +109,17 @@ def test_rows_that_are_too_long_together_are_split_and_give_the_same(training_mo
     assert_the_same(packed, single, gradients, expected)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_eager_attention_trains_packed_rows_as_sdpa_does(training_model, case):
+    _, expected, wanted = run(training_model, case, pack_rows=True)
+    training_model.backbone.attend_with("eager")
+    try:
+        _, output, gradients = run(training_model, case, pack_rows=True)
+    finally:
+        training_model.backbone.attend_with("sdpa")
+    assert_the_same(output, expected, gradients, wanted)
+
+
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
 def test_flex_attention_gives_the_packed_states_of_sdpa(tiny_model, monkeypatch):
     """On a CPU it has no backward, and compiling it would take longer than all tests of this file."""
