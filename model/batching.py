@@ -19,6 +19,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -101,6 +102,22 @@ def pad_packed(rows: Sequence[PackedRow], pad_id: int) -> RowInputs:
         labels=padded("labels", IGNORE_INDEX),
         position_ids=axes[0] if len(axes) == 1 else torch.stack(axes),
         segment_ids=segments,
+    )
+
+
+def pad_to_multiple(rows: RowInputs, multiple: int, pad_id: int) -> RowInputs:
+    """Right-padded rows (N, T) with T rounded up to a multiple, so that batches have fewer different shapes."""
+    missing = -rows.input_ids.shape[1] % multiple
+
+    def longer(values: Tensor | None, filler: int) -> Tensor | None:
+        return None if values is None else F.pad(values, (0, missing), value=filler)
+
+    return RowInputs(
+        input_ids=F.pad(rows.input_ids, (0, missing), value=pad_id),
+        attention_mask=F.pad(rows.attention_mask, (0, missing)),
+        labels=longer(rows.labels, IGNORE_INDEX),
+        position_ids=longer(rows.position_ids, 0),
+        segment_ids=longer(rows.segment_ids, PADDING),
     )
 
 
@@ -188,15 +205,25 @@ def grid_places(input_ids: Tensor, image_id: int, rows: Sequence[int], grid: Tok
     return torch.tensor(grid.pick(columns.tolist())) + row * input_ids.shape[1]
 
 
-def with_masks(inputs: ModelInputs, masks: Sequence[np.ndarray]) -> ModelInputs:
-    """The batch with ground truth masks (n_i, height, width) of each image, and the positions that have a label."""
+def with_masks(inputs: ModelInputs, masks: Sequence[np.ndarray], multiple: int = 1) -> ModelInputs:
+    """The batch with ground truth masks (n_i, height, width) of each image, and the positions that have a label.
+
+    Args:
+        multiple: the number of positions is rounded up to a multiple, with one that has no label.
+    """
     check_masks(inputs, masks)
-    learned_rows, learned_columns = learned_positions(inputs.labels)
+    assert inputs.labels is not None, "conversations have labels"
+    rows, columns = learned_positions(inputs.labels)
+    missing = -len(rows) % multiple
+    unlearned = (inputs.labels[:, 1:] == IGNORE_INDEX).nonzero()[:1]  # of one place, if there is any
+    if missing and len(unlearned):
+        rows = torch.cat([rows, unlearned[:, 0].expand(missing)])
+        columns = torch.cat([columns, unlearned[:, 1].expand(missing) + 1])
     return replace(
         inputs,
         gt_masks=tuple(torch.from_numpy(np.ascontiguousarray(mask)) for mask in masks),
-        learned_rows=learned_rows,
-        learned_columns=learned_columns,
+        learned_rows=rows,
+        learned_columns=columns,
     )
 
 

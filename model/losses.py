@@ -60,7 +60,7 @@ def learned_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
 def text_cross_entropy(
     states: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor], num_chunks: int = 1
 ) -> Tensor:
-    """Mean cross-entropy of `targets`; 0, with a gradient, if there are no targets.
+    """Mean cross-entropy of the `targets` that are no IGNORE_LABEL; 0, with a gradient, if there are none.
 
     Logits are recomputed in backward, so at most one chunk of them is in memory at any time.
 
@@ -72,12 +72,12 @@ def text_cross_entropy(
     """
 
     def summed(states: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(head(states).float(), targets, reduction="sum")
+        return F.cross_entropy(head(states).float(), targets, reduction="sum", ignore_index=IGNORE_LABEL)
 
     total = torch.zeros((), device=states.device)
     for chunk in zip(states.tensor_split(num_chunks), targets.tensor_split(num_chunks), strict=True):
         total = total + checkpoint(summed, *chunk, use_reentrant=False)
-    return total / max(len(targets), 1)
+    return total / (targets != IGNORE_LABEL).sum().clamp(min=1)
 
 
 def mask_losses(

@@ -19,7 +19,16 @@ from transformers import PreTrainedTokenizerBase
 from model.backbones.base import ImageReader
 from model.backbones.clip_images import ClipImages
 from model.backbones.huggingface_images import HuggingFaceImages
-from model.batching import check_rows, join, pack_images, pad_images, pad_packed, pad_rows, with_masks
+from model.batching import (
+    check_rows,
+    join,
+    pack_images,
+    pad_images,
+    pad_packed,
+    pad_rows,
+    pad_to_multiple,
+    with_masks,
+)
 from model.decoders.transform import LONGEST_SIDE, ImageTransform
 from model.errors import UserError
 from model.files import read_json
@@ -170,6 +179,7 @@ class LasagnaProcessor:
         fast_resize: bool = False,
         pack_rows: bool = False,
         max_length: int | None = None,
+        pad_to_multiple_of: int = 1,
         sam_needs: Collection[int] | None = None,
     ) -> ModelInputs:
         """A batch of images and conversations about them, as the model's inputs on the CPU.
@@ -184,6 +194,7 @@ class LasagnaProcessor:
             pack_rows: pack the conversations of an image into one row; see model/text/packing.py.
             max_length: maximum number of text tokens in a packed row, without image tokens; longer rows are split.
                 None: one row for each image.
+            pad_to_multiple_of: rows, and the number of positions with a label, are padded to a multiple of it.
             sam_needs: indices of the images to resize for SAM, in the order of `sam_images`; the embeddings of the
                 others are cached. If empty, `sam_images` is None. Default: all images.
         """
@@ -201,8 +212,14 @@ class LasagnaProcessor:
             rows = pad_packed(packed, self.token_ids.pad)
         else:
             rows = self.row_inputs(encoded, padding_side)
+        if pad_to_multiple_of > 1:
+            if padding_side != "right":
+                raise ValueError(f"only rows padded at the right are made longer, got {padding_side!r}")
+            rows = pad_to_multiple(rows, pad_to_multiple_of, self.token_ids.pad)
         inputs = self.join(rows, found, owners)
-        return replace(inputs, labels=None) if masks is None else with_masks(inputs, masks)
+        if masks is None:
+            return replace(inputs, labels=None)
+        return with_masks(inputs, masks, pad_to_multiple_of)
 
     def row_inputs(self, encoded: Sequence[Encoded], side: str) -> RowInputs:
         """Ids, labels and attention mask (N, T) of one or more conversations, padded on the "left" or "right"."""

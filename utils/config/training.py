@@ -38,6 +38,7 @@ from utils.config.output import check_run_name, trackers_named
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 MAX_RANK = 65_536  # of adapters: no layer is wider
+MAX_MULTIPLE = 4096  # tokens: longer rows would be mostly padding
 MAX_STEP_SIZE = 1e30  # AdamW's first step is ten times that, and float32 ends at 3e38
 ATTENTION = ("auto", "sdpa", "eager", "flash_attention_2", "flex_attention")
 
@@ -91,6 +92,11 @@ class TrainConfig(DataConfig):
     pack: bool = setting(
         True,
         "pack the conversations of one image into one row that shares its prefix: same losses, fewer tokens",
+        group=LOADING,
+    )
+    pad_to_multiple_of: int = setting(
+        1,
+        "pad rows of tokens to a multiple of this, so that batches have fewer shapes: same losses",
         group=LOADING,
     )
     fast_resize: bool = setting(False, "resize images faster, within two grey levels", group=LOADING)
@@ -232,10 +238,11 @@ class TrainConfig(DataConfig):
             self, "epochs", "steps_per_epoch", "batch_size", "grad_accumulation_steps", "lr", "val_batch_size",
             "grad_clip", "lora_alpha", "num_threads", "max_bad_steps", "max_val_samples",
             "classes_per_query", "keep_last", "save_every_minutes", "save_every_steps", "rank_timeout",
-            "min_image_tokens", "max_image_tokens",
+            "min_image_tokens", "max_image_tokens", "pad_to_multiple_of",
         )  # fmt: skip
         require_at_most(self, MAX_PARALLEL, "workers", "num_threads")
         require_at_most(self, MAX_SECONDS, "rank_timeout")
+        require_at_most(self, MAX_MULTIPLE, "pad_to_multiple_of")
         require_at_most(self, MAX_RANK, "lora_r")
         require_not_negative(
             self, "workers", "sam_cache_gb", "warmup_steps", "lora_r", "weight_decay", "profile",

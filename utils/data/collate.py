@@ -37,6 +37,7 @@ class Collate:
     pack_rows: bool = False  # pack the conversations of one image into one row
     sam_cache: Embeddings | None = None  # images with a cached embedding are not resized for SAM
     max_length: int | None = None  # maximum number of text tokens in a packed row; longer rows are split
+    pad_to_multiple_of: int = 1  # rows are padded to a multiple of this
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         images = [sample.image for sample in samples]
@@ -51,6 +52,7 @@ class Collate:
             fast_resize=self.fast_resize,
             pack_rows=self.pack_rows,
             max_length=self.max_length,
+            pad_to_multiple_of=self.pad_to_multiple_of,
             sam_needs=missing,
         )
         if len(missing) < len(samples):
@@ -154,6 +156,7 @@ def build_loader(
     pin_memory: bool = False,
     sam_cache: Embeddings | None = None,
     max_length: int | None = None,
+    pad_to_multiple_of: int = 1,
 ) -> DataLoader[Batch]:
     """The next `num_batches` micro-batches of one rank from sample `first_sample` on, in order; see BatchIndices.
 
@@ -170,7 +173,7 @@ def build_loader(
     return DataLoader(
         mixture,  # a map-style data set of unlimited length
         batch_sampler=indices,
-        collate_fn=Collate(processor, fast_resize, pack_rows, sam_cache, max_length),
+        collate_fn=Collate(processor, fast_resize, pack_rows, sam_cache, max_length, pad_to_multiple_of),
         num_workers=num_workers,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,

@@ -25,9 +25,8 @@ def deepspeed_config(config: TrainConfig, num_processes: int) -> dict[str, Any]:
         "weight_decay": config.weight_decay,
         # DeepSpeed's own Adam compiles for minutes at the first start, and needs a compiler.
         "torch_adam": True,
+        "fused": True,
     }
-    if not on_cpu:
-        optimizer["fused"] = True
     return {
         "train_micro_batch_size_per_gpu": config.batch_size,
         "gradient_accumulation_steps": config.grad_accumulation_steps,

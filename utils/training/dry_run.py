@@ -78,6 +78,7 @@ def dry_run(engine: Engine, config: TrainConfig, mixture: Mixture) -> str:
             fast_resize=config.fast_resize,
             pack_rows=config.pack and engine.module.can_pack_rows,
             max_length=config.model_max_length,
+            pad_to_multiple_of=config.pad_to_multiple_of,
         )
         batch = collate(samples)
         mine = Lengths.of(batch.inputs, [len(sample.conversations) for sample in samples])

@@ -198,6 +198,7 @@ def open_loader(
         pin_memory=engine.device.type == "cuda",
         sam_cache=sam_cache,
         max_length=config.model_max_length,
+        pad_to_multiple_of=config.pad_to_multiple_of,
     )
 
 

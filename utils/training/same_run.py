@@ -22,8 +22,8 @@ from utils.training.bases import check_bases, fingerprints
 # Settings that may differ on resume: duration, paths, speed, what is measured, and how a step is divided among
 # processes (step_size.py). All others determine the weights and must stay the same.
 FREE = (
-    "epochs", "dataset_dir", "fast_resize", "workers", "sam_cache", "sam_cache_gb", "index_cache", "shard_cache",
-    "shard_cache_gb",
+    "epochs", "dataset_dir", "pad_to_multiple_of", "fast_resize", "workers", "sam_cache", "sam_cache_gb",
+    "index_cache", "shard_cache", "shard_cache_gb",
     "attn_implementation", "gradient_checkpointing", "compile", "num_threads", "profile", "local_rank",
     "max_bad_fraction", "max_bad_steps",
     "val_dataset_list", "no_eval", "val_batch_size", "max_val_samples", "classes_per_query",

@@ -109,6 +109,34 @@ def test_rows_that_are_too_long_together_are_split_and_give_the_same(training_mo
     assert_the_same(packed, single, gradients, expected)
 
 
+@pytest.mark.parametrize("pack", [True, False])
+@pytest.mark.parametrize("case", CASES)
+def test_rows_padded_to_a_multiple_train_the_same(training_model, case, pack):
+    conversations, owners = CASES[case]
+    _, expected, wanted = run(training_model, case, pack_rows=pack)
+    _, output, gradients = run(training_model, case, pack_rows=pack, pad_to_multiple_of=16)
+    assert_the_same(output, expected, gradients, wanted)
+    images = IMAGES[: 1 + max(owners)]
+    masks = [np.ones((sum(c.num_seg for c, o in zip(conversations, owners, strict=True) if o == k),
+                      *image.shape[:2]), np.uint8) for k, image in enumerate(images)]  # fmt: skip
+    few, many = (
+        training_model.processor.collate(
+            images, conversations, owners, masks=masks, pack_rows=pack, **padding
+        )
+        for padding in ({}, {"pad_to_multiple_of": 16})
+    )
+    assert many.input_ids.shape[1] % 16 == 0
+    assert 0 <= many.input_ids.shape[1] - few.input_ids.shape[1] < 16
+    assert len(many.learned_rows) % 16 == 0
+    assert torch.equal(many.learned_rows[: len(few.learned_rows)], few.learned_rows)
+    assert many.labels[many.learned_rows, many.learned_columns].ge(0).sum() == len(few.learned_rows)
+
+
+def test_only_rows_padded_at_the_right_are_made_longer(tiny_model):
+    with pytest.raises(ValueError, match="at the right"):
+        tiny_model.processor.collate(IMAGES[:1], FIVE[:1], [0], padding_side="left", pad_to_multiple_of=8)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_eager_attention_trains_packed_rows_as_sdpa_does(training_model, case):
     _, expected, wanted = run(training_model, case, pack_rows=True)

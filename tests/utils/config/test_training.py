@@ -326,6 +326,8 @@ def test_scripts_that_ask_a_model_load_it_alike(kind):
         (TrainConfig, ["--disk_patience=inf"], "--disk_patience must be >= 0, got inf, which is not finite"),
         (TrainConfig, ["--save_every_minutes=nan"], "--save_every_minutes must be > 0, got nan"),
         (TrainConfig, ["--lora_r=100000"], "--lora_r must be at most 65,536"),
+        (TrainConfig, ["--pad_to_multiple_of=0"], "--pad_to_multiple_of must be > 0"),
+        (TrainConfig, ["--pad_to_multiple_of=10000"], "--pad_to_multiple_of must be at most 4,096"),
         (TrainConfig, [f"--seed={10**30}"], "--seed: must be smaller than 2\\^63, got a number of 31 digits"),
         *(
             (kind, flags, message)
