@@ -153,8 +153,8 @@ def start_processes(config: TrainConfig) -> torch.distributed.Store | None:
         # On a CPU, DeepSpeed would probe compilers at every start and compile shared-memory collectives for minutes
         # at the first; only its inference engine uses those, training goes through gloo.
         deepspeed.ops.__compatible_ops__ = {}
-        # oneDNN generates code for each operation and shape: 2 ms a time, a third of a step of the toy world where the
-        # 1,024 kernels that it keeps are too few for batches of different lengths.
+        # oneDNN generates code for each operation and shape: 2 ms a time, a third of a step of the toy world where
+        # the 1,024 kernels that it keeps are too few for batches of different lengths.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")
     with rendezvous():
         store = meet(config.rank_timeout)

@@ -133,26 +133,21 @@ class HuggingFaceBackbone:
         """See `Backbone`."""
         return self.language_model(
             inputs_embeds=embeddings,
-            attention_mask=self._as_taken(attention_mask),
+            attention_mask=self._as_taken(attention_mask, embeddings.dtype),
             position_ids=position_ids,
             past_key_values=cache,
             use_cache=cache is not None,
             **(deep or {}),
         ).last_hidden_state
 
-    def _as_taken(self, mask: Any) -> Any:
+    def _as_taken(self, mask: Any, dtype: torch.dtype) -> Any:
         """A mask, or those of several kinds of layers, as the attention takes it: eager attention adds it."""
         if isinstance(mask, dict):
-            return {kind: self._as_taken(each) for kind, each in mask.items()}
-        if (
-            self.attention == "eager"
-            and isinstance(mask, Tensor)
-            and mask.ndim == 4
-            and mask.dtype == torch.bool
-        ):
-            dtype = self.lm_head.weight.dtype
-            return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
-        return mask
+            return {kind: self._as_taken(each, dtype) for kind, each in mask.items()}
+        is_of_pairs = isinstance(mask, Tensor) and mask.ndim == 4  # of queries and keys, not of columns
+        if self.attention != "eager" or not is_of_pairs or mask.dtype != torch.bool:
+            return mask
+        return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
 
     def new_cache(self) -> Cache:
         """See `Backbone`."""

@@ -88,9 +88,8 @@ def tower_flops(vlm: Any, num_tokens: int) -> int:
     layer += attention(patches, seen, hidden)
     patch = vision.patch_size[0] if isinstance(vision.patch_size, list | tuple) else vision.patch_size
     pixels = 3 * patch**2 * getattr(vision, "temporal_patch_size", 1)
-    num_layers = (
-        vision.depth if hasattr(vision, "depth") else vision.num_hidden_layers
-    )  # Qwen's name, or the others'
+    # Qwen's name, or that of the others.
+    num_layers = vision.depth if hasattr(vision, "depth") else vision.num_hidden_layers
     return linear(patches, pixels, hidden) + num_layers * layer
 
 
