@@ -214,11 +214,10 @@ def with_masks(inputs: ModelInputs, masks: Sequence[np.ndarray], multiple: int =
     check_masks(inputs, masks)
     assert inputs.labels is not None, "conversations have labels"
     rows, columns = learned_positions(inputs.labels)
-    missing = -len(rows) % multiple
-    unlearned = (inputs.labels[:, 1:] == IGNORE_INDEX).nonzero()[:1]  # of one place, if there is any
-    if missing and len(unlearned):
-        rows = torch.cat([rows, unlearned[:, 0].expand(missing)])
-        columns = torch.cat([columns, unlearned[:, 1].expand(missing) + 1])
+    if missing := -len(rows) % multiple:
+        unlearned = (inputs.labels[:, 1:] == IGNORE_INDEX).nonzero()[:1]  # one place, if there is any
+        more = unlearned.repeat(missing, 1)
+        rows, columns = torch.cat([rows, more[:, 0]]), torch.cat([columns, more[:, 1] + 1])
     return replace(
         inputs,
         gt_masks=tuple(torch.from_numpy(np.ascontiguousarray(mask)) for mask in masks),

@@ -123,18 +123,12 @@ def compare_packing(machine: Machine, results: Results, scene: Scene) -> None:
     model, _ = build("tiny", lora=True, device=machine.device)
     single = everything(model, scene, packed=False)
     for attention in ("sdpa", "flex_attention") if machine.on_gpu else ("sdpa",):
-        set_attention(model, attention)
+        model.backbone.attend_with(attention)
         packed = results.attempt("correct", f"packed, {attention}", lambda: everything(model, scene))
         for what, value in (packed or {}).items():
             if what == "losses" or what.startswith("gradient"):
                 results.add("correct", f"{what}, packed with {attention} against single rows, difference",
                             difference(value, single[what]), bar=PACKING, at_least=False)  # fmt: skip
-
-
-def set_attention(model: LasagnaForConditionalGeneration, name: str) -> None:
-    """What the language model computes attention with from now on."""
-    model.base_vlm.config.text_config._attn_implementation = name
-    model.base_vlm.model.language_model.config._attn_implementation = name
 
 
 def difference(found: Tensor, expected: Tensor) -> float:

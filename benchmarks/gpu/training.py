@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.correct import set_attention
 from benchmarks.gpu.engine import NUM_CONVERSATIONS, NUM_IMAGES, TrainingStep
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.results import Results
@@ -42,9 +41,9 @@ def compare_ways(machine: Machine, results: Results, step: TrainingStep) -> None
     step.model.set_gradient_checkpointing(True)
     compare_packing(machine, results, step, "")
     for name in ("eager", *(("flex_attention",) if machine.on_gpu else ())):
-        set_attention(step.model, name)
+        step.model.backbone.attend_with(name)
         time_way(machine, results, step, f"packed, {name}", lambda: step.learn(packed), packed, False)
-    set_attention(step.model, "sdpa")
+    step.model.backbone.attend_with("sdpa")
     results.attempt("training", "the reference's way", lambda: time_reference(machine, results, step, single))
     step.model.set_gradient_checkpointing(False)
     compare_packing(machine, results, step, ", no gradient checkpointing")

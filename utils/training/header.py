@@ -144,9 +144,10 @@ def steps_line(config: TrainConfig, progress: Progress) -> str:
 
 def attention_line(config: TrainConfig, model: LasagnaForConditionalGeneration) -> str:
     """The kernel of the language model's attention, and whether it packs."""
-    kernel = model.backbone.language_model.config._attn_implementation
     packs = config.pack and model.can_pack_rows
-    return f"{kernel}; the conversations of an image {'share one row' if packs else 'have a row each'}"
+    return (
+        f"{model.attention}; the conversations of an image {'share one row' if packs else 'have a row each'}"
+    )
 
 
 def precision_line(config: TrainConfig) -> str:

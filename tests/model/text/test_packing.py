@@ -50,16 +50,20 @@ CASES = {  # conversations, their images
 }
 
 
-def run(model, case, **packing):
-    """Rows, output and gradients of one training step."""
+def batch_of(model, case, **packing):
     conversations, owners = CASES[case]
     num_images = 1 + max(owners)
     counts = [sum(c.num_seg for c, o in zip(conversations, owners, strict=True) if o == k) for k in (0, 1)]
     masks = [np.ones((n, *image.shape[:2]), np.uint8) for n, image in zip(counts, IMAGES, strict=True)]
-    model.zero_grad()
-    batch = model.processor.collate(
+    return model.processor.collate(
         IMAGES[:num_images], conversations, owners, masks=masks[:num_images], **packing
     )
+
+
+def run(model, case, **packing):
+    """Rows, output and gradients of one training step."""
+    model.zero_grad()
+    batch = batch_of(model, case, **packing)
     output = model(**batch.fields(), return_predictions=True)
     output.loss.backward()
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
@@ -112,17 +116,11 @@ def test_rows_that_are_too_long_together_are_split_and_give_the_same(training_mo
 @pytest.mark.parametrize("pack", [True, False])
 @pytest.mark.parametrize("case", CASES)
 def test_rows_padded_to_a_multiple_train_the_same(training_model, case, pack):
-    conversations, owners = CASES[case]
     _, expected, wanted = run(training_model, case, pack_rows=pack)
     _, output, gradients = run(training_model, case, pack_rows=pack, pad_to_multiple_of=16)
     assert_the_same(output, expected, gradients, wanted)
-    images = IMAGES[: 1 + max(owners)]
-    masks = [np.ones((sum(c.num_seg for c, o in zip(conversations, owners, strict=True) if o == k),
-                      *image.shape[:2]), np.uint8) for k, image in enumerate(images)]  # fmt: skip
     few, many = (
-        training_model.processor.collate(
-            images, conversations, owners, masks=masks, pack_rows=pack, **padding
-        )
+        batch_of(training_model, case, pack_rows=pack, **padding)
         for padding in ({}, {"pad_to_multiple_of": 16})
     )
     assert many.input_ids.shape[1] % 16 == 0
@@ -156,7 +154,7 @@ def test_flex_attention_gives_the_packed_states_of_sdpa(tiny_model, monkeypatch)
     batch = tiny_model.processor.collate(IMAGES, conversations, owners, pack_rows=True)
     with torch.no_grad():
         expected = tiny_model(**batch.fields())
-        tiny_model.base_vlm.model.language_model.set_attn_implementation("flex_attention")
+        tiny_model.backbone.attend_with("flex_attention")
         assert tiny_model.can_pack_rows
         output = tiny_model(**batch.fields())
     seen = batch.attention_mask.bool()
