@@ -1,8 +1,8 @@
 """SAM as the mask decoder of the model: `encode` images once, `decode` one mask for each prompt embedding.
 
-The modules are those of the `segment_anything` package, unchanged except for the encoder's blocks. This file adds:
-sizes inferred from the weights, batches of images of different sizes, masks of different images in one call of the
-mask decoder, bfloat16.
+The modules are those of the `segment_anything` package, the encoder's blocks and the mask decoder in faster
+versions with the same weights (sam_blocks.py, sam_mask_decoder.py). This file adds: sizes inferred from the weights,
+batches of images of different sizes, masks of different images in one call of the mask decoder, bfloat16.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch.func import functional_call
 
 from model.decoders.base import BatchedDecoder, MaskPrompts
 from model.decoders.sam_blocks import use_fused_blocks
+from model.decoders.sam_mask_decoder import FusedMaskDecoder
 from model.decoders.transform import LONGEST_SIDE
 from model.errors import UserError
 from model.inputs import Levels, Size
@@ -200,7 +201,7 @@ class SamSegmenter(BatchedDecoder):
         self.settings: SamSettings = settings
         self.image_encoder = sam.image_encoder
         self.prompt_encoder = sam.prompt_encoder
-        self.mask_decoder = sam.mask_decoder
+        self.mask_decoder = FusedMaskDecoder(sam.mask_decoder)
 
     @torch.no_grad()
     def encode(self, images: Tensor, resized_sizes: Sequence[Size]) -> Levels:
@@ -240,23 +241,14 @@ class SamSegmenter(BatchedDecoder):
         self, prompts: Tensor, levels: Levels, positions: Tensor, dense: MaskPrompts | None
     ) -> Tensor:
         """See `BatchedDecoder`."""
-        [image_embeddings] = levels
-        # The decoder adds one image embedding to the dense prompt of each mask. With the two arguments swapped the
-        # sum is the same, and one call can decode masks of several images.
-        shared = self.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1).expand_as(positions)
-        if dense is not None:
-            image_embeddings = image_embeddings + dense.embeddings(
-                self.prompt_encoder.mask_downscaling, shared.to(image_embeddings.dtype)
-            )
-            shared = torch.zeros_like(positions)
-        logits, _ = self.mask_decoder(
-            image_embeddings=shared.to(image_embeddings.dtype),
-            image_pe=positions,
-            sparse_prompt_embeddings=prompts,
-            dense_prompt_embeddings=image_embeddings,
-            multimask_output=False,
-        )
-        return logits.squeeze(1)
+        [image] = levels
+        no_mask = self.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1).to(image.dtype)
+        if dense is None:
+            image = image + no_mask
+        else:
+            image = image + dense.embeddings(self.prompt_encoder.mask_downscaling, no_mask)
+        logits, _ = self.mask_decoder(prompts, image, positions)
+        return logits
 
     def encoder_tensors(self) -> dict[str, Tensor]:
         """See `MaskDecoder`."""

@@ -16,6 +16,7 @@ from utils.costs.flop_formulas import (
     decoding_flops,
     linear,
     mask_decoder_flops,
+    position_flops,
     sam_encoder_flops,
 )
 
@@ -35,7 +36,7 @@ def encoder_flops(settings: DecoderSettings, *, folded: bool) -> Flops:
 
 
 def decoder_flops(settings: DecoderSettings) -> Flops:
-    """The mask decoder for one [SEG]."""
+    """The mask decoder for one [SEG]; what it computes once for all masks is in `mask_head_flops`."""
     if isinstance(settings, SamSettings):
         return mask_decoder_flops(settings)
     if isinstance(settings, ConceptSettings):
@@ -51,6 +52,7 @@ def decoder_flops(settings: DecoderSettings) -> Flops:
         depth=config.num_hidden_layers,
         pixels=settings.grid_size[0] ** 2,
         num_outputs=num_outputs,
+        num_drawn=num_outputs,
         heads=[quality, [dim, dim, dim, 1]],
     )
 
@@ -63,6 +65,8 @@ def mask_head_flops(
     `num_absent`: classes with a [NEG], which a concept head looks for too.
     """
     flops = decoder_flops(settings) * num_masks
+    if isinstance(settings, SamSettings):
+        flops += position_flops(settings)
     if isinstance(settings, ConceptSettings):
         flops += neck_flops(settings) * num_images
         if num_absent:

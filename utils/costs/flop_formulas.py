@@ -191,12 +191,7 @@ def layer_sizes(text: Any) -> dict[str, tuple[int, int]]:
 
 
 def mask_decoder_flops(sam: SamSettings) -> Flops:
-    """SAM's mask decoder for one [SEG]; all of it trains except the IoU prediction."""
-    widths = [
-        sam.prompt_embed_dim,
-        *[sam.iou_head_dim] * (sam.iou_head_depth - 1),
-        sam.num_multimask_outputs + 1,
-    ]
+    """SAM's mask decoder for one [SEG], without `position_flops`; all that runs of it trains."""
     return decoding_flops(
         dim=sam.prompt_embed_dim,
         inner=sam.prompt_embed_dim // sam.decoder_downsample_rate,
@@ -204,8 +199,18 @@ def mask_decoder_flops(sam: SamSettings) -> Flops:
         depth=sam.decoder_depth,
         pixels=sam.grid_size[0] * sam.grid_size[1],
         num_outputs=sam.num_multimask_outputs + 1,
-        heads=[widths],
+        num_drawn=1,
+        heads=[[sam.prompt_embed_dim]],  # a token of the quality, which is not predicted
     )
+
+
+def position_flops(sam: SamSettings) -> Flops:
+    """SAM's mask decoder, once for all masks: positions are projected by each attention between tokens and image."""
+    pixels, dim = sam.grid_size[0] * sam.grid_size[1], sam.prompt_embed_dim
+    # One more token is zero: what is projected of it is the bias.
+    each = linear(pixels + 1, dim, dim // sam.decoder_downsample_rate)
+    forward = (2 * sam.decoder_depth + 1) * each
+    return Flops(forward=forward, backward=forward)  # of the weights alone
 
 
 def decoding_flops(
@@ -216,9 +221,10 @@ def decoding_flops(
     depth: int,
     pixels: int,
     num_outputs: int,
+    num_drawn: int,
     heads: Sequence[Sequence[int]],
 ) -> Flops:
-    """A two-way transformer, upsampling and one mask for each output.
+    """A two-way transformer, upsampling and the masks of `num_drawn` of the outputs.
 
     `heads`: widths of the layers of each prediction beside the masks, of quality or presence; it has a token of its
     own, and its layers do not train.
@@ -237,7 +243,7 @@ def decoding_flops(
     # Two transposed convolutions double the sides: each pixel gives four.
     upscaling = linear(pixels, dim, 4 * (dim // 4)) + linear(4 * pixels, dim // 4, 4 * (dim // 8))
     hypernetworks = num_outputs * (2 * linear(1, dim, dim) + linear(1, dim, dim // 8))
-    masks = linear(16 * pixels, dim // 8, num_outputs)
+    masks = linear(16 * pixels, dim // 8, num_drawn)
     trained = depth * block + token_to_image + upscaling + hypernetworks + masks
     predictions = sum(linear(1, a, b) for widths in heads for a, b in pairwise(widths))
     # In the first block the image embedding comes from frozen parts: its three layers pass no gradient on.

@@ -144,15 +144,10 @@ class SamStudent(Student):
             by_box, _ = encoder(None, boxes, None)  # (n, 2, dim)
             positions = self.sam.dense_positions(embedding.float())
         sparse = torch.where(kinds[:, None, None], by_point, by_box)
-        no_mask = encoder.no_mask_embed.weight.view(1, -1, 1, 1).expand_as(positions)
-        logits, quality = self.sam.mask_decoder(
-            image_embeddings=no_mask,
-            image_pe=positions,
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=embedding[owners],
-            multimask_output=False,
-        )
-        return logits.squeeze(1).float(), quality.float()
+        image = embedding[owners] + encoder.no_mask_embed.weight.view(1, -1, 1, 1)
+        decoder = self.sam.mask_decoder
+        logits, tokens = decoder(sparse, image, positions)
+        return logits.float(), decoder.iou_prediction_head(tokens)[:, :1].float()
 
 
 def _per_pixel(head: nn.Linear, embedding: Tensor) -> Tensor:
