@@ -26,7 +26,7 @@ def test_the_blocks_of_both_stacks_are_compiled_and_keep_their_names():
     model = tiny_model()
     names = list(model.state_dict())
     kinds = [type(block).__name__ for block in compiled_blocks(model)]
-    assert kinds == ["LlamaDecoderLayer"] * 3 + ["FusedBlock"] * 2 + ["MaskDecoder"]
+    assert kinds == ["LlamaDecoderLayer"] * 3 + ["FusedBlock"] * 2 + ["FusedMaskDecoder"]
     compile_blocks(model, backend="eager")
     assert list(model.state_dict()) == names
     assert all(block._compiled_call_impl is not None for block in compiled_blocks(model))
