@@ -21,9 +21,9 @@ import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
 from model.config import LasagnaConfig
+from model.encoder_precision import BF16, encoders_of
 from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import adapt
 from model.text.tokens import wanted_tokens
@@ -55,6 +55,7 @@ class Count:
 
     total: int
     trainable: int
+    cast: int = 0  # of image encoders in bfloat16, whatever the precision of the rest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse_config(MemoryConfig, argv, about=__doc__)
     shape = model_config(config)
     model = build(config, shape)
-    count, activations = count_parameters(model), activation_bytes(model, config, config.masks)
+    count = count_parameters(model, config.encoder_precision)
+    activations = activation_bytes(model, config, config.masks)
     rows = [estimate(count, stage, config.gpus, config.precision, activations) for stage in STAGES]
     show(rows, count, shape, config, config.gpus, config.masks)
     return 0
@@ -120,10 +122,14 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def count_parameters(model: nn.Module) -> Count:
+def count_parameters(model: LasagnaForConditionalGeneration, encoder_precision: str = "") -> Count:
+    """Counts the model's parameters, with those that `--encoder_precision` casts."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    cast = encoders_of(model) if encoder_precision else ()
     return Count(
-        total=sum(size for size, _ in sizes), trainable=sum(size for size, trains in sizes if trains)
+        total=sum(size for size, _ in sizes),
+        trainable=sum(size for size, trains in sizes if trains),
+        cast=sum(parameter.numel() for encoder in cast for parameter in encoder.parameters()),
     )
 
 
@@ -148,9 +154,10 @@ def estimate(
     bucket = REDUCE_BUCKET if on_gpu else REDUCE_BUCKET_OF_CPU
     overlapping = (2 if on_gpu else 1) * bucket
     buffers = {0: 0, 1: overlapping, 2: overlapping, 3: bucket + min(MAX_LIVE, count.total)}
+    weights = width * (count.total - count.cast) + dtype_of(BF16).itemsize * count.cast
     return Estimate(
         stage=stage,
-        weights=width * (count.total if stage < 3 else -(-count.total // num_gpus)),
+        weights=weights if stage < 3 else -(-weights // num_gpus),
         gradients=width * (count.trainable if stage < 2 else part) + float32_gradients,
         optimizer=4 * copies * own_part,
         buffers=width * buffers[stage],

@@ -139,7 +139,7 @@ def memory_lines(engine: Engine, config: TrainConfig, most_masks: int, measured:
     on_gpu, num_masks = engine.device.type == "cuda", max(most_masks, memory.MASKS_PER_IMAGE)
     model = memory.build(config, engine.module.config)
     estimated = memory.estimate(
-        memory.count_parameters(model),
+        memory.count_parameters(model, config.encoder_precision),
         config.zero_stage,
         world_size(),
         config.precision,

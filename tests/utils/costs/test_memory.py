@@ -75,6 +75,19 @@ def test_float32_needs_no_second_copy_without_zero():
     assert (row.weights, row.gradients, row.optimizer) == (4000, 400, 800)
 
 
+def test_image_encoders_in_bfloat16_take_half_of_float32(recipe):
+    _, model = recipe
+    count = memory.count_parameters(model, "bf16")
+    encoders = (model.sam.image_encoder, model.base_vlm.model.vision_tower)
+    assert count.cast == sum(p.numel() for encoder in encoders for p in encoder.parameters()) > 9e8
+    whole = Count(total=count.total, trainable=count.trainable)
+    for stage, gpus in ((0, 1), (2, 8), (3, 8)):
+        exact, cast = (estimate(one, stage, gpus, "fp32", activations=0) for one in (whole, count))
+        saved = 2 * count.cast / (gpus if stage == 3 else 1)
+        assert exact.weights - cast.weights == pytest.approx(saved, abs=4)
+        assert estimate(count, stage, gpus, "bf16", 0) == estimate(whole, stage, gpus, "bf16", 0)
+
+
 def test_parts_are_rounded_up_and_cards_are_named():
     row = estimate(Count(total=10, trainable=7), 2, 4, "bf16", activations=0)
     assert row.optimizer == 12 * 2
