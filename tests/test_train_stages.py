@@ -13,6 +13,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from model.checkpoints.checkpoint import open_trained
+from model.encoder_precision import cpu_has_bf16
 from tests.commands import QUICK, REPOSITORY, losses_of, run
 from tests.stopped_runs import check_same_weights, stop_before
 from tests.two_processes import run_in_two
@@ -57,6 +58,17 @@ def test_zero_3_validates_on_two_processes_as_one_does(at_work, tmp_path):
     two, one = (validated(tmp_path / name) for name in ("two", "one"))
     assert two.keys() == one.keys()
     assert two == pytest.approx(one, abs=0.02, nan_ok=True)
+
+
+@pytest.mark.skipif(not cpu_has_bf16(), reason="this CPU has no bfloat16 instructions")
+def test_zero_3_divides_weights_of_two_precisions(at_work, tmp_path):
+    flags = [*QUICK, f"--log_base_dir={tmp_path}", "--epochs=1", "--lora_dropout=0"]
+    flags += ["--precision=fp32", "--encoder_precision=bf16"]
+    run_in_two(
+        [["train_ds", *flags, f"--zero_stage={stage}", f"--exp_name={stage}"] for stage in (0, 3)], at_work
+    )
+    for divided, whole in zip(losses_of(tmp_path / "3"), losses_of(tmp_path / "0"), strict=True):
+        assert divided == pytest.approx(whole, abs=1e-5)
 
 
 def validated(run_folder: Path) -> dict[str, float]:
