@@ -147,7 +147,7 @@ def test_printed_settings_are_read_again(at_work, tmp_path, capsys):
 
 def test_a_dry_run_trains_one_step_on_every_data_set_and_leaves_nothing(at_work, tmp_path, capsys):
     flags = [*QUICK, f"--log_base_dir={tmp_path / 'runs'}", "--batch_size=2", "--report_to=tensorboard"]
-    assert run("train_ds", *flags, "--dry_run") == 0
+    assert run("train_ds", *flags, "--dry_run", "--spatial_prompt") == 0  # with five losses
     out = capsys.readouterr().out
     assert not list(tmp_path.iterdir())
     table = out[out.index("dry run: ") :].splitlines()

@@ -96,7 +96,7 @@ def dry_run(engine: Engine, config: TrainConfig, mixture: Mixture) -> str:
             + (f" in each of {world_size()} processes" if world_size() > 1 else "")
             + ", one step",
             *length_table(lengths),
-            loss_line(losses),
+            *loss_lines(losses),
             *memory_lines(engine, config, max(map(max, (one.masks for one in lengths.values()))), largest),
             "nothing was saved",
         ]
@@ -123,10 +123,11 @@ def _row(name: str, lengths: Lengths) -> str:
     return line if len(shown) < NAME_WIDTH else f"{shown}\n{line[len(shown) :]:>{WIDTH}}"
 
 
-def loss_line(losses: Sequence[dict[str, float]]) -> str:
+def loss_lines(losses: Sequence[dict[str, float]]) -> list[str]:
     """The means over the micro-batches."""
     means = {name: sum(one[name] for one in losses) / len(losses) for name in losses[0]}
-    return "losses: " + ", ".join(f"{name} {value:.3f}" for name, value in means.items())
+    values = ", ".join(f"{name} {value:.3f}" for name, value in means.items())
+    return textwrap.wrap(f"losses: {values}", WIDTH, subsequent_indent="  ")
 
 
 def memory_lines(engine: Engine, config: TrainConfig, most_masks: int, measured: int) -> list[str]:
