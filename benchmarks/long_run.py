@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import ROOT, script_parser
+from utils.common.processes import without_launcher
 from utils.toy.world import WorldConfig, make_world
 
 SHARED = Path("/dev/shm")
@@ -85,7 +86,7 @@ def watch(folder: Path, steps: int, every: int) -> list[Look]:
     command = [sys.executable, str(ROOT / "train_ds.py"), *FLAGS, f"--dataset_dir={folder / 'dataset'}",
                f"--log_base_dir={folder}", "--epochs=8", f"--steps_per_epoch={epoch}",
                f"--save_every_steps={max(epoch // 4, 1)}"]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment = without_launcher(os.environ) | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     before = shared()
     looks: list[Look] = []
     with (folder / "log.txt").open("w") as log:

@@ -17,6 +17,7 @@ import torch
 from tests.commands import README, REPOSITORY, SMALL_RUN, Command, fill_in, run, shell_commands
 from tests.golden import COMPLETE, PART, folders
 from tests.tiny_weights import TinyFolders, write_base
+from utils.common.processes import LAUNCH_VARIABLES
 from utils.toy.world import WorldConfig, make_world
 
 NAMES = (
@@ -133,7 +134,7 @@ def workspace(
     (folder / "base").symlink_to(tiny_folders.llava.parent)
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        for name in LAUNCH_VARIABLES:
             patch.setenv(name, "")  # so that monkeypatch undoes what a script sets
             patch.delenv(name)
         yield folder

@@ -17,6 +17,7 @@ from model.encoder_precision import cpu_has_bf16
 from tests.commands import QUICK, REPOSITORY, losses_of, run
 from tests.stopped_runs import check_same_weights, stop_before
 from tests.two_processes import run_in_two
+from utils.common.processes import without_launcher
 
 
 @pytest.fixture(scope="module")
@@ -82,15 +83,13 @@ def validated(run_folder: Path) -> dict[str, float]:
 @pytest.mark.launcher
 def test_two_processes_train_like_one_that_accumulates_two_micro_batches(at_work, tmp_path):
     flags = [*QUICK, f"--log_base_dir={tmp_path}", "--epochs=1", "--steps_per_epoch=5", "--lora_dropout=0"]
-    # The launcher sets these for its processes; here they may be those of this process.
-    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     launcher = [Path(sys.executable).parent / "deepspeed", "--num_accelerators=2", f"--master_port={port}"]
     two = subprocess.run(
         [*launcher, REPOSITORY / "train_ds.py", *flags, "--exp_name=two"],
-        env={**environment, "OMP_NUM_THREADS": "1"},
+        env=without_launcher(os.environ) | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=240,

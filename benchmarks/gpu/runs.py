@@ -19,6 +19,7 @@ import train_ds
 from benchmarks import ROOT
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.results import Results
+from utils.common.processes import without_launcher
 from utils.toy.world import WorldConfig, make_world
 
 LAYOUTS = "ade20k,coco,cityscapes,refer,reason"  # those that configs/toy.yaml names
@@ -48,7 +49,6 @@ RUNS: dict[str, tuple[tuple[tuple[str, ...], ...], float]] = {
     "fp16 with its scaler": ((("--zero_stage=2", "--precision=fp16"),), 0.05),
 }
 TINY = (REFERENCE, "resumed")
-LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 SECONDS = 240  # after which a run is given up
 
 
@@ -103,9 +103,7 @@ def start(argv: Sequence[str], *, in_process: bool) -> tuple[int, str]:
             os.chdir(before)
     command = [sys.executable, str(ROOT / "train_ds.py"), *argv]
     # Each is a launch of its own, whatever this process has joined.
-    environment = {name: value for name, value in os.environ.items() if name not in LAUNCH} | {
-        "OMP_NUM_THREADS": "1"
-    }
+    environment = without_launcher(os.environ) | {"OMP_NUM_THREADS": "1"}
     try:
         done = subprocess.run(
             command, cwd=ROOT, env=environment, timeout=SECONDS, check=False, text=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -11,11 +12,15 @@ import pytest
 
 from benchmarks import long_run
 from benchmarks.long_run import BARS, Look, children_of, look_at, shared, slope
+from utils.common.processes import LAUNCH_VARIABLES
 
 
-def test_a_run_is_looked_at_until_its_end(tmp_path):
+def test_a_run_is_looked_at_until_its_end(tmp_path, monkeypatch):
     """Too short to say that nothing grows but handles, threads and shared memory: `--steps 2000` says the rest."""
-    long_run.main(["--steps=8", "--every=1", f"--out={tmp_path / 'long.json'}"])
+    with socket.create_server(("127.0.0.1", 0)) as other:  # where this process would meet with others
+        for name, value in zip(LAUNCH_VARIABLES, ("0", "0", "1", *other.getsockname()), strict=True):
+            monkeypatch.setenv(name, str(value))
+        long_run.main(["--steps=8", "--every=1", f"--out={tmp_path / 'long.json'}"])
     result = json.loads((tmp_path / "long.json").read_text())
     looks = result["looks"]
     assert looks[-1]["step"] > looks[0]["step"]

@@ -1,15 +1,22 @@
-"""Identifies processes by pid and start time, because pids are reused."""
+"""Identifies processes by pid and start time, because pids are reused; what a launcher tells them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
 BOOT_FILE = Path("/proc/sys/kernel/random/boot_id")
+# What torchrun and DeepSpeed's launcher tell each process that they start.
+LAUNCH_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _last_deeds: list[Callable[[], object]] = []
+
+
+def without_launcher(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which a script starts a run of its own, whatever this process is a part of."""
+    return {name: value for name, value in environment.items() if name not in LAUNCH_VARIABLES}
 
 
 def start_of(pid: int) -> str | None:

@@ -29,6 +29,7 @@ from model.errors import UserError
 from utils.common.commands import command, script_parser
 from utils.common.files import write_whole
 from utils.common.paths import path_flag
+from utils.common.processes import without_launcher
 from utils.reports.report import Report, read_report
 from utils.reports.tables import Table, markdown_table, print_table
 from utils.toy import world
@@ -218,7 +219,7 @@ def run_one(study: Study, variant: str, seed: int) -> bool:
                 check=False,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                env=without_launcher(os.environ) | {"OMP_NUM_THREADS": "1"},
             )
             if done.returncode:
                 return False

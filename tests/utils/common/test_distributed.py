@@ -19,13 +19,12 @@ from utils.common.distributed import (
     set_launch_environment,
     world_size,
 )
-
-VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+from utils.common.processes import LAUNCH_VARIABLES
 
 
 @pytest.fixture
 def no_launcher(monkeypatch):
-    for name in VARIABLES:
+    for name in LAUNCH_VARIABLES:
         monkeypatch.setenv(name, "")  # so that what is set in the test is undone
         monkeypatch.delenv(name)
     return monkeypatch
@@ -53,7 +52,7 @@ def test_plain_python_is_one_process_of_one(no_launcher):
     import os
 
     set_launch_environment()
-    assert [os.environ[name] for name in VARIABLES[:4]] == ["0", "0", "1", "127.0.0.1"]
+    assert [os.environ[name] for name in LAUNCH_VARIABLES[:4]] == ["0", "0", "1", "127.0.0.1"]
     assert 1024 <= int(os.environ["MASTER_PORT"]) < 65536
 
 
