@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shlex
 import statistics
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -29,10 +27,10 @@ from model.errors import UserError
 from utils.common.commands import command, script_parser
 from utils.common.files import write_whole
 from utils.common.paths import path_flag
-from utils.common.processes import without_launcher
 from utils.reports.report import Report, read_report
 from utils.reports.tables import Table, markdown_table, print_table
 from utils.toy import world
+from utils.toy.child_scripts import ChildScripts
 from utils.toy.demo import CONFIG, LAYOUTS
 
 # One list of classes is 150 names, so a query names all of them only without a limit of its own.
@@ -191,37 +189,39 @@ def make_world(study: Study, num_images: int, num_val: int) -> None:
 
 
 def run_all(study: Study, runs: Sequence[tuple[str, int]], jobs: int) -> list[tuple[str, int]]:
-    """Runs what is not finished, `jobs` at a time; returns what failed. The table is written after each."""
+    """Runs what is not finished, `jobs` at a time; returns what failed. The table is written after each.
+
+    Ctrl-C and SIGTERM end what runs, which saves, and start nothing else.
+    """
     failed = []
     todo = [run for run in runs if study.report(*run) is None]
     console.print(f"{len(runs) - len(todo)} of {len(runs)} runs are finished")
+    scripts = ChildScripts()
     with ThreadPoolExecutor(jobs) as pool:
-        futures = {pool.submit(run_one, study, *run): run for run in todo}
-        for done, future in enumerate(as_completed(futures), start=1):
-            variant, seed = futures[future]
-            if not future.result():
-                failed.append((variant, seed))
-            console.print(f"{done} of {len(todo)}: {variant}, seed {seed}", highlight=False)
-            write_results(study)
+        futures = {pool.submit(run_one, study, *run, scripts): run for run in todo}
+        try:
+            for done, future in enumerate(as_completed(futures), start=1):
+                variant, seed = futures[future]
+                if not future.result():
+                    failed.append((variant, seed))
+                console.print(f"{done} of {len(todo)}: {variant}, seed {seed}", highlight=False)
+                write_results(study)
+        except (KeyboardInterrupt, SystemExit):
+            pool.shutdown(wait=False, cancel_futures=True)
+            scripts.stop()
+            raise
     return failed
 
 
-def run_one(study: Study, variant: str, seed: int) -> bool:
-    """Trains and evaluates in processes of their own, with one thread; whether both ended well."""
+def run_one(study: Study, variant: str, seed: int, scripts: ChildScripts) -> bool:
+    """Trains and evaluates in processes of their own; whether both ended well."""
     folder = study.folder(variant, seed)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log.txt").open("a", encoding="utf-8") as log:
         for words in study.commands(variant, seed):
             log.write(f"$ python {shlex.join(words)}\n")
             log.flush()
-            done = subprocess.run(
-                [sys.executable, *words],
-                check=False,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=without_launcher(os.environ) | {"OMP_NUM_THREADS": "1"},
-            )
-            if done.returncode:
+            if not scripts.run(words, log):
                 return False
     return True
 

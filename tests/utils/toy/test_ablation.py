@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 
 import pytest
 
@@ -14,6 +12,7 @@ from utils.reports.report import Report, Result
 from utils.reports.write import write_report
 from utils.toy import ablation
 from utils.toy.ablation import PRESENT_MIOU, VARIANTS, Study, results, results_table, value_of
+from utils.toy.child_scripts import ChildScripts
 
 FEW = ("--num_images=4", "--num_val=2", "--max_samples=1", "--steps=1")
 SHORT = "--batch_size 1 --lora_r 2"
@@ -24,13 +23,12 @@ def in_this_process(monkeypatch):
     """Runs the scripts here instead of in processes of their own; gives the list of their command lines."""
     called = []
 
-    def run(words, **_):
-        assert words[0] == sys.executable
-        called.append(words[1:])
-        return subprocess.CompletedProcess(words, main_of(words[1].removesuffix(".py"))(words[2:]))
+    def run(self, words, log):
+        called.append(words)
+        return main_of(words[0].removesuffix(".py"))(words[1:]) == 0
 
     monkeypatch.chdir(REPOSITORY)
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(ChildScripts, "run", run)
     return called
 
 
@@ -113,8 +111,7 @@ def test_the_miou_of_classes_shown_leaves_out_hallucinated_ones(tmp_path):
 
 
 def test_a_run_that_stops_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
-    stopped = subprocess.CompletedProcess([], returncode=2)
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: stopped)
+    monkeypatch.setattr(ChildScripts, "run", lambda *_: False)
     assert ablation.main([f"--out={tmp_path}", "--variants", "full", "spatial", "--seeds", "3", *FEW]) == 1
     shown = capsys.readouterr().out
     assert "full, seed 3 stopped" in shown
@@ -122,8 +119,33 @@ def test_a_run_that_stops_does_not_stop_the_others(tmp_path, monkeypatch, capsys
     assert "train_ds.py" in (tmp_path / "full" / "seed3" / "log.txt").read_text()
 
 
+@pytest.mark.parametrize("signal", [KeyboardInterrupt, SystemExit])
+def test_stopping_ends_the_run_that_trains_and_starts_no_other(tmp_path, monkeypatch, signal):
+    """The second of three runs waits until it is told to end."""
+    ended = "import sys; sys.exit()"
+    waits = "import signal; print('trains', flush=True); signal.sigwait([signal.SIGTERM]); print('saved')"
+    scripts = {
+        0: ended,
+        1: f"import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); {waits}",
+    }
+    monkeypatch.setattr(Study, "commands", lambda self, variant, seed: [["-c", scripts[seed]]])
+    study = Study(tmp_path, steps=1)
+
+    def interrupt(*_):
+        log = tmp_path / "full" / "seed1" / "log.txt"
+        while not (log.is_file() and "trains" in log.read_text().splitlines()):
+            pass
+        raise signal
+
+    monkeypatch.setattr(ablation, "write_results", interrupt)
+    with pytest.raises(signal):
+        ablation.run_all(study, [("full", 0), ("full", 1), ("full", 2)], jobs=1)
+    assert (tmp_path / "full" / "seed1" / "log.txt").read_text().endswith("saved\n")
+    assert not (tmp_path / "full" / "seed2").exists()
+
+
 def test_runs_of_other_settings_are_not_mixed(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], returncode=2))
+    monkeypatch.setattr(ChildScripts, "run", lambda *_: False)
     arguments = [f"--out={tmp_path}", "--variants", "full", "--seeds", "0", *FEW]
     assert ablation.main(arguments) == 1
     capsys.readouterr()
