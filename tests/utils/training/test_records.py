@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import time
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -18,8 +19,10 @@ from utils.training.records import Records
 @pytest.fixture
 def clock(monkeypatch):
     """The seconds that have passed, which sleeping and a test add to."""
-    passed = [0.0]
+    passed, start = [0.0], time.time()
     monkeypatch.setattr(records.time, "monotonic", lambda: passed[0])
+    # TensorBoard reads its files by name, that is by the second in which each was begun.
+    monkeypatch.setattr(records.time, "time", lambda: start + passed[0])
     monkeypatch.setattr(records.time, "sleep", lambda seconds: passed.__setitem__(0, passed[0] + seconds))
     return passed
 
