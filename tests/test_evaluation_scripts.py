@@ -21,6 +21,7 @@ from model.text.format import SequenceFormat
 from tests.commands import REPOSITORY
 from tests.told_answers import answer_of
 from tests.utils.evaluation.told_model import ListDataset
+from utils.common.processes import without_launcher
 from utils.config.inference import TestConfig
 from utils.data.types import SemanticSample
 from utils.serving.answers import Asking, ask_classes, ask_in_words
@@ -182,11 +183,10 @@ def test_two_processes_write_the_report_and_the_predictions_of_one(workspace, me
     one, two = tmp_path / "one", tmp_path / "two"
     # With the threads that the two processes have: sums in another order differ in their last bits.
     assert evaluation_script.main([*flags, f"--report_dir={one}", f"--save_predictions={one}"]) == 0
-    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
         [*command, REPOSITORY / "test_sem.py", *flags, f"--report_dir={two}", f"--save_predictions={two}"],
-        env=environment, capture_output=True, text=True, timeout=900, check=False,
+        env=without_launcher(os.environ), capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     reports = [json.loads((folder / "report.json").read_text()) for folder in (one, two)]

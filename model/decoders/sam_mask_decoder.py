@@ -111,7 +111,6 @@ class FusedTwoWayTransformer(nn.Module):
 
     def __init__(self, eager: TwoWayTransformer) -> None:
         super().__init__()
-        self.num_heads = eager.num_heads
         self.layers = nn.ModuleList(TwoWayBlock(layer) for layer in eager.layers)
         self.final_attn_token_to_image = TokenAttention(eager.final_attn_token_to_image)
         self.norm_final_attn = eager.norm_final_attn

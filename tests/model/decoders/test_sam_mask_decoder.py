@@ -8,28 +8,17 @@ import pytest
 import torch
 from segment_anything.modeling import MaskDecoder
 
-from model.decoders.sam import SamSettings, build_sam
+from model.decoders.sam import build_sam
 from model.decoders.sam_mask_decoder import FusedMaskDecoder
+from tests.tiny_weights import SAM
 
-DIM = 16
-SETTINGS = SamSettings(
-    image_size=80,
-    encoder_dim=8,
-    encoder_depth=1,
-    encoder_num_heads=1,
-    encoder_mlp_dim=8,
-    encoder_global_blocks=(0,),
-    prompt_embed_dim=DIM,
-    decoder_num_heads=2,
-    decoder_mlp_dim=12,
-    iou_head_dim=6,
-)
+DIM = SAM.prompt_embed_dim
 
 
 @pytest.fixture
 def eager() -> MaskDecoder:
     torch.manual_seed(0)
-    decoder = build_sam(SETTINGS).mask_decoder.double()
+    decoder = build_sam(SAM).mask_decoder.double()
     for parameter in decoder.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     return decoder
@@ -38,7 +27,7 @@ def eager() -> MaskDecoder:
 def inputs(num_masks: int, num_tokens: int) -> tuple[torch.Tensor, ...]:
     """Prompts, image embeddings, and positions."""
     options = {"dtype": torch.float64, "requires_grad": True}
-    side = SETTINGS.grid_size
+    side = SAM.grid_size
     prompts = torch.randn(num_masks, num_tokens, DIM, **options)
     return prompts, torch.randn(num_masks, DIM, *side, **options), torch.randn(1, DIM, *side).double()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 
 import pytest
 
@@ -122,19 +123,17 @@ def test_a_run_that_stops_does_not_stop_the_others(tmp_path, monkeypatch, capsys
 @pytest.mark.parametrize("signal", [KeyboardInterrupt, SystemExit])
 def test_stopping_ends_the_run_that_trains_and_starts_no_other(tmp_path, monkeypatch, signal):
     """The second of three runs waits until it is told to end."""
-    ended = "import sys; sys.exit()"
-    waits = "import signal; print('trains', flush=True); signal.sigwait([signal.SIGTERM]); print('saved')"
+    os.mkfifo(trains := tmp_path / "trains")
+    waits = f"open({str(trains)!r}, 'w'); signal.sigwait([signal.SIGTERM]); print('saved')"
     scripts = {
-        0: ended,
+        0: "pass",
         1: f"import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); {waits}",
     }
     monkeypatch.setattr(Study, "commands", lambda self, variant, seed: [["-c", scripts[seed]]])
     study = Study(tmp_path, steps=1)
 
     def interrupt(*_):
-        log = tmp_path / "full" / "seed1" / "log.txt"
-        while not (log.is_file() and "trains" in log.read_text().splitlines()):
-            pass
+        trains.read_text()  # returns once the script has opened it
         raise signal
 
     monkeypatch.setattr(ablation, "write_results", interrupt)
