@@ -141,9 +141,9 @@ def estimate(
     Mixed-precision Adam keeps for every trainable parameter a float32 copy and two float32 moments, 12 bytes; the
     stages divide optimizer (1), gradients too (2), weights too (3): Rajbhandari et al., "ZeRO: Memory Optimizations
     Toward Training Trillion Parameter Models", 2020, section 3 and figure 1. Frozen parameters have weights only.
-    Buffers, as DeepSpeed 0.19.8 allocates them: two reduce buckets in stages 1 and 2, which overlap communication
-    with computation, on a CPU one; in stage 3 one bucket and the weights that are gathered at a time. Before a step,
-    gradients of this process's part of the optimizer become float32.
+    Buffers, as DeepSpeed 0.19.8 allocates them: in stages 1 and 2 two reduce buckets on several GPUs, where
+    communication overlaps with computation, and one elsewhere; in stage 3 one bucket and the weights that are
+    gathered at a time. Before a step, gradients of this process's part of the optimizer become float32.
     """
     width = dtype_of(precision).itemsize
     part = -(-count.trainable // num_gpus)  # rounded up
@@ -152,8 +152,8 @@ def estimate(
     copies = 2 if width == 4 and stage == 0 else 3
     float32_gradients = 0 if width == 4 else 4 * own_part
     bucket = REDUCE_BUCKET if on_gpu else REDUCE_BUCKET_OF_CPU
-    overlapping = (2 if on_gpu else 1) * bucket
-    buffers = {0: 0, 1: overlapping, 2: overlapping, 3: bucket + min(MAX_LIVE, count.total)}
+    buckets = (2 if on_gpu and num_gpus > 1 else 1) * bucket
+    buffers = {0: 0, 1: buckets, 2: buckets, 3: bucket + min(MAX_LIVE, count.total)}
     weights = width * (count.total - count.cast) + dtype_of(BF16).itemsize * count.cast
     return Estimate(
         stage=stage,

@@ -48,7 +48,8 @@ def deepspeed_config(config: TrainConfig, num_processes: int) -> dict[str, Any]:
         "zero_optimization": {
             "stage": config.zero_stage,
             "contiguous_gradients": True,
-            "overlap_comm": not on_cpu,
+            # With it DeepSpeed waits for the GPU after each backward, and one process has nothing to overlap.
+            "overlap_comm": not on_cpu and num_processes > 1,
             "reduce_scatter": True,
             "reduce_bucket_size": int(5e8) if not on_cpu else int(5e7),
             "allgather_bucket_size": int(5e8) if not on_cpu else int(5e7),

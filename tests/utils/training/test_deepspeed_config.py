@@ -38,8 +38,8 @@ def test_the_optimizer_is_the_recipes_and_compiles_nothing(monkeypatch):
     own_kernel = {"torch_adam": True, "fused": True}
     assert optimizer["params"] == {"lr": 1e-3, "betas": (0.9, 0.99), "weight_decay": 0.0, **own_kernel}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    on_gpu = deepspeed_config(config(), 1)
-    assert on_gpu["zero_optimization"]["overlap_comm"]
+    overlaps = [deepspeed_config(config(), n)["zero_optimization"]["overlap_comm"] for n in (1, 2)]
+    assert overlaps == [False, True]
     assert deepspeed_config(config(precision="fp16"), 1)["fp16"]["enabled"]
 
 
