@@ -55,6 +55,7 @@ from utils.data.mixture import Mixture, build_train_mixture
 from utils.data.shards.cache import use_shard_cache
 from utils.training.checkpoint import BEST_FOLDER, check_files, check_run, resume, step_size_of
 from utils.training.compile import check_compiler, compile_blocks
+from utils.training.cuda_graphs import check_cuda_graphs, record_parts
 from utils.training.deepspeed_config import deepspeed_config
 from utils.training.dry_run import dry_run
 from utils.training.engine import Engine
@@ -166,6 +167,8 @@ def check_stage(config: TrainConfig) -> None:
     """What this machine and this number of processes cannot do."""
     if config.compile:
         check_compiler()
+    if config.cuda_graphs:
+        check_cuda_graphs()
 
 
 def check_head_stage(model: LasagnaForConditionalGeneration, config: TrainConfig) -> None:
@@ -240,6 +243,8 @@ def start_deepspeed(config: TrainConfig, model: LasagnaForConditionalGeneration,
         model_parameters=[parameter for parameter in model.parameters() if parameter.requires_grad],
         config=deepspeed_config(config, world_size()),
     )
+    if config.cuda_graphs:
+        record_parts(model)  # with weights where they stay
     return engine
 
 

@@ -152,7 +152,9 @@ ELSEWHERE = {
 MORE = {
     "train_ds": [*BASE, *SMALL_RUN, "--no_eval", "--epochs=1", "--steps_per_epoch=1",
                  # A recipe for another base is tried with a LLaVA, whose images have a fixed number of tokens.
-                 "--min_image_tokens=none", "--max_image_tokens=none"],
+                 "--min_image_tokens=none", "--max_image_tokens=none",
+                 # For a GPU; tests/utils/training/test_cuda_graphs.py and test_compile.py.
+                 "--cuda_graphs=false", "--compile=false"],
     "test_sem": ["--max_samples=1", "--num_threads=1", "--precision=fp32"],
     "chat": ["--max_new_tokens=12"],
 }  # fmt: skip

@@ -18,9 +18,9 @@ def clip_patches(tower: CLIPVisionModel, clip_images: Tensor, config: LasagnaCon
 
     If LLaVA reads several layers, they are concatenated.
     """
-    # Non-blocking: otherwise the copy would synchronize the host with the device.
+    # Filled on the device: a copy would synchronize it with the host, and no CUDA graph can record it.
     mean, std = (
-        torch.tensor(values).to(clip_images.device, non_blocking=True).view(3, 1, 1)
+        torch.stack([torch.full((1, 1), value, device=clip_images.device) for value in values])
         for values in (config.clip_mean, config.clip_std)
     )
     pixels = (clip_images.float() / 255 - mean) / std

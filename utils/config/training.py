@@ -35,6 +35,7 @@ from utils.config.data import (
     encoder_precision_setting,
 )
 from utils.config.output import check_run_name, trackers_named
+from utils.config.speed import check_speed
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 MAX_RANK = 65_536  # of adapters: no layer is wider
@@ -164,6 +165,12 @@ class TrainConfig(DataConfig):
         "torch.compile for the language model's layers and SAM's blocks; needs a compiler, takes minutes",
         group=MACHINE,
     )
+    cuda_graphs: bool = setting(
+        False,
+        "record language model and frozen encoders for each length of rows and launch them as a whole: faster where "
+        "the host is slower than the GPU",
+        group=MACHINE,
+    )
     num_threads: int | None = setting(
         None, "CPU threads of each process", group=MACHINE, unset="torch's choice"
     )
@@ -269,10 +276,7 @@ class TrainConfig(DataConfig):
             raise UserError(
                 "--resume_weights_only continues a run, which --no_auto_resume forbids; leave one out"
             )
-        if self.compile and self.zero_stage == 3:
-            raise UserError(
-                "--compile does not go with --zero_stage 3, which gathers weights around every layer; leave one out"
-            )
+        check_speed(self)
         if not self.version:
             raise UserError("--version says which model to start from: the folder of a LLaVA")
 

@@ -154,7 +154,7 @@ def precision_line(config: TrainConfig) -> str:
     """Numbers and memory: dtype, ZeRO, what is recomputed, the device."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     checkpointing = "on" if config.gradient_checkpointing else "off"
-    compiled = ", compiled" if config.compile else ""
+    compiled = (", compiled" if config.compile else "") + (", CUDA graphs" if config.cuda_graphs else "")
     encoders = f", image encoders {config.encoder_precision}" if config.encoder_precision else ""
     numbers = f"{config.precision}{encoders}, ZeRO {config.zero_stage}"
     return f"{numbers}, gradient checkpointing {checkpointing}{compiled}; {device}"

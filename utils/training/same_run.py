@@ -24,7 +24,7 @@ from utils.training.bases import check_bases, fingerprints
 FREE = (
     "epochs", "dataset_dir", "pad_to_multiple_of", "fast_resize", "workers", "sam_cache", "sam_cache_gb",
     "index_cache", "shard_cache", "shard_cache_gb",
-    "attn_implementation", "gradient_checkpointing", "compile", "num_threads", "profile", "local_rank",
+    "attn_implementation", "gradient_checkpointing", "compile", "cuda_graphs", "num_threads", "profile", "local_rank",
     "max_bad_fraction", "max_bad_steps",
     "val_dataset_list", "no_eval", "val_batch_size", "max_val_samples", "classes_per_query",
     "log_base_dir", "exp_name", "auto_resume", "resume_weights_only",

@@ -24,6 +24,9 @@ REQUIRED = {
     ChatConfig: "--version=a",
     MergeConfig: "--weight=a",
 }
+NEEDS = {
+    "cuda_graphs": ("--no_gradient_checkpointing", "--pad_to_multiple_of=32")
+}  # what a setting goes with
 
 
 def train(*flags: str) -> TrainConfig:
@@ -71,7 +74,7 @@ def test_every_setting_has_a_meaning_and_a_flag(kind):
         assert entry.metadata["help"]
         value = getattr(config, entry.name)
         if isinstance(value, bool):
-            on = parse_config(kind, [REQUIRED[kind], f"--{entry.name}", "true"])
+            on = parse_config(kind, [REQUIRED[kind], f"--{entry.name}", "true", *NEEDS.get(entry.name, ())])
             off = parse_config(kind, [REQUIRED[kind], f"--{entry.name}=false"])
             assert (getattr(on, entry.name), getattr(off, entry.name)) == (True, False)
             if value:  # on by default, so there is a switch
