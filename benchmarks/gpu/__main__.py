@@ -46,6 +46,7 @@ PARTS: dict[str, Part] = {
     "evaluation": evaluation.measure,
     "training": training.measure,
     "compiled": compiled.measure,
+    "recorded": compiled.measure_recorded,
     "engine": engine.measure,
 }
 

@@ -5,11 +5,12 @@ and `utils.costs.memory` say of it.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import deepspeed
@@ -21,7 +22,6 @@ from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.results import Results
 from benchmarks.scenes import make_scene
 from model.inputs import Levels, ModelInputs
-from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import add_lora, mark_trainable
 from utils.common.distributed import set_launch_environment
 from utils.config.training import TrainConfig
@@ -32,40 +32,95 @@ from utils.costs.memory import build as build_on_meta
 from utils.costs.memory import count_parameters, estimate
 from utils.costs.prediction import SUSTAINED
 from utils.training.compile import compile_blocks, undo_compilation
+from utils.training.cuda_graphs import Run, forget_recordings, record_parts
 from utils.training.deepspeed_config import deepspeed_config
 from utils.training.profile import PARTS, parts_table, times_of_parts
 
 NUM_IMAGES, NUM_CONVERSATIONS = 2, 5
 BAR_UTILISATION, GOAL_UTILISATION, BAR_MEMORY, BAR_TIME = 0.40, 0.55, 0.10, 0.25
 ACCUMULATION = 10
+BIG_BATCHES = (4, 8)  # images, to see what a micro-batch of 2 leaves unused
 MANY_MASKS, TINY_MANY_MASKS = 16, 3  # conversations of an image in the step whose memory is predicted
 KERNELS, PROFILED = 40, 2
-SWITCHES = {  # compiled, gradient checkpointing
-    "eager, gradient checkpointing": (False, True),
-    "eager, no gradient checkpointing": (False, False),
-    "compiled, no gradient checkpointing": (True, False),
+MULTIPLE = 16  # tokens: rows of recordings are padded to a multiple of it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Switches:
+    """What makes a step faster."""
+
+    checkpointing: bool = False
+    compiled: bool = False
+    recorded: bool = False  # --cuda_graphs
+
+    def __str__(self) -> str:
+        kernels = "compiled" if self.compiled else "eager"
+        graphs = ", CUDA graphs" if self.recorded else ""
+        return f"{kernels}{graphs}, {'' if self.checkpointing else 'no '}gradient checkpointing"
+
+
+FASTEST = Switches(compiled=True, recorded=True)
+WAYS = {  # ZeRO stage: what is measured with it
+    2: (Switches(checkpointing=True), Switches(), Switches(compiled=True), FASTEST),
+    1: (Switches(compiled=True), Switches(recorded=True), FASTEST),
 }
+
+
+class RunAgain:
+    """Stands for CUDA graphs on a CPU: does the work once more where a GPU would launch a recording of it."""
+
+    def warm_up(self, run: Run) -> None:
+        """See `Recorder`."""
+        run()
+
+    def record(self, run: Run) -> Run:
+        """See `Recorder`."""
+        run()
+        return run
 
 
 class TrainingStep:
     """The 7B model with adapters, its batches, and what they cost."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, *, dropout: float = 0.05) -> None:
         model = machine.model
         model.requires_grad_(False)
         if model.base_vlm is model.vlm:
-            model.vlm = add_lora(model.vlm)
+            model.vlm = add_lora(model.vlm, dropout=dropout)
         mark_trainable(model)
         self.machine, self.model = machine, model.train()
         self.costs = CostModel(shape=model.config, on_gpu=machine.on_gpu)
 
-    def batch(self, images: int, conversations: int, *, packed: bool = True) -> ModelInputs:
+    def batch(
+        self, images: int, conversations: int, *, packed: bool = True, multiple: int = 1, seed: int = 0
+    ) -> ModelInputs:
         """What the model reads, on the device."""
-        scene = make_scene(self.model.processor, images, conversations)
+        scene = make_scene(self.model.processor, images, conversations, seed=seed)
         inputs = self.model.processor.collate(
-            scene.images, scene.conversations, scene.owners, masks=scene.masks, pack_rows=packed
+            scene.images,
+            scene.conversations,
+            scene.owners,
+            masks=scene.masks,
+            pack_rows=packed,
+            pad_to_multiple_of=multiple,
         )
         return inputs.to(self.machine.device)
+
+    @contextmanager
+    def switched(self, switches: Switches) -> Iterator[None]:
+        """The model with these switches; afterwards nothing is compiled or recorded."""
+        self.model.set_gradient_checkpointing(switches.checkpointing)
+        if switches.compiled:
+            compile_blocks(self.model, "eager" if self.machine.tiny else "inductor")
+        if switches.recorded:
+            record_parts(self.model, None if self.machine.on_gpu else RunAgain)
+        try:
+            yield
+        finally:
+            forget_recordings(self.model)
+            undo_compilation(self.model)
+            torch._dynamo.reset()  # guards of other settings would be tried before each call
+            self.machine.free()  # recordings hold memory
 
     def learn(self, batch: ModelInputs, embeddings: Levels | None = None) -> None:
         """Forward and backward; gradients are dropped."""
@@ -86,24 +141,22 @@ def measure(machine: Machine, results: Results) -> None:
     turns = 1 if machine.tiny else ACCUMULATION
     set_launch_environment()
     deepspeed.init_distributed("nccl" if machine.on_gpu else "gloo", verbose=False)
+    taken = {}
     # The recipe's stage, then the one that reduces gradients once a step and not once a micro-batch.
-    with running_engine(machine, step, 2) as engine:
-        many = step.batch(NUM_IMAGES, TINY_MANY_MASKS if machine.tiny else MANY_MASKS)
-        step.model.set_gradient_checkpointing(True)
-        take(engine, many, turns)  # the first step has no optimizer states yet
-        measured = machine.peak_bytes(lambda: take(engine, many, turns))
-        predict_memory(machine, results, step, many, measured)
-        taken = {
-            f"ZeRO 2, {name}": time_switch(machine, results, step, engine, f"ZeRO 2, {name}", *switches)
-            for name, switches in SWITCHES.items()
-        }
-    with running_engine(machine, step, 1) as engine:
-        name = "ZeRO 1, compiled, no gradient checkpointing"
-        taken[name] = time_switch(machine, results, step, engine, name, True, False)
-        judge(machine, results, step, taken)
-        results.save()
-        look_inside(machine, results, step, engine, turns)
-    switch_compiled(step.model, False, machine)
+    for stage, ways in WAYS.items():
+        with running_engine(machine, step, stage) as engine:
+            if stage == 2:
+                predict_memory(machine, results, step, engine, turns)
+            for switches in ways:
+                name = f"ZeRO {stage}, {switches}"
+                with step.switched(switches):
+                    taken[name] = time_engine(machine, results, step, engine, name, switches)
+                    if switches == FASTEST and stage == 1:
+                        judge(machine, results, step, taken)
+                        for images in () if machine.tiny else BIG_BATCHES:
+                            time_engine(machine, results, step, engine, name, switches, images)
+                        results.save()
+                        look_inside(machine, results, step, engine, turns)
 
 
 @contextmanager
@@ -136,66 +189,59 @@ def take(engine: Any, batch: ModelInputs, turns: int) -> None:
             engine.step()
 
 
-def time_switch(
+def time_engine(
     machine: Machine,
     results: Results,
     step: TrainingStep,
     engine: Any,
     name: str,
-    compiled: bool,
-    checkpointing: bool,
+    switches: Switches,
+    images: int = NUM_IMAGES,
 ) -> float:
     """Seconds of a micro-batch with its share of the optimizer step; NaN where it fails."""
     turns = 1 if machine.tiny else ACCUMULATION
-    batch = step.batch(NUM_IMAGES, NUM_CONVERSATIONS)
-    step.model.set_gradient_checkpointing(checkpointing)
-    switch_compiled(step.model, compiled, machine)
+    name += f", {images} images" if images != NUM_IMAGES else ""
+    batch = step.batch(images, NUM_CONVERSATIONS, multiple=MULTIPLE if switches.recorded else 1)
     seconds = results.attempt(
         "engine", name, lambda: machine.seconds(lambda: take(engine, batch, turns), rounds=2, warm_up=1)
     )
     if seconds is None:
         return float("nan")
     seconds /= turns
-    work = Work.of_batch(batch, step.model.config.image_token_id)
+    plain = step.batch(images, NUM_CONVERSATIONS)  # padding is no work of the model
+    work = Work.of_batch(plain, step.model.config.image_token_id)
     results.add_row(
         "engine: a micro-batch with its share of the optimizer step",
         {
             "way": name,
             "ms": f"{1e3 * seconds:.1f}",
-            "images/s": f"{NUM_IMAGES / seconds:.1f}",
+            "images/s": f"{images / seconds:.1f}",
             "text tokens/s": f"{work.num_text_tokens / seconds:.0f}",
-            "model FLOPs utilisation": f"{step.flops(batch) / seconds / machine.matrix_rate:.1%}",
+            "model FLOPs utilisation": f"{step.flops(plain) / seconds / machine.matrix_rate:.1%}",
+            "peak GB": f"{machine.peak_bytes(lambda: take(engine, batch, turns)) / 1e9:.1f}",
         },
     )
     return seconds
 
 
 def judge(machine: Machine, results: Results, step: TrainingStep, taken: dict[str, float]) -> None:
-    """The bars are for the fastest way."""
+    """The bars are for the fastest way, which recomputes nothing."""
     batch = step.batch(NUM_IMAGES, NUM_CONVERSATIONS)
-    best = min(taken, key=lambda name: taken[name])
+    best = min((name for name in taken if not math.isnan(taken[name])), key=lambda name: taken[name])
     utilisation = step.flops(batch) / taken[best] / machine.matrix_rate
     results.add(
         "engine", f"model FLOPs utilisation, {best}", utilisation, bar=BAR_UTILISATION, goal=GOAL_UTILISATION
     )
-    parts = step.costs.training(Work.of_batch(batch, step.model.config.image_token_id))
+    costs = replace(step.costs, gradient_checkpointing="no gradient checkpointing" not in best)
+    parts = costs.training(Work.of_batch(batch, step.model.config.image_token_id))
     predicted = total(parts.values()).total / (SUSTAINED * machine.matrix_rate)
     results.add("engine", f"{best}: utils.costs.flops predicts {1e3 * predicted:.0f} ms; relative error",
                 abs(predicted / taken[best] - 1), bar=BAR_TIME, at_least=False)  # fmt: skip
 
 
-def switch_compiled(model: LasagnaForConditionalGeneration, on: bool, machine: Machine) -> None:
-    """Compiles the blocks that --compile compiles, or has them run as they are and forgets what was compiled."""
-    if not on:
-        undo_compilation(model)
-        torch._dynamo.reset()  # guards of other settings would be tried before each call
-    elif model.sam.mask_decoder._compiled_call_impl is None:
-        compile_blocks(model, "eager" if machine.tiny else "inductor")
-
-
 def look_inside(machine: Machine, results: Results, step: TrainingStep, engine: Any, turns: int) -> None:
     """Where the time of some micro-batches goes, and where the host waits in an optimizer step."""
-    batch = step.batch(NUM_IMAGES, NUM_CONVERSATIONS)
+    batch = step.batch(NUM_IMAGES, NUM_CONVERSATIONS, multiple=MULTIPLE)
     if machine.on_gpu:
         waits = where_the_host_waits(lambda: take(engine, batch, turns))
         results.add("engine", "waits in an optimizer step, DeepSpeed's", sum(waits.values()))
@@ -223,10 +269,12 @@ def precision_of(machine: Machine) -> str:
     return "bf16" if machine.on_gpu else "fp32"
 
 
-def predict_memory(
-    machine: Machine, results: Results, step: TrainingStep, batch: ModelInputs, measured: int
-) -> None:
-    """The estimate of `utils.costs.memory` for this very batch."""
+def predict_memory(machine: Machine, results: Results, step: TrainingStep, engine: Any, turns: int) -> None:
+    """The estimate of `utils.costs.memory` for a batch with many masks, against what it takes."""
+    batch = step.batch(NUM_IMAGES, TINY_MANY_MASKS if machine.tiny else MANY_MASKS)
+    step.model.set_gradient_checkpointing(True)
+    take(engine, batch, turns)  # the first step has no optimizer states yet
+    measured = machine.peak_bytes(lambda: take(engine, batch, turns))
     shape = step.model.config
     num_masks = len(batch.seg_images) // NUM_IMAGES
     num_text = batch.input_ids.shape[1] - shape.vlm_config.image_seq_length

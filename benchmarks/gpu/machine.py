@@ -94,7 +94,8 @@ class Machine:
         # Not zeros: matrix units run faster on them.
         a, b = (torch.randn(side, side, device=self.device, dtype=self.dtype) for _ in range(2))
         out = torch.empty_like(a)
-        self.matrix_rate = 2 * side**3 / self.seconds(lambda: torch.mm(a, b, out=out), rounds=20, warm_up=5)
+        # An idle GPU's clock is low: half a second of work raises it.
+        self.matrix_rate = 2 * side**3 / self.seconds(lambda: torch.mm(a, b, out=out), rounds=20, warm_up=400)
         source = torch.empty(
             TINY_COPY_BYTES if self.tiny else COPY_BYTES, dtype=torch.uint8, device=self.device
         )

@@ -1,4 +1,5 @@
-"""`train_ds.py` itself on the toy world: ZeRO 0 to 3, bf16, fp16 with its scaler, resumed, cached, compiled.
+"""`train_ds.py` itself on the toy world: ZeRO 0 to 3, bf16, fp16 with its scaler, resumed, cached, compiled, with
+CUDA graphs.
 
 Each run is a process of its own. Correctness, not speed: on a GPU they run at the same time.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -45,6 +47,18 @@ RUNS: dict[str, tuple[tuple[tuple[str, ...], ...], float]] = {
         1e-4,
     ),
     "compiled": ((("--zero_stage=0", *FP32, "--compile"),), 1e-3),
+    "CUDA graphs": ((("--zero_stage=0", *FP32, "--cuda_graphs"),), 1e-4),
+    "CUDA graphs, resumed": (
+        (
+            ("--zero_stage=2", *FP32, "--cuda_graphs", "--epochs=1"),
+            ("--zero_stage=2", *FP32, "--cuda_graphs"),
+        ),
+        1e-4,
+    ),
+    "bf16, compiled, CUDA graphs, SAM's cache": (
+        (("--zero_stage=1", "--precision=bf16", "--compile", "--cuda_graphs", "--sam_cache={cache}"),),
+        0.05,
+    ),
     "bf16": ((("--zero_stage=2", "--precision=bf16"),), 0.05),
     "fp16 with its scaler": ((("--zero_stage=2", "--precision=fp16"),), 0.05),
 }
@@ -75,7 +89,7 @@ def measure(machine: Machine, results: Results) -> None:
 
 def train(name: str, folder: Path, *, in_process: bool) -> tuple[list[float], str]:
     """The total losses of a run, none where it failed, and what it printed."""
-    run = folder / "runs" / name.replace(" ", "_").replace("'", "")
+    run = folder / "runs" / re.sub(r"\W", "_", name)
     common = [
         "--config", str(ROOT / "configs" / "toy.yaml"), "--dataset_dir", str(folder / "dataset"),
         "--log_base_dir", str(run.parent), "--exp_name", run.name, "--no_eval", "--batch_size=2",

@@ -22,6 +22,7 @@ from model.inputs import ModelInputs
 BIG_BATCHES = (4, 8)  # images, to see what a micro-batch of 2 leaves unused
 BAR_PACKED = 3.0
 ROUNDS = 3
+IN_A_ROW = 4  # micro-batches between two waits for the device: a training step has no wait between its own
 TABLE = "training: forward and backward of a micro-batch"
 
 
@@ -55,11 +56,16 @@ def compare_ways(machine: Machine, results: Results, step: TrainingStep) -> None
             time_way(machine, results, step, way, lambda b=batch: step.learn(b), batch, False)
 
 
-def compare_packing(machine: Machine, results: Results, step: TrainingStep, suffix: str) -> None:
-    """Packed rows against single ones, with SAM's encoder in the step and with its embeddings from the cache."""
+def compare_packing(
+    machine: Machine, results: Results, step: TrainingStep, suffix: str, *, multiple: int = 1
+) -> None:
+    """Packed rows against single ones, with SAM's encoder in the step and with its embeddings from the cache.
+
+    Rows are padded to a multiple of `multiple`; the model's FLOPs are those without padding.
+    """
     batches = {
-        "packed": step.batch(NUM_IMAGES, NUM_CONVERSATIONS),
-        "single rows": step.batch(NUM_IMAGES, NUM_CONVERSATIONS, packed=False),
+        name: step.batch(NUM_IMAGES, NUM_CONVERSATIONS, packed=name == "packed", multiple=multiple)
+        for name in ("packed", "single rows")
     }
     first = batches["packed"]
     with torch.no_grad():
@@ -69,7 +75,8 @@ def compare_packing(machine: Machine, results: Results, step: TrainingStep, suff
         for name, batch in batches.items():
             run = partial(step.learn, batch, embeddings if cached else None)
             way = f"{name}{suffix}{', SAM embeddings cached' if cached else ''}"
-            seconds[name] = time_way(machine, results, step, way, run, batch, cached)
+            plain = step.batch(NUM_IMAGES, NUM_CONVERSATIONS, packed=name == "packed")
+            seconds[name] = time_way(machine, results, step, way, run, plain, cached)
         if all(seconds.values()):
             about = f"packed against single rows{suffix}{', SAM embeddings cached' if cached else ''}"
             ratio = seconds["single rows"] / seconds["packed"]
@@ -88,9 +95,16 @@ def time_way(
     encoded: bool,
 ) -> float | None:
     """Seconds of forward and backward, with what follows from them; None where the way fails."""
-    seconds = results.attempt("training", name, lambda: machine.seconds(run, ROUNDS, warm_up=1))
+    turns = 1 if machine.tiny else IN_A_ROW
+
+    def run_all() -> None:
+        for _ in range(turns):
+            run()
+
+    seconds = results.attempt("training", name, lambda: machine.seconds(run_all, ROUNDS, warm_up=1))
     if seconds is None:
         return None
+    seconds /= turns
     results.add_row(
         TABLE,
         {
