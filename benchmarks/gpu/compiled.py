@@ -8,9 +8,18 @@ import torch
 from torch._dynamo.utils import counters
 
 from benchmarks.gpu.correct import difference, exact_float32
-from benchmarks.gpu.engine import MULTIPLE, NUM_CONVERSATIONS, NUM_IMAGES, Switches, TrainingStep
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.results import Results
+from benchmarks.gpu.step import (
+    AS_RECIPE,
+    COMPILED,
+    FASTEST,
+    MULTIPLE,
+    NUM_CONVERSATIONS,
+    NUM_IMAGES,
+    Switches,
+    TrainingStep,
+)
 from benchmarks.gpu.training import compare_packing
 from benchmarks.models import build
 from utils.training.compile import check_compiler
@@ -26,33 +35,34 @@ def measure(machine: Machine, results: Results) -> None:
     """Adds the part "compiled"."""
     check_compiler()
     step = TrainingStep(machine)
-    with step.switched(Switches(compiled=True)):
-        counters.clear()
-        batches = [step.batch(NUM_IMAGES, number) for number in (NUM_CONVERSATIONS, NUM_CONVERSATIONS + 3)]
-        for batch in batches:  # one length, then another: from there on for all
-            step.learn(batch)
-        breaks = sum(counters["graph_break"].values())
-        results.add("compiled", "graph breaks in the layers", breaks, bar=0, at_least=False)
-        if breaks:
-            results.texts["graph breaks"] = "\n".join(f"- {reason}" for reason in counters["graph_break"])
-        graphs = counters["stats"]["unique_graphs"]
-        lengths = TINY_LENGTHS if machine.tiny else LENGTHS
-        for number in lengths:
-            step.learn(step.batch(NUM_IMAGES, number))
-        results.add("compiled", f"graphs compiled after warm-up, {len(lengths)} more lengths",
-                    counters["stats"]["unique_graphs"] - graphs, bar=0, at_least=False)  # fmt: skip
-        compare_packing(machine, results, step, ", compiled, no gradient checkpointing")
-    step.model.set_gradient_checkpointing(True)
+    step.switch(AS_RECIPE)  # forgets what another part compiled
+    counters.clear()
+    step.switch(COMPILED)
+    for number in (
+        NUM_CONVERSATIONS,
+        NUM_CONVERSATIONS + 3,
+    ):  # one length, then another: from there on for all
+        step.learn(step.batch(NUM_IMAGES, number))
+    breaks = sum(counters["graph_break"].values())
+    results.add("compiled", "graph breaks in the layers", breaks, bar=0, at_least=False)
+    if breaks:
+        results.texts["graph breaks"] = "\n".join(f"- {reason}" for reason in counters["graph_break"])
+    graphs = counters["stats"]["unique_graphs"]
+    lengths = TINY_LENGTHS if machine.tiny else LENGTHS
+    for number in lengths:
+        step.learn(step.batch(NUM_IMAGES, number))
+    results.add("compiled", f"graphs compiled after warm-up, {len(lengths)} more lengths",
+                counters["stats"]["unique_graphs"] - graphs, bar=0, at_least=False)  # fmt: skip
+    compare_packing(machine, results, step, f", {COMPILED}")
 
 
 def measure_recorded(machine: Machine, results: Results) -> None:
     """Adds the part "recorded"."""
-    results.attempt("recorded", "the same numbers", lambda: compare_recorded(machine, results))
     step = TrainingStep(machine)
-    for switches in (Switches(recorded=True), Switches(compiled=True, recorded=True)):
-        with step.switched(switches):
-            compare_packing(machine, results, step, f", {switches}", multiple=MULTIPLE)
-    step.model.set_gradient_checkpointing(True)
+    step.switch(FASTEST)
+    compare_packing(machine, results, step, f", {FASTEST}", multiple=MULTIPLE)
+    step.switch(AS_RECIPE)
+    results.attempt("recorded", "the same numbers", lambda: compare_recorded(machine, results))
 
 
 def compare_recorded(machine: Machine, results: Results) -> None:
@@ -63,15 +73,15 @@ def compare_recorded(machine: Machine, results: Results) -> None:
             small = Machine(tiny=machine.tiny, device=machine.device, dtype=torch.float32)
             small.__dict__["model"] = build("tiny", device=machine.device)[0]
             step = TrainingStep(small, dropout=DROPOUT)
-            with step.switched(Switches(recorded=recorded)):
-                losses = []
-                for conversations, seed in COMPARED:
-                    torch.manual_seed(seed)
-                    batch = step.batch(NUM_IMAGES, conversations, multiple=MULTIPLE, seed=seed)
-                    loss = step.model(**batch.fields()).loss
-                    loss.backward()
-                    losses.append(loss.detach())
-                gradients = [p.grad.flatten() for p in step.model.parameters() if p.grad is not None]
+            step.switch(Switches(recorded=recorded))
+            losses = []
+            for conversations, seed in COMPARED:
+                torch.manual_seed(seed)
+                batch = step.batch(NUM_IMAGES, conversations, multiple=MULTIPLE, seed=seed)
+                loss = step.model(**batch.fields()).loss
+                loss.backward()
+                losses.append(loss.detach())
+            gradients = [p.grad.flatten() for p in step.model.parameters() if p.grad is not None]
             found.append((torch.stack(losses), torch.cat(gradients)))
     (losses, gradients), (recorded_losses, recorded_gradients) = found
     for name, value, expected in (

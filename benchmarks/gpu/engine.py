@@ -10,7 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import deepspeed
@@ -20,119 +20,34 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.results import Results
-from benchmarks.scenes import make_scene
-from model.inputs import Levels, ModelInputs
-from model.lora import add_lora, mark_trainable
+from benchmarks.gpu.step import (
+    AS_RECIPE,
+    COMPILED,
+    FASTEST,
+    MULTIPLE,
+    NUM_CONVERSATIONS,
+    NUM_IMAGES,
+    Switches,
+    TrainingStep,
+)
+from model.inputs import ModelInputs
 from utils.common.distributed import set_launch_environment
 from utils.config.training import TrainConfig
 from utils.costs.activations import activation_bytes
-from utils.costs.cost_model import CostModel, Work
+from utils.costs.cost_model import Work
 from utils.costs.flop_formulas import total
 from utils.costs.memory import build as build_on_meta
 from utils.costs.memory import count_parameters, estimate
 from utils.costs.prediction import SUSTAINED
-from utils.training.compile import compile_blocks, undo_compilation
-from utils.training.cuda_graphs import Run, forget_recordings, record_parts
 from utils.training.deepspeed_config import deepspeed_config
 from utils.training.profile import PARTS, parts_table, times_of_parts
 
-NUM_IMAGES, NUM_CONVERSATIONS = 2, 5
 BAR_UTILISATION, GOAL_UTILISATION, BAR_MEMORY, BAR_TIME = 0.40, 0.55, 0.10, 0.25
 ACCUMULATION = 10
 BIG_BATCHES = (4, 8)  # images, to see what a micro-batch of 2 leaves unused
 MANY_MASKS, TINY_MANY_MASKS = 16, 3  # conversations of an image in the step whose memory is predicted
 KERNELS, PROFILED = 40, 2
-MULTIPLE = 16  # tokens: rows of recordings are padded to a multiple of it
-
-
-@dataclass(frozen=True, kw_only=True)
-class Switches:
-    """What makes a step faster."""
-
-    checkpointing: bool = False
-    compiled: bool = False
-    recorded: bool = False  # --cuda_graphs
-
-    def __str__(self) -> str:
-        kernels = "compiled" if self.compiled else "eager"
-        graphs = ", CUDA graphs" if self.recorded else ""
-        return f"{kernels}{graphs}, {'' if self.checkpointing else 'no '}gradient checkpointing"
-
-
-FASTEST = Switches(compiled=True, recorded=True)
-WAYS = {  # ZeRO stage: what is measured with it
-    2: (Switches(checkpointing=True), Switches(), Switches(compiled=True), FASTEST),
-    1: (Switches(compiled=True), Switches(recorded=True), FASTEST),
-}
-
-
-class RunAgain:
-    """Stands for CUDA graphs on a CPU: does the work once more where a GPU would launch a recording of it."""
-
-    def warm_up(self, run: Run) -> None:
-        """See `Recorder`."""
-        run()
-
-    def record(self, run: Run) -> Run:
-        """See `Recorder`."""
-        run()
-        return run
-
-
-class TrainingStep:
-    """The 7B model with adapters, its batches, and what they cost."""
-
-    def __init__(self, machine: Machine, *, dropout: float = 0.05) -> None:
-        model = machine.model
-        model.requires_grad_(False)
-        if model.base_vlm is model.vlm:
-            model.vlm = add_lora(model.vlm, dropout=dropout)
-        mark_trainable(model)
-        self.machine, self.model = machine, model.train()
-        self.costs = CostModel(shape=model.config, on_gpu=machine.on_gpu)
-
-    def batch(
-        self, images: int, conversations: int, *, packed: bool = True, multiple: int = 1, seed: int = 0
-    ) -> ModelInputs:
-        """What the model reads, on the device."""
-        scene = make_scene(self.model.processor, images, conversations, seed=seed)
-        inputs = self.model.processor.collate(
-            scene.images,
-            scene.conversations,
-            scene.owners,
-            masks=scene.masks,
-            pack_rows=packed,
-            pad_to_multiple_of=multiple,
-        )
-        return inputs.to(self.machine.device)
-
-    @contextmanager
-    def switched(self, switches: Switches) -> Iterator[None]:
-        """The model with these switches; afterwards nothing is compiled or recorded."""
-        self.model.set_gradient_checkpointing(switches.checkpointing)
-        if switches.compiled:
-            compile_blocks(self.model, "eager" if self.machine.tiny else "inductor")
-        if switches.recorded:
-            record_parts(self.model, None if self.machine.on_gpu else RunAgain)
-        try:
-            yield
-        finally:
-            forget_recordings(self.model)
-            undo_compilation(self.model)
-            torch._dynamo.reset()  # guards of other settings would be tried before each call
-            self.machine.free()  # recordings hold memory
-
-    def learn(self, batch: ModelInputs, embeddings: Levels | None = None) -> None:
-        """Forward and backward; gradients are dropped."""
-        if embeddings is not None:
-            batch = replace(batch, sam_images=None, sam_embeddings=embeddings)
-        self.model(**batch.fields()).loss.backward()
-        self.model.zero_grad(set_to_none=True)
-
-    def flops(self, batch: ModelInputs, *, encoded: bool = False) -> float:
-        """Model FLOPs of a micro-batch; `encoded`: SAM's embeddings are there."""
-        parts = self.costs.training(Work.of_batch(batch, self.model.config.image_token_id))
-        return total(part for name, part in parts.items() if not (encoded and name == "SAM encoder")).model
+WAYS = {2: (AS_RECIPE, COMPILED, FASTEST), 1: (COMPILED, FASTEST)}  # by ZeRO stage
 
 
 def measure(machine: Machine, results: Results) -> None:
@@ -148,15 +63,16 @@ def measure(machine: Machine, results: Results) -> None:
             if stage == 2:
                 predict_memory(machine, results, step, engine, turns)
             for switches in ways:
+                step.switch(switches)
                 name = f"ZeRO {stage}, {switches}"
-                with step.switched(switches):
-                    taken[name] = time_engine(machine, results, step, engine, name, switches)
-                    if switches == FASTEST and stage == 1:
-                        judge(machine, results, step, taken)
-                        for images in () if machine.tiny else BIG_BATCHES:
-                            time_engine(machine, results, step, engine, name, switches, images)
-                        results.save()
-                        look_inside(machine, results, step, engine, turns)
+                taken[name] = time_engine(machine, results, step, engine, name, switches)
+            if stage == 1:
+                judge(machine, results, step, taken)
+                for images in () if machine.tiny else BIG_BATCHES:
+                    time_engine(machine, results, step, engine, name, switches, images)
+                results.save()
+                look_inside(machine, results, step, engine, turns)
+    step.switch(AS_RECIPE)
 
 
 @contextmanager

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.engine import NUM_CONVERSATIONS, NUM_IMAGES, TrainingStep
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.results import Results
+from benchmarks.gpu.step import AS_RECIPE, NUM_CONVERSATIONS, NUM_IMAGES, TrainingStep
 from benchmarks.reference_model import PlainModel, plain_batch
 from model.inputs import ModelInputs
 
@@ -29,6 +29,7 @@ TABLE = "training: forward and backward of a micro-batch"
 def measure(machine: Machine, results: Results) -> None:
     """Adds the part "training"."""
     step = TrainingStep(machine)
+    step.switch(AS_RECIPE)
     compare_ways(machine, results, step)
     count_waits(machine, results, step)
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from benchmarks.gpu import __main__ as gpu
-from benchmarks.gpu.engine import TrainingStep
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.results import Results
+from benchmarks.gpu.step import TrainingStep
 
 
 @pytest.mark.parametrize("part", list(gpu.PARTS))
