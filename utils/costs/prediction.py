@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from model.decoders.transform import ImageTransform
+from model.encoder_precision import BF16
 from utils.common.distributed import dtype_of
 from utils.config.training import TrainConfig
 from utils.costs.cost_model import ImageShape, Work
@@ -105,14 +106,17 @@ def bytes_sent(
     """Bytes that each GPU sends (and receives) in one optimizer step.
 
     With G GPUs, a ring all-gather or reduce-scatter of n bytes sends (G - 1) / G n. Gradients of trainable weights
-    are reduced after each micro-batch, the updated weights gathered after the step. Stage 3 also gathers all weights,
-    frozen ones included, in forward and, except for the encoders, in backward: Rajbhandari et al., "ZeRO", 2020,
-    section 7.
+    are reduced after each micro-batch, up to stage 1 once a step, and the updated weights gathered after the step.
+    Stage 3 also gathers all weights, frozen ones included, in forward and, except for the encoders, in backward:
+    Rajbhandari et al., "ZeRO", 2020, section 7. `width` is that of all weights but those of `count.cast`.
     """
     ring = (num_gpus - 1) / num_gpus
-    gradients = micro_batches * count.trainable
-    weights = count.trainable if stage < 3 else micro_batches * (2 * count.total - encoders)
-    return ring * width * (gradients + weights)
+    gradients = width * count.trainable * (micro_batches if stage > 1 else 1)
+    if stage < 3:
+        return ring * (gradients + width * count.trainable)
+    in_forward = width * (count.total - count.cast) + dtype_of(BF16).itemsize * count.cast
+    in_backward = width * (count.total - encoders)
+    return ring * (gradients + micro_batches * (in_forward + in_backward))
 
 
 def predict(

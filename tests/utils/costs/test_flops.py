@@ -234,6 +234,7 @@ def test_without_a_mask_the_decoder_draws_one_all_the_same(seven_b):
     ("stage", "expected"),
     [
         # 1000 weights, 100 train, 300 in encoders, 4 GPUs, 2 bytes, 3 micro-batches: a ring sends 3/4 of everything
+        (1, 0.75 * 2 * (100 + 100)),
         (2, 0.75 * 2 * (3 * 100 + 100)),
         (3, 0.75 * 2 * (3 * 100 + 3 * (1000 + 700))),
     ],
@@ -241,6 +242,13 @@ def test_without_a_mask_the_decoder_draws_one_all_the_same(seven_b):
 def test_what_a_gpu_sends_in_a_step(stage, expected):
     sent = bytes_sent(Count(total=1000, trainable=100), 300, stage, 4, width=2, micro_batches=3)
     assert sent == expected
+
+
+def test_encoders_in_bfloat16_are_sent_so():
+    """200 weights of 2 bytes among 1000 of 4, gathered in forward only."""
+    counts = (Count(total=1000, trainable=100, cast=cast) for cast in (0, 200))
+    whole, cast = (bytes_sent(count, 300, 3, 4, width=4, micro_batches=3) for count in counts)
+    assert whole - cast == 0.75 * 3 * 200 * 2
 
 
 def test_one_gpu_sends_nothing():
