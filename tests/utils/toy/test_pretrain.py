@@ -1,17 +1,20 @@
 """The pretraining recipe: the targets are what the scene shows. The training itself takes hours."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from model.decoders.sam import sam_settings_from_state_dict
 from model.text.special_tokens import IMAGE
 from model.text.tokenizer_files import load_tokenizer
 from utils.toy.expressions import EXTREMES, ON_STUFF, REGIONS
 from utils.toy.pretrain.attributes import NUM_ATTRIBUTES, NUM_RELATIONS, NUM_SIMPLE, attributes
 from utils.toy.pretrain.clip import PATCH, SIDE, ClipStudent, pad_to_square
-from utils.toy.pretrain.common import HELD_OUT_SEED, batches, patch_histogram
+from utils.toy.pretrain.common import HELD_OUT_SEED, Trainer, batches, patch_histogram
 from utils.toy.pretrain.grounding import Places, Words, places_of
-from utils.toy.pretrain.sam import SamStudent
+from utils.toy.pretrain.sam import SETTINGS, SamStudent, pretrain_sam
 from utils.toy.pretrain.talk import Spoken
 from utils.toy.scene import CLASSES, STUFF, THINGS, Scene, Thing, draw_scene
 
@@ -140,3 +143,16 @@ def test_preparing_is_a_function_of_the_scenes():
     one, two = (student.prepare([draw_scene(5, 0), draw_scene(5, 1)]) for _ in range(2))
     for first, second in zip(one["prompts"], two["prompts"], strict=True):
         assert torch.equal(first, second)
+
+
+def test_finer_patches_and_more_workers(tmp_path):
+    """The settings are told from the file; batches come in the same order, whoever draws them."""
+    weights = []
+    for workers in (1, 2):
+        out = tmp_path / f"{workers}.pth"
+        trainer = Trainer(folder=tmp_path / str(workers), workers=workers)
+        trainer.folder.mkdir()
+        pretrain_sam(out, trainer, num_steps=3, batch_size=1, patch_size=8)
+        weights.append(torch.load(out, weights_only=True))
+    assert sam_settings_from_state_dict(weights[0]) == replace(SETTINGS, patch_size=8)
+    assert all(torch.equal(weights[1][name], value) for name, value in weights[0].items())

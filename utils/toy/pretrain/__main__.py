@@ -15,6 +15,7 @@ import torch
 
 from utils.common.commands import command, script_parser
 from utils.common.paths import path_flag, writable_folder
+from utils.toy.pretrain.common import Trainer
 
 NUM_STEPS = {"clip": 3500, "sam": 8050, "language": 4500, "smolvlm": 700}  # of each stage
 
@@ -30,28 +31,34 @@ def main(argv: Sequence[str] | None = None) -> None:
                         help=f"by default all: {', '.join(NUM_STEPS)}")  # fmt: skip
     for stage, num_steps in NUM_STEPS.items():
         parser.add_argument(f"--{stage}_steps", type=int, default=num_steps, help=f"steps of {stage}")
+    parser.add_argument(
+        "--sam_patch", type=int, choices=(8, 16), default=16, help="side of SAM's patches in pixels"
+    )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where it trains")
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw scenes")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(args.threads)
     writable_folder(args.out, "--out")
     writable_folder(args.work, "--work")
+    trainer = Trainer(folder=args.work, device=args.device, workers=args.workers)
     if "clip" in args.stages:
         from utils.toy.pretrain.clip import pretrain_clip
 
-        pretrain_clip(args.out / "clip", args.work, num_steps=args.clip_steps)
+        pretrain_clip(args.out / "clip", trainer, num_steps=args.clip_steps)
     if "sam" in args.stages:
         from utils.toy.pretrain.sam import pretrain_sam
 
-        pretrain_sam(args.out / "sam_toy.pth", args.work, num_steps=args.sam_steps)
+        pretrain_sam(args.out / "sam_toy.pth", trainer, num_steps=args.sam_steps, patch_size=args.sam_patch)
     if "language" in args.stages:
         from utils.toy.pretrain.language import pretrain_language
 
-        pretrain_language(args.out / "llava", args.out / "clip", args.work, num_steps=args.language_steps)
+        pretrain_language(args.out / "llava", args.out / "clip", trainer, num_steps=args.language_steps)
     if "smolvlm" in args.stages:
         from utils.toy.pretrain.smolvlm import pretrain_smolvlm
 
-        pretrain_smolvlm(args.out, args.work, num_steps=args.smolvlm_steps)
+        pretrain_smolvlm(args.out, trainer, num_steps=args.smolvlm_steps)
 
 
 if __name__ == "__main__":

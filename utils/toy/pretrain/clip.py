@@ -19,6 +19,7 @@ from utils.toy.pretrain.common import (
     NUM_LABELS,
     Square,
     Student,
+    Trainer,
     colours_of_things,
     patch_histogram,
     thing_map,
@@ -85,7 +86,7 @@ class ClipStudent(Student):
 
     def losses(self, prepared: tuple[Tensor, ...]) -> dict[str, Tensor]:
         images, labels, colours, boxes, has_box, facts, presence = prepared
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(self.device_type, torch.bfloat16):
             out = self.tower(normalise(images), output_hidden_states=True)
             states = out.hidden_states[-2][:, 1:].float()  # (B, patches, dim)
             pooled = out.pooler_output.float()
@@ -133,11 +134,11 @@ def _targets(square: Square) -> tuple[np.ndarray, ...]:
     return labels, colours, boxes[main + 1], has_box, facts[main], presence
 
 
-def pretrain_clip(out: Path, work: Path, *, num_steps: int, batch_size: int = 32) -> None:
+def pretrain_clip(out: Path, trainer: Trainer, *, num_steps: int, batch_size: int = 32) -> None:
     """Train the tower and write it to `out` as a CLIP folder, fp16."""
     torch.manual_seed(0)
     student = ClipStudent()
-    train(student, folder=work, name="clip", num_steps=num_steps, batch_size=batch_size,
+    train(student, trainer, name="clip", num_steps=num_steps, batch_size=batch_size,
           lr=1e-3, num_held_out=48)  # fmt: skip
     student.tower.half().save_pretrained(out)
     CLIPImageProcessorPil(

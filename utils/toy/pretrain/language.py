@@ -32,6 +32,7 @@ from utils.toy.pretrain.common import (
     NUM_LABELS,
     Square,
     Student,
+    Trainer,
     colours_of_things,
     patch_histogram,
     train,
@@ -134,10 +135,11 @@ class LanguageStudent(Student):
 
     def losses(self, prepared: dict[str, Any]) -> dict[str, Tensor]:
         ids, labels = prepared["ids"], prepared["labels"]
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(self.device_type, torch.bfloat16):
             with torch.no_grad():
                 pixels = normalise(prepared["images"])
-                seen = self.tower[0](pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+                tower = self.tower[0].to(pixels.device)
+                seen = tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
             patches = self.projector(seen).float()  # (B, patches, hidden)
             is_image = ids == self.tokenizer.convert_tokens_to_ids(IMAGE)
             embeds = self.llama.get_input_embeddings()(ids.masked_fill(is_image, 0))
@@ -238,9 +240,9 @@ def _shares(squares: list[Square], values: Callable[[Square], np.ndarray], num_v
 
 def write_llava_v1(student: LanguageStudent, folder: Path) -> None:
     """The original layout: LLaMA's names, `model.mm_projector.*`, one pytorch_model.bin, fp16."""
-    weights = {name: value.half() for name, value in student.llama.state_dict().items()}
-    weights["model.mm_projector.weight"] = student.projector.weight.detach().half()
-    weights["model.mm_projector.bias"] = student.projector.bias.detach().half()
+    weights = {name: value.half().cpu() for name, value in student.llama.state_dict().items()}
+    weights["model.mm_projector.weight"] = student.projector.weight.detach().half().cpu()
+    weights["model.mm_projector.bias"] = student.projector.bias.detach().half().cpu()
     torch.save(weights, folder / "pytorch_model.bin")
     config = {
         "architectures": ["LlavaLlamaForCausalLM"], "model_type": "llava", "vocab_size": VOCAB_SIZE + 2,
@@ -256,16 +258,19 @@ def write_llava_v1(student: LanguageStudent, folder: Path) -> None:
     )
 
 
-def pretrain_language(out: Path, clip: Path, work: Path, *, num_steps: int, batch_size: int = 10) -> None:
+def pretrain_language(
+    out: Path, clip: Path, trainer: Trainer, *, num_steps: int, batch_size: int = 10
+) -> None:
     """Trains and writes `out`, a LLaVA v1 folder; reads the tower at `clip`."""
     torch.manual_seed(0)
-    if not (work / "vocabulary" / "tokenizer.model").exists():
-        train_vocabulary(work / "vocabulary")
-    shutil.copytree(work / "vocabulary", out, dirs_exist_ok=True)
+    vocabulary = trainer.folder / "vocabulary"
+    if not (vocabulary / "tokenizer.model").exists():
+        train_vocabulary(vocabulary)
+    shutil.copytree(vocabulary, out, dirs_exist_ok=True)
     tokenizer = load_tokenizer(out)
     tokenizer.add_tokens([IMAGE], special_tokens=True)
     tower = from_pretrained(CLIPVisionModel, clip, dtype=torch.float32)
     student = LanguageStudent(tokenizer, tower)
     # Strong weight decay keeps the hidden states of words small; large ones dominate what attention adds.
-    train(student, folder=work, name="language", num_steps=num_steps, batch_size=batch_size, lr=1.5e-3,
+    train(student, trainer, name="language", num_steps=num_steps, batch_size=batch_size, lr=1.5e-3,
           weight_decay=0.3, num_held_out=48, when_evaluated=lambda: write_llava_v1(student, out))  # fmt: skip

@@ -4,6 +4,7 @@ Its image encoder is also supervised with the class of each pixel and the colour
 trained on a billion masks, and the toy world has only twenty classes.
 """
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from utils.toy.pretrain.common import (
     NUM_LABELS,
     PRETRAIN_SEED,
     Student,
+    Trainer,
     colours_of_things,
     thing_map,
     train,
@@ -39,13 +41,12 @@ SETTINGS = SamSettings(
     decoder_mlp_dim=512,
     iou_head_dim=128,
 )
-LOW_RES = 4 * SETTINGS.grid_size[0]
 PROMPTS_PER_IMAGE = 6
 NUM_COLOURS = len(COLOURS) + 1  # the last one for everything without a named colour
 
 
 @cache
-def class_weights(num_scenes: int = 200) -> Tensor:
+def class_weights(settings: SamSettings, num_scenes: int = 200) -> Tensor:
     """(NUM_LABELS,) float32, inverse square root of each label's frequency, with a mean of 1 over pixels.
 
     Without weights, sky and sea count a hundred times as much as a ball or a person.
@@ -53,15 +54,15 @@ def class_weights(num_scenes: int = 200) -> Tensor:
     scenes = (draw_scene(PRETRAIN_SEED, index) for index in range(num_scenes))
     counts = np.zeros(NUM_LABELS, dtype=np.int64)
     for scene in scenes:
-        counts += np.bincount(pad(scene)[2].ravel(), minlength=NUM_LABELS)
+        counts += np.bincount(pad(scene, settings)[2].ravel(), minlength=NUM_LABELS)
     shares = counts / counts.sum()
     weights = 1 / np.sqrt(np.maximum(shares, 1e-4))
     return torch.from_numpy(weights / (weights * shares).sum()).float()
 
 
-def pad(scene: Scene) -> tuple[np.ndarray, tuple[int, int], np.ndarray, np.ndarray]:
-    """Image (3, 256, 256) uint8, its (height, width), labels and things (LOW_RES, LOW_RES) uint8."""
-    side = SETTINGS.image_size
+def pad(scene: Scene, settings: SamSettings) -> tuple[np.ndarray, tuple[int, int], np.ndarray, np.ndarray]:
+    """Image (3, side, side) uint8, its (height, width), labels and things (mask_side, mask_side) uint8."""
+    side = settings.image_size
     height, width = scene.label.shape
     scale = side / max(height, width)
     size = (round(width * scale), round(height * scale))
@@ -74,37 +75,37 @@ def pad(scene: Scene) -> tuple[np.ndarray, tuple[int, int], np.ndarray, np.ndarr
         padded[: size[1], : size[0]] = np.asarray(
             Image.fromarray(values).resize(size, Image.Resampling.NEAREST)
         )
-        stride = side // LOW_RES
+        stride = side // settings.mask_side
         maps.append(padded[stride // 2 :: stride, stride // 2 :: stride])
     return image, (size[1], size[0]), maps[0], maps[1]
 
 
 class SamStudent(Student):
-    """SAM with a head that predicts the classes of the 4 x 4 pixels (at LOW_RES) of each cell of the embedding."""
+    """SAM with a head that predicts the classes of the 4 x 4 pixels of a mask in each cell of the embedding."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: SamSettings = SETTINGS) -> None:
         super().__init__()
-        self.sam = SamSegmenter(SETTINGS)
+        self.sam = SamSegmenter(settings)
         nn.init.trunc_normal_(self.sam.image_encoder.pos_embed, std=0.02)
-        self.classes = nn.Linear(SETTINGS.prompt_embed_dim, 16 * NUM_LABELS)
-        self.colours = nn.Linear(SETTINGS.prompt_embed_dim, 16 * NUM_COLOURS)
-        self.class_weights = class_weights()
+        self.classes = nn.Linear(settings.prompt_embed_dim, 16 * NUM_LABELS)
+        self.colours = nn.Linear(settings.prompt_embed_dim, 16 * NUM_COLOURS)
+        self.register_buffer("class_weights", class_weights(settings), persistent=False)
 
     def prepare(self, scenes: list[Scene]) -> dict[str, Any]:
-        """Images with their sizes, a label and a colour for each pixel at LOW_RES, and prompts with their masks."""
+        """Images with their sizes, a label and a colour for each pixel of a mask, and prompts with their masks."""
         rng = np.random.default_rng(int(scenes[0].image.sum(dtype=np.int64)))
-        images, sizes, labels, things = zip(*(pad(scene) for scene in scenes), strict=True)
+        images, sizes, labels, things = zip(*(pad(scene, self.sam.settings) for scene in scenes), strict=True)
         colours = [colours_of_things(scene)[thing] for scene, thing in zip(scenes, things, strict=True)]
         return {
             "images": torch.from_numpy(np.stack(images)),
             "sizes": sizes,
             "labels": torch.from_numpy(np.stack(labels)).long().view(-1),
             "colours": torch.from_numpy(np.stack(colours)).long().view(-1),
-            "prompts": _prompts(labels, things, rng),
+            "prompts": _prompts(labels, things, rng, self.sam.settings),
         }
 
     def losses(self, prepared: dict[str, Any]) -> dict[str, Tensor]:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(self.device_type, torch.bfloat16):
             # `encode` has no gradient, because the assistant's encoder is frozen. Here it is trained.
             encode = type(self.sam).encode.__wrapped__
             [embedding] = encode(self.sam, prepared["images"], prepared["sizes"])
@@ -135,9 +136,9 @@ class SamStudent(Student):
     def _masks(
         self, embedding: Tensor, owners: Tensor, boxes: Tensor, points: Tensor, kinds: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Mask logits (n, LOW_RES, LOW_RES) and predicted IoU (n, 1) of one point or one box each."""
+        """Mask logits (n, mask_side, mask_side) and predicted IoU (n, 1) of one point or one box each."""
         encoder = self.sam.prompt_encoder
-        with torch.autocast("cpu", enabled=False):  # positions in bfloat16 would be off by a cell
+        with torch.autocast(self.device_type, enabled=False):  # positions in bfloat16 would be off by a cell
             by_point, _ = encoder(
                 (points, torch.ones(len(points), 1)), None, None
             )  # (n, 2, dim), the second is padding
@@ -151,17 +152,20 @@ class SamStudent(Student):
 
 
 def _per_pixel(head: nn.Linear, embedding: Tensor) -> Tensor:
-    """Logits (B * LOW_RES * LOW_RES, labels) in float32 of a head that predicts 4 x 4 pixels from each cell."""
+    """Logits (B * mask_side * mask_side, labels) in float32 of a head that predicts 4 x 4 pixels from each cell."""
     logits = head(embedding.permute(0, 2, 3, 1)).float()
     return rearrange(logits, "b row column (p q label) -> (b row p column q) label", p=4, q=4)
 
 
 def _prompts(
-    labels: tuple[np.ndarray, ...], things: tuple[np.ndarray, ...], rng: np.random.Generator
+    labels: tuple[np.ndarray, ...],
+    things: tuple[np.ndarray, ...],
+    rng: np.random.Generator,
+    settings: SamSettings,
 ) -> tuple[Tensor, ...]:
     """A few regions of each image (a thing or a stuff class), each prompted by a point inside it or by its box."""
     owners, boxes, points, kinds, targets = [], [], [], [], []
-    stride = SETTINGS.image_size // LOW_RES
+    stride = settings.image_size // settings.mask_side
     for number, (label, thing) in enumerate(zip(labels, things, strict=True)):
         regions = [thing == k for k in np.unique(thing) if k]
         regions += [(label == k) & (thing == 0) for k in np.unique(label[thing == 0]) if k != len(CLASSES)]
@@ -183,10 +187,17 @@ def _prompts(
     )
 
 
-def pretrain_sam(out: Path, work: Path, *, num_steps: int, batch_size: int = 16) -> None:
+def pretrain_sam(
+    out: Path,
+    trainer: Trainer,
+    *,
+    num_steps: int,
+    batch_size: int = 16,
+    patch_size: int = SETTINGS.patch_size,
+) -> None:
     """Train and write `out`, a state dict in segment_anything's layout, fp16."""
     torch.manual_seed(0)
-    student = SamStudent()
-    train(student, folder=work, name="sam", num_steps=num_steps, batch_size=batch_size,
+    student = SamStudent(replace(SETTINGS, patch_size=patch_size))
+    train(student, trainer, name="sam", num_steps=num_steps, batch_size=batch_size,
           lr=8e-4, num_held_out=32)  # fmt: skip
     torch.save({name: value.half() for name, value in student.sam.state_dict().items()}, out)

@@ -36,7 +36,7 @@ from utils.common.commands import command, script_parser
 from utils.common.paths import path_flag, writable_folder
 from utils.toy.pretrain.clip import CONFIG as CLIP
 from utils.toy.pretrain.clip import MEAN, PATCH, SIDE, STD, normalise
-from utils.toy.pretrain.common import Student, train
+from utils.toy.pretrain.common import Student, Trainer, train
 from utils.toy.pretrain.language import SIZES
 from utils.toy.pretrain.vocabulary import VOCAB_SIZE
 from utils.toy.scene import Scene
@@ -118,8 +118,9 @@ class SmolStudent(Student):
 
     def losses(self, prepared: Tensor) -> dict[str, Tensor]:
         pixels = normalise(prepared)
-        teacher, (weight, bias) = self.teacher
-        with torch.autocast("cpu", torch.bfloat16):
+        teacher, projector = self.teacher
+        teacher, (weight, bias) = teacher.to(pixels.device), (each.to(pixels.device) for each in projector)
+        with torch.autocast(self.device_type, torch.bfloat16):
             with torch.no_grad():
                 states = teacher(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
             target = F.linear(states.float(), weight, bias)
@@ -144,11 +145,11 @@ def clip_as_siglip(clip: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
-def pretrain_smolvlm(out: Path, work: Path, *, num_steps: int, batch_size: int = 16) -> None:
+def pretrain_smolvlm(out: Path, trainer: Trainer, *, num_steps: int, batch_size: int = 16) -> None:
     """Trains tower and connector beside the toy CLIP and LLaVA in `out`, and writes what trained there, fp16."""
     torch.manual_seed(0)
     student = SmolStudent(out / "clip", out / "llava")
-    train(student, folder=work, name="smolvlm", num_steps=num_steps, batch_size=batch_size,
+    train(student, trainer, name="smolvlm", num_steps=num_steps, batch_size=batch_size,
           lr=1e-3, num_held_out=48)  # fmt: skip
     tower = {
         f"vision_model.{name}": value
