@@ -78,7 +78,12 @@ class TrainingStep:
         return inputs.to(self.machine.device)
 
     def switch(self, switches: Switches) -> None:
-        """Has the model run so; what is compiled stays compiled where it is wanted next, too."""
+        """Has the model run so; what is compiled stays compiled where it is wanted next, too.
+
+        Tiny, recordings are of what is not compiled: compilation would take longer than all the rest.
+        """
+        if self.machine.tiny and switches.recorded:
+            switches = replace(switches, compiled=False)
         self.model.set_gradient_checkpointing(switches.checkpointing)
         forget_recordings(self.model)
         is_compiled = self.model.sam.mask_decoder._compiled_call_impl is not None

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from model.decoders.sam import sam_settings_from_state_dict
 from model.text.special_tokens import IMAGE
@@ -12,9 +13,16 @@ from model.text.tokenizer_files import load_tokenizer
 from utils.toy.expressions import EXTREMES, ON_STUFF, REGIONS
 from utils.toy.pretrain.attributes import NUM_ATTRIBUTES, NUM_RELATIONS, NUM_SIMPLE, attributes
 from utils.toy.pretrain.clip import PATCH, SIDE, ClipStudent, pad_to_square
-from utils.toy.pretrain.common import HELD_OUT_SEED, Trainer, batches, patch_histogram
+from utils.toy.pretrain.common import (
+    HELD_OUT_SEED,
+    PRETRAIN_SEED,
+    Prepared,
+    Student,
+    batches,
+    patch_histogram,
+)
 from utils.toy.pretrain.grounding import Places, Words, places_of
-from utils.toy.pretrain.sam import SETTINGS, SamStudent, pretrain_sam
+from utils.toy.pretrain.sam import SETTINGS, SamStudent
 from utils.toy.pretrain.talk import Spoken
 from utils.toy.scene import CLASSES, STUFF, THINGS, Scene, Thing, draw_scene
 
@@ -145,14 +153,21 @@ def test_preparing_is_a_function_of_the_scenes():
         assert torch.equal(first, second)
 
 
-def test_finer_patches_and_more_workers(tmp_path):
-    """The settings are told from the file; batches come in the same order, whoever draws them."""
-    weights = []
-    for workers in (1, 2):
-        out = tmp_path / f"{workers}.pth"
-        trainer = Trainer(folder=tmp_path / str(workers), workers=workers)
-        trainer.folder.mkdir()
-        pretrain_sam(out, trainer, num_steps=3, batch_size=1, patch_size=8)
-        weights.append(torch.load(out, weights_only=True))
-    assert sam_settings_from_state_dict(weights[0]) == replace(SETTINGS, patch_size=8)
-    assert all(torch.equal(weights[1][name], value) for name, value in weights[0].items())
+def test_the_settings_of_finer_patches_are_told_from_the_weights(meadow):
+    settings = replace(SETTINGS, patch_size=8)
+    student = SamStudent(settings)
+    assert sam_settings_from_state_dict(student.sam.state_dict()) == settings
+    prepared = student.prepare([meadow])
+    assert len(prepared["labels"]) == settings.mask_side**2 == 128**2
+    assert all(value.isfinite() for value in student.losses(prepared).values())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_come_in_the_same_order_whoever_draws_them(workers):
+    class Numbers(Student):
+        def prepare(self, scenes):
+            return scenes[0].image.sum(dtype=np.int64)
+
+    source = iter(DataLoader(Prepared(Numbers(), 1, start=2), batch_size=None, num_workers=workers))
+    drawn = batches(PRETRAIN_SEED, 1, start=2)
+    assert [next(source) for _ in range(5)] == [next(drawn)[0].image.sum(dtype=np.int64) for _ in range(5)]

@@ -86,7 +86,7 @@ class Student(nn.Module):
         raise NotImplementedError
 
 
-class _Prepared(IterableDataset):
+class Prepared(IterableDataset):
     """Endless prepared batches of a student, from step `start` on."""
 
     def __init__(self, student: Student, batch_size: int, start: int) -> None:
@@ -148,7 +148,7 @@ def train(
 
     held_out = module.prepare(next(batches(HELD_OUT_SEED, num_held_out)))
     # Workers draw scenes while the model trains; `prepare` does not read its weights.
-    drawn = _Prepared(module, batch_size, step)
+    drawn = Prepared(module, batch_size, step)
     source = iter(DataLoader(drawn, batch_size=None, num_workers=trainer.workers))
     bar = tqdm(total=num_steps, initial=step, desc=name, mininterval=10)
     begun = time.monotonic()
@@ -165,7 +165,7 @@ def train(
         if step % evaluate_every == 0 or step == num_steps:
             with torch.no_grad():
                 held_out_losses = losses_of(held_out)
-            scores = {key: float(value) for key, value in losses.items()}
+            scores = {key: float(value.detach()) for key, value in losses.items()}
             scores |= {f"held-out {key}": float(value) for key, value in held_out_losses.items()}
             when_evaluated()
             text = ", ".join(f"{key} {value:.3f}" for key, value in scores.items())
