@@ -13,7 +13,8 @@ from model.lora import add_lora, mark_trainable
 from utils.costs.cost_model import CostModel, Work
 from utils.costs.flop_formulas import total
 from utils.training.compile import compile_blocks, undo_compilation
-from utils.training.cuda_graphs import Run, forget_recordings, record_parts
+from utils.training.cuda_graphs import forget_recordings, record_parts
+from utils.training.recordings import Run
 
 NUM_IMAGES, NUM_CONVERSATIONS = 2, 5
 MULTIPLE = 16  # tokens: rows of recordings are padded to a multiple of it

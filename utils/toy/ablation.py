@@ -12,13 +12,10 @@ ablation.md.
 from __future__ import annotations
 
 import json
-import math
 import shlex
-import statistics
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -27,114 +24,16 @@ from model.errors import UserError
 from utils.common.commands import command, script_parser
 from utils.common.files import write_whole
 from utils.common.paths import path_flag
-from utils.reports.report import Report, read_report
-from utils.reports.tables import Table, markdown_table, print_table
+from utils.reports.tables import markdown_table, print_table
 from utils.toy import world
+from utils.toy.ablation_table import batched, legend, results, results_table
 from utils.toy.child_scripts import ChildScripts
-from utils.toy.demo import CONFIG, LAYOUTS
-
-# One list of classes is 150 names, so a query names all of them only without a limit of its own.
-WHOLE_LIST = ("--no_random_classes_list", "--num_all_classes", "200", "--model_max_length", "3072")
-NO_NEG, ANY_ORDER = ("--no_sequence_augmentation",), ("--no_order_following",)
-PAPER, SPATIAL = ("--spatial_prompt=false",), ("--spatial_prompt",)
-# What the language model sees of an image that is no square; the recipe cuts out the middle.
-PAD, STRETCH = ("--image_aspect_ratio", "pad"), ("--image_aspect_ratio", "stretch")
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A way to train: the toy recipe with further flags."""
-
-    title: str
-    flags: tuple[str, ...] = ()
-
-
-VARIANTS = {
-    "full": Variant("the recipe of the paper", PAPER),
-    "whole_list": Variant("without random classes list", (*PAPER, *WHOLE_LIST)),
-    "no_neg": Variant("without sequence augmentation", (*PAPER, *NO_NEG)),
-    "any_order": Variant("without order following", (*PAPER, *ANY_ORDER)),
-    "none": Variant("without all three", (*PAPER, *WHOLE_LIST, *NO_NEG, *ANY_ORDER)),
-    "spatial": Variant("the recipe and a spatial prompt", SPATIAL),
-    "latent": Variant(
-        "the recipe, a spatial prompt and 4 latent prompts", (*SPATIAL, "--num_latent_prompts", "4")
-    ),
-    "pad": Variant("the recipe on padded images", (*PAPER, *PAD)),
-    "stretch": Variant("the recipe on stretched images", (*PAPER, *STRETCH)),
-    "spatial_pad": Variant("a spatial prompt on padded images", (*SPATIAL, *PAD)),
-    "spatial_stretch": Variant("a spatial prompt on stretched images", (*SPATIAL, *STRETCH)),
-}
-VAL_DATASETS = "ade20k,refcoco|unc|val,grefcoco|unc|val,ReasonSeg|val"
-
-
-@dataclass(frozen=True)
-class Column:
-    """A number of the table; `scale` 100 shows a fraction in percent."""
-
-    title: str
-    metric: str
-    scale: int = 100
-
-
-PRESENT_MIOU = (
-    "present_miou"  # of the classes that some image shows; a hallucinated class has no weight of its own
-)
-COLUMNS = (
-    Column("mIoU", "semantic.miou"),
-    Column("mIoU of classes shown", PRESENT_MIOU),
-    Column("presence accuracy", "presence.accuracy"),
-    Column("presence precision", "presence.precision"),
-    Column("presence recall", "presence.recall"),
-    Column("hallucinated classes per image", "presence.hallucinated_per_image", scale=1),
-    Column("forgotten classes per image", "presence.forgotten_per_image", scale=1),
-    Column("referring cIoU", "referring.ciou"),
-    Column("gRefCOCO cIoU", "generalized.ciou"),
-    Column("N-acc", "no_target.accuracy"),
-    Column("reasoning gIoU", "reasoning.giou"),
-)
+from utils.toy.demo import LAYOUTS
+from utils.toy.study import VARIANTS, Study
 
 VARIANTS_ABREAST = 4  # in 80 columns
 
 console = Console()
-
-
-@dataclass(frozen=True)
-class Study:
-    """Where the runs are, and what they have in common."""
-
-    out: Path
-    steps: int
-    train_flags: tuple[str, ...] = ()
-    max_samples: int | None = None
-
-    @property
-    def dataset(self) -> Path:
-        return self.out / "dataset"
-
-    def folder(self, variant: str, seed: int) -> Path:
-        return self.out / variant / f"seed{seed}"
-
-    def commands(self, variant: str, seed: int) -> list[list[str]]:
-        """Training and evaluation of one run, as a person would type them."""
-        run = self.folder(variant, seed)
-        train = [
-            "train_ds.py", "--config", str(CONFIG), "--dataset_dir", str(self.dataset), "--log_base_dir",
-            str(run.parent), "--exp_name", run.name, "--sam_cache", str(self.out / "sam_cache"), "--epochs", "1",
-            "--steps_per_epoch", str(self.steps), "--no_eval", "--num_threads", "1", "--seed", str(seed),
-            *VARIANTS[variant].flags, *self.train_flags,
-        ]  # fmt: skip
-        limit = [] if self.max_samples is None else ["--max_samples", str(self.max_samples)]
-        evaluate = [
-            "test_sem.py", "--version", str(run / "ckpt_model"), "--dataset_dir", str(self.dataset),
-            "--val_dataset_list", VAL_DATASETS, "--val_batch_size", "4", "--precision", "fp32", "--num_threads", "1",
-            "--report_dir", str(run / "eval"), *limit,
-        ]  # fmt: skip
-        return [train, evaluate]
-
-    def report(self, variant: str, seed: int) -> Report | None:
-        """The report of a run that has been finished."""
-        path = self.folder(variant, seed) / "eval" / "report.json"
-        return read_report(path) if path.is_file() else None
 
 
 @command("utils.toy.ablation")
@@ -224,69 +123,6 @@ def run_one(study: Study, variant: str, seed: int, scripts: ChildScripts) -> boo
             if not scripts.run(words, log):
                 return False
     return True
-
-
-# -------------------------------------------------------------------------------------------- the table
-
-
-def results(study: Study, variants: Sequence[str], seeds: Sequence[int]) -> dict[str, dict[str, list[float]]]:
-    """For each variant the values of each metric, one for each finished seed, in the order of the seeds."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for variant in variants:
-        reports = [report for seed in seeds if (report := study.report(variant, seed)) is not None]
-        found[variant] = {
-            column.metric: [value_of(report, column.metric) for report in reports] for column in COLUMNS
-        }
-    return found
-
-
-def value_of(report: Report, metric: str) -> float:
-    """A number of a report.
-
-    The mIoU of a report, as in published evaluations, is the mean over the classes of ground truth or prediction: a
-    single image in which an absent class is seen adds a class whose IoU is 0.
-    """
-    if metric != PRESENT_MIOU:
-        return report.value(metric)
-    rows = next((result.per_class.values() for result in report.results if "semantic" in result.sections), ())
-    ious = [row["iou"] for row in rows if row["true_pixels"]]
-    return statistics.fmean(ious) if ious else math.nan
-
-
-def cell(values: Sequence[float], scale: int) -> str:
-    """ "71.2 ± 0.4": mean and sample standard deviation; without a spread where there is one value."""
-    known = [scale * value for value in values if not math.isnan(value)]
-    if not known:
-        return "-"
-    digits = 1 if scale == 100 else 2
-    text = f"{statistics.fmean(known):.{digits}f}"
-    return f"{text} ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else text
-
-
-def results_table(found: Mapping[str, Mapping[str, Sequence[float]]]) -> Table:
-    """A row for each metric and a column for each variant, by its number."""
-    numbers = {variant: list(VARIANTS).index(variant) + 1 for variant in found}
-    counts = {variant: max(map(len, columns.values()), default=0) for variant, columns in found.items()}
-    rows = [("seeds", *(str(counts[variant]) for variant in found))]
-    rows += [
-        (column.title, *(cell(found[variant][column.metric], column.scale) for variant in found))
-        for column in COLUMNS
-    ]
-    return Table(headings=("", *(f"({numbers[variant]})" for variant in found)), rows=rows)
-
-
-def batched(names: Iterable[str], size: int) -> Iterator[list[str]]:
-    names = list(names)
-    for start in range(0, len(names), size):
-        yield names[start : start + size]
-
-
-def legend(variants: Sequence[str]) -> list[str]:
-    return [
-        f"({number}) {variant}: {VARIANTS[variant].title}"
-        for number, variant in enumerate(VARIANTS, start=1)
-        if variant in variants
-    ]
 
 
 def write_results(study: Study, variants: Sequence[str] = tuple(VARIANTS), seeds: Sequence[int] = ()) -> None:

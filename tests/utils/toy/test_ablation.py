@@ -12,8 +12,9 @@ from tests.commands import REPOSITORY, complaint, main_of
 from utils.reports.report import Report, Result
 from utils.reports.write import write_report
 from utils.toy import ablation
-from utils.toy.ablation import PRESENT_MIOU, VARIANTS, Study, results, results_table, value_of
+from utils.toy.ablation_table import PRESENT_MIOU, results, results_table, value_of
 from utils.toy.child_scripts import ChildScripts
+from utils.toy.study import VARIANTS, Study
 
 FEW = ("--num_images=4", "--num_val=2", "--max_samples=1", "--steps=1")
 SHORT = "--batch_size 1 --lora_r 2"

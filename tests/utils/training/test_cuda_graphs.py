@@ -12,8 +12,9 @@ from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import add_lora, mark_trainable
 from tests.utils.costs.test_flops import NUM_FEATURES, NUM_TEXT, VOCABULARY, batch, tiny_shape
 from utils.config.training import TrainConfig
-from utils.training import cuda_graphs
-from utils.training.cuda_graphs import Run, check_cuda_graphs, forget_recordings, record_parts
+from utils.training import recordings
+from utils.training.cuda_graphs import check_cuda_graphs, forget_recordings, record_parts
+from utils.training.recordings import Run
 
 FLAGS = {"cuda_graphs": True, "gradient_checkpointing": False, "pad_to_multiple_of": 32}
 
@@ -128,7 +129,7 @@ def test_weights_that_move_are_recorded_anew():
 
 
 def test_too_many_shapes_run_without(monkeypatch, caplog):
-    monkeypatch.setattr(cuda_graphs, "MAX_RECORDINGS", 1)
+    monkeypatch.setattr(recordings, "MAX_RECORDINGS", 1)
     batches = [batch_of(NUM_TEXT), batch_of(NUM_TEXT + 3)]
     plain, _ = learn(tiny_model(), batches)
     model = tiny_model()
