@@ -9,6 +9,7 @@ from model.errors import UserError
 if TYPE_CHECKING:
     from utils.config.training import TrainConfig
 
+RECORDED_ATTENTION = ("auto", "sdpa", "eager")
 MIN_MULTIPLE = 16  # tokens: with fewer nearly every batch has a length of its own
 
 
@@ -35,8 +36,8 @@ def check_speed(config: TrainConfig) -> None:
             "--cuda_graphs needs rows of few lengths, and with --pad_to_multiple_of "
             f"{config.pad_to_multiple_of} they have nearly every one; take at least {MIN_MULTIPLE}"
         )
-    if config.attn_implementation == "flex_attention":
+    if config.attn_implementation not in RECORDED_ATTENTION:
         raise UserError(
-            "--cuda_graphs does not go with --attn_implementation flex_attention, whose masks cannot be recorded; "
-            "leave one out"
+            f"--cuda_graphs does not go with --attn_implementation {config.attn_implementation}, whose masks are "
+            f"made on the host; take {' or '.join(RECORDED_ATTENTION)}"
         )

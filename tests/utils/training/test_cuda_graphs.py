@@ -160,6 +160,7 @@ def test_recordings_can_be_forgotten():
             "with --pad_to_multiple_of 1 they have nearly every one; take at least 16",
         ),
         ({"attn_implementation": "flex_attention"}, "does not go with --attn_implementation flex_attention"),
+        ({"attn_implementation": "flash_attention_2"}, "take auto or sdpa or eager"),
     ],
 )
 def test_what_does_not_go_together_is_said(changed, message):
