@@ -21,7 +21,6 @@ from benchmarks.gpu.step import (
     TrainingStep,
 )
 from benchmarks.gpu.training import compare_packing
-from benchmarks.models import build
 from utils.training.compile import check_compiler
 
 LENGTHS, TINY_LENGTHS = (3, 4, 6, 7), (3,)  # conversations of an image: rows of other lengths
@@ -38,10 +37,8 @@ def measure(machine: Machine, results: Results) -> None:
     step.switch(AS_RECIPE)  # forgets what another part compiled
     counters.clear()
     step.switch(COMPILED)
-    for number in (
-        NUM_CONVERSATIONS,
-        NUM_CONVERSATIONS + 3,
-    ):  # one length, then another: from there on for all
+    # One length, then another: from there on for all.
+    for number in (NUM_CONVERSATIONS, NUM_CONVERSATIONS + 3):
         step.learn(step.batch(NUM_IMAGES, number))
     breaks = sum(counters["graph_break"].values())
     results.add("compiled", "graph breaks in the layers", breaks, bar=0, at_least=False)
@@ -70,8 +67,7 @@ def compare_recorded(machine: Machine, results: Results) -> None:
     with exact_float32():
         found = []
         for recorded in (False, True):
-            small = Machine(tiny=machine.tiny, device=machine.device, dtype=torch.float32)
-            small.__dict__["model"] = build("tiny", device=machine.device)[0]
+            small = Machine(tiny=True, device=machine.device, dtype=torch.float32)
             step = TrainingStep(small, dropout=DROPOUT)
             step.switch(Switches(recorded=recorded))
             losses = []

@@ -22,6 +22,7 @@ from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.results import Results
 from benchmarks.gpu.step import (
     AS_RECIPE,
+    BIG_BATCHES,
     COMPILED,
     FASTEST,
     MULTIPLE,
@@ -44,7 +45,6 @@ from utils.training.profile import PARTS, parts_table, times_of_parts
 
 BAR_UTILISATION, GOAL_UTILISATION, BAR_MEMORY, BAR_TIME = 0.40, 0.55, 0.10, 0.25
 ACCUMULATION = 10
-BIG_BATCHES = (4, 8)  # images, to see what a micro-batch of 2 leaves unused
 MANY_MASKS, TINY_MANY_MASKS = 16, 3  # conversations of an image in the step whose memory is predicted
 KERNELS, PROFILED = 40, 2
 WAYS = {2: (AS_RECIPE, COMPILED, FASTEST), 1: (COMPILED, FASTEST)}  # by ZeRO stage
@@ -56,7 +56,7 @@ def measure(machine: Machine, results: Results) -> None:
     turns = 1 if machine.tiny else ACCUMULATION
     set_launch_environment()
     deepspeed.init_distributed("nccl" if machine.on_gpu else "gloo", verbose=False)
-    taken = {}
+    taken: dict[tuple[int, Switches], float] = {}
     # The recipe's stage, then the one that reduces gradients once a step and not once a micro-batch.
     for stage, ways in WAYS.items():
         with running_engine(machine, step, stage) as engine:
@@ -64,12 +64,11 @@ def measure(machine: Machine, results: Results) -> None:
                 predict_memory(machine, results, step, engine, turns)
             for switches in ways[-1:] if machine.tiny else ways:
                 step.switch(switches)
-                name = f"ZeRO {stage}, {switches}"
-                taken[name] = time_engine(machine, results, step, engine, name, switches)
+                taken[stage, switches] = time_engine(machine, results, step, engine, stage, switches)
             if stage == 1:
                 judge(machine, results, step, taken)
                 for images in () if machine.tiny else BIG_BATCHES:
-                    time_engine(machine, results, step, engine, name, switches, images)
+                    time_engine(machine, results, step, engine, stage, switches, images)
                 results.save()
                 look_inside(machine, results, step, engine, turns)
     step.switch(AS_RECIPE)
@@ -110,13 +109,13 @@ def time_engine(
     results: Results,
     step: TrainingStep,
     engine: Any,
-    name: str,
+    stage: int,
     switches: Switches,
     images: int = NUM_IMAGES,
 ) -> float:
     """Seconds of a micro-batch with its share of the optimizer step; NaN where it fails."""
     turns = 1 if machine.tiny else ACCUMULATION
-    name += f", {images} images" if images != NUM_IMAGES else ""
+    name = way(stage, switches) + (f", {images} images" if images != NUM_IMAGES else "")
     batch = step.batch(images, NUM_CONVERSATIONS, multiple=MULTIPLE if switches.recorded else 1)
     seconds = results.attempt(
         "engine", name, lambda: machine.seconds(lambda: take(engine, batch, turns), rounds=2, warm_up=1)
@@ -140,19 +139,29 @@ def time_engine(
     return seconds
 
 
-def judge(machine: Machine, results: Results, step: TrainingStep, taken: dict[str, float]) -> None:
-    """The bars are for the fastest way, which recomputes nothing."""
+def way(stage: int, switches: Switches) -> str:
+    """What a row of the table is called."""
+    return f"ZeRO {stage}, {switches}"
+
+
+def judge(
+    machine: Machine, results: Results, step: TrainingStep, taken: dict[tuple[int, Switches], float]
+) -> None:
+    """The bars are for the fastest way."""
     batch = step.batch(NUM_IMAGES, NUM_CONVERSATIONS)
-    best = min((name for name in taken if not math.isnan(taken[name])), key=lambda name: taken[name])
-    utilisation = step.flops(batch) / taken[best] / machine.matrix_rate
-    results.add(
-        "engine", f"model FLOPs utilisation, {best}", utilisation, bar=BAR_UTILISATION, goal=GOAL_UTILISATION
+    seconds, stage, switches = min(
+        ((seconds, *which) for which, seconds in taken.items() if not math.isnan(seconds)),
+        key=lambda found: found[0],
     )
-    costs = replace(step.costs, gradient_checkpointing="no gradient checkpointing" not in best)
+    name, utilisation = way(stage, switches), step.flops(batch) / seconds / machine.matrix_rate
+    results.add(
+        "engine", f"model FLOPs utilisation, {name}", utilisation, bar=BAR_UTILISATION, goal=GOAL_UTILISATION
+    )
+    costs = replace(step.costs, gradient_checkpointing=switches.checkpointing)
     parts = costs.training(Work.of_batch(batch, step.model.config.image_token_id))
     predicted = total(parts.values()).total / (SUSTAINED * machine.matrix_rate)
-    results.add("engine", f"{best}: utils.costs.flops predicts {1e3 * predicted:.0f} ms; relative error",
-                abs(predicted / taken[best] - 1), bar=BAR_TIME, at_least=False)  # fmt: skip
+    results.add("engine", f"{name}: utils.costs.flops predicts {1e3 * predicted:.0f} ms; relative error",
+                abs(predicted / seconds - 1), bar=BAR_TIME, at_least=False)  # fmt: skip
 
 
 def look_inside(machine: Machine, results: Results, step: TrainingStep, engine: Any, turns: int) -> None:

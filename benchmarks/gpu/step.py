@@ -17,6 +17,7 @@ from utils.training.cuda_graphs import forget_recordings, record_parts
 from utils.training.recordings import Run
 
 NUM_IMAGES, NUM_CONVERSATIONS = 2, 5
+BIG_BATCHES = (4, 8)  # images, to see what a micro-batch of 2 leaves unused
 MULTIPLE = 16  # tokens: rows of recordings are padded to a multiple of it
 
 

@@ -15,11 +15,10 @@ import torch
 
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.results import Results
-from benchmarks.gpu.step import AS_RECIPE, NUM_CONVERSATIONS, NUM_IMAGES, TrainingStep
+from benchmarks.gpu.step import AS_RECIPE, BIG_BATCHES, NUM_CONVERSATIONS, NUM_IMAGES, TrainingStep
 from benchmarks.reference_model import PlainModel, plain_batch
 from model.inputs import ModelInputs
 
-BIG_BATCHES = (4, 8)  # images, to see what a micro-batch of 2 leaves unused
 BAR_PACKED = 3.0
 ROUNDS = 3
 IN_A_ROW = 4  # micro-batches between two waits for the device: a training step has no wait between its own
@@ -40,7 +39,6 @@ def compare_ways(machine: Machine, results: Results, step: TrainingStep) -> None
     single = step.batch(NUM_IMAGES, NUM_CONVERSATIONS, packed=False)
     for name, batch in (("packed", packed), ("single rows", single)):
         results.add("training", f"tokens of the language model, {name}", batch.input_ids.numel())
-    step.model.set_gradient_checkpointing(True)
     compare_packing(machine, results, step, "")
     for name in ("eager", *(("flex_attention",) if machine.on_gpu else ())):
         step.model.backbone.attend_with(name)
@@ -64,10 +62,13 @@ def compare_packing(
 
     Rows are padded to a multiple of `multiple`; the model's FLOPs are those without padding.
     """
-    batches = {
-        name: step.batch(NUM_IMAGES, NUM_CONVERSATIONS, packed=name == "packed", multiple=multiple)
-        for name in ("packed", "single rows")
-    }
+    batches, plain = (
+        {
+            name: step.batch(NUM_IMAGES, NUM_CONVERSATIONS, packed=name == "packed", multiple=each)
+            for name in ("packed", "single rows")
+        }
+        for each in (multiple, 1)
+    )
     first = batches["packed"]
     with torch.no_grad():
         embeddings = step.model.sam.encode(first.sam_images, first.resized_sizes)
@@ -76,8 +77,7 @@ def compare_packing(
         for name, batch in batches.items():
             run = partial(step.learn, batch, embeddings if cached else None)
             way = f"{name}{suffix}{', SAM embeddings cached' if cached else ''}"
-            plain = step.batch(NUM_IMAGES, NUM_CONVERSATIONS, packed=name == "packed")
-            seconds[name] = time_way(machine, results, step, way, run, plain, cached)
+            seconds[name] = time_way(machine, results, step, way, run, plain[name], cached)
         if all(seconds.values()):
             about = f"packed against single rows{suffix}{', SAM embeddings cached' if cached else ''}"
             ratio = seconds["single rows"] / seconds["packed"]

@@ -22,7 +22,6 @@ from model.lasagna import LasagnaForConditionalGeneration
 from model.text.placeholder import Placeholder
 from utils.training.recordings import (
     CudaRecorder,
-    RecordedCall,
     RecordedPass,
     Recorder,
     Recordings,
@@ -96,9 +95,7 @@ class RecordedEncoder:
         """See `forward` of the encoder."""
         if not self._encoder.training:
             return self._eager(images)
-        recorder = self._recordings.recorder
-        found = self._recordings.find([images], lambda: RecordedCall(self._eager, [images], recorder))
-        return self._eager(images) if found is None else found(images)
+        return self._recordings.call(self._eager, images)
 
 
 class RecordedFeatures:
@@ -116,11 +113,8 @@ class RecordedFeatures:
         """See `BackboneMixin.image_features`."""
         if not self._model.training:
             return self._eager(vlm_images, placeholders)
-        images, recorder = vlm_images[CLIP_IMAGES], self._recordings.recorder
-        found = self._recordings.find([images], lambda: RecordedCall(self._features, [images], recorder))
-        if found is None:
-            return self._eager(vlm_images, placeholders)
-        return ImageFeatures(tokens=found(images).unbind(0))
+        features = self._recordings.call(self._features, vlm_images[CLIP_IMAGES])
+        return ImageFeatures(tokens=features.unbind(0))
 
     def _features(self, images: Tensor) -> Tensor:
         return torch.stack(self._eager({CLIP_IMAGES: images}).tokens)
@@ -155,9 +149,9 @@ class RecordedStates:
         is_plain = cache is None and not deep and isinstance(attention_mask, Tensor)
         found = None
         if is_plain and self._model.training and torch.is_grad_enabled() and embeddings.requires_grad:
-            recorder = self._recordings.recorder
             found = self._recordings.find(
-                inputs, lambda: RecordedPass(self._eager, embeddings, inputs[1:], self._places, recorder)
+                inputs,
+                lambda recorder: RecordedPass(self._eager, embeddings, inputs[1:], self._places, recorder),
             )
         if found is None:
             return self._eager(embeddings, attention_mask, position_ids, cache, deep)

@@ -165,14 +165,16 @@ class Recordings:
     """The recordings of one part of a model, by the shapes of their inputs."""
 
     def __init__(self, module: nn.Module, recorder: Recorder) -> None:
-        self.recorder = recorder
+        self._recorder = recorder
         self._weights = [*module.parameters(), *module.buffers()]
         self._known: dict[Any, Any] = {}
         self._addresses: list[int] = []
         self._is_full = False
         self.passes = 0
 
-    def find(self, inputs: Sequence[Tensor | None], make: Callable[[], Recording]) -> Recording | None:
+    def find(
+        self, inputs: Sequence[Tensor | None], make: Callable[[Recorder], Recording]
+    ) -> Recording | None:
         """The recording for inputs of these shapes, made if there is none; None if there are too many."""
         addresses = [weight.data_ptr() for weight in self._weights]
         if addresses != self._addresses:  # before the first, and after weights were moved
@@ -188,8 +190,13 @@ class Recordings:
                     )
                 self._is_full = True
                 return None
-            self._known[key] = make()
+            self._known[key] = make(self._recorder)
         return self._known[key]
+
+    def call(self, function: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+        """The result of a function without gradients, which is always the same one; from a recording if possible."""
+        found = self.find(inputs, lambda recorder: RecordedCall(function, inputs, recorder))
+        return (found or function)(*inputs)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks.gpu.step import RunAgain
 from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import add_lora, mark_trainable
 from tests.utils.costs.test_flops import NUM_FEATURES, NUM_TEXT, VOCABULARY, batch, tiny_shape
@@ -19,21 +20,18 @@ from utils.training.recordings import Run
 FLAGS = {"cuda_graphs": True, "gradient_checkpointing": False, "pad_to_multiple_of": 32}
 
 
-class Again:
-    """Does the work once more where a GPU would launch a recording of it; counts both."""
+class Again(RunAgain):
+    """Counts what it records and repeats."""
 
     recorded = replayed = 0
 
-    def warm_up(self, run: Run) -> None:
-        run()
-
     def record(self, run: Run) -> Run:
-        run()
+        again = super().record(run)
         Again.recorded += 1
 
         def replay() -> None:
             Again.replayed += 1
-            run()
+            again()
 
         return replay
 
