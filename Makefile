@@ -22,7 +22,7 @@ endif
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
-PIP := -m pip install --quiet --disable-pip-version-check
+PIP := -m pip install --quiet --disable-pip-version-check --no-compile
 PYTEST ?= -n logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 .PHONY: demo ablation try test test-lowest test-newest lint bench gpu setup clean

@@ -9,3 +9,7 @@ class UserError(ValueError):
     Commands print it as one line. A ValueError of any other class is a defect of this program or of a library
     that was called wrongly, and keeps its traceback.
     """
+
+
+class MisfitError(UserError):
+    """Weights do not fit the model. The message is a table: name, expected, found."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from model.errors import UserError
+from model.errors import MisfitError
 from model.huggingface import from_pretrained
 
 NAMES_SHOWN = 8
@@ -41,10 +41,6 @@ class Misfit:
     name: str
     expected: str
     found: str
-
-
-class MisfitError(UserError):
-    """Weights do not fit the model. The message is a table: name, expected, found."""
 
 
 def shape_of(value: Tensor | Sequence[int]) -> str:

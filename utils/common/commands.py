@@ -12,10 +12,7 @@ from contextlib import suppress
 from functools import wraps
 from typing import NoReturn
 
-import torch.distributed as dist
-
-from model.errors import UserError
-from model.strict_loading import MisfitError
+from model.errors import MisfitError, UserError
 from model.write_errors import WriteError, writing
 from utils.common.help import PageFormatter
 from utils.common.stopping import StoppedError, stopped_in_order
@@ -145,7 +142,8 @@ def _is_first_to_say(text: str) -> bool:
     The processes of a process group ask its store. Before it is initialised all of them fail alike, on the command
     line: the first one of each machine prints.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    dist = sys.modules.get("torch.distributed")  # not imported for this: it takes seconds
+    if not (dist and dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) in ("0", "-1")
     try:
         store = dist.distributed_c10d._get_default_store()

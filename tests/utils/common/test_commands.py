@@ -9,8 +9,7 @@ import tempfile
 import pytest
 import torch.distributed as dist
 
-from model.errors import UserError
-from model.strict_loading import MisfitError
+from model.errors import MisfitError, UserError
 from tests.two_processes import fork_two
 from utils.common.commands import command, one_line
 

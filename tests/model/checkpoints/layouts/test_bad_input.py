@@ -13,7 +13,7 @@ from model.checkpoints.layouts.write_released import write_released
 from model.checkpoints.load import load_model
 from model.checkpoints.weights import read_folder
 from model.decoders.sam import SamSettings, build_sam
-from model.strict_loading import MisfitError
+from model.errors import MisfitError
 from tests.tiny_weights import HIDDEN_DIM, SAM, edit_json, save_in_shards, tiny_tower
 
 

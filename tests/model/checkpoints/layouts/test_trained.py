@@ -8,8 +8,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from model.checkpoints.load import load_model
+from model.errors import MisfitError
 from model.lora import TARGET_PATTERN, add_lora, mark_trainable, merge
-from model.strict_loading import MisfitError
 from tests.tiny_weights import HIDDEN_DIM, edit_json, save_in_shards
 from tests.training_runs import save_settings, trainable, write_zero_checkpoint
 
