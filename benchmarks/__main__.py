@@ -52,6 +52,7 @@ SCRIPTS = (
         ("--cases=320x240x60", "--rounds=2"),
     ),
     Script("sam", "SAM's image encoder"),
+    Script("mask_decoders", "Mask decoders"),
     Script("train_step", "Training step"),
     Script("answer", "Answers to complex queries"),
     Script("serving", "Requests to the server", ("--sizes=tiny",)),

@@ -37,6 +37,7 @@ from model.decoders.sam2_config import (
     stride_of,
     windows_of,
 )
+from model.decoders.sam_mask_decoder import FusedFineMaskDecoder
 from model.decoders.transform import SQUARE
 from model.errors import UserError
 from model.huggingface import configuration
@@ -188,7 +189,7 @@ class Sam2Segmenter(BatchedDecoder):
         self.shared_image_embedding = parts.shared_image_embedding
         self.vision_encoder = parts.vision_encoder
         self.prompt_encoder = parts.prompt_encoder
-        self.mask_decoder = parts.mask_decoder
+        self.mask_decoder = FusedFineMaskDecoder(parts.mask_decoder)
         self.no_memory_embedding = parts.no_memory_embedding
         # Positions stay in float32 where the model is built in bfloat16, as `from_pretrained` does.
         for module in self.modules():
@@ -241,15 +242,9 @@ class Sam2Segmenter(BatchedDecoder):
         mask_prompt = self.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1).to(prompts.dtype)
         if dense is not None:
             mask_prompt = dense.embeddings(self.prompt_encoder.mask_embed, mask_prompt)
-        masks, *_ = self.mask_decoder(
-            image_embeddings=levels[-1],
-            image_positional_embeddings=positions,
-            sparse_prompt_embeddings=prompts.unsqueeze(1),
-            dense_prompt_embeddings=mask_prompt,
-            multimask_output=False,
-            high_resolution_features=list(levels[:-1]),
-        )
-        return masks[:, 0, 0]
+        fine, middle, coarse = levels
+        logits, _ = self.mask_decoder(prompts, coarse + mask_prompt, positions, fine, middle)
+        return logits
 
     def encoder_tensors(self) -> dict[str, Tensor]:
         """See `MaskDecoder`."""

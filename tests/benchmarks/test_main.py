@@ -12,7 +12,7 @@ import pytest
 from benchmarks import __main__ as bench
 from benchmarks.measure import Claim, write_results
 
-NAMES = ["loader", "metrics", "sam", "train_step", "answer", "serving"]
+NAMES = ["loader", "metrics", "sam", "mask_decoders", "train_step", "answer", "serving"]
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_all_scripts_run_in_turn_and_one_page_joins_them(asked, tmp_path, capsys
     assert bench.main(["--out", str(tmp_path)]) == 1  # one of them failed
     assert [command[2].removeprefix("benchmarks.") for command in asked] == NAMES
     text = capsys.readouterr().out
-    assert "10 claims with a bar: 5 reach it, 0 their goal too" in text
+    assert "12 claims with a bar: 6 reach it, 0 their goal too" in text
     assert "missed: loader small: 0.5, bar 0.25" in text
     assert "failed: benchmarks.sam" in text
     page = (tmp_path / bench.PAGE).read_text()

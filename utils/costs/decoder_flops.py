@@ -16,7 +16,6 @@ from utils.costs.flop_formulas import (
     decoding_flops,
     linear,
     mask_decoder_flops,
-    position_flops,
     sam_encoder_flops,
 )
 
@@ -43,17 +42,14 @@ def decoder_flops(settings: DecoderSettings) -> Flops:
         return looking(settings) + drawing(settings)
     assert isinstance(settings, Sam2Settings), f"a decoder of kind {settings.kind!r}"
     config, dim = settings.config.mask_decoder_config, settings.prompt_embed_dim
-    num_outputs = config.num_multimask_outputs + 1
-    quality = [dim, *[config.iou_head_hidden_dim] * (config.iou_head_depth - 1), num_outputs]
     return decoding_flops(
         dim=dim,
         inner=dim // config.attention_downsample_rate,
         mlp=config.mlp_dim,
         depth=config.num_hidden_layers,
         pixels=settings.grid_size[0] ** 2,
-        num_outputs=num_outputs,
-        num_drawn=num_outputs,
-        heads=[quality, [dim, dim, dim, 1]],
+        num_outputs=config.num_multimask_outputs + 1,
+        num_predictions=2,
     )
 
 
@@ -65,13 +61,26 @@ def mask_head_flops(
     `num_absent`: classes with a [NEG], which a concept head looks for too.
     """
     flops = decoder_flops(settings) * num_masks
-    if isinstance(settings, SamSettings):
+    if isinstance(settings, SamSettings | Sam2Settings):
         flops += position_flops(settings)
     if isinstance(settings, ConceptSettings):
         flops += neck_flops(settings) * num_images
         if num_absent:
             flops += neck_flops(settings, 1) * num_images + looking(settings) * num_absent
     return flops
+
+
+def position_flops(settings: SamSettings | Sam2Settings) -> Flops:
+    """The mask decoder, once for all masks: positions are projected by each attention between tokens and image."""
+    if isinstance(settings, SamSettings):
+        depth, rate = settings.decoder_depth, settings.decoder_downsample_rate
+    else:
+        config = settings.config.mask_decoder_config
+        depth, rate = config.num_hidden_layers, config.attention_downsample_rate
+    pixels, dim = settings.grid_size[0] * settings.grid_size[1], settings.prompt_embed_dim
+    # One more token is zero: what is projected of it is the bias.
+    forward = (2 * depth + 1) * linear(pixels + 1, dim, dim // rate)
+    return Flops(forward=forward, backward=forward)  # of the weights alone
 
 
 def hiera_flops(settings: Sam2Settings) -> Flops:

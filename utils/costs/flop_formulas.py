@@ -8,9 +8,8 @@ of a row, also those that a mask hides.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 from model.decoders.base import DecoderSettings, enlarged
@@ -191,7 +190,7 @@ def layer_sizes(text: Any) -> dict[str, tuple[int, int]]:
 
 
 def mask_decoder_flops(sam: SamSettings) -> Flops:
-    """SAM's mask decoder for one [SEG], without `position_flops`; all that runs of it trains."""
+    """SAM's mask decoder for one [SEG], without the positions; all that runs of it trains."""
     return decoding_flops(
         dim=sam.prompt_embed_dim,
         inner=sam.prompt_embed_dim // sam.decoder_downsample_rate,
@@ -199,18 +198,8 @@ def mask_decoder_flops(sam: SamSettings) -> Flops:
         depth=sam.decoder_depth,
         pixels=sam.grid_size[0] * sam.grid_size[1],
         num_outputs=sam.num_multimask_outputs + 1,
-        num_drawn=1,
-        heads=[[sam.prompt_embed_dim]],  # a token of the quality, which is not predicted
+        num_predictions=1,
     )
-
-
-def position_flops(sam: SamSettings) -> Flops:
-    """SAM's mask decoder, once for all masks: positions are projected by each attention between tokens and image."""
-    pixels, dim = sam.grid_size[0] * sam.grid_size[1], sam.prompt_embed_dim
-    # One more token is zero: what is projected of it is the bias.
-    each = linear(pixels + 1, dim, dim // sam.decoder_downsample_rate)
-    forward = (2 * sam.decoder_depth + 1) * each
-    return Flops(forward=forward, backward=forward)  # of the weights alone
 
 
 def decoding_flops(
@@ -221,15 +210,13 @@ def decoding_flops(
     depth: int,
     pixels: int,
     num_outputs: int,
-    num_drawn: int,
-    heads: Sequence[Sequence[int]],
+    num_predictions: int,
 ) -> Flops:
-    """A two-way transformer, upsampling and the masks of `num_drawn` of the outputs.
+    """A two-way transformer, upsampling and the mask of the first of the outputs.
 
-    `heads`: widths of the layers of each prediction beside the masks, of quality or presence; it has a token of its
-    own, and its layers do not train.
+    `num_predictions`: those of quality and presence have a token of their own, and are not made.
     """
-    tokens = len(heads) + num_outputs + 1  # and the [SEG]
+    tokens = num_predictions + num_outputs + 1  # and the [SEG]
     to_tokens, to_pixels = linear(tokens, dim, inner), linear(pixels, dim, inner)
     between = attention(tokens, pixels, inner)
     token_to_image = 2 * to_tokens + 2 * to_pixels + between
@@ -243,11 +230,10 @@ def decoding_flops(
     # Two transposed convolutions double the sides: each pixel gives four.
     upscaling = linear(pixels, dim, 4 * (dim // 4)) + linear(4 * pixels, dim // 4, 4 * (dim // 8))
     hypernetworks = num_outputs * (2 * linear(1, dim, dim) + linear(1, dim, dim // 8))
-    masks = linear(16 * pixels, dim // 8, num_drawn)
+    masks = linear(16 * pixels, dim // 8, 1)
     trained = depth * block + token_to_image + upscaling + hypernetworks + masks
-    predictions = sum(linear(1, a, b) for widths in heads for a, b in pairwise(widths))
     # In the first block the image embedding comes from frozen parts: its three layers pass no gradient on.
-    return Flops(forward=trained + predictions, backward=2 * trained - 3 * to_pixels)
+    return Flops(forward=trained, backward=2 * trained - 3 * to_pixels)
 
 
 def mask_resize_flops(sam: DecoderSettings, resized_size: Size, original_size: Size) -> Flops:

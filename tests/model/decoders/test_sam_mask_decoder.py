@@ -1,4 +1,4 @@
-"""The mask decoder in few operations is segment_anything's, forward and backward."""
+"""The mask decoder in few operations is that of segment_anything and transformers, forward and backward."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 from segment_anything.modeling import MaskDecoder
 
 from model.decoders.sam import build_sam
-from model.decoders.sam_mask_decoder import FusedMaskDecoder
-from tests.tiny_weights import SAM
+from model.decoders.sam2 import KINDS, Sam2Settings
+from model.decoders.sam_mask_decoder import FusedFineMaskDecoder, FusedMaskDecoder
+from tests.tiny_weights import SAM, SAM2, SAM3
 
 DIM = SAM.prompt_embed_dim
 
@@ -85,3 +86,52 @@ def test_only_transposed_convolutions_that_do_not_overlap_are_replaced(eager):
     eager.output_upscaling[0] = torch.nn.ConvTranspose2d(DIM, 4, kernel_size=3, stride=2)
     with pytest.raises(AssertionError):
         FusedMaskDecoder(eager)
+
+
+def fine_eager(settings: Sam2Settings) -> torch.nn.Module:
+    torch.manual_seed(0)
+    decoder = KINDS[settings.kind].model(deepcopy(settings.config)).mask_decoder.double()
+    for parameter in decoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    return decoder
+
+
+def fine_inputs(settings: Sam2Settings, num_masks: int, num_tokens: int) -> list[torch.Tensor]:
+    """Prompts, image embeddings, positions, and the two finer levels."""
+    shapes, options = settings.embedding_shapes, {"dtype": torch.float64, "requires_grad": True}
+    prompts = torch.randn(num_masks, num_tokens, settings.prompt_embed_dim, **options)
+    fine, middle, coarse = (torch.randn(num_masks, *shape, **options) for shape in shapes)
+    return [prompts, coarse, torch.randn(1, *shapes[-1]).double(), fine, middle]
+
+
+def as_transformers(decoder, prompts, image, positions, fine, middle):
+    masks, *_ = decoder(
+        image_embeddings=image,
+        image_positional_embeddings=positions,
+        sparse_prompt_embeddings=prompts.unsqueeze(1),
+        dense_prompt_embeddings=torch.zeros_like(image),
+        multimask_output=False,
+        high_resolution_features=[fine, middle],
+    )
+    return masks[:, 0, 0]
+
+
+@pytest.mark.parametrize("settings", [SAM2, SAM3], ids=lambda settings: settings.kind)
+@pytest.mark.parametrize(("num_masks", "num_tokens"), [(1, 1), (3, 2)])
+def test_masks_and_every_gradient_equal_transformers(settings, num_masks, num_tokens):
+    eager = fine_eager(settings)
+    ours = FusedFineMaskDecoder(deepcopy(eager))
+    assert list(ours.state_dict()) == list(eager.state_dict())  # also their order: optimizer states keep it
+    given = fine_inputs(settings, num_masks, num_tokens)
+    expected = as_transformers(eager, *given)
+    weight = torch.randn_like(expected)
+    (expected * weight).sum().backward()
+    copies = [part.detach().requires_grad_(part.requires_grad) for part in given]
+    actual, _ = ours(*copies)
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+    (actual * weight).sum().backward()
+    for part, theirs in zip(copies, given, strict=True):
+        torch.testing.assert_close(part.grad, theirs.grad, rtol=1e-9, atol=1e-9)
+    gradients = {name: parameter.grad for name, parameter in eager.named_parameters()}
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-9, atol=1e-9, msg=name)

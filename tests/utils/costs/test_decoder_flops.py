@@ -12,7 +12,7 @@ from model.decoders.concept_settings import ConceptSettings
 from model.decoders.sam2 import Sam2Settings
 from tests.tiny_weights import CONCEPT, SAM2, SAM3
 from utils.costs.concept_flops import drawing, looking, neck_flops
-from utils.costs.decoder_flops import decoder_flops, encoder_flops, mask_head_flops
+from utils.costs.decoder_flops import encoder_flops, mask_head_flops
 
 PUBLISHED = [
     sam2.published("tiny"), sam2.published("base_plus"), Sam2Settings(kind="sam3_tracker"), ConceptSettings()
@@ -51,7 +51,7 @@ def test_decoding_is_what_the_counter_counts_forward_and_backward(settings):
         prompt = torch.zeros(1, 1, settings.prompt_embed_dim, requires_grad=True)
         positions = torch.zeros(1, *settings.embedding_shapes[-1])
         counted = count(lambda: decoder.low_res_masks(prompt, levels, positions, None).sum().backward())
-    assert decoder_flops(settings).total == pytest.approx(counted, rel=0.02)
+    assert mask_head_flops(settings, num_masks=1).total == pytest.approx(counted, rel=0.02)
 
 
 @pytest.mark.parametrize("settings", [CONCEPT, PUBLISHED[3]])

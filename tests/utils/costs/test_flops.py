@@ -30,7 +30,8 @@ from utils.config.training import TrainConfig
 from utils.costs import flops, memory
 from utils.costs.activations import give_values
 from utils.costs.cost_model import CostModel, ImageShape, Work
-from utils.costs.flop_formulas import Flops, learned, linear, mask_decoder_flops, position_flops, total
+from utils.costs.decoder_flops import position_flops
+from utils.costs.flop_formulas import Flops, learned, linear, mask_decoder_flops, total
 from utils.costs.memory import Count
 from utils.costs.model_sizes import model_config
 from utils.costs.prediction import bytes_sent
