@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
+from transformers import Sam2Model
 
-from model.decoders.sam import sam_settings_from_state_dict
+from model.checkpoints.layouts.mask_decoder import read_mask_decoder
 from model.text.special_tokens import IMAGE
 from model.text.tokenizer_files import load_tokenizer
 from utils.toy.expressions import EXTREMES, ON_STUFF, REGIONS
@@ -22,7 +23,9 @@ from utils.toy.pretrain.common import (
     patch_histogram,
 )
 from utils.toy.pretrain.grounding import Places, Words, places_of
-from utils.toy.pretrain.sam import SETTINGS, SamStudent
+from utils.toy.pretrain.regions import BOX, POINT
+from utils.toy.pretrain.sam import SamStudent
+from utils.toy.pretrain.sam2 import SETTINGS, Sam2Student, write_sam2
 from utils.toy.pretrain.talk import Spoken
 from utils.toy.scene import CLASSES, STUFF, THINGS, Scene, Thing, draw_scene
 
@@ -119,7 +122,7 @@ def test_positions_tell_the_words_of_their_phrase(meadow):
     assert places.rows.tolist() == [1] * 4
 
 
-@pytest.mark.parametrize("stage", ["clip", "sam", "language"])
+@pytest.mark.parametrize("stage", ["clip", "sam", "sam2", "language"])
 def test_students_learn_from_what_they_prepare(stage):
     torch.manual_seed(0)
     if stage == "language":
@@ -133,13 +136,21 @@ def test_students_learn_from_what_they_prepare(stage):
             tokenizer, CLIPVisionModel.from_pretrained("assets/toy/clip", dtype=torch.float32)
         )
     else:
-        student = {"clip": ClipStudent, "sam": SamStudent}[stage]()
+        students = {"clip": ClipStudent, "sam": SamStudent, "sam2": lambda: Sam2Student(SamStudent().sam)}
+        student = students[stage]()
     prepared = student.prepare(next(batches(HELD_OUT_SEED, 2)))
     before = student.losses(prepared)["loss"]
     before.backward()
     unused = [name for name, p in student.named_parameters() if p.requires_grad and p.grad is None]
     # What a class-free mask from one point or box, and the second last layer's states, have no use for.
-    allowed = ("layers.4.", "post_layernorm", "mask_downscaling", "not_a_point", "point_embeddings")
+    allowed = (
+        "layers.4.",
+        "post_layernorm",
+        "pred_obj_score_head",
+        "shared_embedding",
+        "mask_embed.",
+        "teacher",
+    )
     assert not [name for name in unused if not any(word in name for word in allowed)]
     optimizer = torch.optim.SGD(student.parameters(), lr=1e-3)
     optimizer.step()
@@ -149,17 +160,36 @@ def test_students_learn_from_what_they_prepare(stage):
 def test_preparing_is_a_function_of_the_scenes():
     student = SamStudent()
     one, two = (student.prepare([draw_scene(5, 0), draw_scene(5, 1)]) for _ in range(2))
-    for first, second in zip(one["prompts"], two["prompts"], strict=True):
-        assert torch.equal(first, second)
+    for name, first in vars(one["prompts"]).items():
+        assert torch.equal(first, getattr(two["prompts"], name))
 
 
-def test_the_settings_of_finer_patches_are_told_from_the_weights(meadow):
-    settings = replace(SETTINGS, patch_size=8)
-    student = SamStudent(settings)
-    assert sam_settings_from_state_dict(student.sam.state_dict()) == settings
-    prepared = student.prepare([meadow])
-    assert len(prepared["labels"]) == settings.mask_side**2 == 128**2
-    assert all(value.isfinite() for value in student.losses(prepared).values())
+def test_the_finer_one_begins_with_the_masks_of_its_teacher():
+    """Given the teacher's embedding; only the presence token, which SAM has not, makes a difference."""
+    torch.manual_seed(0)
+    teacher = SamStudent()
+    student = Sam2Student(teacher.sam)
+    prepared = student.prepare([draw_scene(5, 0), draw_scene(5, 1)])
+    prompts = replace(prepared["prompts"], gates=torch.zeros_like(prepared["prompts"].gates))
+    assert {POINT, BOX} < set(prompts.kinds.tolist())
+    with torch.no_grad():
+        levels = teacher.sam.encode(prepared["images"], prepared["sizes"])
+        expected, _ = teacher.masks(levels, prompts)
+        finer = [torch.randn(2, 128, side, side) for side in (64, 32)]
+        masks, _ = student.masks((*finer, *levels), prompts)
+    assert torch.corrcoef(torch.stack([masks.flatten(), expected.flatten()]))[0, 1] > 0.95
+
+
+def test_the_folder_is_one_that_the_flag_and_the_library_read(tmp_path):
+    sam = Sam2Student(SamStudent().sam).sam
+    write_sam2(sam, tmp_path)
+    settings, weights = read_mask_decoder(tmp_path)
+    assert settings == SETTINGS
+    assert weights.keys() == sam.state_dict().keys()
+    library, report = Sam2Model.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values())
+    half = sam.no_memory_embedding.half().float()
+    torch.testing.assert_close(library.no_memory_embedding.float(), half, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -3,7 +3,8 @@
     python -m utils.toy.pretrain --out assets/toy                    # all stages, one after the other
     python -m utils.toy.pretrain --out assets/toy --stages clip      # one of them
 
-`language` reads the tower that `clip` wrote, `smolvlm` both; `sam` is independent and may run in parallel.
+`language` reads the tower that `clip` wrote, `smolvlm` both, `sam2` the SAM that `sam` wrote; `clip` and `sam` may
+run in parallel.
 """
 
 import logging
@@ -17,7 +18,7 @@ from utils.common.commands import command, script_parser
 from utils.common.paths import path_flag, writable_folder
 from utils.toy.pretrain.common import Trainer
 
-NUM_STEPS = {"clip": 3500, "sam": 8050, "language": 4500, "smolvlm": 700}  # of each stage
+NUM_STEPS = {"clip": 3500, "sam": 8050, "sam2": 4000, "language": 4500, "smolvlm": 700}  # of each stage
 
 
 @command("utils.toy.pretrain")
@@ -31,9 +32,6 @@ def main(argv: Sequence[str] | None = None) -> None:
                         help=f"by default all: {', '.join(NUM_STEPS)}")  # fmt: skip
     for stage, num_steps in NUM_STEPS.items():
         parser.add_argument(f"--{stage}_steps", type=int, default=num_steps, help=f"steps of {stage}")
-    parser.add_argument(
-        "--sam_patch", type=int, choices=(8, 16), default=16, help="side of SAM's patches in pixels"
-    )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where it trains")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw scenes")
@@ -50,7 +48,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if "sam" in args.stages:
         from utils.toy.pretrain.sam import pretrain_sam
 
-        pretrain_sam(args.out / "sam_toy.pth", trainer, num_steps=args.sam_steps, patch_size=args.sam_patch)
+        pretrain_sam(args.out / "sam_toy.pth", trainer, num_steps=args.sam_steps)
+    if "sam2" in args.stages:
+        from utils.toy.pretrain.sam2 import pretrain_sam2
+
+        pretrain_sam2(args.out / "sam2", args.out / "sam_toy.pth", trainer, num_steps=args.sam2_steps)
     if "language" in args.stages:
         from utils.toy.pretrain.language import pretrain_language
 
