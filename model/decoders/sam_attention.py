@@ -145,12 +145,6 @@ def relative_table(table: Tensor, side: int) -> Tensor:
     return table[positions[:, None] - positions + (side - 1)]
 
 
-@torch.compiler.assume_constant_result
-def num_threads() -> int:
-    """Threads of an operation on a CPU; a constant to `torch.compile`, which cannot trace the question."""
-    return torch.get_num_threads()
-
-
 def attend_in_pieces(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
     """Attention in chunks of heads and rows of queries, whose scores share one buffer; no gradients.
 
@@ -165,7 +159,7 @@ def attend_in_pieces(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tens
     height, width = rel_h.shape[-1], rel_w.shape[-1]
     num_tokens, shape = height * width, q.shape
     q, k, v, rel_h, rel_w = (part.flatten(0, 1) for part in (q, k, v, rel_h, rel_w))
-    entries = ENTRIES_PER_THREAD * num_threads()
+    entries = ENTRIES_PER_THREAD * torch.get_num_threads()
     num_heads = max(1, min(len(q), entries // num_tokens**2))
     num_rows = max(1, min(height, entries // (width * num_tokens)))
     attended = torch.empty_like(q)
