@@ -14,6 +14,7 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,35 @@ TOLERANCE = 1e-4  # of the largest value
 QUICK_SIDE, NUM_MASKS = 8, 10
 
 Way = Callable[[], list[Tensor]]
+
+
+def as_segment_anything(
+    decoder: nn.Module, prompts: Tensor, image: Tensor, positions: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Masks and their quality by segment_anything's own decoder, for the arguments of `FusedMaskDecoder`."""
+    masks, quality = decoder(
+        image_embeddings=torch.zeros_like(positions),
+        image_pe=positions,
+        sparse_prompt_embeddings=prompts,
+        dense_prompt_embeddings=image,
+        multimask_output=False,
+    )
+    return masks.squeeze(1), quality
+
+
+def as_transformers(
+    decoder: nn.Module, prompts: Tensor, image: Tensor, positions: Tensor, fine: Tensor, middle: Tensor
+) -> Tensor:
+    """Masks by transformers' own decoder, for the arguments of `FusedFineMaskDecoder`."""
+    masks, *_ = decoder(
+        image_embeddings=image,
+        image_positional_embeddings=positions,
+        sparse_prompt_embeddings=prompts.unsqueeze(1),
+        dense_prompt_embeddings=torch.zeros_like(image),
+        multimask_output=False,
+        high_resolution_features=[fine, middle],
+    )
+    return masks[:, 0, 0]
 
 
 def way(decode: Callable[..., Tensor], given: Sequence[Tensor]) -> Way:
@@ -53,16 +83,10 @@ def sam_ways(side: int, num_masks: int) -> dict[str, Way]:
     shape = settings.embedding_shapes[0]
     given = [torch.randn(num_masks, 1, shape[0]), torch.randn(num_masks, *shape), torch.randn(1, *shape)]
 
-    def library(prompts: Tensor, image: Tensor, positions: Tensor) -> Tensor:
-        return eager(
-            image_embeddings=torch.zeros_like(positions),
-            image_pe=positions,
-            sparse_prompt_embeddings=prompts,
-            dense_prompt_embeddings=image,
-            multimask_output=False,
-        )[0].squeeze(1)
-
-    return {LIBRARY: way(library, given), OURS: way(lambda *parts: fused(*parts)[0], given)}
+    return {
+        LIBRARY: way(lambda *parts: as_segment_anything(eager, *parts)[0], given),
+        OURS: way(lambda *parts: fused(*parts)[0], given),
+    }
 
 
 def sam2_ways(side: int, num_masks: int) -> dict[str, Way]:
@@ -78,18 +102,10 @@ def sam2_ways(side: int, num_masks: int) -> dict[str, Way]:
     prompts, positions = torch.randn(num_masks, 1, channels[-1]), torch.randn(1, channels[-1], side, side)
     given = [prompts, coarse, positions, fine, middle]
 
-    def library(prompts: Tensor, image: Tensor, positions: Tensor, fine: Tensor, middle: Tensor) -> Tensor:
-        masks, *_ = eager(
-            image_embeddings=image,
-            image_positional_embeddings=positions,
-            sparse_prompt_embeddings=prompts.unsqueeze(1),
-            dense_prompt_embeddings=torch.zeros_like(image),
-            multimask_output=False,
-            high_resolution_features=[fine, middle],
-        )
-        return masks[:, 0, 0]
-
-    return {LIBRARY: way(library, given), OURS: way(lambda *parts: fused(*parts)[0], given)}
+    return {
+        LIBRARY: way(partial(as_transformers, eager), given),
+        OURS: way(lambda *parts: fused(*parts)[0], given),
+    }
 
 
 def compare(ways: Mapping[str, Way], rounds: int) -> dict[str, Runs]:

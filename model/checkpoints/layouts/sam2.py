@@ -77,6 +77,7 @@ MEMORY = re.compile(
     r"|temporal_positional_encoding|no_memory_positional_encoding|no_object_pointer"
     r"|occlusion_spatial_embedding_parameter)"
 )
+Rules = tuple[tuple[str, str], ...]
 # Their names -> Hugging Face's, one after the other.
 RULES = (
     (r"^image_encoder\.trunk\.", "vision_encoder.backbone."),
@@ -131,13 +132,19 @@ def read_original(weights: Mapping[str, Tensor]) -> tuple[Sam2Settings, dict[str
         UserError: it is of no published size.
     """
     weights = without_prefix(weights, prefix_of(weights, ENCODER) or "")
-    renamed = {renamed_by(RULES, name): value for name, value in weights.items() if not MEMORY.match(name)}
-    points = [name for name in renamed if name.startswith("prompt_encoder.point_embeddings.")]
-    # One table there, one weight for each kind of point here.
-    renamed["prompt_encoder.point_embed.weight"] = torch.cat([renamed.pop(name) for name in sorted(points)])
+    own = {name: value for name, value in weights.items() if not MEMORY.match(name)}
     size = size_of(weights)
     background, width = weights[ENCODER].shape[-1], len(weights["image_encoder.neck.convs.0.conv.weight"])
-    return settings_of(size, background, width), with_positions(renamed)
+    return settings_of(size, background, width), named_as_library(own)
+
+
+def named_as_library(weights: Mapping[str, Tensor], rules: Rules = RULES) -> dict[str, Tensor]:
+    """The weights of an original file under the names of transformers."""
+    renamed = {renamed_by(rules, name): value for name, value in weights.items()}
+    points = [name for name in renamed if name.startswith("prompt_encoder.point_embeddings.")]
+    # One weight for each kind of point there, one table here.
+    renamed["prompt_encoder.point_embed.weight"] = torch.cat([renamed.pop(name) for name in sorted(points)])
+    return with_positions(renamed)
 
 
 def size_of(weights: Mapping[str, Tensor]) -> Hiera:
@@ -216,7 +223,7 @@ def hugging_face_settings(folder: Path, kind: str) -> Sam2Settings:
     return settings
 
 
-def renamed_by(rules: tuple[tuple[str, str], ...], name: str) -> str:
+def renamed_by(rules: Rules, name: str) -> str:
     """The name after all rules."""
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from segment_anything.modeling import MaskDecoder
 
+from benchmarks.mask_decoders import as_segment_anything, as_transformers
 from model.decoders.sam import build_sam
 from model.decoders.sam2 import KINDS, Sam2Settings
 from model.decoders.sam_mask_decoder import FusedFineMaskDecoder, FusedMaskDecoder
@@ -31,17 +32,6 @@ def inputs(num_masks: int, num_tokens: int) -> tuple[torch.Tensor, ...]:
     side = SAM.grid_size
     prompts = torch.randn(num_masks, num_tokens, DIM, **options)
     return prompts, torch.randn(num_masks, DIM, *side, **options), torch.randn(1, DIM, *side).double()
-
-
-def as_segment_anything(decoder, prompts, image, positions):
-    masks, quality = decoder(
-        image_embeddings=torch.zeros_like(positions),
-        image_pe=positions,
-        sparse_prompt_embeddings=prompts,
-        dense_prompt_embeddings=image,
-        multimask_output=False,
-    )
-    return masks.squeeze(1), quality
 
 
 @pytest.mark.parametrize(("num_masks", "num_tokens"), [(1, 1), (3, 1), (2, 4)])
@@ -102,18 +92,6 @@ def fine_inputs(settings: Sam2Settings, num_masks: int, num_tokens: int) -> list
     prompts = torch.randn(num_masks, num_tokens, settings.prompt_embed_dim, **options)
     fine, middle, coarse = (torch.randn(num_masks, *shape, **options) for shape in shapes)
     return [prompts, coarse, torch.randn(1, *shapes[-1]).double(), fine, middle]
-
-
-def as_transformers(decoder, prompts, image, positions, fine, middle):
-    masks, *_ = decoder(
-        image_embeddings=image,
-        image_positional_embeddings=positions,
-        sparse_prompt_embeddings=prompts.unsqueeze(1),
-        dense_prompt_embeddings=torch.zeros_like(image),
-        multimask_output=False,
-        high_resolution_features=[fine, middle],
-    )
-    return masks[:, 0, 0]
 
 
 @pytest.mark.parametrize("settings", [SAM2, SAM3], ids=lambda settings: settings.kind)

@@ -24,9 +24,7 @@ NUM_COLOURS = len(COLOURS) + 1  # the last one for everything without a named co
 PROMPTS_PER_IMAGE = 6
 POINT, BOX, COARSE_MASK = range(3)  # kinds of prompts; half of the points have a coarse mask beside them
 KIND_SHARES = (0.35, 0.35, 0.3)
-COARSE_SIDE = (
-    10  # of a mask prompt before it is enlarged: the grid of the toy CLIP, on which spatial prompts are
-)
+COARSE_SIDE = 10  # of a mask prompt before it is enlarged: the toy CLIP's grid, as of spatial prompts
 NUM_WEIGHED_SCENES = 200
 
 

@@ -3,7 +3,6 @@
 The toy world does not use it yet.
 """
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from model.checkpoints.layouts.mask_decoder import read_mask_decoder
-from model.checkpoints.layouts.sam2 import RULES, renamed_by, with_positions
+from model.checkpoints.layouts.sam2 import RULES, named_as_library
 from model.decoders.pixels import normalized
 from model.decoders.sam import SamSegmenter, SamSettings
 from model.decoders.sam2 import Sam2Segmenter, Sam2Settings
@@ -28,6 +27,8 @@ from utils.toy.pretrain.regions import MASK_SIDE, NUM_COLOURS, SIDE, Framed, Pro
 from utils.toy.scene import Scene
 
 WIDTH = 128
+# What a SAM calls otherwise than the original SAM 2 does, of prompt encoder and mask decoder.
+OLDER_NAMES = ((r"\.lin1\.", ".proj_in."), (r"\.lin2\.", ".proj_out."))
 DIMS = (32, 64, 160, 192)  # of the stages; two that are equal the library cannot pool
 SETTINGS = Sam2Settings(
     vision_config={
@@ -132,22 +133,13 @@ class Sam2Student(RegionStudent):
 def start_from(sam: Sam2Segmenter, teacher: SamSegmenter) -> None:
     """Take prompt encoder and mask decoder of a SAM, as far as it has them; the finer levels add nothing yet."""
     own = sam.state_dict()
-    for name, value in named_as_sam2(teacher.state_dict()).items():
+    for name, value in named_as_library(teacher.state_dict(), (*RULES, *OLDER_NAMES)).items():
         if name in own:
             own[name].copy_(value)
     for layer in (sam.mask_decoder.conv_s0, sam.mask_decoder.conv_s1):
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
     nn.init.zeros_(sam.no_memory_embedding)
-
-
-def named_as_sam2(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Prompt encoder and mask decoder of a SAM under the names of the library's SAM 2, whose parts are the same."""
-    rules = (*RULES, (r"\.lin1\.", ".proj_in."), (r"\.lin2\.", ".proj_out."))
-    renamed = {renamed_by(rules, name): value for name, value in weights.items()}
-    points = [name for name in renamed if name.startswith("prompt_encoder.point_embeddings.")]
-    renamed["prompt_encoder.point_embed.weight"] = torch.cat([renamed.pop(name) for name in sorted(points)])
-    return with_positions(renamed)
 
 
 def pretrain_sam2(out: Path, teacher: Path, trainer: Trainer, *, num_steps: int, batch_size: int = 8) -> None:
