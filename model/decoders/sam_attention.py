@@ -145,6 +145,7 @@ def relative_table(table: Tensor, side: int) -> Tensor:
     return table[positions[:, None] - positions + (side - 1)]
 
 
+@torch.compiler.disable  # traced for all sizes, views of the buffer are refused; a compiler has nothing to fuse here
 def attend_in_pieces(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
     """Attention in chunks of heads and rows of queries, whose scores share one buffer; no gradients.
 

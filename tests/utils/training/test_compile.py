@@ -53,6 +53,19 @@ def test_losses_and_gradients_stay():
     torch.testing.assert_close(compiled_gradient, plain_gradient, rtol=1e-5, atol=1e-7)
 
 
+def test_frozen_blocks_are_compiled_on_a_cpu_in_windows_and_in_the_whole_image():
+    """The second kind of block is compiled for all sizes, in which chunks of scores cannot be traced."""
+    sam = tiny_model().sam.requires_grad_(False)
+    side = sam.input_side
+    images = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        (expected,) = sam.encode(images, [(side, side)])
+        for block in sam.encoder_blocks:
+            block.compile(backend="aot_eager")
+        (compiled,) = sam.encode(images, [(side, side)])
+    torch.testing.assert_close(compiled, expected)
+
+
 def test_what_is_missing_is_said(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
