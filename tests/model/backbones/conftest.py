@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,10 +32,18 @@ def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.fixture(scope="session")
+def loaded(base_folders: Path) -> Callable[[str], LasagnaForConditionalGeneration]:
+    """Reads the model around a base when it is asked for first; copy it before changing anything."""
+    return functools.cache(functools.partial(load_base, base_folders))
+
+
 @pytest.fixture
-def model(family: str, base_folders: Path) -> LasagnaForConditionalGeneration:
+def model(
+    family: str, loaded: Callable[[str], LasagnaForConditionalGeneration]
+) -> LasagnaForConditionalGeneration:
     """A fresh model for every test, float32, its processor attached."""
-    return load_base(base_folders, family)
+    return copy.deepcopy(loaded(family))
 
 
 def load_base(folders: Path, family: str, **options: object) -> LasagnaForConditionalGeneration:
