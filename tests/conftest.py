@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import signal
@@ -32,6 +33,13 @@ SENTENCES = (
     "A chat between a curious human and an artificial intelligence assistant about the {a} and the {b}.",
     "The assistant gives helpful, detailed, and polite answers to the human's questions on {a}, {b}.",
 )
+
+
+def pytest_collection_finish() -> None:
+    """The libraries' million objects stay; looking through them for garbage took a fifth of the tests' time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.hookimpl(wrapper=True)
