@@ -22,16 +22,20 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from utils.common.command_line import answer_at_once, parse_config
+from utils.config.chat import ChatConfig
+
+if __name__ == "__main__":
+    answer_at_once("chat.py", ChatConfig, __doc__)  # what follows takes seconds
+
 from model.checkpoints.load import load_model
 from model.checkpoints.sums import verify_sums
 from model.errors import UserError
 from model.lasagna import LasagnaForConditionalGeneration
-from utils.common.command_line import parse_config
 from utils.common.commands import command
 from utils.common.distributed import device_of
 from utils.common.logs import start_logging
 from utils.common.paths import check_writable
-from utils.config.chat import ChatConfig
 from utils.config.inference import TOY_REMARK
 from utils.evaluation.maps import check_has_maps, check_maps
 from utils.serving.lines import check_question, images_asked

@@ -17,6 +17,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from utils.common.command_line import answer_at_once, parse_config
+from utils.config.inference import MergeConfig
+
+if __name__ == "__main__":
+    answer_at_once(
+        "merge_lora_weights_and_save_hf_model.py", MergeConfig, __doc__
+    )  # what follows takes seconds
+
 from tqdm import tqdm
 
 from model.checkpoints.checkpoint import TrainedWeights, open_trained
@@ -24,13 +32,11 @@ from model.checkpoints.merge import open_merge, save
 from model.checkpoints.merged_model import MergedModel
 from model.checkpoints.sums import verify_if_known, verify_sums
 from model.errors import UserError
-from utils.common.command_line import parse_config
 from utils.common.commands import command
 from utils.common.distributed import dtype_unless_stored
 from utils.common.hub import check_login, push_folder
 from utils.common.logs import start_logging
 from utils.common.paths import check_writable
-from utils.config.inference import MergeConfig
 from utils.reports.model_card import model_card
 from utils.reports.report import read_report
 

@@ -26,6 +26,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from utils.common.command_line import answer_at_once, parse_config
+from utils.config.inference import TOY_REMARK, TestConfig
+
+if __name__ == "__main__":
+    answer_at_once("test_sem.py", TestConfig, __doc__)  # what follows takes seconds
+
 import torch
 
 from model.checkpoints.load import load_model
@@ -33,14 +39,12 @@ from model.checkpoints.sums import verify_sums
 from model.errors import UserError
 from model.lasagna import LasagnaForConditionalGeneration
 from model.processor import LasagnaProcessor
-from utils.common.command_line import parse_config
 from utils.common.commands import command
 from utils.common.distributed import device_of, distributed
 from utils.common.files import write_png
 from utils.common.folder_lock import EVALUATION_LOCK, folder_lock
 from utils.common.logs import start_logging
 from utils.common.paths import check_writable, file_stems, writable_folder
-from utils.config.inference import TOY_REMARK, TestConfig
 from utils.data.index.cache import use_index_cache
 from utils.data.shards.cache import use_shard_cache
 from utils.data.val_datasets import open_list

@@ -23,6 +23,12 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
+from utils.common.command_line import answer_at_once, parse_config
+from utils.config.training import TrainConfig
+
+if __name__ == "__main__":
+    answer_at_once("train_ds.py", TrainConfig, __doc__)  # what follows takes seconds
+
 import deepspeed
 import torch
 
@@ -33,7 +39,6 @@ from model.errors import UserError
 from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import adapt
 from model.processor import LasagnaProcessor
-from utils.common.command_line import parse_config
 from utils.common.commands import command
 from utils.common.config_files import as_yaml
 from utils.common.distributed import (
@@ -48,7 +53,6 @@ from utils.common.logs import start_logging
 from utils.common.paths import check_writable
 from utils.common.peers import Peers
 from utils.common.rendezvous import meet
-from utils.config.training import TrainConfig
 from utils.data.collate import LengthLimit
 from utils.data.index.cache import use_index_cache
 from utils.data.mixture import Mixture, build_train_mixture

@@ -8,8 +8,9 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from model.choices import ASPECT_RATIOS, check_spatial
 from model.decoders.base import DecoderSettings
-from model.decoders.build import CONCEPT_HEAD, decoder_settings, head_of
+from model.decoders.build import decoder_settings, head_of
 from model.errors import UserError
 from model.files import read_json
 from model.losses import DEFAULT_WEIGHTS
@@ -19,12 +20,6 @@ from model.text.templates import PROMPTS
 # Pixel statistics of OpenAI's CLIP, for values in 0..1.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-# What becomes of an image that is no square, for CLIP: its middle is cut out (LLaVA v1), it is padded (LLaVA 1.5), or
-# squashed.
-ASPECT_RATIOS = ("square", "pad", "stretch")
-MAX_LATENT_PROMPTS = 64
 
 # Entries without which config.json does not say what its weights are: a default model of 7B would be built.
 NEEDED = ("vlm_config", "sequence_format", "image_token_id", "seg_token_id")
@@ -126,22 +121,6 @@ class LasagnaConfig(PreTrainedConfig):
     def mask_head(self) -> str:
         """What draws the masks: "sam", one mask for each [SEG], or "concept", which also finds instances."""
         return head_of(self.sam_settings)
-
-
-def check_spatial(spatial_prompt: bool, num_latent_prompts: int, mask_head: str = "") -> None:
-    """Raises a UserError unless the settings of the spatial prompt fit together, and to the mask head."""
-    if not isinstance(spatial_prompt, bool):
-        raise UserError(f"spatial_prompt must be true or false, got {spatial_prompt!r}")
-    if type(num_latent_prompts) is not int or not 0 <= num_latent_prompts <= MAX_LATENT_PROMPTS:
-        raise UserError(
-            f"num_latent_prompts must be from 0 to {MAX_LATENT_PROMPTS}, got {num_latent_prompts!r}"
-        )
-    if spatial_prompt and mask_head == CONCEPT_HEAD:
-        raise UserError(
-            f"--spatial_prompt does not go with --mask_head {CONCEPT_HEAD}, which takes no mask prompts; leave it out"
-        )
-    if num_latent_prompts and not spatial_prompt:
-        raise UserError(f"num_latent_prompts {num_latent_prompts} needs --spatial_prompt")
 
 
 def check_stored(folder: Path) -> None:

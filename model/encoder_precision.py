@@ -18,10 +18,8 @@ from torch.utils._pytree import tree_map
 from transformers import PreTrainedModel
 
 from model.buffers import keep_dtype
+from model.choices import AS_THE_MODEL, BF16, ENCODER_PRECISIONS
 from model.errors import UserError
-
-AS_THE_MODEL, BF16 = "", "bf16"
-ENCODER_PRECISIONS = (AS_THE_MODEL, BF16)
 
 
 def set_encoder_precision(model: PreTrainedModel, name: str) -> None:

@@ -18,6 +18,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
+from model.choices import check_min_area
 from model.errors import UserError
 
 if TYPE_CHECKING:
@@ -198,16 +199,6 @@ class Exportable:
     def _categories(self) -> Sequence[str]:
         """The labels that can occur, each once, in their order."""
         return list(dict.fromkeys(label or UNNAMED for label, _ in self.labels_and_probabilities()))
-
-
-def check_min_area(min_area: int, *, instances: bool, name: str = "min_area") -> None:
-    """UserError for a number of pixels below 0, or for one where whole masks are wanted."""
-    if min_area < 0:
-        raise UserError(f"{name} is a number of pixels, at least 0; got {min_area}")
-    if min_area and not instances:
-        raise UserError(
-            f"{name} leaves out small instances; it needs {name.replace('min_area', 'instances')} too"
-        )
 
 
 def instances_of(answer: Exportable, min_area: int = 0) -> list[FoundMask]:

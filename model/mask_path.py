@@ -9,7 +9,8 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor, nn
 
-from model.config import LasagnaConfig, check_spatial
+from model.choices import check_spatial
+from model.config import LasagnaConfig
 from model.decoders.base import BatchedDecoder, MaskPrompts, enlarged
 from model.decoders.decoded import Candidates, Instances
 from model.errors import UserError

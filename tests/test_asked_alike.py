@@ -13,7 +13,7 @@ import chat
 import test_sem as evaluation_script
 import train_ds
 from model.checkpoints.load import load_model
-from model.generation.inference import DEFAULT_NEW_TOKENS
+from model.choices import DEFAULT_NEW_TOKENS
 from model.lora import merge
 from model.processor import LasagnaProcessor
 from tests.tiny_weights import noise_image

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ from model.lasagna import LasagnaForConditionalGeneration
 from model.processor import LasagnaProcessor
 from tests.commands import README, REPOSITORY, SMALL_RUN, Command, blocks, fill_in, run, shell_commands
 from utils.common.command_line import parse_config
+from utils.common.processes import without_launcher
 from utils.config.chat import ChatConfig
 from utils.config.inference import MergeConfig, TestConfig
 from utils.config.training import TrainConfig
@@ -141,6 +145,24 @@ def test_help_lists_every_setting(script, capsys):
     assert end.value.code == 0
     text = capsys.readouterr().out
     assert all(f"--{name}" in text for name in CONFIG_OF_SCRIPT[script].__dataclass_fields__)
+
+
+@pytest.mark.parametrize("script", CONFIG_OF_SCRIPT)
+def test_help_and_mistakes_need_none_of_the_libraries_that_take_seconds(script, tmp_path):
+    for name in ("torch", "transformers", "deepspeed"):
+        (tmp_path / f"{name}.py").write_text("raise AssertionError('imported')")
+    environment = without_launcher(os.environ) | {"PYTHONPATH": str(tmp_path)}
+
+    def start(flag: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, f"{script}.py", flag]
+        return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+
+    page, mistake = start("--help"), start("--hepl")
+    assert (page.returncode, page.stderr) == (0, "")
+    assert "--config FILE" in page.stdout
+    assert (mistake.returncode, mistake.stdout) == (2, "")
+    assert mistake.stderr.startswith(f"{script}.py: unknown flag --hepl")
+    assert len(mistake.stderr.splitlines()) == 1
 
 
 # ------------------------------------------------------------------------- from checkpoint to model

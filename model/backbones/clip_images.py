@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import CLIPImageProcessorPil
 
 from model.backbones.base import PreparedImage
-from model.config import ASPECT_RATIOS
+from model.choices import ASPECT_RATIOS
 from model.errors import UserError
 from model.huggingface import from_pretrained
 from model.image_resize import resize_fast

@@ -13,8 +13,8 @@ from torch import Tensor
 from model.checkpoints.checkpoint import TrainedWeights
 from model.checkpoints.layouts import released
 from model.checkpoints.run_settings import RunSettings
+from model.choices import CONCEPT_HEAD, SAM_HEAD
 from model.decoders import concept_settings
-from model.decoders.build import CONCEPT_HEAD, SAM_HEAD
 from model.errors import UserError
 from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import add_lora, merge, train_token_rows, trainable_pattern

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from model.choices import CONCEPT_HEAD, SAM_HEAD
 from model.decoders import concept_settings, sam2
 from model.decoders.base import BatchedDecoder, DecoderSettings
 from model.decoders.concept import ConceptSegmenter
@@ -15,9 +16,6 @@ from model.errors import UserError
 from model.huggingface import readable
 
 KINDS = ("sam", *sam2.KINDS, concept_settings.KIND)
-# What --mask_head calls the decoders that take one prompt for a mask, and the detector that takes a class name.
-SAM_HEAD, CONCEPT_HEAD = "sam", "concept"
-HEADS = (SAM_HEAD, CONCEPT_HEAD)
 
 
 def decoder_settings(stored: Mapping[str, Any] | None) -> DecoderSettings:

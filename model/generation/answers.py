@@ -17,12 +17,12 @@ from rapidfuzz import process
 from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
+from model.choices import DEFAULT_MATCH_DISTANCE
 from model.decoders.decoded import Instances
 from model.errors import UserError
 from model.outputs import ChatAnswer, SimilarityMaps
 from model.text.format import SequenceFormat
 
-DEFAULT_MATCH_DISTANCE = 0.2  # edits / length of the longer name: "trees" matches "tree", "cat" not "car"
 _SEPARATORS = re.compile(r"[\s_-]+")
 _EDGES = " \t\n.,;:!?\"'()[]"
 _FILLERS = ("and ", "a ", "an ", "the ")

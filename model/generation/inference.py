@@ -15,23 +15,22 @@ import numpy as np
 import torch
 from torch import nn
 
+from model.choices import DEFAULT_MATCH_DISTANCE, DEFAULT_NEW_TOKENS
 from model.errors import UserError
-from model.generation.answers import DEFAULT_MATCH_DISTANCE
 from model.generation.finding import find, with_instances
 from model.generation.greedy import greedy, states_of_answer
 from model.generation.presence import target_probabilities
 from model.generation.prompts import encode_batch, read_prompts
 from model.generation.queries import segment_constrained, segment_freely
-from model.generation.sampling import GREEDY, Sampling, TokenChooser
+from model.generation.sampling import GREEDY, Sampling
 from model.generation.streaming import OnToken
+from model.generation.token_chooser import TokenChooser
 from model.mask_path import MIN_SCORE
 from model.outputs import ChatAnswer, EncodedImage, EncodedImages, Segmentation
 from model.processor import LasagnaProcessor
 from model.text.conversation import Conversation
 from model.text.format import class_names
 from model.text.special_tokens import Text
-
-DEFAULT_NEW_TOKENS = 256  # the same for the API, chat.py, test_sem.py and validation
 
 
 class InferenceMixin(nn.Module):

@@ -15,11 +15,12 @@ import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from model.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 MAX_SECONDS = 5.0
 MAX_BYTES = 2**30  # of memory beyond that of this process

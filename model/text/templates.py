@@ -9,13 +9,15 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from model.errors import UserError
 from model.text.chat_template import TemplateError, rendered
 from model.text.conversation import Conversation
 from model.text.special_tokens import IM_END, IM_START, IMAGE, Special, Text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 OWN_PROMPT = "chat_template"  # the prompt that is the tokenizer's own template
 Segment = tuple[Text, bool]  # pieces, learned?

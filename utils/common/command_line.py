@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from model.errors import UserError
 from model.files import read_yaml
-from utils.common.commands import Parser
+from utils.common.commands import Parser, command
 from utils.common.help import HelpEntry, help_page
 from utils.common.paths import resolve
 from utils.common.settings import Setting, declared, resolve_paths
@@ -98,6 +98,17 @@ def parse_config(
             f"unknown flag {unknown[0]}; {f'did you mean {meant}?' if meant else '--help lists them'}"
         )
     return kind(**{one.name: resolve_paths(one, getattr(values, one.name)) for one in parser.settings})
+
+
+def answer_at_once(script: str, kind: type[DataclassInstance], about: str | None) -> None:
+    """For a script, before it imports what takes seconds: --help and mistakes in its flags end it here."""
+
+    @command(script)
+    def check(argv: Sequence[str] | None) -> None:
+        parse_config(kind, argv, about=about)
+
+    if code := check():
+        sys.exit(code)
 
 
 def _canonical(argv: Sequence[str], settings: Sequence[Setting]) -> list[str]:

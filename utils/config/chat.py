@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from model.choices import DEFAULT_NEW_TOKENS, check_min_area
 from model.errors import UserError
-from model.exports import check_min_area
-from model.generation.inference import DEFAULT_NEW_TOKENS
 from model.generation.sampling import Sampling
 from utils.common.checks import require_at_most, require_fraction, require_positive
 from utils.common.settings import setting

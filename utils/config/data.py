@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from model.encoder_precision import AS_THE_MODEL, ENCODER_PRECISIONS
+from model.choices import AS_THE_MODEL, ENCODER_PRECISIONS
 from model.text.format import DEFAULT_NUM_ALL_CLASSES, TOKENS_OF_FORMAT, SequenceFormat
 from model.text.templates import PROMPTS
 from utils.common.checks import check_choices, require_fraction, require_not_negative, require_positive

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from model.choices import DEFAULT_MATCH_DISTANCE, DEFAULT_NEW_TOKENS
 from model.errors import UserError
-from model.generation.answers import DEFAULT_MATCH_DISTANCE
-from model.generation.inference import DEFAULT_NEW_TOKENS
 from utils.common.checks import (
     MAX_PARALLEL,
     MAX_SECONDS,
@@ -17,7 +16,6 @@ from utils.common.checks import (
     require_not_negative,
     require_positive,
 )
-from utils.common.distributed import dtype_unless_stored
 from utils.common.settings import setting
 from utils.config.data import (
     DATA,
@@ -87,6 +85,8 @@ class LoadingConfig:
     @property
     def loading(self) -> dict[str, Any]:
         """As `load_model` takes it."""
+        from utils.common.distributed import dtype_unless_stored  # PyTorch, for which --help does not wait
+
         return {
             "dtype": dtype_unless_stored(self.precision),
             "encoder_precision": self.encoder_precision,

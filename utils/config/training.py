@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model.config import ASPECT_RATIOS, check_spatial
-from model.decoders.build import HEADS
+from model.choices import ASPECT_RATIOS, HEADS, check_spatial
 from model.errors import UserError
 from utils.common.checks import (
     MAX_PARALLEL,

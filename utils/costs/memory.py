@@ -22,8 +22,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from model.choices import BF16
 from model.config import LasagnaConfig
-from model.encoder_precision import BF16, encoders_of
+from model.encoder_precision import encoders_of
 from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import adapt
 from model.text.tokens import wanted_tokens

@@ -12,9 +12,9 @@ from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, LlavaConfig,
 from model.backbones.build import BACKBONES
 from model.checkpoints.layouts import llava_v1, sam2
 from model.checkpoints.layouts.mask_decoder import check_head, read_mask_decoder
+from model.choices import CONCEPT_HEAD
 from model.config import LasagnaConfig
 from model.decoders.base import DecoderSettings
-from model.decoders.build import CONCEPT_HEAD
 from model.decoders.concept_settings import ConceptSettings
 from model.decoders.sam import SamSettings
 from model.decoders.sam2 import Sam2Settings

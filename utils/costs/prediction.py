@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from model.choices import BF16
 from model.decoders.transform import ImageTransform
-from model.encoder_precision import BF16
 from utils.common.distributed import dtype_of
 from utils.config.training import TrainConfig
 from utils.costs.cost_model import ImageShape, Work

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from model.choices import DEFAULT_MATCH_DISTANCE, DEFAULT_NEW_TOKENS
 from model.errors import UserError
-from model.generation.answers import DEFAULT_MATCH_DISTANCE, FreeAnswer, read_answer
-from model.generation.inference import DEFAULT_NEW_TOKENS
+from model.generation.answers import FreeAnswer, read_answer
 from model.generation.queries import TOKENS_PER_CLASS
 from model.outputs import ChatAnswer, EncodedImage, SimilarityMaps
 from model.processor import LasagnaProcessor

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from model.choices import DEFAULT_NEW_TOKENS
 from model.decoders.decoded import Instances
 from model.errors import UserError
 from model.exports import Exportable, FoundMask
-from model.generation.inference import DEFAULT_NEW_TOKENS
 from model.generation.sampling import GREEDY, Sampling
 from model.generation.streaming import TextStream
 from model.lasagna import LasagnaForConditionalGeneration

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from model.checkpoints.layouts import hf_sam, sam, sam2, sam3
 from model.checkpoints.weights import read_folder, read_weight_file, what_is_in
+from model.choices import CONCEPT_HEAD, SAM_HEAD
 from model.decoders.base import DecoderSettings
-from model.decoders.build import CONCEPT_HEAD, SAM_HEAD, head_of
+from model.decoders.build import head_of
 from model.errors import UserError
 from model.files import read_json
 from model.folders import local_folder

@@ -8,7 +8,8 @@ from transformers import GenerationConfig, LogitsProcessorList
 from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
 
 from model.errors import UserError
-from model.generation.sampling import GREEDY, Sampling, TokenChooser
+from model.generation.sampling import GREEDY, Sampling
+from model.generation.token_chooser import TokenChooser
 from model.text.conversation import Conversation
 from tests.tiny_weights import noise_image
 
