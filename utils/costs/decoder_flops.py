@@ -12,10 +12,9 @@ from model.decoders.sam2_config import side_of
 from utils.costs.concept_flops import drawing, level_flops, looking, neck_flops
 from utils.costs.flop_formulas import (
     Flops,
+    TwoWayDecoder,
     attention,
-    decoding_flops,
     linear,
-    mask_decoder_flops,
     sam_encoder_flops,
 )
 
@@ -36,18 +35,32 @@ def encoder_flops(settings: DecoderSettings, *, folded: bool) -> Flops:
 
 def decoder_flops(settings: DecoderSettings) -> Flops:
     """The mask decoder for one [SEG]; what it computes once for all masks is in `mask_head_flops`."""
-    if isinstance(settings, SamSettings):
-        return mask_decoder_flops(settings)
     if isinstance(settings, ConceptSettings):
         return looking(settings) + drawing(settings)
+    return two_way(settings).for_a_mask()
+
+
+def two_way(settings: DecoderSettings) -> TwoWayDecoder:
+    """The sizes of a decoder that draws one mask for a [SEG]."""
+    dim, pixels = settings.prompt_embed_dim, settings.grid_size[0] * settings.grid_size[1]
+    if isinstance(settings, SamSettings):
+        return TwoWayDecoder(
+            dim=dim,
+            inner=dim // settings.decoder_downsample_rate,
+            mlp=settings.decoder_mlp_dim,
+            depth=settings.decoder_depth,
+            pixels=pixels,
+            num_outputs=settings.num_multimask_outputs + 1,
+            num_predictions=1,
+        )
     assert isinstance(settings, Sam2Settings), f"a decoder of kind {settings.kind!r}"
-    config, dim = settings.config.mask_decoder_config, settings.prompt_embed_dim
-    return decoding_flops(
+    config = settings.config.mask_decoder_config
+    return TwoWayDecoder(
         dim=dim,
         inner=dim // config.attention_downsample_rate,
         mlp=config.mlp_dim,
         depth=config.num_hidden_layers,
-        pixels=settings.grid_size[0] ** 2,
+        pixels=pixels,
         num_outputs=config.num_multimask_outputs + 1,
         num_predictions=2,
     )
@@ -61,26 +74,13 @@ def mask_head_flops(
     `num_absent`: classes with a [NEG], which a concept head looks for too.
     """
     flops = decoder_flops(settings) * num_masks
-    if isinstance(settings, SamSettings | Sam2Settings):
-        flops += position_flops(settings)
-    if isinstance(settings, ConceptSettings):
+    if not isinstance(settings, ConceptSettings):
+        flops += two_way(settings).for_positions()
+    else:
         flops += neck_flops(settings) * num_images
         if num_absent:
             flops += neck_flops(settings, 1) * num_images + looking(settings) * num_absent
     return flops
-
-
-def position_flops(settings: SamSettings | Sam2Settings) -> Flops:
-    """The mask decoder, once for all masks: positions are projected by each attention between tokens and image."""
-    if isinstance(settings, SamSettings):
-        depth, rate = settings.decoder_depth, settings.decoder_downsample_rate
-    else:
-        config = settings.config.mask_decoder_config
-        depth, rate = config.num_hidden_layers, config.attention_downsample_rate
-    pixels, dim = settings.grid_size[0] * settings.grid_size[1], settings.prompt_embed_dim
-    # One more token is zero: what is projected of it is the bias.
-    forward = (2 * depth + 1) * linear(pixels + 1, dim, dim // rate)
-    return Flops(forward=forward, backward=forward)  # of the weights alone
 
 
 def hiera_flops(settings: Sam2Settings) -> Flops:

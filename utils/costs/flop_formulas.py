@@ -189,51 +189,45 @@ def layer_sizes(text: Any) -> dict[str, tuple[int, int]]:
 # --------------------------------------------------------------------------------------- mask decoder
 
 
-def mask_decoder_flops(sam: SamSettings) -> Flops:
-    """SAM's mask decoder for one [SEG], without the positions; all that runs of it trains."""
-    return decoding_flops(
-        dim=sam.prompt_embed_dim,
-        inner=sam.prompt_embed_dim // sam.decoder_downsample_rate,
-        mlp=sam.decoder_mlp_dim,
-        depth=sam.decoder_depth,
-        pixels=sam.grid_size[0] * sam.grid_size[1],
-        num_outputs=sam.num_multimask_outputs + 1,
-        num_predictions=1,
-    )
+@dataclass(frozen=True, kw_only=True)
+class TwoWayDecoder:
+    """Sizes of a mask decoder of the SAM family: a two-way transformer, upsampling, a network for each output."""
 
+    dim: int
+    inner: int  # width of the attention between tokens and image
+    mlp: int
+    depth: int
+    pixels: int  # of the image embedding
+    num_outputs: int
+    num_predictions: int  # of quality and presence: they have a token of their own, and are not made
 
-def decoding_flops(
-    *,
-    dim: int,
-    inner: int,
-    mlp: int,
-    depth: int,
-    pixels: int,
-    num_outputs: int,
-    num_predictions: int,
-) -> Flops:
-    """A two-way transformer, upsampling and the mask of the first of the outputs.
+    def for_a_mask(self) -> Flops:
+        """For one [SEG], the mask of the first output, without the positions; all that runs trains."""
+        dim, inner, pixels = self.dim, self.inner, self.pixels
+        tokens = self.num_predictions + self.num_outputs + 1  # and the [SEG]
+        to_tokens, to_pixels = linear(tokens, dim, inner), linear(pixels, dim, inner)
+        between = attention(tokens, pixels, inner)
+        token_to_image = 2 * to_tokens + 2 * to_pixels + between
+        block = (
+            4 * linear(tokens, dim, dim)
+            + attention(tokens, tokens, dim)
+            + token_to_image
+            + 2 * linear(tokens, dim, self.mlp)
+            + 2 * to_tokens + 2 * to_pixels + between
+        )  # fmt: skip
+        # Two transposed convolutions double the sides: each pixel gives four.
+        upscaling = linear(pixels, dim, 4 * (dim // 4)) + linear(4 * pixels, dim // 4, 4 * (dim // 8))
+        hypernetworks = self.num_outputs * (2 * linear(1, dim, dim) + linear(1, dim, dim // 8))
+        masks = linear(16 * pixels, dim // 8, 1)
+        trained = self.depth * block + token_to_image + upscaling + hypernetworks + masks
+        # In the first block the image embedding comes from frozen parts: its three layers pass no gradient on.
+        return Flops(forward=trained, backward=2 * trained - 3 * to_pixels)
 
-    `num_predictions`: those of quality and presence have a token of their own, and are not made.
-    """
-    tokens = num_predictions + num_outputs + 1  # and the [SEG]
-    to_tokens, to_pixels = linear(tokens, dim, inner), linear(pixels, dim, inner)
-    between = attention(tokens, pixels, inner)
-    token_to_image = 2 * to_tokens + 2 * to_pixels + between
-    block = (
-        4 * linear(tokens, dim, dim)
-        + attention(tokens, tokens, dim)
-        + token_to_image
-        + 2 * linear(tokens, dim, mlp)
-        + 2 * to_tokens + 2 * to_pixels + between
-    )  # fmt: skip
-    # Two transposed convolutions double the sides: each pixel gives four.
-    upscaling = linear(pixels, dim, 4 * (dim // 4)) + linear(4 * pixels, dim // 4, 4 * (dim // 8))
-    hypernetworks = num_outputs * (2 * linear(1, dim, dim) + linear(1, dim, dim // 8))
-    masks = linear(16 * pixels, dim // 8, 1)
-    trained = depth * block + token_to_image + upscaling + hypernetworks + masks
-    # In the first block the image embedding comes from frozen parts: its three layers pass no gradient on.
-    return Flops(forward=trained, backward=2 * trained - 3 * to_pixels)
+    def for_positions(self) -> Flops:
+        """Once for all masks: each attention between tokens and image projects the positions."""
+        # One more token is zero: what is projected of it is the bias.
+        forward = (2 * self.depth + 1) * linear(self.pixels + 1, self.dim, self.inner)
+        return Flops(forward=forward, backward=forward)  # of the weights alone
 
 
 def mask_resize_flops(sam: DecoderSettings, resized_size: Size, original_size: Size) -> Flops:

@@ -30,8 +30,8 @@ from utils.config.training import TrainConfig
 from utils.costs import flops, memory
 from utils.costs.activations import give_values
 from utils.costs.cost_model import CostModel, ImageShape, Work
-from utils.costs.decoder_flops import position_flops
-from utils.costs.flop_formulas import Flops, learned, linear, mask_decoder_flops, total
+from utils.costs.decoder_flops import two_way
+from utils.costs.flop_formulas import Flops, learned, linear, total
 from utils.costs.memory import Count
 from utils.costs.model_sizes import model_config
 from utils.costs.prediction import bytes_sent
@@ -211,7 +211,7 @@ def test_images_rows_and_masks_add_up(seven_b):
     for name, part in three.items():
         expected = Flops() if name == "SAM encoder" else one[name] * 3
         if name == "mask decoder":  # positions are projected once, however many masks there are
-            expected = one[name] + mask_decoder_flops(seven_b[1].sam_settings) * 4
+            expected = one[name] + two_way(seven_b[1].sam_settings).for_a_mask() * 4
         assert (part.forward, part.backward, part.extra) == pytest.approx(
             (expected.forward, expected.backward, expected.extra)
         ), name
@@ -225,8 +225,8 @@ def test_without_a_mask_the_decoder_draws_one_all_the_same(seven_b):
     work = Work(images=(image,), num_rows=1, row_length=300, num_learned=9, num_text_tokens=44,
                 num_encoded=1)  # fmt: skip
     parts = costs.training(work)
-    settings = seven_b[1].sam_settings
-    assert parts["mask decoder"] == mask_decoder_flops(settings) + position_flops(settings)
+    decoder = two_way(seven_b[1].sam_settings)
+    assert parts["mask decoder"] == decoder.for_a_mask() + decoder.for_positions()
     assert parts["seg_projector"] == learned(linear(1, 4096, 4096) + linear(1, 4096, 256))
     assert parts["mask resize"].total == 0
 
