@@ -26,7 +26,7 @@ from utils.common.command_line import answer_at_once, parse_config
 from utils.config.chat import ChatConfig
 
 if __name__ == "__main__":
-    answer_at_once("chat.py", ChatConfig, __doc__)  # what follows takes seconds
+    answer_at_once("chat.py", ChatConfig, __doc__)  # slow imports follow
 
 from model.checkpoints.load import load_model
 from model.checkpoints.sums import verify_sums

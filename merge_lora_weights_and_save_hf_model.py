@@ -21,9 +21,7 @@ from utils.common.command_line import answer_at_once, parse_config
 from utils.config.inference import MergeConfig
 
 if __name__ == "__main__":
-    answer_at_once(
-        "merge_lora_weights_and_save_hf_model.py", MergeConfig, __doc__
-    )  # what follows takes seconds
+    answer_at_once("merge_lora_weights_and_save_hf_model.py", MergeConfig, __doc__)  # slow imports follow
 
 from tqdm import tqdm
 

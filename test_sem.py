@@ -30,7 +30,7 @@ from utils.common.command_line import answer_at_once, parse_config
 from utils.config.inference import TOY_REMARK, TestConfig
 
 if __name__ == "__main__":
-    answer_at_once("test_sem.py", TestConfig, __doc__)  # what follows takes seconds
+    answer_at_once("test_sem.py", TestConfig, __doc__)  # slow imports follow
 
 import torch
 

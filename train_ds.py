@@ -27,7 +27,7 @@ from utils.common.command_line import answer_at_once, parse_config
 from utils.config.training import TrainConfig
 
 if __name__ == "__main__":
-    answer_at_once("train_ds.py", TrainConfig, __doc__)  # what follows takes seconds
+    answer_at_once("train_ds.py", TrainConfig, __doc__)  # slow imports follow
 
 import deepspeed
 import torch

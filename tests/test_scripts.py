@@ -147,21 +147,26 @@ def test_help_lists_every_setting(script, capsys):
     assert all(f"--{name}" in text for name in CONFIG_OF_SCRIPT[script].__dataclass_fields__)
 
 
-@pytest.mark.parametrize("script", CONFIG_OF_SCRIPT)
-def test_help_and_mistakes_need_none_of_the_libraries_that_take_seconds(script, tmp_path):
+AT_ONCE = {f"{script}.py": [f"{script}.py"] for script in CONFIG_OF_SCRIPT} | {
+    f"utils.data.tools.{tool}": ["-m", f"utils.data.tools.{tool}"] for tool in ("check", "preview", "shard")
+}
+
+
+@pytest.mark.parametrize("command", AT_ONCE)
+def test_help_and_mistakes_need_none_of_the_libraries_that_take_seconds(command, tmp_path):
     for name in ("torch", "transformers", "deepspeed"):
         (tmp_path / f"{name}.py").write_text("raise AssertionError('imported')")
     environment = without_launcher(os.environ) | {"PYTHONPATH": str(tmp_path)}
 
     def start(flag: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, f"{script}.py", flag]
-        return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+        words = [sys.executable, *AT_ONCE[command], flag]
+        return subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
 
     page, mistake = start("--help"), start("--hepl")
     assert (page.returncode, page.stderr) == (0, "")
     assert "--config FILE" in page.stdout
     assert (mistake.returncode, mistake.stdout) == (2, "")
-    assert mistake.stderr.startswith(f"{script}.py: unknown flag --hepl")
+    assert mistake.stderr.startswith(f"{command}: unknown flag --hepl")
     assert len(mistake.stderr.splitlines()) == 1
 
 

@@ -100,12 +100,21 @@ def parse_config(
     return kind(**{one.name: resolve_paths(one, getattr(values, one.name)) for one in parser.settings})
 
 
-def answer_at_once(script: str, kind: type[DataclassInstance], about: str | None) -> None:
-    """For a script, before it imports what takes seconds: --help and mistakes in its flags end it here."""
+def answer_at_once(
+    script: str,
+    kind: type[DataclassInstance],
+    about: str | None,
+    *,
+    passed_over: type[DataclassInstance] | None = None,
+) -> None:
+    """For a command, before it imports what takes seconds: --help and mistakes in its flags end it here.
+
+    Arguments as of `parse_config`.
+    """
 
     @command(script)
     def check(argv: Sequence[str] | None) -> None:
-        parse_config(kind, argv, about=about)
+        parse_config(kind, argv, about=about, passed_over=passed_over)
 
     if code := check():
         sys.exit(code)

@@ -15,11 +15,9 @@ from utils.common.paths import check_writable, matches, resolve, same_place, sho
 from utils.common.settings import path_settings, setting
 from utils.config.chat import ChatConfig
 from utils.config.inference import MergeConfig, TestConfig
+from utils.config.tools import CheckConfig, PreviewConfig, ShardConfig
 from utils.config.training import TrainConfig
 from utils.data.datasets.own import find_path
-from utils.data.tools.check import CheckConfig
-from utils.data.tools.preview import PreviewConfig
-from utils.data.tools.shard import ShardConfig
 
 
 @pytest.fixture

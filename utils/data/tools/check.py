@@ -14,8 +14,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from utils.common.command_line import answer_at_once, parse_config
+from utils.config.tools import CheckConfig
+from utils.config.training import TrainConfig
+
+if __name__ == "__main__":
+    answer_at_once(
+        "utils.data.tools.check", CheckConfig, __doc__, passed_over=TrainConfig
+    )  # slow imports follow
 
 import numpy as np
 from rich import box
@@ -23,19 +31,14 @@ from rich.console import Console, Group
 from rich.padding import Padding
 from rich.table import Table
 
-from utils.common.command_line import parse_config
 from utils.common.commands import command
 from utils.common.logs import quiet, start_logging
-from utils.common.settings import setting
 from utils.common.terminal import PrintableText as Text
-from utils.config.data import DATA, MODEL, OUTPUT
-from utils.config.training import TrainConfig
 from utils.data.index.cache import use_index_cache
 from utils.data.mixture import recipe_of
 from utils.data.registry import Entry
 from utils.data.shards.cache import use_shard_cache
 from utils.data.tools.selection import (
-    LookConfig,
     entries_asked,
     entries_known,
     entries_to_evaluate,
@@ -46,22 +49,6 @@ from utils.data.tools.survey import Finding, Surveyor
 WIDTH, MAX_NAME = 80, 19  # columns
 MAX_NAMED = 10  # files listed per data set; ten times as many with --all
 NOT_MEASURED = "-"
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckConfig(LookConfig):
-    """The settings of the check: the data flags of training. Without any, all data sets that exist are checked."""
-
-    version: str = setting(
-        "", "model whose tokenizer counts tokens", group=MODEL, unset="not counted", path=True
-    )
-    val_dataset_list: str = setting(
-        "",
-        "evaluation sets to check, as in ade20k|val,refcoco|unc|testA; all: what is found",
-        group=DATA,
-        alias="val_dataset",
-    )
-    all: bool = setting(False, "read every file, not a sample", group=OUTPUT)
 
 
 @command("utils.data.tools.check")

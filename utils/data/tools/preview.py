@@ -22,6 +22,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from utils.common.command_line import answer_at_once, parse_config
+from utils.config.tools import PreviewConfig
+from utils.config.training import TrainConfig
+
+if __name__ == "__main__":
+    answer_at_once(
+        "utils.data.tools.preview", PreviewConfig, __doc__, passed_over=TrainConfig
+    )  # slow imports follow
+
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -30,43 +39,27 @@ from model.text.conversation import Conversation
 from model.text.encoded import IGNORE_INDEX, Encoded
 from model.text.sequence import ComplexQuery
 from model.text.special_tokens import SEG_TOKENS, Special, Text
-from utils.common.command_line import parse_config
 from utils.common.commands import command
 from utils.common.files import write_png, write_whole
 from utils.common.folder_lock import WRITING_LOCK, folder_lock
 from utils.common.label_values import UNCLAIMED
 from utils.common.logs import quiet, start_logging
 from utils.common.paths import check_writable
-from utils.common.settings import setting
-from utils.config.data import MODEL, OUTPUT
-from utils.config.training import TrainConfig
 from utils.data.base import Dataset
 from utils.data.collate import LengthLimit
 from utils.data.index.cache import use_index_cache
 from utils.data.mixture import Mixture, recipe_of
 from utils.data.shards.cache import use_shard_cache
-from utils.data.tools.selection import LookConfig, entries_asked, entries_known, processor_for
+from utils.data.tools.selection import entries_asked, entries_known, processor_for
 from utils.data.types import Sample
 from utils.reports.colours import MASK_COLOURS, Colour, class_colour
 from utils.reports.drawing import GAP, INK, MARGIN, PALE, PAPER, LegendEntry, draw_legend, font, overlay
 from utils.reports.pages import data_url, render
 
-TOY_MODEL = Path(__file__).parents[3] / "assets" / "toy" / "llava"
 TEMPLATE = Path(__file__).with_name("preview.html.jinja")
 CELL, LEGEND, LETTERS = 250, 210, 26  # of the contact sheet, in pixels; letters of a line of its legend
 PAGE_IMAGE, THUMBNAIL = 560, 120  # longest side of images on the page, in pixels
 MAX_WORDS = 6  # of an answer that name a mask
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreviewConfig(LookConfig):
-    """The settings of the preview: the data flags of training, and the output folder."""
-
-    version: str = setting(
-        str(TOY_MODEL), "model whose tokenizer is used", group=MODEL, unset="that of the toy world", path=True
-    )
-    num_samples: int = setting(16, "samples to show, the first ones of the run", group=OUTPUT)
-    out: str = setting("runs/preview", "folder to write to", group=OUTPUT, path=True)
 
 
 @dataclass(frozen=True, kw_only=True)

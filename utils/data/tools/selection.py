@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +21,11 @@ from model.text.format import SequenceFormat
 from model.text.templates import OWN_PROMPT
 from model.text.tokenizer_files import load_tokenizer
 from model.text.tokens import add_special_tokens
-from utils.common.checks import require_positive
-from utils.common.settings import setting
-from utils.config.data import DATA, OUTPUT, DataConfig
+from utils.config.data import DataConfig
+from utils.config.tools import LookConfig
 from utils.data.dataset_flags import SOURCE_RATES, check_data_flags, parse_dataset_flags
 from utils.data.registry import DATASETS, Entry, parse_entry, parse_val_list, split_list, training_entries
 from utils.data.val_datasets import ALL, FLAG, open_all
-
-
-@dataclass(frozen=True, kw_only=True)
-class LookConfig(DataConfig):
-    """The data flags of training, empty by default."""
-
-    dataset: str = setting("", "sources to look at", group=DATA, unset="whatever is found")
-    sem_seg_data: str = setting("", "semantic data sets", group=DATA)
-    refer_seg_data: str = setting("", "referring data sets", group=DATA)
-    neg_refer_seg_data: str = setting("", "referring data sets with negative sentences", group=DATA)
-    vqa_data: str = setting("", "data sets of questions answered in words", group=DATA)
-    reason_seg_data: str = setting("", "reasoning data sets", group=DATA)
-    num_samples: int = setting(50, "samples drawn from each data set", group=OUTPUT)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive(self, "num_samples")
 
 
 def entries_asked(config: LookConfig) -> tuple[Entry, ...]:

@@ -19,17 +19,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from utils.common.command_line import answer_at_once, parse_config
+from utils.config.tools import ShardConfig
+from utils.config.training import TrainConfig
+
+if __name__ == "__main__":
+    answer_at_once(
+        "utils.data.tools.shard", ShardConfig, __doc__, passed_over=TrainConfig
+    )  # slow imports follow
+
 from tqdm import tqdm
 
 from model.errors import UserError
-from utils.common.checks import require_positive
-from utils.common.command_line import parse_config
 from utils.common.commands import command
 from utils.common.logs import start_logging
-from utils.common.settings import setting
 from utils.common.terminal import printable
-from utils.config.data import DATA, OUTPUT
-from utils.config.training import TrainConfig
 from utils.data import storage
 from utils.data.base import Dataset
 from utils.data.dataset_flags import source_rates
@@ -40,28 +44,11 @@ from utils.data.shards.layout import Part
 from utils.data.shards.place import place_of
 from utils.data.shards.write import ShardWriter
 from utils.data.storage import Asked
-from utils.data.tools.selection import LookConfig, entries_asked, entries_to_evaluate, flags_asked
+from utils.data.tools.selection import entries_asked, entries_to_evaluate, flags_asked
 
 PUBLIC = "data"  # the folder in the shards that stands for --dataset_dir
 OWN = "own"  # those that stand for folders of own data elsewhere: own, own_2, ...
 MEGABYTE = 10**6
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardConfig(LookConfig):
-    """The data flags of training, and where the shards go."""
-
-    val_dataset_list: str = setting(
-        "", "evaluation sets to pack, too; all: what is found", group=DATA, alias="val_dataset"
-    )
-    out: str = setting("", "folder or URL to write the shards to; required", group=OUTPUT, path=True)
-    shard_mb: int = setting(
-        256, "size of a shard in MB (10^6 bytes); a larger file has its own", group=OUTPUT
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive(self, "shard_mb")
 
 
 @dataclass

@@ -20,8 +20,10 @@ from model.text.encoded import IGNORE_INDEX
 from model.text.special_tokens import Special
 from tests.commands import complaint
 from tests.utils.data.layouts import blocks, dialogue, write_ade20k, write_llava
+from utils.common.command_line import parse_config
 from utils.common.label_values import UNCLAIMED
 from utils.common.processes import start_of
+from utils.config.tools import PreviewConfig
 from utils.data.collate import LengthLimit
 from utils.data.tools import preview
 from utils.data.types import Sample
@@ -52,7 +54,7 @@ def test_the_page_shows_the_samples_of_the_run_token_by_token(root, tmp_path, ca
     page = (out / "index.html").read_text(encoding="utf-8")
     assert not re.search(r'(src|href)="(?!data:)', page), "needs no other file"
 
-    config = preview.parse_config(preview.PreviewConfig, flags)
+    config = parse_config(PreviewConfig, flags)
     processor = preview.processor_for(config.version, config.sequence_format, config.prompt_template)
     mixture = preview.build_mixture(config, processor)
     sections = sections_of(page)
@@ -120,7 +122,7 @@ def test_the_thumbnail_of_a_mask_is_the_mask(root, tmp_path):
     flags = [f"--dataset_dir={root}", "--sem_seg_data=ade20k", "--num_samples=1", f"--out={tmp_path}"]
     assert preview.main(flags) == 0
     section = sections_of((tmp_path / "index.html").read_text(encoding="utf-8"))[0]
-    config = preview.parse_config(preview.PreviewConfig, flags)
+    config = parse_config(PreviewConfig, flags)
     processor = preview.processor_for(config.version, config.sequence_format, config.prompt_template)
     sample = preview.build_mixture(config, processor)[0]
     encoded = re.search(r'<figure><img alt="" src="data:image/png;base64,([^"]+)"', section)[1]
@@ -173,7 +175,7 @@ def test_a_folder_whose_name_another_system_would_change_is_not_made(name, root,
 
 
 def test_the_sheet_shows_every_sample(root):
-    config = preview.parse_config(preview.PreviewConfig, [f"--dataset_dir={root}", "--sem_seg_data=ade20k"])
+    config = parse_config(PreviewConfig, [f"--dataset_dir={root}", "--sem_seg_data=ade20k"])
     processor = preview.processor_for(config.version, config.sequence_format, config.prompt_template)
     mixture = preview.build_mixture(config, processor)
     assert isinstance(mixture.fit, LengthLimit)
