@@ -35,11 +35,11 @@ from model.inputs import ModelInputs
 from utils.common.distributed import set_launch_environment
 from utils.config.training import TrainConfig
 from utils.costs.activations import activation_bytes
+from utils.costs.assumptions import SUSTAINED
 from utils.costs.cost_model import Work
 from utils.costs.flop_formulas import total
 from utils.costs.memory import build as build_on_meta
 from utils.costs.memory import count_parameters, estimate
-from utils.costs.prediction import SUSTAINED
 from utils.training.deepspeed_config import deepspeed_config
 from utils.training.profile import PARTS, parts_table, times_of_parts
 

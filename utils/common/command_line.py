@@ -91,7 +91,8 @@ def parse_config(
         argv = [*_flags_of(resolve(known.config, "--config"), kind, passed_over), *argv]
     values, unknown = parser.parse_known_args(argv)
     if unknown:
-        flags = {flag: flag for one in parser.settings for flag in one.flags}
+        flags = {flag: flag for flag in ("--help", "--config")}
+        flags |= {flag: flag for one in parser.settings for flag in one.flags}
         flags |= {f"--{one.misnomer}": f"--{one.name}" for one in parser.settings if one.misnomer}
         meant = _closest(unknown[0].split("=")[0], flags)
         raise UserError(

@@ -17,124 +17,45 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from utils.common.command_line import answer_at_once, parse_config
+from utils.costs.settings import FlopsConfig
+
+if __name__ == "__main__":
+    answer_at_once("utils.costs.flops", FlopsConfig, __doc__)  # slow imports follow
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from model.decoders.transform import ImageTransform
-from utils.common.checks import require_not_negative, require_positive
-from utils.common.command_line import parse_config
 from utils.common.commands import command
 from utils.common.distributed import dtype_of
-from utils.common.settings import setting as declare
 from utils.config.training import TrainConfig
-from utils.costs.cost_model import CostModel, Work
-from utils.costs.flop_formulas import linear, total
-from utils.costs.loading import (
-    FILES,
-    FILES_PER_SAMPLE,
-    LOADER_RATE,
-    NUM_IMAGES,
-    OPEN_MS,
-    SERVER_OPENS,
-    SHARDS,
-    Disk,
-    Loading,
-    loading,
-)
-from utils.costs.memory import COSTS, build, count_parameters
-from utils.costs.model_sizes import model_config
-from utils.costs.prediction import (
+from utils.costs.assumptions import (
     ANSWER_TOKENS_PER_CLASS,
-    DISK_BYTES,
     GPUS_PER_NODE,
     MEMORY_BANDWIDTH,
-    NETWORK,
-    NVLINK,
     PEAK_TFLOPS,
     PREFIX_TOKENS,
     QUERY_TOKENS_PER_CLASS,
     SUSTAINED,
-    Prediction,
-    Setting,
-    encoder_parameters,
-    predict,
 )
+from utils.costs.cost_model import CostModel, Work
+from utils.costs.flop_formulas import linear, total
+from utils.costs.loading import FILES, SHARDS, Disk, Loading, loading
+from utils.costs.memory import build, count_parameters
+from utils.costs.model_sizes import model_config
+from utils.costs.prediction import Prediction, Setting, encoder_parameters, predict
 from utils.costs.vision_flops import num_image_tokens
 
 MANY_GPUS = (64, 512)  # are always shown, too
 
 
-@dataclass(frozen=True, kw_only=True)
-class FlopsConfig(TrainConfig):
-    """The settings of training, and those of the estimate."""
-
-    gpus: int = declare(8, "processes, one per GPU", group=COSTS)
-    images: int | None = declare(None, "images of a micro-batch", group=COSTS, unset="--batch_size")
-    conversations: int = declare(5, "conversations of each image, packed in one row", group=COSTS)
-    classes: int = declare(0, "classes that each one asks for; 0 is a referring question", group=COSTS)
-    masks: int | None = declare(
-        None, "number of [SEG] of each image", group=COSTS, unset="one per conversation"
-    )
-    tflops: float = declare(PEAK_TFLOPS * SUSTAINED, "sustained TFLOP/s of a GPU", group=COSTS)
-    bandwidth: float | None = declare(
-        None,
-        "GB/s of each GPU",
-        group=COSTS,
-        unset=f"{NVLINK:.0f} in a node of {GPUS_PER_NODE}, {NETWORK:.0f} between nodes",
-    )
-    disk_bytes: int = declare(DISK_BYTES, "bytes of one sample on disk", group=COSTS)
-    disk_images: int = declare(NUM_IMAGES, "images of all data sets together", group=COSTS)
-    disk_files: float = declare(FILES_PER_SAMPLE, "files opened for one sample", group=COSTS)
-    open_ms: float = declare(OPEN_MS, "milliseconds that an opening takes", group=COSTS)
-    server_opens: float = declare(
-        SERVER_OPENS, "openings per second that the disk answers, of all nodes together", group=COSTS
-    )
-    loader_rate: float = declare(
-        LOADER_RATE, "images/s of a loading process that does not wait for the disk", group=COSTS
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive(
-            self, "gpus", "images", "conversations", "masks", "tflops", "bandwidth", "disk_bytes",
-            "disk_images", "disk_files", "server_opens", "loader_rate",
-        )  # fmt: skip
-        require_not_negative(self, "classes", "open_ms")
-
-    @property
-    def disk(self) -> Disk:
-        """The data asked about."""
-        return Disk(
-            num_images=self.disk_images,
-            sample_bytes=self.disk_bytes,
-            files_per_sample=self.disk_files,
-            open_ms=self.open_ms,
-            server_opens=self.server_opens,
-            loader_rate=self.loader_rate,
-        )
-
-    @property
-    def setting(self) -> Setting:
-        """The samples and machines asked about."""
-        return Setting(
-            images=self.images or self.batch_size,
-            conversations=self.conversations,
-            classes=self.classes,
-            masks=self.masks or self.conversations,
-            gpus=self.gpus,
-            tflops=self.tflops,
-            bandwidth=self.bandwidth,
-            disk_bytes=self.disk_bytes,
-        )
-
-
 @command("utils.costs.flops")
 def main(argv: Sequence[str] | None = None) -> int:
     config = parse_config(FlopsConfig, argv, about=__doc__)
-    setting = config.setting
+    setting = setting_of(config)
     shape = model_config(config)
     model = build(config, shape)
     count, encoders = count_parameters(model, config.encoder_precision), encoder_parameters(model)
@@ -153,10 +74,37 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     show_steps([predicted(stage, gpus) for gpus in all_gpus for stage in (2, 3)], setting, config, console)
     steps = [predicted(config.zero_stage, gpus) for gpus in all_gpus]
-    rows = [loading(step, config.disk, config, data) for step in steps for data in (FILES, SHARDS)]
+    disk = disk_of(config)
+    rows = [loading(step, disk, config, data) for step in steps for data in (FILES, SHARDS)]
     show_loading(rows, config, console)
     show_answer(costs, config, console)
     return 0
+
+
+def disk_of(config: FlopsConfig) -> Disk:
+    """The data asked about."""
+    return Disk(
+        num_images=config.disk_images,
+        sample_bytes=config.disk_bytes,
+        files_per_sample=config.disk_files,
+        open_ms=config.open_ms,
+        server_opens=config.server_opens,
+        loader_rate=config.loader_rate,
+    )
+
+
+def setting_of(config: FlopsConfig) -> Setting:
+    """The samples and machines asked about."""
+    return Setting(
+        images=config.images or config.batch_size,
+        conversations=config.conversations,
+        classes=config.classes,
+        masks=config.masks or config.conversations,
+        gpus=config.gpus,
+        tflops=config.tflops,
+        bandwidth=config.bandwidth,
+        disk_bytes=config.disk_bytes,
+    )
 
 
 # --------------------------------------------------------------------------------------------- output

@@ -9,16 +9,18 @@ import math
 from dataclasses import dataclass
 
 from utils.config.training import TrainConfig
-from utils.costs.prediction import GPUS_PER_NODE, Prediction
+from utils.costs.assumptions import (
+    FILES_PER_SAMPLE,
+    GPUS_PER_NODE,
+    LOADER_RATE,
+    NUM_IMAGES,
+    OPEN_MS,
+    SERVER_OPENS,
+)
+from utils.costs.prediction import (
+    Prediction,
+)
 
-# Assumed, as disks differ by orders of magnitude: an opening on a network disk takes 5 ms, and its server answers
-# 5,000 a second for all nodes together.
-OPEN_MS, SERVER_OPENS = 5.0, 5000
-# Measured by benchmarks/shards.py: files opened for a sample (image and label, or image twice), and how many samples
-# of 640x480 one loading process draws in a second on a busy core, without waiting.
-FILES_PER_SAMPLE, LOADER_RATE = 2.0, 15.0
-# Images of the recipe's data sets: COCO's train2017 and train2014, which is most of it; ADE20K, Cityscapes, SAIAPR.
-NUM_IMAGES = 245_000
 SHARD_BYTES = 256e6
 FILES, SHARDS = "files", "shards"
 

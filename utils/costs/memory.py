@@ -17,6 +17,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from utils.common.command_line import answer_at_once, parse_config
+from utils.costs.settings import MemoryConfig
+
+if __name__ == "__main__":
+    answer_at_once("utils.costs.memory", MemoryConfig, __doc__)  # slow imports follow
+
 import torch
 from rich import box
 from rich.console import Console
@@ -28,11 +34,8 @@ from model.encoder_precision import encoders_of
 from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import adapt
 from model.text.tokens import wanted_tokens
-from utils.common.checks import require_positive
-from utils.common.command_line import parse_config
 from utils.common.commands import command
 from utils.common.distributed import dtype_of
-from utils.common.settings import setting
 from utils.config.training import TrainConfig
 from utils.costs.activations import activation_bytes
 from utils.costs.model_sizes import model_config
@@ -45,9 +48,6 @@ CARDS = (24, 40, 80)  # GB = 10^9 bytes; what a card of 24 GiB has beyond that g
 # stage3_max_live_parameters; all count parameters.
 REDUCE_BUCKET, REDUCE_BUCKET_OF_CPU = 500_000_000, 50_000_000
 MAX_LIVE = 1_000_000_000
-# An image of ADE20K shows 10.5 classes in the mean (Zhou et al., 2017); few show more than this.
-MASKS_PER_IMAGE = 16
-COSTS = "costs"  # the group of the settings of this folder's commands
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,18 +78,6 @@ class Estimate:
     def card(self) -> int | None:
         """The smallest of CARDS that holds it, None where none does."""
         return next((card for card in CARDS if self.total <= card * 10**9), None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class MemoryConfig(TrainConfig):
-    """The settings of training, and those of the estimate."""
-
-    gpus: int = setting(8, "processes, one per GPU", group=COSTS)
-    masks: int = setting(MASKS_PER_IMAGE, "number of [SEG] of one image", group=COSTS)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive(self, "gpus", "masks")
 
 
 @command("utils.costs.memory")

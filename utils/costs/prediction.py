@@ -12,24 +12,21 @@ from model.choices import BF16
 from model.decoders.transform import ImageTransform
 from utils.common.distributed import dtype_of
 from utils.config.training import TrainConfig
+from utils.costs.assumptions import (
+    ANSWER_TOKENS,
+    ANSWER_TOKENS_PER_CLASS,
+    GPUS_PER_NODE,
+    NETWORK,
+    NVLINK,
+    PREFIX_TOKENS,
+    QUERY_TOKENS_PER_CLASS,
+    QUESTION_TOKENS,
+)
 from utils.costs.cost_model import ImageShape, Work
-from utils.costs.memory import Count
+from utils.costs.memory import (
+    Count,
+)
 from utils.costs.vision_flops import IMAGE_SIZE
-
-# Peak of an A100 for bfloat16 matrix products: 312 TFLOP/s (data sheet). Training of large language models reaches an
-# MFU of 40 to 55 % (Narayanan et al., "Efficient Large-Scale Language Model Training on GPU Clusters Using
-# Megatron-LM", 2021, table 1; Chowdhery et al., "PaLM", 2022, table 3); rows of 1,000 tokens are at the lower end.
-PEAK_TFLOPS, SUSTAINED = 312.0, 0.40
-# GB/s per GPU and direction: NVLink within a node of eight A100 (300 by the data sheet), one 200 Gb/s InfiniBand port
-# per GPU between nodes (25); collectives reach about 80 % of these.
-GPUS_PER_NODE, NVLINK, NETWORK = 8, 240.0, 20.0
-MEMORY_BANDWIDTH = 2.0e12  # bytes/s of an A100 with 80 GB
-# Approximate token counts with LLaMA's tokenizer: the template up to the image; a question; its answer; a class name
-# and comma in the query; a class name, [SEG] or [NEG], and comma in the answer.
-PREFIX_TOKENS, QUESTION_TOKENS, ANSWER_TOKENS = 45, 20, 10
-QUERY_TOKENS_PER_CLASS, ANSWER_TOKENS_PER_CLASS = 3, 4
-# COCO train2017: 118,287 JPEG images, 18 GB. Annotations add little, except label images (10 to 40 kB).
-DISK_BYTES = 155_000
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from utils.common.terminal import printable
 from utils.config.training import TrainConfig
 from utils.costs import memory
 from utils.costs.activations import activation_bytes
+from utils.costs.assumptions import MASKS_PER_IMAGE
 from utils.data.collate import Collate
 from utils.data.mixture import Mixture
 from utils.training.engine import Engine
@@ -137,7 +138,7 @@ def memory_lines(engine: Engine, config: TrainConfig, most_masks: int, measured:
         most_masks: of an image, in the batches that were seen.
         measured: bytes.
     """
-    on_gpu, num_masks = engine.device.type == "cuda", max(most_masks, memory.MASKS_PER_IMAGE)
+    on_gpu, num_masks = engine.device.type == "cuda", max(most_masks, MASKS_PER_IMAGE)
     model = memory.build(config, engine.module.config)
     estimated = memory.estimate(
         memory.count_parameters(model, config.encoder_precision),

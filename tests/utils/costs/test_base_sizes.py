@@ -7,8 +7,9 @@ import pytest
 from tests.commands import REPOSITORY
 from utils.common.command_line import parse_config
 from utils.costs.activations import activation_bytes
-from utils.costs.memory import MemoryConfig, build, count_parameters
+from utils.costs.memory import build, count_parameters
 from utils.costs.model_sizes import model_config
+from utils.costs.settings import MemoryConfig
 from utils.costs.vision_flops import num_image_tokens
 
 
