@@ -1,4 +1,4 @@
-"""The models that the benchmarks run: "tiny", the base weights of the toy world, "medium" and "7b", random weights.
+"""The models that the benchmarks run: "tiny", LLaVA and CLIP of the toy world, "medium" and "7b", random weights.
 
     model, processor = build("medium", lora=True)
     model, processor = build("7b", device="cuda", dtype=torch.bfloat16)
@@ -7,12 +7,13 @@ Medium is LLaMA 512 wide with 8 layers and 32,000 tokens, CLIP ViT-L/14 at 224 p
 1024 pixels: the towers have real sizes, and the language model is small enough to be measured on one core. "7b" is
 LLaMA-7B with the same CLIP and SAM ViT-H, the sizes of the paper; its weights are created on the device. Random
 weights take the same time as trained ones; what depends on the weights, such as the number of decoding passes, is
-measured on tiny.
+measured on tiny, whose SAM alone is random: the reference draws masks with segment_anything.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from benchmarks import ROOT
 from model.checkpoints.assemble import DEFAULT_FORMAT, build_processor, images_of_llava
 from model.checkpoints.load import load_model
 from model.config import LasagnaConfig
+from model.decoders.sam import SamSettings, build_sam
 from model.lasagna import LasagnaForConditionalGeneration
 from model.lora import add_lora, mark_trainable
 from model.processor import LasagnaProcessor
@@ -35,6 +37,10 @@ TOY = ROOT / "assets" / "toy"
 MEDIUM_LLAMA = {
     "hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8, "num_attention_heads": 8,
 }  # fmt: skip
+TINY_SAM = SamSettings(
+    image_size=256, encoder_dim=192, encoder_depth=4, encoder_num_heads=6, encoder_mlp_dim=768,
+    encoder_global_blocks=(1, 3), encoder_window_size=8, prompt_embed_dim=128, decoder_mlp_dim=512, iou_head_dim=128,
+)  # fmt: skip
 SIZES = ("tiny", "medium")  # those that take minutes on a CPU
 
 
@@ -91,11 +97,15 @@ def build(
 
 
 def load_tiny(seed: int, device: str | torch.device, dtype: torch.dtype) -> LasagnaForConditionalGeneration:
-    """The toy base weights, as at the start of a run."""
-    parts = {"vision_tower": str(TOY / "clip"), "sam": str(TOY / "sam_toy.pth")}
-    model, _ = load_model(
-        TOY / "llava", dtype=dtype, device=device, attn_implementation="sdpa", seed=seed, **parts
-    )
+    """The toy's LLaVA and CLIP with a random SAM, as at the start of a run of the paper's recipe."""
+    sam = build_sam(TINY_SAM)
+    fill_positions(sam.image_encoder)
+    with TemporaryDirectory() as folder:
+        torch.save(sam.state_dict(), f"{folder}/sam.pth")
+        parts = {"vision_tower": str(TOY / "clip"), "sam": f"{folder}/sam.pth"}
+        model, _ = load_model(
+            TOY / "llava", dtype=dtype, device=device, attn_implementation="sdpa", seed=seed, **parts
+        )
     return model
 
 

@@ -1,7 +1,7 @@
 """SAM's image encoder, ours against segment_anything's own, on the same weights: seconds and peak memory.
 
     python -m benchmarks.sam            # ViT-B at 1024 pixels: prints Markdown, writes runs/benchmarks/sam.json
-    python -m benchmarks.sam --quick    # the toy world's SAM: seconds
+    python -m benchmarks.sam --quick    # a tiny SAM: seconds
 
 One image, float32, one thread. "Encoder" is all of it, also in bfloat16 where the CPU has it (--encoder_precision).
 "Global attention" is that of one block that sees the whole
@@ -22,8 +22,7 @@ from torch import Tensor
 
 from benchmarks import script_parser
 from benchmarks.measure import Claim, Runs, claims_table, take_turns, write_results
-from benchmarks.models import SIZES, TOY, fill_positions
-from model.checkpoints.layouts.mask_decoder import read_mask_decoder
+from benchmarks.models import SIZES, TINY_SAM, fill_positions
 from model.decoders.sam import SamSegmenter, SamSettings, build_sam
 from model.decoders.sam_attention import attend_folded
 from model.encoder_precision import cast_encoder, cpu_has_bf16
@@ -35,8 +34,8 @@ TOLERANCE, TOLERANCE_OF_HALF = 1e-5, 0.05  # of the largest value
 
 
 def settings_of(size: str) -> SamSettings:
-    """Sizes of the toy world's SAM, or of ViT-B."""
-    return read_mask_decoder(TOY / "sam_toy.pth")[0] if size == "tiny" else SamSettings(**SAM["vit_b"])
+    """Sizes of a tiny SAM, or of ViT-B."""
+    return TINY_SAM if size == "tiny" else SamSettings(**SAM["vit_b"])
 
 
 class Bench:
@@ -83,9 +82,9 @@ def compare(ways: Mapping[str, Callable[[], Tensor]], rounds: int) -> dict[str, 
 
 
 def to_claims(size: str, encoder: Mapping[str, Runs]) -> list[Claim]:
-    """The claims for ViT-B; the toy world's SAM has no bars."""
+    """The claims for ViT-B; the tiny SAM has no bars."""
     is_promised = size == "medium"
-    about = f"SAM {'ViT-B 1024' if is_promised else 'of the toy world'}, one image, against segment_anything"
+    about = f"SAM {'ViT-B 1024' if is_promised else 'of a tiny size'}, one image, against segment_anything"
     ours, eager = encoder[OURS], encoder[EAGER]
     speed = {"bar": 1.2, "goal": 2.0} if is_promised else {}
     claims = [Claim(name=f"{about}, times faster", value=ours.times_faster(eager), **speed)]
@@ -125,7 +124,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = script_parser("benchmarks.sam", __doc__)
     parser.add_argument("--size", default="medium", choices=SIZES, help="medium is ViT-B at 1024 pixels")
     parser.add_argument("--rounds", type=int, default=3, help="rounds over which medians are taken")
-    parser.add_argument("--quick", action="store_true", help="the toy world's SAM")
+    parser.add_argument("--quick", action="store_true", help="a tiny SAM")
     parser.add_argument("--out", default="runs/benchmarks/sam.json", help="JSON file to write")
     arguments = parser.parse_args(argv)
     if arguments.quick:

@@ -81,7 +81,7 @@ def write(folder: Path) -> None:
     processor.save_pretrained(folder / BASE)
     settings = Sam2Settings(**SAM2_SIZES)
     KINDS["sam2"].model(settings.config).save_pretrained(folder / SAM2)
-    load_model(folder / BASE, sam=str(TOY / "sam_toy.pth"))[0].save_pretrained(folder / OTHER)
+    load_model(folder / BASE, sam=str(TOY / "sam2"))[0].save_pretrained(folder / OTHER)
 
 
 def copy(desk: Desk, name: str) -> Path:

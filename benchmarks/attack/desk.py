@@ -16,7 +16,7 @@ from PIL import Image
 from benchmarks import ROOT
 
 TOY = ROOT / "assets" / "toy"
-BASE = (f"--vision_tower={TOY}/clip", f"--vision_pretrained={TOY}/sam_toy.pth")
+BASE = (f"--vision_tower={TOY}/clip", f"--vision_pretrained={TOY}/sam2")
 SECRET = "THE-SECRET-OF-A-FILE-OUTSIDE"
 SECRET_COLOUR = (251, 3, 249)
 CANARY = "EXECUTED"
@@ -135,9 +135,7 @@ def chat(model: Path | str, *more: str, image: str = "a.png") -> int:
     return script.main([f"--version={model}", f"--image={image}", *question, *more])
 
 
-def load(
-    version: Path | str, *, tower: Path | str = TOY / "clip", sam: Path | str = TOY / "sam_toy.pth"
-) -> int:
+def load(version: Path | str, *, tower: Path | str = TOY / "clip", sam: Path | str = TOY / "sam2") -> int:
     """`load_model`, of a model that needs a CLIP tower and a SAM beside it; ends as the commands do."""
     from model.checkpoints.load import load_model
     from utils.common.commands import command

@@ -117,7 +117,7 @@ def in_weight(content: bytes, desk: Desk) -> int:
     """pytorch_model.bin of zero_to_fp32.py, to be merged."""
     (desk.here / "weights.bin").write_bytes(content)
     return merge("weights.bin", f"--version={TOY}/llava", f"--vision_tower={TOY}/clip",
-                 f"--vision_pretrained={TOY}/sam_toy.pth")  # fmt: skip
+                 f"--vision_pretrained={TOY}/sam2")  # fmt: skip
 
 
 def in_deepspeed(content: bytes, desk: Desk, name: str = "mp_rank_00_model_states.pt") -> int:
@@ -130,7 +130,7 @@ def in_deepspeed(content: bytes, desk: Desk, name: str = "mp_rank_00_model_state
     settings = tag.parent / "lasagna"
     settings.mkdir()
     run = {"version": str(TOY / "llava"), "vision_tower": str(TOY / "clip"),
-           "vision_pretrained": str(TOY / "sam_toy.pth"), "lora_r": 8, "lora_alpha": 16}  # fmt: skip
+           "vision_pretrained": str(TOY / "sam2"), "lora_r": 8, "lora_alpha": 16}  # fmt: skip
     (settings / "run.yaml").write_text(yaml.safe_dump(run))
     (settings / "config.json").write_text("{}")
     return merge("ckpt_model")
@@ -145,7 +145,7 @@ def in_adapter(content: bytes, desk: Desk, name: str = "adapter_model.bin") -> i
     torch.save({"base_model.model.x.lora_A.weight": torch.zeros(8, 8)}, folder / "adapter_model.bin")
     (folder / name).write_bytes(content)
     return merge("adapter", f"--version={TOY}/llava", f"--vision_tower={TOY}/clip",
-                 f"--vision_pretrained={TOY}/sam_toy.pth")  # fmt: skip
+                 f"--vision_pretrained={TOY}/sam2")  # fmt: skip
 
 
 def in_safetensors(content: bytes, desk: Desk) -> int:

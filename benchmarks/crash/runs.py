@@ -28,7 +28,7 @@ SCORES = {
 TIME_LIMIT = 240.0  # seconds for one run
 TOY = ROOT / "assets" / "toy"
 FLAGS = (
-    f"--version={TOY}/llava", f"--vision_tower={TOY}/clip", f"--vision_pretrained={TOY}/sam_toy.pth",
+    f"--version={TOY}/llava", f"--vision_tower={TOY}/clip", f"--vision_pretrained={TOY}/sam2",
     "--dataset=sem_seg||refer_seg", "--sem_seg_data=ade20k", "--refer_seg_data=refcoco", "--num_all_classes=8",
     "--batch_size=1", "--grad_accumulation_steps=1", "--warmup_steps=2", "--lr=1e-3", "--workers=0",
     "--num_threads=1", f"--epochs={EPOCHS}", f"--steps_per_epoch={STEPS_PER_EPOCH}",

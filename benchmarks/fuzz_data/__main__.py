@@ -135,7 +135,7 @@ def make_bench(*, with_model: bool) -> Bench:
             processor=processor_for(str(TOY / "llava"), format, "llava_v1"), recipe=recipe, model=None
         )
     model, processor = load_model(
-        TOY / "llava", vision_tower=str(TOY / "clip"), sam=str(TOY / "sam_toy.pth"), dtype=torch.float32
+        TOY / "llava", vision_tower=str(TOY / "clip"), sam=str(TOY / "sam2"), dtype=torch.float32
     )
     mark_trainable(model)
     return Bench(processor=processor, recipe=recipe, model=model.train())

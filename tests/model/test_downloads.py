@@ -99,8 +99,8 @@ def wrapped(weights):
     }
 
 
-def test_sam_is_taken_out_of_what_fine_tuners_put_around_it(tmp_path):
-    settings, weights = read_mask_decoder(TOY / "sam_toy.pth")
+def test_sam_is_taken_out_of_what_fine_tuners_put_around_it(tiny_folders, tmp_path):
+    settings, weights = read_mask_decoder(tiny_folders.sam)
     for name, content in wrapped(weights).items():
         torch.save(content, tmp_path / "sam.pth")
         found, unwrapped = read_mask_decoder(tmp_path / "sam.pth")

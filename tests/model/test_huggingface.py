@@ -20,7 +20,7 @@ from tests.commands import REPOSITORY
 from tests.tiny_bases import write_base_model
 
 TOY = REPOSITORY / "assets" / "toy"
-PARTS = {"vision_tower": str(TOY / "clip"), "sam": str(TOY / "sam_toy.pth")}
+PARTS = {"vision_tower": str(TOY / "clip"), "sam": str(TOY / "sam2")}
 WRAPPER = "model/huggingface.py"
 # Classes of this repository, whose own `from_pretrained` goes through the wrapper.
 OWN = {"LasagnaProcessor", "LasagnaForConditionalGeneration"}

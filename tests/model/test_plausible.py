@@ -18,9 +18,9 @@ def sound(tmp_path_factory):
     from benchmarks.attack.desk import TOY
 
     folder = tmp_path_factory.mktemp("sound")
-    load_model(TOY / "llava", vision_tower=str(TOY / "clip"), sam=str(TOY / "sam_toy.pth"))[
-        0
-    ].save_pretrained(folder)
+    load_model(TOY / "llava", vision_tower=str(TOY / "clip"), sam=str(TOY / "sam2"))[0].save_pretrained(
+        folder
+    )
     return folder, (folder / "config.json").read_text()
 
 
@@ -62,4 +62,4 @@ def test_original_llava_is_checked_too(tmp_path):
             change(content)
         edit_json(folder / "config.json", **content)
         with pytest.raises((UserError, FileNotFoundError)):
-            load_model(folder, vision_tower=str(TOY / "clip"), sam=str(TOY / "sam_toy.pth"))
+            load_model(folder, vision_tower=str(TOY / "clip"), sam=str(TOY / "sam2"))

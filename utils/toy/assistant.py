@@ -32,7 +32,7 @@ RUN_SETTINGS = ("lora_alpha", "lora_r", "num_all_classes")
 BASE = {
     "version": "assets/toy/llava",
     "vision_tower": "assets/toy/clip",
-    "vision_pretrained": "assets/toy/sam_toy.pth",
+    "vision_pretrained": "assets/toy/sam2",
     "precision": "fp32",
 }
 

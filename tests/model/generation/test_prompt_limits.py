@@ -10,7 +10,7 @@ from tests.tiny_weights import noise_image
 
 @pytest.fixture(scope="module")
 def model():
-    return load_model(TOY / "llava", vision_tower=str(TOY / "clip"), sam=str(TOY / "sam_toy.pth"))[0]
+    return load_model(TOY / "llava", vision_tower=str(TOY / "clip"), sam=str(TOY / "sam2"))[0]
 
 
 def test_a_question_of_20000_words_is_refused(model):

@@ -180,7 +180,7 @@ def test_folders_that_are_there_are_measured(monkeypatch):
     config = parse_config(TrainConfig, ["--config", "configs/toy.yaml"])
     shape = model_config(config)
     assert shape.vlm_config.text_config.hidden_size < 1000
-    assert shape.sam_settings.encoder_dim < 768
+    assert (shape.sam_settings.kind, shape.sam_settings.prompt_embed_dim) == ("sam2", 128)
 
 
 def test_a_concept_head_takes_the_classes_that_are_recomputed_together():

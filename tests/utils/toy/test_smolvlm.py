@@ -28,7 +28,7 @@ def base(tmp_path_factory):
 @pytest.fixture(scope="module")
 def models(base):
     """The SmolVLM and the LLaVA."""
-    sam = str(ASSETS / "sam_toy.pth")
+    sam = str(ASSETS / "sam2")
     ours, _ = load_model(str(base), sam=sam)
     theirs, _ = load_model(str(ASSETS / "llava"), vision_tower=str(ASSETS / "clip"), sam=sam)
     return ours, theirs

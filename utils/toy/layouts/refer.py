@@ -15,7 +15,7 @@ from utils.toy.scene import CLASSES, THINGS, Scene, Thing
 
 SPLITS = ("train", "val", "testA", "testB")
 EXPRESSIONS_PER_THING = 3
-MAX_ABSENT, MAX_PAIRS = 5, 2  # of one scene in gRefCOCO
+MAX_ABSENT, MAX_PAIRS = 8, 2  # of one scene in gRefCOCO: as many expressions without a target as with one
 NO_TARGET = -1
 FIRST_OWN_CATEGORY = 201  # first id for things that COCO has no category for
 FORMS = ("compressed", "polygons", "counts")  # of an annotation's segmentation, in turn

@@ -3,8 +3,8 @@
     python -m utils.toy.pretrain --out assets/toy                    # all stages, one after the other
     python -m utils.toy.pretrain --out assets/toy --stages clip      # one of them
 
-`language` reads the tower that `clip` wrote, `smolvlm` both, `sam2` the SAM that `sam` wrote; `clip` and `sam` may
-run in parallel.
+`language` reads the tower that `clip` wrote, `smolvlm` both, `sam2` the SAM that `sam` left in --work; `clip` and
+`sam` may run in parallel.
 """
 
 import logging
@@ -18,7 +18,7 @@ from utils.common.commands import command, script_parser
 from utils.common.paths import path_flag, writable_folder
 from utils.toy.pretrain.common import Trainer
 
-NUM_STEPS = {"clip": 3500, "sam": 8050, "sam2": 4000, "language": 4500, "smolvlm": 700}  # of each stage
+NUM_STEPS = {"clip": 3500, "sam": 8050, "sam2": 4600, "language": 4500, "smolvlm": 700}  # of each stage
 
 
 @command("utils.toy.pretrain")
@@ -45,14 +45,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         from utils.toy.pretrain.clip import pretrain_clip
 
         pretrain_clip(args.out / "clip", trainer, num_steps=args.clip_steps)
+    teacher = args.work / "sam.pth"
     if "sam" in args.stages:
         from utils.toy.pretrain.sam import pretrain_sam
 
-        pretrain_sam(args.out / "sam_toy.pth", trainer, num_steps=args.sam_steps)
+        pretrain_sam(teacher, trainer, num_steps=args.sam_steps)
     if "sam2" in args.stages:
         from utils.toy.pretrain.sam2 import pretrain_sam2
 
-        pretrain_sam2(args.out / "sam2", args.out / "sam_toy.pth", trainer, num_steps=args.sam2_steps)
+        pretrain_sam2(args.out / "sam2", teacher, trainer, num_steps=args.sam2_steps)
     if "language" in args.stages:
         from utils.toy.pretrain.language import pretrain_language
 

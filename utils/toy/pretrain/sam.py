@@ -1,4 +1,4 @@
-"""The tiny SAM of the toy world; what it learns is in regions.py."""
+"""A tiny SAM, from which the toy's SAM 2 learns; what it learns itself is in regions.py."""
 
 from pathlib import Path
 from typing import Any

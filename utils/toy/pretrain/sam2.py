@@ -1,7 +1,4 @@
-"""A tiny SAM 2, which learns the embedding of the tiny SAM, and to draw finer masks; see regions.py.
-
-The toy world does not use it yet.
-"""
+"""The tiny SAM 2 of the toy world: it learns the embedding of a tiny SAM, and draws finer masks; see regions.py."""
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
