@@ -14,6 +14,8 @@ NO_NEG, ANY_ORDER = ("--no_sequence_augmentation",), ("--no_order_following",)
 PAPER, SPATIAL = ("--spatial_prompt=false",), ("--spatial_prompt",)
 # What the language model sees of an image that is no square; the recipe cuts out the middle.
 PAD, STRETCH = ("--image_aspect_ratio", "pad"), ("--image_aspect_ratio", "stretch")
+# Of a language model of 7B; those of the toy recipe are larger in proportion.
+PAPER_ADAPTERS = ("--lora_r", "8", "--lora_alpha", "16", "--lora_target_modules", "q_proj,v_proj")
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ VARIANTS = {
     "stretch": Variant("the recipe on stretched images", (*PAPER, *STRETCH)),
     "spatial_pad": Variant("a spatial prompt on padded images", (*SPATIAL, *PAD)),
     "spatial_stretch": Variant("a spatial prompt on stretched images", (*SPATIAL, *STRETCH)),
+    "spatial_few_adapters": Variant("a spatial prompt and the paper's adapters", (*SPATIAL, *PAPER_ADAPTERS)),
 }
 VAL_DATASETS = "ade20k,refcoco|unc|val,grefcoco|unc|val,ReasonSeg|val"
 
