@@ -8,6 +8,9 @@ from pathlib import Path
 from utils.common.help import PageFormatter
 
 ROOT = Path(__file__).parents[1]
+TOY = ROOT / "assets" / "toy"
+# What the toy's LLaVA needs beside it.
+TOY_PARTS = (f"--vision_tower={TOY}/clip", f"--vision_pretrained={TOY}/sam2")
 
 
 def script_parser(name: str, about: str) -> argparse.ArgumentParser:

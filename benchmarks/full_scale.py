@@ -33,7 +33,7 @@ from transformers import (
 )
 
 import merge_lora_weights_and_save_hf_model as merge_script
-from benchmarks import script_parser
+from benchmarks import TOY, script_parser
 from benchmarks.measure import RESET, resident, write_json
 from model.checkpoints.layouts.base import SETTINGS_FOLDER
 from model.checkpoints.load import load_model
@@ -48,7 +48,7 @@ from utils.costs.model_sizes import CLIP_LARGE, LLAMA, LLAMA_VOCABULARY, model_c
 
 T = TypeVar("T")
 ROOT = Path(__file__).parents[1]
-TOKENIZER = ROOT / "assets" / "toy" / "llava"
+TOKENIZER = TOY / "llava"
 GOAL_GIGABYTES, GOAL_MERGE = 20.0, 1.3  # GB in every step; times the merged model's bytes in the merge
 SHARD_SIZE = 2_000_000_000
 LORA_RANK = 8

@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
-from benchmarks import script_parser
+from benchmarks import TOY, script_parser
 from benchmarks.measure import take_turns, write_json
 from benchmarks.reference import PlainLoader, num_bytes, path_of
 from model.backbones.clip_images import ClipImages
@@ -41,7 +41,7 @@ from utils.data.datasets.refer import RefCoco
 from utils.data.mixture import Mixture
 from utils.data.types import Recipe
 
-TOKENIZER = Path(__file__).parents[1] / "assets" / "toy" / "llava"
+TOKENIZER = TOY / "llava"
 SAM_SIZE, CLIP_SIZE, CLIP_PATCH = 1024, 224, 14  # as in the 7B recipe
 NUM_CLASSES, NUM_REGIONS, NUM_OBJECTS = 150, 10, 5
 JPEG_QUALITY = 92

@@ -22,14 +22,13 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import ROOT, script_parser
+from benchmarks import ROOT, TOY, TOY_PARTS, script_parser
 from utils.common.processes import without_launcher
 from utils.toy.world import WorldConfig, make_world
 
 SHARED = Path("/dev/shm")
-TOY = ROOT / "assets" / "toy"
 FLAGS = (
-    f"--version={TOY}/llava", f"--vision_tower={TOY}/clip", f"--vision_pretrained={TOY}/sam2",
+    f"--version={TOY}/llava", *TOY_PARTS,
     "--dataset=sem_seg||refer_seg||reason_seg", "--sem_seg_data=ade20k", "--refer_seg_data=refcoco",
     "--num_all_classes=8", "--num_expressions=2", "--num_questions=2", "--batch_size=1",
     "--grad_accumulation_steps=1", "--warmup_steps=2", "--workers=1", "--num_threads=1", "--exp_name=run",

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, PreTrainedTokenizerBase
 
-from benchmarks import ROOT
+from benchmarks import TOY
 from model.checkpoints.assemble import DEFAULT_FORMAT, build_processor, images_of_llava
 from model.checkpoints.load import load_model
 from model.config import LasagnaConfig
@@ -33,7 +33,6 @@ from model.text.tokens import add_special_tokens, token_ids
 from utils.costs.memory import default_dtype
 from utils.costs.model_sizes import CLIP_LARGE, LLAMA, LLAMA_VOCABULARY, SAM
 
-TOY = ROOT / "assets" / "toy"
 MEDIUM_LLAMA = {
     "hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8, "num_attention_heads": 8,
 }  # fmt: skip

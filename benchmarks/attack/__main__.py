@@ -23,7 +23,7 @@ from pathlib import Path
 
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
-from benchmarks import script_parser
+from benchmarks import TOY, TOY_PARTS, script_parser
 from benchmarks.attack import (
     bases,
     configs,
@@ -40,7 +40,7 @@ from benchmarks.attack import (
     texts,
     work,
 )
-from benchmarks.attack.desk import BASE, TOY, Attack, Desk
+from benchmarks.attack.desk import Attack, Desk
 from benchmarks.attack.runner import BAD, TIME_LIMIT, VERDICTS, Outcome, clear, in_child, run
 
 ATTACKS: tuple[Attack, ...] = (
@@ -109,7 +109,7 @@ def write_models(folder: Path) -> int:
     from model.checkpoints.load import load_model
 
     torch.set_num_threads(1)
-    tower, sam = (flag.split("=")[1] for flag in BASE)
+    tower, sam = (flag.split("=")[1] for flag in TOY_PARTS)
     load_model(TOY / "llava", vision_tower=tower, sam=sam)[0].save_pretrained(folder)
     bases.write(folder.parent)
     run_files.write(folder.parent)

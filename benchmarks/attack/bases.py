@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks import TOY
 from benchmarks.attack.configs import AUTO, CODE, TYPES, Change, put
-from benchmarks.attack.desk import TOY, Attack, Desk, chat, edit_json, load
+from benchmarks.attack.desk import Attack, Desk, chat, edit_json, load
 from benchmarks.attack.pickles import KIND as PICKLES
 from benchmarks.attack.pickles import PAYLOADS, zipped
 from benchmarks.attack.texts import TEMPLATE_TEXTS, TEMPLATES

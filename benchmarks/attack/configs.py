@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from benchmarks.attack.desk import TOY, Attack, Desk, chat, edit_json, load
+from benchmarks import TOY
+from benchmarks.attack.desk import Attack, Desk, chat, edit_json, load
 
 CODE, TYPES = "code beside weights", "configurations of wrong types and sizes"
 Change = Callable[[dict[str, Any]], None]

@@ -13,15 +13,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks import ROOT
+from benchmarks import TOY, TOY_PARTS
 
-TOY = ROOT / "assets" / "toy"
-BASE = (f"--vision_tower={TOY}/clip", f"--vision_pretrained={TOY}/sam2")
 SECRET = "THE-SECRET-OF-A-FILE-OUTSIDE"
 SECRET_COLOUR = (251, 3, 249)
 CANARY = "EXECUTED"
 SMALL_TRAINING = (
-    f"--version={TOY}/llava", *BASE, "--epochs=1", "--steps_per_epoch=1", "--grad_accumulation_steps=1",
+    f"--version={TOY}/llava", *TOY_PARTS, "--epochs=1", "--steps_per_epoch=1", "--grad_accumulation_steps=1",
     "--batch_size=1", "--workers=0", "--num_threads=1", "--precision=fp32", "--no_eval", "--log_base_dir=runs",
 )  # fmt: skip
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 import yaml
 
-from benchmarks.attack.desk import TOY, Attack, Desk, chat, check, load, merge, write_image
+from benchmarks import TOY, TOY_PARTS
+from benchmarks.attack.desk import Attack, Desk, chat, check, load, merge, write_image
 
 KIND = "pickles"
 Payload = Callable[[str], bytes]  # shell command -> pickle
@@ -116,8 +117,7 @@ def in_sam(content: bytes, desk: Desk) -> int:
 def in_weight(content: bytes, desk: Desk) -> int:
     """pytorch_model.bin of zero_to_fp32.py, to be merged."""
     (desk.here / "weights.bin").write_bytes(content)
-    return merge("weights.bin", f"--version={TOY}/llava", f"--vision_tower={TOY}/clip",
-                 f"--vision_pretrained={TOY}/sam2")  # fmt: skip
+    return merge("weights.bin", f"--version={TOY}/llava", *TOY_PARTS)
 
 
 def in_deepspeed(content: bytes, desk: Desk, name: str = "mp_rank_00_model_states.pt") -> int:
@@ -144,8 +144,7 @@ def in_adapter(content: bytes, desk: Desk, name: str = "adapter_model.bin") -> i
     (folder / "adapter_config.json").write_text(json.dumps(config))
     torch.save({"base_model.model.x.lora_A.weight": torch.zeros(8, 8)}, folder / "adapter_model.bin")
     (folder / name).write_bytes(content)
-    return merge("adapter", f"--version={TOY}/llava", f"--vision_tower={TOY}/clip",
-                 f"--vision_pretrained={TOY}/sam2")  # fmt: skip
+    return merge("adapter", f"--version={TOY}/llava", *TOY_PARTS)
 
 
 def in_safetensors(content: bytes, desk: Desk) -> int:

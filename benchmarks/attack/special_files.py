@@ -11,8 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from benchmarks import TOY
 from benchmarks.attack.desk import (
-    TOY,
     Attack,
     Desk,
     chat,

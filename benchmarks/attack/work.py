@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from benchmarks.attack.desk import TOY, Attack, Desk, chat, check, coco, load
+from benchmarks import TOY
+from benchmarks.attack.desk import Attack, Desk, chat, check, coco, load
 from benchmarks.attack.pickles import in_llava, in_sam, in_weight
 
 KIND = "endless work"

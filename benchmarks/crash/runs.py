@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import ROOT
+from benchmarks import TOY, TOY_PARTS
 from benchmarks.crash.writes import Writes
 
 STEPS_PER_EPOCH, EPOCHS, SAVE_EVERY = 2, 3, 3
@@ -26,9 +26,8 @@ SCORES = {
     6: 0.3,
 }  # step -> what its validation is told to give: the best is neither first nor last
 TIME_LIMIT = 240.0  # seconds for one run
-TOY = ROOT / "assets" / "toy"
 FLAGS = (
-    f"--version={TOY}/llava", f"--vision_tower={TOY}/clip", f"--vision_pretrained={TOY}/sam2",
+    f"--version={TOY}/llava", *TOY_PARTS,
     "--dataset=sem_seg||refer_seg", "--sem_seg_data=ade20k", "--refer_seg_data=refcoco", "--num_all_classes=8",
     "--batch_size=1", "--grad_accumulation_steps=1", "--warmup_steps=2", "--lr=1e-3", "--workers=0",
     "--num_threads=1", f"--epochs={EPOCHS}", f"--steps_per_epoch={STEPS_PER_EPOCH}",

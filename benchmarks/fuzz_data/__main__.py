@@ -29,7 +29,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HU
 import numpy as np
 import torch
 
-from benchmarks import script_parser
+from benchmarks import TOY, script_parser
 from benchmarks.attack.runner import in_child
 from benchmarks.fuzz_data.damage import IMAGES, RESIZING, Damage, damages_for
 from benchmarks.fuzz_data.probe import Bench, Seen, probe, wrong_labels
@@ -41,7 +41,6 @@ from utils.config.data import DataConfig
 from utils.data.mixture import recipe_of
 from utils.data.tools.selection import processor_for
 
-TOY = Path(__file__).parents[2] / "assets" / "toy"
 PROBLEMS = ("traceback", "hang", "died", "written elsewhere", "read elsewhere", "wrong label")
 TIME_LIMIT = 120.0  # seconds of one case; a sound data set takes less than one
 # Data sets of which nothing says how large an annotated image was; those whose masks have sizes of their own and are

@@ -29,12 +29,12 @@ os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HU
 
 import numpy as np
 
-from benchmarks import ROOT, script_parser
+from benchmarks import ROOT, TOY, script_parser
 from benchmarks.load.honest import CHAT, HONEST, SEGMENT, Honest, Target
 from benchmarks.load.others import DYING, HUGE, KINDS, ODD, SLOW, UNREAD
 from benchmarks.load.wire import Line, Tally, request
 
-ASSISTANT = ROOT / "assets" / "toy" / "assistant"
+ASSISTANT = TOY / "assistant"
 SHARES = {HONEST: 26, DYING: 8, SLOW: 6, UNREAD: 3, HUGE: 3, ODD: 4}  # of 50 clients
 MEMORY_BAR = 1_000.0  # MB above an idle server that has answered each kind of request
 FILES_BAR, THREADS_BAR = 3, 48  # the pools of anyio: 40 threads, which stay for a while

@@ -15,7 +15,7 @@ from tests.tiny_weights import edit_json
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
     """The config.json of a sound model, and its folder."""
-    from benchmarks.attack.desk import TOY
+    from benchmarks import TOY
 
     folder = tmp_path_factory.mktemp("sound")
     load_model(TOY / "llava", vision_tower=str(TOY / "clip"), sam=str(TOY / "sam2"))[0].save_pretrained(
@@ -53,7 +53,7 @@ def test_a_message_names_the_file_and_the_entry(sound, name):
 def test_original_llava_is_checked_too(tmp_path):
     import shutil
 
-    from benchmarks.attack.desk import TOY
+    from benchmarks import TOY
 
     for number, changes in enumerate(LLAVA_SIZES.values()):
         folder = shutil.copytree(TOY / "llava", tmp_path / str(number))

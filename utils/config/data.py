@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from model.choices import AS_THE_MODEL, ENCODER_PRECISIONS
@@ -12,6 +13,8 @@ from model.text.templates import PROMPTS
 from utils.common.checks import check_choices, require_fraction, require_not_negative, require_positive
 from utils.common.paths import resolve
 from utils.common.settings import setting
+
+TOY = Path(__file__).resolve().parents[2] / "assets" / "toy"
 
 # Groups of settings; those of the other scripts are among them.
 MODEL, FORMAT, DATA, MIXTURE, LOADING = "model", "format", "data", "mixture", "loading"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from model.choices import DEFAULT_MATCH_DISTANCE, DEFAULT_NEW_TOKENS
@@ -22,6 +21,7 @@ from utils.config.data import (
     MACHINE,
     MODEL,
     OUTPUT,
+    TOY,
     encoder_precision_setting,
     index_cache_setting,
     shard_cache_gb_setting,
@@ -29,7 +29,7 @@ from utils.config.data import (
 )
 from utils.config.training import ATTENTION, PRECISIONS
 
-TOY_ASSISTANT = Path(__file__).resolve().parents[2] / "assets" / "toy" / "assistant"
+TOY_ASSISTANT = TOY / "assistant"
 TOY_REMARK = """\
 No --version: the toy assistant answers, which knows cartoon scenes alone.
 Try assets/toy/examples/street.jpg, then :classes car, person, boat or ask:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from utils.common.checks import require_positive
 from utils.common.settings import setting
-from utils.config.data import DATA, MODEL, OUTPUT, DataConfig
-
-TOY_MODEL = Path(__file__).parents[2] / "assets" / "toy" / "llava"
+from utils.config.data import DATA, MODEL, OUTPUT, TOY, DataConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +47,11 @@ class PreviewConfig(LookConfig):
     """The settings of the preview: the data flags of training, and the output folder."""
 
     version: str = setting(
-        str(TOY_MODEL), "model whose tokenizer is used", group=MODEL, unset="that of the toy world", path=True
+        str(TOY / "llava"),
+        "model whose tokenizer is used",
+        group=MODEL,
+        unset="that of the toy world",
+        path=True,
     )
     num_samples: int = setting(16, "samples to show, the first ones of the run", group=OUTPUT)
     out: str = setting("runs/preview", "folder to write to", group=OUTPUT, path=True)

@@ -75,11 +75,10 @@ def mask_head_flops(
     """
     flops = decoder_flops(settings) * num_masks
     if not isinstance(settings, ConceptSettings):
-        flops += two_way(settings).for_positions()
-    else:
-        flops += neck_flops(settings) * num_images
-        if num_absent:
-            flops += neck_flops(settings, 1) * num_images + looking(settings) * num_absent
+        return flops + two_way(settings).for_positions()
+    flops += neck_flops(settings) * num_images
+    if num_absent:
+        flops += neck_flops(settings, 1) * num_images + looking(settings) * num_absent
     return flops
 
 

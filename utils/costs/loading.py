@@ -17,9 +17,7 @@ from utils.costs.assumptions import (
     OPEN_MS,
     SERVER_OPENS,
 )
-from utils.costs.prediction import (
-    Prediction,
-)
+from utils.costs.prediction import Prediction
 
 SHARD_BYTES = 256e6
 FILES, SHARDS = "files", "shards"

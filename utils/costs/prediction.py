@@ -23,9 +23,7 @@ from utils.costs.assumptions import (
     QUESTION_TOKENS,
 )
 from utils.costs.cost_model import ImageShape, Work
-from utils.costs.memory import (
-    Count,
-)
+from utils.costs.memory import Count
 from utils.costs.vision_flops import IMAGE_SIZE
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.attack.desk import TOY
+from benchmarks import TOY
 from model.checkpoints.load import load_model
 from model.errors import UserError
 from tests.tiny_weights import noise_image

@@ -21,9 +21,8 @@ from utils.config.tools import CheckConfig
 from utils.config.training import TrainConfig
 
 if __name__ == "__main__":
-    answer_at_once(
-        "utils.data.tools.check", CheckConfig, __doc__, passed_over=TrainConfig
-    )  # slow imports follow
+    # Slow imports follow.
+    answer_at_once("utils.data.tools.check", CheckConfig, __doc__, passed_over=TrainConfig)
 
 import numpy as np
 from rich import box

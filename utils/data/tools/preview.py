@@ -27,9 +27,8 @@ from utils.config.tools import PreviewConfig
 from utils.config.training import TrainConfig
 
 if __name__ == "__main__":
-    answer_at_once(
-        "utils.data.tools.preview", PreviewConfig, __doc__, passed_over=TrainConfig
-    )  # slow imports follow
+    # Slow imports follow.
+    answer_at_once("utils.data.tools.preview", PreviewConfig, __doc__, passed_over=TrainConfig)
 
 import numpy as np
 from PIL import Image, ImageDraw

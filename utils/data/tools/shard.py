@@ -24,9 +24,8 @@ from utils.config.tools import ShardConfig
 from utils.config.training import TrainConfig
 
 if __name__ == "__main__":
-    answer_at_once(
-        "utils.data.tools.shard", ShardConfig, __doc__, passed_over=TrainConfig
-    )  # slow imports follow
+    # Slow imports follow.
+    answer_at_once("utils.data.tools.shard", ShardConfig, __doc__, passed_over=TrainConfig)
 
 from tqdm import tqdm
 
